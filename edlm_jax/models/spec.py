@@ -1,0 +1,243 @@
+"""What a model is: every number and switch of the decoder, read from a Hugging Face config.json.
+
+What the file asks for and this decoder does not have is refused by name, never ignored.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from edlm_jax.errors import InputError
+from edlm_jax.models.rope import Rope
+
+ARCHITECTURES = {
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+}
+PATTERNS = ("bidirectional", "block_causal", "clean_context", "semi_block")
+ALIGNMENTS = ("same_position", "shifted")
+PREFILLS = ("block_causal", "bidirectional", "causal")
+
+_EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
+_STALE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings", "layer_types")
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """How a checkpoint was converted, hence how it must be decoded: the "edlm" entry of its config.json."""
+
+    mask_token_id: int
+    block_length: int
+    pattern: str = "clean_context"
+    alignment: str = "same_position"
+    prefill: str = "block_causal"
+
+    def __post_init__(self):
+        for name in ("mask_token_id", "block_length"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise InputError(f"conversion: {name} must be a whole number, not {value!r}")
+        if self.mask_token_id < 0:
+            raise InputError(f"conversion: mask_token_id must not be negative, it is {self.mask_token_id}")
+        if self.block_length < 1:
+            raise InputError(f"conversion: block_length must be positive, it is {self.block_length}")
+        for name, choices in (("pattern", PATTERNS), ("alignment", ALIGNMENTS), ("prefill", PREFILLS)):
+            if getattr(self, name) not in choices:
+                raise InputError(f"conversion: {name} {getattr(self, name)!r} is not one of {', '.join(choices)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """A Llama-shaped decoder; hashable, so that it can be static under jit."""
+
+    family: str  # a key of ARCHITECTURES
+    vocab_size: int
+    width: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    ffn_width: int
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    tied: bool  # the head is the embedding, transposed
+    norm_eps: float
+    rope: Rope
+    max_length: int
+    conversion: Conversion | None = None  # None: a plain AR model
+    hf_json: str = "{}"  # the config.json it was built from, so that export writes back what we do not understand
+    source: str = ""  # the directory it was read from: the tokenizer files are copied from there
+
+    def __post_init__(self):
+        if self.num_heads % self.num_kv_heads:
+            raise InputError(f"config.json: {self.num_heads} heads cannot share {self.num_kv_heads} key heads evenly")
+        if self.conversion is not None and self.conversion.mask_token_id >= self.vocab_size:
+            mask_id = self.conversion.mask_token_id
+            raise InputError(f"conversion: mask_token_id {mask_id} is outside the vocabulary of {self.vocab_size}")
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any], source: str = "") -> "ModelSpec":
+        """Builds the spec of a config.json's dictionary, or says what in it is not supported."""
+        config = dict(config)
+        family = _family(config)
+        heads = _size(config, "num_attention_heads")
+        width = _size(config, "hidden_size")
+        layers = _size(config, "num_hidden_layers")
+        kv_heads = _size(config, "num_key_value_heads", default=heads)
+        head_dim = _head_dim(config, family, width, heads)
+        _refuse_unsupported(config, family, layers)
+        # Qwen2 has biases on q, k, v alone and no switch for them; the others have one switch for all four.
+        bias = family != "mistral" and _flag(config, "attention_bias")
+        return cls(
+            family=family,
+            vocab_size=_size(config, "vocab_size"),
+            width=width,
+            num_layers=layers,
+            num_heads=heads,
+            num_kv_heads=kv_heads,
+            head_dim=head_dim,
+            ffn_width=_size(config, "intermediate_size"),
+            qkv_bias=family == "qwen2" or bias,
+            o_bias=family != "qwen2" and bias,
+            mlp_bias=family == "llama" and _flag(config, "mlp_bias"),
+            qk_norm=family == "qwen3",
+            tied=_flag(config, "tie_word_embeddings"),
+            norm_eps=_positive(config, "rms_norm_eps", 1e-6),
+            rope=Rope.from_hf(config, head_dim),
+            max_length=_size(config, "max_position_embeddings"),
+            conversion=_conversion(config),
+            hf_json=json.dumps(config, indent=2),
+            source=source,
+        )
+
+    def to_hf(self) -> dict[str, Any]:
+        """The config.json dictionary: the original one with the conversion; fields are rewritten if any changed."""
+        config = json.loads(self.hf_json)
+        config.pop("edlm", None)
+        if not config or not self._agrees_with(config):
+            config = {key: value for key, value in config.items() if key not in _STALE_KEYS} | self._hf_fields()
+        if self.conversion is not None:
+            config["edlm"] = dataclasses.asdict(self.conversion)
+        return config
+
+    def _agrees_with(self, config: Mapping[str, Any]) -> bool:
+        original = ModelSpec.from_hf(config, self.source)
+        return dataclasses.replace(original, conversion=self.conversion, hf_json=self.hf_json) == self
+
+    def _hf_fields(self) -> dict[str, Any]:
+        fields: dict[str, Any] = {
+            "architectures": [ARCHITECTURES[self.family]],
+            "model_type": self.family,
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.width,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "intermediate_size": self.ffn_width,
+            "hidden_act": "silu",
+            "rms_norm_eps": self.norm_eps,
+            "tie_word_embeddings": self.tied,
+            "max_position_embeddings": self.max_length,
+            "rope_parameters": self.rope.to_hf(),
+        }
+        if self.family in ("qwen3", "llama"):
+            fields["attention_bias"] = self.o_bias
+        if self.family == "llama":
+            fields["mlp_bias"] = self.mlp_bias
+        if self.family == "mistral":
+            fields["sliding_window"] = None  # absent means 4096 to transformers
+        return fields
+
+
+def _family(config: Mapping[str, Any]) -> str:
+    architectures = config.get("architectures") or [ARCHITECTURES.get(config.get("model_type"))]
+    families = [family for family, name in ARCHITECTURES.items() if architectures == [name]]
+    if not families or config.get("model_type", families[0]) != families[0]:
+        named = ", ".join(map(str, architectures))
+        raise InputError(
+            f"config.json: architecture {named} (model_type {config.get('model_type')!r}) is not supported; "
+            f"supported are {', '.join(ARCHITECTURES.values())}"
+        )
+    return families[0]
+
+
+def _head_dim(config: Mapping[str, Any], family: str, width: int, heads: int) -> int:
+    if config.get("head_dim") is not None:
+        return _size(config, "head_dim")
+    if family == "qwen3":
+        return 128  # transformers' default for an absent head_dim in this family
+    if width % heads:
+        raise InputError(f"config.json: hidden_size {width} is not a multiple of num_attention_heads {heads}")
+    return width // heads
+
+
+def _refuse_unsupported(config: Mapping[str, Any], family: str, layers: int) -> None:
+    if config.get("hidden_act", "silu") != "silu":
+        raise InputError(f"config.json: hidden_act {config['hidden_act']!r} is not supported (only 'silu')")
+    for key in _EXPERT_KEYS:
+        if config.get(key):
+            raise InputError(f"config.json: a mixture of experts ({key} = {config[key]}) is not supported")
+    if config.get("quantization_config"):
+        raise InputError("config.json: quantization_config is not supported; use the checkpoint that is not quantized")
+    other = sorted(set(config.get("layer_types") or ()) - {"full_attention"})
+    if other:
+        raise InputError(f"config.json: layer_types {', '.join(map(repr, other))} is not supported")
+    window = _window(config, family, layers)
+    if window is not None and window < _size(config, "max_position_embeddings"):
+        raise InputError(
+            f"config.json: a sliding window of {window} tokens below max_position_embeddings is not supported; "
+            "set sliding_window to null and max_position_embeddings to at most that window to use it without"
+        )
+
+
+def _window(config: Mapping[str, Any], family: str, layers: int) -> int | None:
+    """The sliding window that transformers would use in some layer; null or absent means what it means there."""
+    if family == "mistral":
+        return config.get("sliding_window", 4096)
+    if family == "llama" or not config.get("use_sliding_window", False):
+        return None
+    default = {"qwen2": 28, "qwen3": 28}[family]
+    if config.get("layer_types") or config.get("max_window_layers", default) >= layers:
+        return None
+    return config.get("sliding_window", 4096)
+
+
+def _conversion(config: Mapping[str, Any]) -> Conversion | None:
+    entry = config.get("edlm")
+    if entry is None:
+        return None
+    try:
+        return Conversion(**entry)
+    except TypeError as error:
+        raise InputError(f"config.json: the edlm entry does not describe a conversion: {error}") from None
+
+
+def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    value = config.get(key)
+    if value is None and key in config and default is not None:
+        return default  # an explicit null; an absent key means different things in different families
+    if value is None and default is not None and config.get("model_type") == "llama":
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"config.json: {key} must be a positive whole number, not {value!r}")
+    return value
+
+
+def _positive(config: Mapping[str, Any], key: str, default: float) -> float:
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise InputError(f"config.json: {key} must be a positive number, not {value!r}")
+    return float(value)
+
+
+def _flag(config: Mapping[str, Any], key: str) -> bool:
+    value = config.get(key, False)
+    if not isinstance(value, bool):
+        raise InputError(f"config.json: {key} must be true or false, not {value!r}")
+    return value
