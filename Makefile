@@ -1,0 +1,54 @@
+# Every target does its own set-up: a virtual environment in the checkout, made with PYTHON (3.11 or later).
+# Stamp files inside it make the next run quick; a change of setup.py installs again.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+
+VENV := .venv
+PARITY := .venv-parity
+WORKDIR ?= runs/quickstart
+PIP := -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help quickstart test test-parity lint clean
+
+help:  ## print this list
+	@sed -n 's/^\([a-z-]*\):.*##/make \1:/p' $(MAKEFILE_LIST)
+
+quickstart: $(VENV)/installed  ## port, convert and evaluate the embedded model; report in runs/quickstart (WORKDIR=DIR for another place)
+	$(VENV)/bin/edlm convert --config=configs/quickstart.py --workdir=$(WORKDIR)
+
+test: $(VENV)/installed-test  ## run the tests (no torch needed)
+	$(VENV)/bin/python -m pytest
+
+test-parity: $(PARITY)/installed  ## compare live with torch and transformers, in a virtual environment of its own
+	$(PARITY)/bin/python -m pytest -m parity
+
+lint: $(VENV)/installed-dev  ## check the style
+	$(VENV)/bin/ruff check .
+
+clean:  ## remove the virtual environments and caches; runs/ stays
+	rm -rf $(VENV) $(PARITY) build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+%/bin/python:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("edlm_jax needs Python 3.11 or later, this is %d.%d: make PYTHON=python3.12" % sys.version_info[:2])'
+	$(PYTHON) -m venv $*
+
+$(VENV)/installed: setup.py pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python $(PIP) --editable .
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(VENV)/bin/python $(PIP) --editable '.[test]'
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed-test
+	$(VENV)/bin/python $(PIP) --editable '.[dev]'
+	@touch $@
+
+# torch goes in before transformers can ask for another one. PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+# takes the small build without CUDA.
+$(PARITY)/installed: setup.py pyproject.toml | $(PARITY)/bin/python
+	$(PARITY)/bin/python $(PIP) '$(TORCH)'
+	$(PARITY)/bin/python $(PIP) --editable '.[test]'
+	@touch $@

@@ -1,0 +1,52 @@
+"""Metadata of the package; settings of the tools are in pyproject.toml."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+TEST = [
+    "ipykernel",  # runs notebooks/quickstart.ipynb
+    "nbclient",
+    "nbformat",
+    "pytest>=8",
+]
+
+setup(
+    name="edlm_jax",
+    version="0.1.0",
+    description="Turns pretrained autoregressive language models into block-diffusion language models, in JAX",
+    long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=find_packages(include=["edlm_jax", "edlm_jax.*"]),
+    package_data={"edlm_jax": ["pretrained/quickstart_ar/*"]},
+    install_requires=[
+        "absl-py",
+        "array_record>=0.8",
+        "datasets",  # Hugging Face datasets on disk
+        "flax>=0.12.8",
+        "grain>=0.2.16",  # earlier versions restore a shuffle wrongly
+        "huggingface_hub",
+        "importlib_resources; python_version < '3.12'",  # tensorflow-datasets imports it there and does not ask for it
+        "jax>=0.10",
+        "jaxtyping",
+        "matplotlib",
+        "ml_collections>=1.1",
+        "numpy",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "pyarrow",
+        "rich",
+        "safetensors",
+        "tensorboardX",
+        "tensorflow-datasets>=4.9.10",  # as_data_source on array_record files: needs no TensorFlow
+        "transformers>=5",  # tokenizers and chat templates only: needs no torch
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda13]"],
+        "test": TEST,
+        "dev": [*TEST, "ruff"],
+    },
+    entry_points={"console_scripts": ["edlm = edlm_jax.commands.main:main"]},
+)
