@@ -1,0 +1,16 @@
+"""Who may look at whom (`pattern`), and how fast (`attend`)."""
+
+from edlm_jax.attention.attend import attend, attend_dense, attend_masked
+from edlm_jax.attention.pattern import Bidirectional, BlockCausal, Causal, CleanContext, Pattern, same_segment
+
+__all__ = [
+    "Bidirectional",
+    "BlockCausal",
+    "Causal",
+    "CleanContext",
+    "Pattern",
+    "attend",
+    "attend_dense",
+    "attend_masked",
+    "same_segment",
+]

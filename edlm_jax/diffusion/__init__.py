@@ -1,0 +1,22 @@
+"""Corruption (noise levels, position-weighted masks) and objective (targets, loss)."""
+
+from edlm_jax.diffusion.corruption import EPSILON, corrupt
+from edlm_jax.diffusion.objective import (
+    ar_loss,
+    cross_entropy,
+    diffusion_loss,
+    next_token_targets,
+    shift_right,
+    weighted_sum,
+)
+
+__all__ = [
+    "EPSILON",
+    "ar_loss",
+    "corrupt",
+    "cross_entropy",
+    "diffusion_loss",
+    "next_token_targets",
+    "shift_right",
+    "weighted_sum",
+]

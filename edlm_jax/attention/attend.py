@@ -1,0 +1,144 @@
+"""How fast: `attend` lowers a pattern to the cheapest exact computation; `attend_dense` is what all of them must equal.
+
+Shapes: B batch, T query, S key, N query heads, K key heads (kept grouped: N = K * G), H head size, L length, C block length.
+Scores and softmax are float32; every score that a pattern or a document boundary forbids is never formed or gets `_NEVER`.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from edlm_jax.attention.pattern import BlockCausal, Causal, CleanContext, Pattern, same_segment
+
+_NEVER = -2.0**100  # finite, so that a fully masked tile cannot make NaN; its exp is exactly zero beside any allowed score
+_CHUNK = 128  # queries per tile of the triangular split; measured on CPU at L = 256 and 1024 (tests/benchmarks)
+
+
+def attend(
+    q_BTNH: Float[Array, "B T N H"],
+    k_BSKH: Float[Array, "B S K H"],
+    v_BSKH: Float[Array, "B S K H"],
+    *,
+    pattern: Pattern,
+    q_segments_BT: Int[Array, "B T"] | None = None,
+    k_segments_BS: Int[Array, "B S"] | None = None,
+) -> Float[Array, "B T N H"]:
+    """Scaled dot-product attention under `pattern` and, where segment ids are given, inside each document alone."""
+    T, S = q_BTNH.shape[1], k_BSKH.shape[1]
+    if isinstance(pattern, CleanContext) and T == S == 2 * pattern.length:
+        return _clean_context(q_BTNH, k_BSKH, v_BSKH, pattern, q_segments_BT, k_segments_BS)
+    if isinstance(pattern, Causal | BlockCausal) and T == S:
+        return _lower_triangular(q_BTNH, k_BSKH, v_BSKH, pattern, q_segments_BT, k_segments_BS)
+    return attend_dense(
+        q_BTNH, k_BSKH, v_BSKH, pattern=pattern, q_segments_BT=q_segments_BT, k_segments_BS=k_segments_BS
+    )
+
+
+def attend_dense(q_BTNH, k_BSKH, v_BSKH, *, pattern, q_segments_BT=None, k_segments_BS=None):
+    """The reference: forms the whole T x S score matrix and the whole mask."""
+    mask_BTS = jnp.asarray(pattern.dense(q_BTNH.shape[1], k_BSKH.shape[1]))[None]
+    if q_segments_BT is not None:
+        mask_BTS = mask_BTS & same_segment(q_segments_BT, k_segments_BS)
+    return attend_masked(q_BTNH, [(k_BSKH, v_BSKH, mask_BTS)])
+
+
+def attend_masked(q_BTNH, parts):
+    """One softmax over several groups of keys: `parts` is a list of (k_BSKH, v_BSKH, mask_BTS), the mask may broadcast."""
+    return _combine([_partial(q_BTNH, *part) for part in parts], q_BTNH)
+
+
+def _lower_triangular(q_BTNH, k_BTKH, v_BTKH, pattern, q_segments_BT, k_segments_BT):
+    """Causal and block-causal: each chunk of queries meets the keys up to its own end and no later ones."""
+    C = pattern.block_length if isinstance(pattern, BlockCausal) else 1
+    outs = []
+    for start, stop in _chunks(q_BTNH.shape[1], C):
+        mask_BTS = _mask(pattern, (start, stop), stop, q_segments_BT, k_segments_BT)
+        outs.append(attend_masked(q_BTNH[:, start:stop], [(k_BTKH[:, :stop], v_BTKH[:, :stop], mask_BTS)]))
+    return jnp.concatenate(outs, axis=1)
+
+
+def _clean_context(q_BTNH, k_BTKH, v_BTKH, pattern, q_segments_BT, k_segments_BT):
+    """The exact split (method.md, section 2): clean on clean; noisy on earlier clean and on its own block, one softmax."""
+    L, C = pattern.length, pattern.block_length
+    segments_BL = (None, None) if q_segments_BT is None else (q_segments_BT[:, :L], k_segments_BT[:, L:])
+    k_noisy, v_noisy, k_clean, v_clean = k_BTKH[:, :L], v_BTKH[:, :L], k_BTKH[:, L:], v_BTKH[:, L:]
+    clean = _lower_triangular(q_BTNH[:, L:], k_clean, v_clean, pattern.clean_pattern, *segments_BL)
+    noisy = []
+    for start, stop in _chunks(L, C):
+        q = q_BTNH[:, start:stop]
+        parts = [_own_blocks(q, k_noisy[:, start:stop], v_noisy[:, start:stop], C, segments_BL[0], start)]
+        seen = (stop - 1) // C * C  # nobody in this chunk sees the clean keys of its last block
+        if seen:
+            mask_BTS = _mask(_EarlierBlocks(C), (start, stop), seen, *segments_BL)
+            parts.append(_partial(q, k_clean[:, :seen], v_clean[:, :seen], mask_BTS))
+        noisy.append(_combine(parts, q))
+    return jnp.concatenate([*noisy, clean], axis=1)
+
+
+@dataclass(frozen=True)
+class _EarlierBlocks(Pattern):
+    """Noisy queries over clean keys: strictly earlier blocks. Not a public pattern: its first rows see nothing."""
+
+    block_length: int
+
+    def allowed(self, q, k):
+        return k // self.block_length < q // self.block_length
+
+
+def _own_blocks(q_BTNH, k_BTKH, v_BTKH, C, segments_BL, start):
+    """Dense C x C attention inside each noisy block: blocks become rows of the batch; a short last block is padded."""
+    B, T = q_BTNH.shape[:2]
+    short = -T % C
+
+    def fold(x):
+        x = jnp.pad(x, ((0, 0), (0, short)) + ((0, 0),) * (x.ndim - 2), constant_values=-1 if x.ndim == 2 else 0)
+        return x.reshape(B * (T + short) // C, C, *x.shape[2:])
+
+    segments_BT = jnp.zeros((B, T), jnp.int32) if segments_BL is None else segments_BL[:, start : start + T]
+    mask_BTS = same_segment(fold(segments_BT), fold(segments_BT)) if short or segments_BL is not None else None
+    parts = _partial(fold(q_BTNH), fold(k_BTKH), fold(v_BTKH), mask_BTS)
+    return jax.tree.map(lambda x: x.reshape(B, T + short, *x.shape[2:])[:, :T], parts)
+
+
+def _partial(q_BTNH, k_BSKH, v_BSKH, mask_BTS):
+    """Attention over one group of keys before normalisation: (sum of weighted values, sum of weights, top score)."""
+    B, T, N, H = q_BTNH.shape
+    K = k_BSKH.shape[2]
+    q_BTKGH = (q_BTNH * H**-0.5).reshape(B, T, K, N // K, H)
+    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
+    if mask_BTS is not None:
+        scores = jnp.where(mask_BTS[:, None, None], scores, _NEVER)
+    top_BKGT1 = jax.lax.stop_gradient(scores.max(-1, keepdims=True))  # cancels in `_combine`: no gradient to carry
+    weights = jnp.exp(scores - top_BKGT1)
+    out_BTKGH = jnp.einsum(
+        "BKGTS,BSKH->BTKGH", weights.astype(v_BSKH.dtype), v_BSKH, preferred_element_type=jnp.float32
+    )
+    to_BTKG1 = lambda x: jnp.moveaxis(x, 3, 1)  # noqa: E731
+    return out_BTKGH, to_BTKG1(weights.sum(-1, keepdims=True)), to_BTKG1(top_BKGT1)
+
+
+def _combine(parts, q_BTNH):
+    """Merges partial attentions by log-sum-exp and normalises."""
+    top_BTKG1 = jnp.max(jnp.stack([top for _, _, top in parts]), axis=0)
+    scales = [jnp.exp(top - top_BTKG1) for _, _, top in parts]
+    out_BTKGH = sum(out * scale for (out, _, _), scale in zip(parts, scales, strict=True))
+    total_BTKG1 = sum(total * scale for (_, total, _), scale in zip(parts, scales, strict=True))
+    return (out_BTKGH / total_BTKG1).astype(q_BTNH.dtype).reshape(q_BTNH.shape)
+
+
+def _chunks(length, block_length):
+    """(start, stop) of the query chunks: whole blocks, about `_CHUNK` long."""
+    step = -(-_CHUNK // block_length) * block_length
+    return [(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+def _mask(pattern, queries, num_keys, q_segments_BT, k_segments_BS):
+    """bool[B or 1, T, S]: the pattern for query columns `queries` = (start, stop) and the first `num_keys` key columns."""
+    q = np.arange(*queries)[:, None]
+    mask_BTS = jnp.asarray(pattern.allowed(q, np.arange(num_keys)[None]))[None]
+    if q_segments_BT is None:
+        return mask_BTS
+    return mask_BTS & same_segment(q_segments_BT[:, queries[0] : queries[1]], k_segments_BS[:, :num_keys])

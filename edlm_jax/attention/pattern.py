@@ -1,0 +1,132 @@
+"""Who may look at whom: the attention patterns of Efficient-DLM (arXiv 2512.14067, section 3) as small, hashable values.
+
+A pattern answers one question, `allowed(query index, key index)`, and everything else is lowered from that answer: the dense
+mask of the tests (`dense`), and the kernels that skip what it forbids (`attend`). Indices are columns of the row, not RoPE
+positions, and block b is columns [b*C, (b+1)*C). In the pictures rows are queries, columns keys, `#` may look and `.` may not.
+"""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+
+from edlm_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """The base of all patterns. Every query may look at itself, so that no softmax is empty."""
+
+    def allowed(self, q, k):
+        """Elementwise bool: may query column `q` look at key column `k`? (integer arrays that broadcast)"""
+        raise NotImplementedError
+
+    def positions(self, length: int) -> np.ndarray:
+        """int32[length] RoPE positions of a row that holds one document from its first column on."""
+        return np.arange(length, dtype=np.int32)
+
+    def dense(self, q_len: int, k_len: int) -> np.ndarray:
+        """bool[q_len, k_len]: the whole mask, for tests, pictures and short sequences."""
+        return np.asarray(self.allowed(np.arange(q_len)[:, None], np.arange(k_len)[None, :]))
+
+
+@dataclass(frozen=True)
+class Causal(Pattern):
+    """Autoregressive: each token looks at itself and what came before.
+
+        # . . .
+        # # . .
+        # # # .
+        # # # #
+    """
+
+    def allowed(self, q, k):
+        """Key not later than query."""
+        return k <= q
+
+
+@dataclass(frozen=True)
+class Bidirectional(Pattern):
+    """Everyone looks at everyone (Dream, LLaDA): no KV cache can be exact under it."""
+
+    def allowed(self, q, k):
+        """Always."""
+        return (q == q) & (k == k)
+
+
+@dataclass(frozen=True)
+class BlockCausal(Pattern):
+    """Bidirectional inside a block of `block_length` columns, causal between blocks. `BlockCausal(1)` is `Causal()`.
+
+        # # . .      block_length = 2
+        # # . .
+        # # # #
+        # # # #
+    """
+
+    block_length: int
+
+    def __post_init__(self):
+        _check_block_length(self.block_length)
+
+    def allowed(self, q, k):
+        """Key's block not later than query's block."""
+        return k // self.block_length <= q // self.block_length
+
+
+@dataclass(frozen=True)
+class CleanContext(Pattern):
+    """Two streams `[noisy | clean]` of `length` columns each: the training pattern of Efficient-DLM (section 3.2).
+
+    A noisy block looks at itself, both ways, and at the clean blocks strictly before it; never at its own clean block, nor at
+    another noisy block. The clean stream is block-causal on itself, or, with `clean="token_causal"` (the successor's
+    semi-block, arXiv 2607.05722), an ordinary AR stream. RoPE positions run 0..length-1 on both.
+
+          noisy   clean      length = 4, block_length = 2, clean = "block_causal"
+        # # . . | . . . .
+        # # . . | . . . .
+        . . # # | # # . .
+        . . # # | # # . .
+        --------+--------
+        . . . . | # # . .    "token_causal":  # . . .
+        . . . . | # # . .                     # # . .
+        . . . . | # # # #                     # # # .
+        . . . . | # # # #                     # # # #
+    """
+
+    length: int
+    block_length: int
+    clean: str = "block_causal"
+
+    def __post_init__(self):
+        _check_block_length(self.block_length)
+        if self.clean not in ("block_causal", "token_causal"):
+            raise InputError(f"CleanContext: clean={self.clean!r} is unknown; choose 'block_causal' or 'token_causal'")
+
+    @property
+    def clean_pattern(self) -> Pattern:
+        """The pattern of the clean stream on itself."""
+        return Causal() if self.clean == "token_causal" else BlockCausal(self.block_length)
+
+    def allowed(self, q, k):
+        """By stream of query and key: own noisy block, earlier clean blocks, clean on clean."""
+        q_noisy, k_noisy = q < self.length, k < self.length
+        q, k = q % self.length, k % self.length
+        q_block, k_block = q // self.block_length, k // self.block_length
+        from_noisy = (k_noisy & (q_block == k_block)) | (~k_noisy & (k_block < q_block))
+        from_clean = ~k_noisy & self.clean_pattern.allowed(q, k)
+        return (q_noisy & from_noisy) | (~q_noisy & from_clean)
+
+    def positions(self, length: int) -> np.ndarray:
+        """0..L-1 on each stream."""
+        return np.arange(length, dtype=np.int32) % self.length
+
+
+def same_segment(q_segments_BT, k_segments_BS) -> jnp.ndarray:
+    """bool[B, T, S]: the document mask of packed rows. Padding is segment 0 and is seen by padding alone."""
+    return q_segments_BT[:, :, None] == k_segments_BS[:, None, :]
+
+
+def _check_block_length(block_length: int) -> None:
+    if block_length < 1:
+        raise InputError(f"block_length must be a positive number of tokens, not {block_length}")
