@@ -1,0 +1,162 @@
+"""The decoder: every Llama-shaped model (Qwen2/2.5, Qwen3, Llama 3, SmolLM2, Mistral) from one `ModelSpec`.
+
+Shapes: B batch, T query length, S key length, D width, N query heads, K key heads, H head size, F ffn width, V vocabulary.
+The layers are stacked: each parameter under `layers` has a leading layer axis and the forward pass scans over it, so that a
+36-layer model compiles as fast as a 2-layer one. Parameter names end in their shape; sharding.py reads it.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Int
+
+from edlm_jax.attention import Causal, Pattern, attend
+from edlm_jax.errors import InputError
+from edlm_jax.models.rope import rotary_tables, rotate
+from edlm_jax.models.spec import ModelSpec
+
+REMAT_POLICIES = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "save_attention": jax.checkpoint_policies.save_only_these_names("attention"),
+}
+
+
+def layer_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter of one layer; what a family lacks is absent."""
+    D, N, K, H, F = spec.width, spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.ffn_width
+    shapes = {"attention_norm_D": (D,), "q_DNH": (D, N, H), "k_DKH": (D, K, H), "v_DKH": (D, K, H), "o_NHD": (N, H, D)}
+    shapes |= {"mlp_norm_D": (D,), "gate_DF": (D, F), "up_DF": (D, F), "down_FD": (F, D)}
+    if spec.qkv_bias:
+        shapes |= {"q_bias_NH": (N, H), "k_bias_KH": (K, H), "v_bias_KH": (K, H)}
+    if spec.o_bias:
+        shapes |= {"o_bias_D": (D,)}
+    if spec.qk_norm:
+        shapes |= {"q_norm_H": (H,), "k_norm_H": (H,)}
+    if spec.mlp_bias:
+        shapes |= {"gate_bias_F": (F,), "up_bias_F": (F,), "down_bias_D": (D,)}
+    return shapes
+
+
+class Layers(nnx.Module):
+    """All layers' parameters, stacked."""
+
+    def __init__(self, spec: ModelSpec, rngs: nnx.Rngs, param_dtype: str):
+        for name, shape in layer_shapes(spec).items():
+            setattr(self, name, _init(name, (spec.num_layers, *shape), rngs, param_dtype))
+
+    def stacked(self, dtype) -> dict[str, jax.Array]:
+        """name -> array with a leading layer axis, in the compute dtype."""
+        params = {name: value for name, value in vars(self).items() if isinstance(value, nnx.Param)}
+        return {name: param[...].astype(dtype) for name, param in params.items()}
+
+
+class Transformer(nnx.Module):
+    """A decoder-only language model; `dtype` is what it computes in, `param_dtype` what it stores."""
+
+    def __init__(self, spec: ModelSpec, *, rngs: nnx.Rngs, dtype: str = "float32", param_dtype: str = "float32"):
+        self.spec = spec
+        self.dtype = dtype
+        self.embedding_VD = _init("embedding_VD", (spec.vocab_size, spec.width), rngs, param_dtype)
+        self.layers = Layers(spec, rngs, param_dtype)
+        self.final_norm_D = _init("final_norm_D", (spec.width,), rngs, param_dtype)
+        if not spec.tied:
+            self.head_DV = _init("head_DV", (spec.width, spec.vocab_size), rngs, param_dtype)
+
+    def __call__(
+        self,
+        tokens_BT: Int[Array, "B T"],
+        *,
+        pattern: Pattern = Causal(),  # noqa: B008 (frozen)
+        positions_BT: Int[Array, "B T"] | None = None,
+        segment_ids_BT: Int[Array, "B T"] | None = None,
+    ) -> Float[Array, "B T V"]:
+        """float32 logits; under `CleanContext` the row is `[noisy | clean]` and has 2L columns."""
+        return self.logits(
+            self.hidden(tokens_BT, pattern=pattern, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT)
+        )
+
+    def hidden(
+        self,
+        tokens_BT: Int[Array, "B T"],
+        *,
+        pattern: Pattern,
+        positions_BT: Int[Array, "B T"] | None = None,
+        segment_ids_BT: Int[Array, "B T"] | None = None,
+        remat: str = "none",
+    ) -> Float[Array, "B T D"]:
+        """What the head reads, after the final norm. Positions default to one document a row from its first column on."""
+        if positions_BT is None:
+            positions_BT = jnp.broadcast_to(pattern.positions(tokens_BT.shape[1]), tokens_BT.shape)
+        rotary = rotary_tables(positions_BT, self.spec.rope, self.spec.head_dim)
+        segments = {"q_segments_BT": segment_ids_BT, "k_segments_BS": segment_ids_BT}
+
+        def body(x_BTD, layer):
+            attention = lambda q, k, v: attend(q, k, v, pattern=pattern, **segments)  # noqa: E731
+            return layer_forward(self.spec, layer, x_BTD, rotary, attention), None
+
+        body = rematerialise(body, remat)
+        x_BTD, _ = jax.lax.scan(body, self.embed(tokens_BT), self.layers.stacked(self.dtype))
+        return self.final_norm(x_BTD)
+
+    def embed(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Token embeddings in the compute dtype."""
+        return self.embedding_VD[...].astype(self.dtype)[tokens_BT]
+
+    def final_norm(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """The norm before the head."""
+        return rms_norm(x_BTD, self.final_norm_D[...].astype(self.dtype), self.spec.norm_eps)
+
+    def logits(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """float32 scores over the vocabulary of final hidden states."""
+        head_DV = self.embedding_VD[...].T if self.spec.tied else self.head_DV[...]
+        return jnp.einsum("BTD,DV->BTV", x_BTD, head_DV.astype(self.dtype), preferred_element_type=jnp.float32)
+
+
+def layer_forward(spec: ModelSpec, p: dict, x_BTD, rotary, attention):
+    """One pre-norm layer; `attention(q_BTNH, k_BTKH, v_BTKH) -> out_BTNH` decides who looks at whom, and may keep K and V."""
+    x_BTD = x_BTD + _attention_branch(spec, p, x_BTD, rotary, attention)
+    h_BTD = rms_norm(x_BTD, p["mlp_norm_D"], spec.norm_eps)
+    gate_BTF = jnp.einsum("BTD,DF->BTF", h_BTD, p["gate_DF"]) + p.get("gate_bias_F", 0)
+    up_BTF = jnp.einsum("BTD,DF->BTF", h_BTD, p["up_DF"]) + p.get("up_bias_F", 0)
+    return x_BTD + jnp.einsum("BTF,FD->BTD", jax.nn.silu(gate_BTF) * up_BTF, p["down_FD"]) + p.get("down_bias_D", 0)
+
+
+def _attention_branch(spec, p, x_BTD, rotary, attention):
+    h_BTD = rms_norm(x_BTD, p["attention_norm_D"], spec.norm_eps)
+    q_BTNH = jnp.einsum("BTD,DNH->BTNH", h_BTD, p["q_DNH"]) + p.get("q_bias_NH", 0)
+    k_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, p["k_DKH"]) + p.get("k_bias_KH", 0)
+    v_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, p["v_DKH"]) + p.get("v_bias_KH", 0)
+    if spec.qk_norm:
+        q_BTNH = rms_norm(q_BTNH, p["q_norm_H"], spec.norm_eps)
+        k_BTKH = rms_norm(k_BTKH, p["k_norm_H"], spec.norm_eps)
+    out_BTNH = attention(rotate(q_BTNH, *rotary), rotate(k_BTKH, *rotary), v_BTKH)
+    out_BTNH = checkpoint_name(out_BTNH, "attention")
+    return jnp.einsum("BTNH,NHD->BTD", out_BTNH, p["o_NHD"]) + p.get("o_bias_D", 0)
+
+
+def rms_norm(x, scale, eps: float):
+    """Root-mean-square norm over the last axis: float32 inside, rounded to x's dtype before the scale, as transformers does."""
+    x32 = x.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    return normed.astype(x.dtype) * scale
+
+
+def rematerialise(body, remat: str):
+    """Wraps a scan body in `jax.checkpoint` by policy name: none, full, dots, save_attention."""
+    if remat not in REMAT_POLICIES:
+        raise InputError(f"remat {remat!r} is unknown; choose one of {', '.join(REMAT_POLICIES)}")
+    if remat == "none":
+        return body
+    return jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)  # inside scan: CSE cannot undo it
+
+
+def _init(name, shape, rngs, dtype):
+    """Norm scales one, biases zero, matrices normal(0.02) as the families' own configs say."""
+    if "norm" in name:
+        return nnx.Param(jnp.ones(shape, dtype))
+    if "bias" in name:
+        return nnx.Param(jnp.zeros(shape, dtype))
+    return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype))
