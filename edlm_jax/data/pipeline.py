@@ -1,0 +1,118 @@
+"""From sources to batches: shuffled, sharded over processes, packed, mixed by weight, and resumable exactly.
+
+    source -> shuffle -> repeat -> shard -> tokenise -> cut, align -> pack --+
+    source -> ...                                                          --+- mix rows by weight -> batch -> prefetch
+
+A source's weight is its share of rows, hence of tokens up to padding, however long its documents are. Each epoch has
+an order of its own, of which process p takes the documents p, p + count, ...: within an epoch no two share one.
+`iter(dataset).get_state()` is a small dict of numbers; `set_state` of it gives bitwise the same batches from there on.
+"""
+
+import functools
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from edlm_jax.data.documents import tokenize
+from edlm_jax.data.packing import Grid, align_document, pack_documents, padding_row
+from edlm_jax.data.sources import open_source
+from edlm_jax.errors import InputError
+
+MAX_PER_ROW = {"first_fit": None, "one_per_row": 1}
+Batch = dict[str, np.ndarray]
+
+
+class CutDocuments(grain.experimental.FlatMapTransform):
+    """A document's aligned pieces, however many."""
+
+    def flat_map(self, pieces: list) -> list:
+        """The pieces were cut when the document was tokenised."""
+        return pieces
+
+
+def make_dataset(
+    data, tokenizer, *, seed: int, block_length: int, process_index: int = 0, process_count: int = 1
+) -> grain.IterDataset:
+    """This process's share of the training batches of c.data, without end."""
+    grid = _make_grid(data, tokenizer, block_length, process_count)
+    rows = []
+    for number, source in enumerate(open_sources(data.sources, tokenizer, grid)):
+        # Every source has an order of its own; all of them follow from the seed.
+        order_seed, row_seed = (int(s) for s in np.random.SeedSequence([seed, number]).generate_state(2))
+        documents = grain.MapDataset.source(source)
+        if data.shuffle:
+            documents = documents.shuffle(seed=order_seed)
+        documents = documents.repeat()[process_index::process_count]
+        rows.append(_make_rows(documents, data, tokenizer, grid, row_seed))
+    batches = _mix(rows, data.sources).batch(data.batch_size // process_count, drop_remainder=True)
+    return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=2)
+
+
+def make_eval_batches(
+    data, tokenizer, *, block_length: int, process_index: int = 0, process_count: int = 1
+) -> Iterator[Batch]:
+    """This process's rows of the held-out batches of c.data: each document once, until the first source ends or
+    eval_batches are made. The same batches whenever it is called; the last one may be filled with rows of padding.
+
+    Each process packs the whole set, so that all of them see the same number of batches.
+    """
+    grid = _make_grid(data, tokenizer, block_length, process_count)
+    opened = open_sources(data.eval_sources, tokenizer, grid)
+    documents = [grain.MapDataset.source(source).shuffle(seed=0) for source in opened]
+    rows = iter(_mix([_make_rows(d, data, tokenizer, grid, 0) for d in documents], data.eval_sources))
+    local = data.batch_size // process_count
+    for _ in range(data.eval_batches):
+        if not (batch := list(itertools.islice(rows, data.batch_size))):
+            return
+        batch += [padding_row(grid)] * (data.batch_size - len(batch))
+        mine = batch[process_index * local : (process_index + 1) * local]
+        yield {name: np.stack([row[name] for row in mine]) for name in mine[0]}
+
+
+def open_sources(sources: Sequence[Mapping[str, Any]], tokenizer, grid: Grid) -> list[Sequence]:
+    """Every source opened, and seen to hold at least one document to learn from."""
+    if not sources:
+        raise InputError("no data: c.data.sources is empty")
+    opened = [open_source(spec) for spec in sources]
+    for spec, source in zip(sources, opened, strict=True):
+        # Without this a corpus of nothing but unusable documents would be searched for ever.
+        if not any(_align(tokenizer, grid, source[i]) for i in range(len(source))):
+            raise InputError(f"no document of {dict(spec)} has anything to learn in {grid.length} tokens")
+    return opened
+
+
+def _make_rows(documents: grain.MapDataset, data, tokenizer, grid: Grid, seed: int) -> grain.IterDataset:
+    aligned = documents.map(functools.partial(_align, tokenizer, grid))
+    # Our sources are in memory or a seek away: threads here would only wait for each other.
+    one_by_one = aligned.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    pieces = grain.experimental.FlatMapIterDataset(one_by_one, CutDocuments())
+    return pack_documents(pieces, grid, seed=seed, max_per_row=MAX_PER_ROW[data.packing])
+
+
+def _mix(rows: list[grain.IterDataset], sources: Sequence[Mapping[str, Any]]) -> grain.IterDataset:
+    weights = [spec["weight"] if "weight" in spec else 1.0 for spec in sources]
+    for weight in weights:
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+            raise InputError(f"a source's weight must be a positive number, not {weight!r}")
+    return grain.IterDataset.mix(rows, weights) if len(rows) > 1 else rows[0]
+
+
+def _align(tokenizer, grid: Grid, document) -> list[dict[str, np.ndarray]] | None:
+    return None if document is None else align_document(tokenize(document, tokenizer), grid) or None
+
+
+def _make_grid(data, tokenizer, block_length: int, process_count: int) -> Grid:
+    if block_length < 1:
+        raise InputError(f"block_length must be positive, not {block_length}")
+    if data.length < 1 or data.length % block_length:
+        raise InputError(f"length {data.length} is not a positive multiple of block_length {block_length}")
+    if data.batch_size < 1 or data.batch_size % process_count:
+        raise InputError(f"batch_size {data.batch_size} is not a positive multiple of the {process_count} processes")
+    if data.packing not in MAX_PER_ROW:
+        raise InputError(f"unknown packing {data.packing!r}; known: {', '.join(MAX_PER_ROW)}")
+    if tokenizer.eos_token_id is None:
+        raise InputError("the tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json")
+    return Grid(data.length, block_length, tokenizer.eos_token_id)
