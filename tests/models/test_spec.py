@@ -1,0 +1,138 @@
+"""config.json in, spec out, config.json back; and what must be refused by name."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from edlm_jax.errors import InputError
+from edlm_jax.models.spec import Conversion, ModelSpec
+
+CASES = sorted(path.parent for path in (Path(__file__).parents[1] / "golden").glob("*/config.json"))
+CONVERSION = Conversion(mask_token_id=5, block_length=4, pattern="semi_block", prefill="causal")
+
+
+def read(case: Path, name: str = "config.json") -> dict:
+    return json.loads((case / name).read_text())
+
+
+def base(family: str) -> dict:
+    case = {"qwen2": "qwen2_untied", "qwen3": "qwen3", "llama": "llama3", "mistral": "mistral"}[family]
+    return read(CASES[0].parent / case)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_old_and_new_form_give_the_same_spec(case):
+    new, old = ModelSpec.from_hf(read(case)), ModelSpec.from_hf(read(case, "config_old.json"))
+    assert dataclasses.replace(old, hf_json=new.hf_json) == new
+    assert hash(new) == hash(dataclasses.replace(new))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("form", ["config.json", "config_old.json"])
+def test_what_was_read_is_written_back(case, form):
+    config = read(case, form) | {"something_we_do_not_know": [1, {"a": 2}]}
+    assert ModelSpec.from_hf(config).to_hf() == config
+    converted = dataclasses.replace(ModelSpec.from_hf(config), conversion=CONVERSION)
+    written = converted.to_hf()
+    assert written.pop("edlm") == dataclasses.asdict(CONVERSION)
+    assert written == config
+    assert ModelSpec.from_hf(converted.to_hf()).conversion == CONVERSION
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_changed_spec_writes_its_own_numbers(case):
+    spec = dataclasses.replace(ModelSpec.from_hf(read(case)), num_layers=3, max_length=99)
+    again = ModelSpec.from_hf(spec.to_hf())
+    assert dataclasses.replace(again, hf_json=spec.hf_json) == spec
+    by_hand = dataclasses.replace(spec, hf_json="{}")
+    again = ModelSpec.from_hf(by_hand.to_hf())
+    assert dataclasses.replace(again, hf_json="{}") == by_hand
+
+
+def test_families_differ_where_they_should():
+    specs = {case.name: ModelSpec.from_hf(read(case)) for case in CASES}
+    assert {name for name, spec in specs.items() if spec.qk_norm} == {"qwen3"}
+    assert {name for name, spec in specs.items() if spec.o_bias} == {"llama_bias"}
+    assert {name for name, spec in specs.items() if spec.mlp_bias} == {"llama_bias"}
+    assert {name for name, spec in specs.items() if spec.qkv_bias} == {
+        *("qwen2_untied", "qwen2_tied", "qwen2_yarn", "llama_bias")
+    }
+    assert {name for name, spec in specs.items() if spec.tied} == {"qwen2_tied", "qwen3", "smollm2"}
+    assert specs["qwen3"].head_dim == 16
+    assert specs["smollm2"].head_dim == 8
+
+
+def test_an_absent_head_size_is_the_family_default():
+    qwen3, llama = base("qwen3"), base("llama")
+    del qwen3["head_dim"], llama["head_dim"]
+    assert ModelSpec.from_hf(qwen3).head_dim == 128
+    assert ModelSpec.from_hf(llama | {"num_key_value_heads": None}).num_kv_heads == 4
+    with pytest.raises(InputError, match="hidden_size 33"):
+        ModelSpec.from_hf(llama | {"hidden_size": 33})
+
+
+MISTRAL_WINDOW = {"sliding_window": 1024}
+QWEN_WINDOW = {"use_sliding_window": True, "sliding_window": 1024, "layer_types": None, "max_window_layers": 1}
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "named"),
+    [
+        ("qwen2", {"architectures": ["Qwen2ForSequenceClassification"]}, "Qwen2ForSequenceClassification"),
+        ("qwen2", {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}, "GPT2LMHeadModel"),
+        ("llama", {"architectures": None, "model_type": "phi3"}, "phi3"),
+        ("llama", {"model_type": "qwen2"}, "model_type 'qwen2'"),
+        ("llama", {"hidden_act": "gelu"}, "gelu"),
+        ("qwen3", {"num_experts": 8}, "num_experts"),
+        ("qwen3", {"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+        ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
+        ("qwen3", {"layer_types": ["full_attention", "linear_attention"]}, "linear_attention"),
+        ("qwen2", QWEN_WINDOW, "sliding window of 1024"),
+        ("qwen3", QWEN_WINDOW, "sliding window of 1024"),
+        ("mistral", MISTRAL_WINDOW, "sliding window of 1024"),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
+        ("llama", {"hidden_size": "32"}, "hidden_size"),
+        ("llama", {"num_hidden_layers": 0}, "num_hidden_layers"),
+        ("llama", {"vocab_size": True}, "vocab_size"),
+        ("llama", {"num_key_value_heads": 3}, "4 heads cannot share 3"),
+        ("llama", {"attention_bias": "yes"}, "attention_bias"),
+        ("llama", {"rms_norm_eps": 0}, "rms_norm_eps"),
+        ("llama", {"edlm": {"mask_token": 3}}, "edlm"),
+        ("llama", {"edlm": {"mask_token_id": 67, "block_length": 4}}, "outside the vocabulary"),
+    ],
+)
+def test_what_we_lack_is_refused_by_name(family, change, named):
+    with pytest.raises(InputError, match=named) as error:
+        ModelSpec.from_hf(base(family) | change)
+    assert "\n" not in str(error.value)
+
+
+def test_a_window_that_never_closes_is_no_window():
+    spec = ModelSpec.from_hf(base("mistral"))
+    assert ModelSpec.from_hf(base("mistral") | {"sliding_window": 4096}).rope == spec.rope
+    absent = base("mistral") | {"max_position_embeddings": 8192}
+    del absent["sliding_window"]  # transformers then slides over 4096 tokens
+    with pytest.raises(InputError, match="sliding window of 4096"):
+        ModelSpec.from_hf(absent)
+    unused = QWEN_WINDOW | {"use_sliding_window": False}
+    assert ModelSpec.from_hf(base("qwen2") | unused).num_layers == 2
+    no_layer = QWEN_WINDOW | {"max_window_layers": 2}
+    assert ModelSpec.from_hf(base("qwen2") | no_layer).num_layers == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"block_length": 0}, "block_length must be positive"),
+        ({"block_length": 4.0}, "whole number"),
+        ({"mask_token_id": -1}, "negative"),
+        ({"pattern": "causal"}, "pattern 'causal'"),
+        ({"alignment": "left"}, "alignment 'left'"),
+        ({"prefill": "none"}, "prefill 'none'"),
+    ],
+)
+def test_a_conversion_that_means_nothing_is_refused(change, named):
+    with pytest.raises(InputError, match=named):
+        dataclasses.replace(CONVERSION, **change)
