@@ -1,0 +1,133 @@
+"""The safetensors files of a Hugging Face directory: found, opened and checked strictly, read lazily.
+
+Pickles (.bin, .pt) are never opened: loading one runs whatever code is inside.
+"""
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from edlm_jax.errors import InputError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+class Checkpoint:
+    """The tensors of a directory by name; a context manager that keeps the files open."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self._stack = contextlib.ExitStack()
+        self._files: dict[str, Any] = {}  # tensor name -> the open file that holds it
+
+    def __enter__(self) -> "Checkpoint":
+        with self._stack:
+            for file_name, promised in _files(self.directory).items():
+                self._open(file_name, promised)
+            self._stack = self._stack.pop_all()  # keeps the files open only when all of them opened
+        return self
+
+    def __exit__(self, *exception):
+        self._stack.close()
+
+    def _open(self, file_name: str, promised: set[str] | None) -> None:
+        try:
+            file = self._stack.enter_context(safe_open(self.directory / file_name, framework="numpy"))
+            names = list(file.keys())
+        except (SafetensorError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{self.directory / file_name} is truncated or not a safetensors file: {reason}") from None
+        for name in names:
+            if name in self._files:
+                raise InputError(f"{self.directory}: tensor {name} is there twice, the second time in {file_name}")
+            if promised is not None and name not in promised:
+                raise InputError(f"{self.directory}: tensor {name} is in {file_name}, but {INDEX} does not say so")
+            self._files[name] = file
+        lost = sorted((promised or set()) - set(names))
+        if lost:
+            raise InputError(f"{self.directory}: tensor {lost[0]} is not in {file_name}, though {INDEX} says so")
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]], tied: bool) -> None:
+        """Refuses unknown, missing, mis-shaped and mis-typed tensors, and a tied head unlike the embedding, by name."""
+        extra = {_HEAD: shapes[_EMBEDDING]} if tied and _HEAD in self._files else {}
+        wanted = dict(shapes) | extra
+        unknown, missing = sorted(set(self._files) - set(wanted)), [name for name in wanted if name not in self._files]
+        if unknown:
+            raise InputError(f"{self.directory}: unknown tensor {unknown[0]}{_and_more(unknown)}")
+        if missing:
+            raise InputError(f"{self.directory}: tensor {missing[0]} is missing{_and_more(missing)}")
+        for name, shape in wanted.items():
+            tensor = self[name]
+            found = tuple(tensor.get_shape())
+            if found != tuple(shape):
+                raise InputError(f"{self.directory}: tensor {name} has shape {found}, config.json says {tuple(shape)}")
+            if tensor.get_dtype() not in DTYPES:
+                raise InputError(
+                    f"{self.directory}: tensor {name} has dtype {tensor.get_dtype()}; "
+                    f"supported are {', '.join(DTYPES.values())}"
+                )
+        if extra and not self._same(_HEAD, _EMBEDDING):
+            raise InputError(
+                f"{self.directory}: {_HEAD} differs from {_EMBEDDING}, though config.json ties them; "
+                "set tie_word_embeddings to false to keep both"
+            )
+
+    def __getitem__(self, name: str) -> Any:
+        """A tensor that reads only what is sliced from it."""
+        return self._files[name].get_slice(name)
+
+    def _same(self, one: str, other: str, rows: int = 4096) -> bool:
+        first, second = self[one], self[other]
+        if first.get_dtype() != second.get_dtype():
+            return False
+        return all(
+            np.array_equal(first[start : start + rows], second[start : start + rows])
+            for start in range(0, first.get_shape()[0], rows)
+        )
+
+
+def _files(directory: Path) -> dict[str, set[str] | None]:
+    """File names, with the tensors that the index promises in each (None: there is no index)."""
+    index = directory / INDEX
+    if not index.exists():
+        if (directory / SINGLE).exists():
+            return {SINGLE: None}
+        raise InputError(_nothing_to_load(directory))
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files: dict[str, set[str] | None] = {}
+        for tensor, file_name in weight_map.items():
+            files.setdefault(file_name, set()).add(tensor)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{index} is not an index of safetensors files: {error!r}") from None
+    for file_name in files:
+        if Path(file_name).name != file_name or not file_name.endswith(".safetensors"):
+            raise InputError(f"{index} points to {file_name!r}, which is not a safetensors file beside it")
+        if not (directory / file_name).is_file():
+            raise InputError(f"{index} points to {file_name}, which does not exist")
+    if SINGLE not in files and (directory / SINGLE).exists():
+        raise InputError(f"{directory} holds both {SINGLE} and {INDEX} of other files; remove the stale one")
+    return dict(sorted(files.items()))
+
+
+def _nothing_to_load(directory: Path) -> str:
+    pickles = sorted(path.name for suffix in ("bin", "pt", "pth") for path in directory.glob(f"*.{suffix}"))
+    if pickles:
+        return (
+            f"{directory} holds only pickled weights ({pickles[0]}), which are never loaded because they can run code; "
+            "save them as safetensors with transformers' save_pretrained first"
+        )
+    return f"{directory} holds neither {SINGLE} nor {INDEX}"
+
+
+def _and_more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

@@ -1,0 +1,76 @@
+"""A Hugging Face checkpoint into a Transformer: tensor by tensor, each device's shard read straight from the file."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, SingleDeviceSharding
+
+from edlm_jax.errors import InputError
+from edlm_jax.models.sharding import named_sharding
+from edlm_jax.models.spec import ModelSpec
+from edlm_jax.models.transformer import Transformer
+from edlm_jax.pretrained.checkpoint import Checkpoint
+from edlm_jax.pretrained.layout import Place, places
+from edlm_jax.pretrained.source import find_directory, read_config
+
+FLOATS = ("float32", "bfloat16", "float16")
+
+
+def load_pretrained(
+    path_or_repo: str | Path, dtype: str = "bfloat16", mesh: Mesh | None = None, *, param_dtype: str | None = None
+) -> Transformer:
+    """A Hugging Face directory (no network) or hub id as a model, AR or converted.
+
+    It computes in `dtype` and stores its parameters in `param_dtype`, which is `dtype` unless given. With a mesh the
+    parameters are sharded by models/sharding.py; no host ever holds more than one of them.
+    """
+    param_dtype = dtype if param_dtype is None else param_dtype
+    for name in (dtype, param_dtype):
+        if name not in FLOATS:
+            raise InputError(f"dtype {name!r} is not one of {', '.join(FLOATS)}")
+    directory = find_directory(path_or_repo)
+    spec = ModelSpec.from_hf(read_config(directory), source=str(directory))
+    layout = places(spec)
+    with Checkpoint(directory) as checkpoint:
+        checkpoint.check({name: place.hf_shape for place in layout for name in place.hf_names}, tied=spec.tied)
+        arrays = {place.path: _read(place, checkpoint, param_dtype, mesh) for place in layout}
+    return _assemble(spec, arrays, dtype, param_dtype)
+
+
+def _read(place: Place, checkpoint: Checkpoint, dtype: str, mesh: Mesh | None) -> jax.Array:
+    shards: dict[tuple, np.ndarray] = {}  # replicas on several devices share one read
+
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
+        ranges = tuple(part.indices(size)[:2] for part, size in zip(index, place.shape, strict=True))
+        if ranges not in shards:
+            shards[ranges] = _read_shard(place, checkpoint, np.dtype(dtype), ranges)
+        return shards[ranges]
+
+    if mesh is None:
+        sharding = SingleDeviceSharding(jax.local_devices()[0])
+    else:
+        sharding = named_sharding(mesh, place.path[-1], place.shape)
+    return jax.make_array_from_callback(place.shape, sharding, shard, dtype=np.dtype(dtype))
+
+
+def _read_shard(place: Place, checkpoint: Checkpoint, dtype: np.dtype, ranges: tuple) -> np.ndarray:
+    if not place.num_layers:
+        part = place.read(checkpoint[place.template], tuple(slice(*r) for r in ranges))
+        return np.ascontiguousarray(part, dtype)
+    layers, rest = range(*ranges[0]), tuple(slice(*r) for r in ranges[1:])
+    stacked = np.empty([stop - start for start, stop in ranges], dtype)
+    for row, layer in enumerate(layers):
+        stacked[row] = place.read(checkpoint[place.hf_names[layer]], rest)
+    return stacked
+
+
+def _assemble(spec: ModelSpec, arrays: dict[tuple, jax.Array], dtype: str, param_dtype: str) -> Transformer:
+    skeleton = nnx.eval_shape(lambda: Transformer(spec, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype))
+    graph, state = nnx.split(skeleton)
+    flat = dict(nnx.to_flat_state(state))
+    if flat.keys() != arrays.keys():
+        raise AssertionError(f"layout.py and transformer.py disagree: {sorted(flat.keys() ^ arrays.keys())}")
+    filled = {path: variable.replace(arrays[path]) for path, variable in flat.items()}
+    return nnx.merge(graph, nnx.from_flat_state(filled))

@@ -1,0 +1,59 @@
+"""From what a person typed (a directory or a hub id) to a directory with a config.json."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from edlm_jax.errors import InputError
+
+# Beside config.json and the weights, what makes a checkpoint usable: copied on export, downloaded with a hub id.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def find_directory(path_or_repo: str | Path) -> Path:
+    """The directory itself, or the local snapshot of a hub id such as Qwen/Qwen3-0.6B."""
+    directory = Path(path_or_repo).expanduser()
+    if directory.is_dir():
+        return directory
+    if directory.exists() or not _HUB_ID.fullmatch(str(path_or_repo)):
+        raise InputError(f"{path_or_repo} is neither a directory nor a hub id such as Qwen/Qwen3-0.6B")
+    return _download(str(path_or_repo))
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The dictionary in the directory's config.json."""
+    path = directory / "config.json"
+    if not path.is_file():
+        raise InputError(f"{directory} is not a Hugging Face model directory: it has no config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path} is not a JSON object")
+    return config
+
+
+def _download(repo: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = ["config.json", "model*.safetensors", "model.safetensors.index.json", *TOKENIZER_FILES]
+    try:
+        return Path(snapshot_download(repo, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{repo} is not a directory here, and downloading it failed: {reason}") from None

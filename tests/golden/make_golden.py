@@ -1,0 +1,150 @@
+"""Writes the golden files beside this script: tiny random transformers models and their float32 logits.
+
+    python tests/golden/make_golden.py        (needs torch and transformers; the tests that read the files do not)
+
+Each case is a directory: config.json as transformers 5 writes it, config_old.json in the form before it, the weights in
+the case's dtype, and expected.npz with tokens, the columns that are kept, and their logits. rope.json has frequencies.
+Weights are drawn much larger than a fresh model's, so that a wrong rotation, bias or norm moves the logits by far more
+than the tests allow; they are rounded to the case's dtype first, so that the float32 logits belong to what is stored.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+HERE = Path(__file__).parent
+LONG = 2112  # past 2048, where a forgotten scaling shows
+
+_SHAPE = dict(
+    vocab_size=67,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    intermediate_size=48,
+    max_position_embeddings=4096,
+    tie_word_embeddings=False,
+)
+_LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
+_LLAMA3 |= dict(original_max_position_embeddings=512)
+_YARN = dict(rope_type="yarn", factor=8.0, original_max_position_embeddings=512)
+_LINEAR = dict(rope_type="linear", factor=4.0)
+
+# name -> (model_type, changes to _SHAPE, RoPE parameters, stored dtype, bytes per file, length)
+CASES = {
+    "qwen2_untied": ("qwen2", {}, dict(rope_theta=1e6), "bfloat16", 30_000, 40),
+    "qwen2_tied": ("qwen2", dict(tie_word_embeddings=True), dict(rope_theta=1e6), "bfloat16", 10**9, 40),
+    "qwen2_yarn": ("qwen2", {}, dict(rope_theta=1e4) | _YARN, "bfloat16", 10**9, LONG),
+    "qwen3": ("qwen3", dict(head_dim=16, tie_word_embeddings=True), dict(rope_theta=1e6), "bfloat16", 10**9, 40),
+    "llama3": ("llama", dict(head_dim=8), dict(rope_theta=5e5) | _LLAMA3, "bfloat16", 10**9, LONG),
+    "llama_linear": ("llama", dict(head_dim=8), dict(rope_theta=1e4) | _LINEAR, "float16", 10**9, LONG),
+    "llama_bias": ("llama", dict(attention_bias=True, mlp_bias=True), dict(rope_theta=1e4), "bfloat16", 10**9, 40),
+    "smollm2": ("llama", dict(tie_word_embeddings=True), dict(rope_theta=1e5), "float32", 10**9, 40),
+    "mistral": ("mistral", dict(head_dim=12, sliding_window=None), dict(rope_theta=1e6), "bfloat16", 10**9, 40),
+}
+
+_YARN_MSCALE = dict(mscale=0.7, mscale_all_dim=1.3, beta_fast=24, beta_slow=2, truncate=False)
+ROPES = [  # (head size, RoPE parameters), at real sizes
+    (128, dict(rope_type="default", rope_theta=1e6)),
+    (64, dict(rope_type="linear", rope_theta=1e4, factor=8.0)),
+    (128, dict(rope_theta=5e5) | _LLAMA3 | dict(original_max_position_embeddings=8192)),
+    (64, dict(rope_theta=5e5) | _LLAMA3 | dict(factor=32.0, original_max_position_embeddings=8192)),
+    (128, dict(rope_theta=1e6) | _YARN | dict(factor=4.0, original_max_position_embeddings=32768)),
+    (64, dict(rope_theta=1e4) | _YARN | dict(attention_factor=1.25)),
+    (80, dict(rope_theta=1e4) | _YARN | _YARN_MSCALE),
+]
+
+
+def make_config(name: str):
+    """The transformers config of a case."""
+    family, changes, rope, *_ = CASES[name]
+    return AutoConfig.for_model(family, **(_SHAPE | changes), rope_parameters=dict(rope))
+
+
+def make_model(name: str, seed: int):
+    """A random float32 model whose weights are exact in the case's dtype."""
+    dtype = getattr(torch, CASES[name][3])
+    model = AutoModelForCausalLM.from_config(make_config(name), attn_implementation="eager").float().eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for path, parameter in model.named_parameters():
+            draw = torch.randn(parameter.shape, generator=generator)
+            if "norm" in path:
+                draw = 1 + 0.3 * draw
+            elif path.endswith("bias"):
+                draw = 0.5 * draw
+            elif "embed" not in path:
+                draw = draw * (2.0 if "q_proj" in path or "k_proj" in path else 1.0) / parameter.shape[1] ** 0.5
+            parameter.copy_(draw.to(dtype).float())
+    return model
+
+
+def logits(model, tokens: np.ndarray) -> np.ndarray:
+    """float32 logits of every column."""
+    with torch.no_grad():
+        return model(input_ids=torch.from_numpy(tokens)).logits.numpy()
+
+
+def old_form(config: dict) -> dict:
+    """The same config.json as transformers wrote it before version 5."""
+    config = dict(config)
+    rope = dict(config.pop("rope_parameters"))
+    config["rope_theta"] = rope.pop("rope_theta")
+    kind = rope.pop("rope_type")
+    if kind == "default":
+        config["rope_scaling"] = None
+    else:  # "type" is the oldest name, and what linear and yarn checkpoints have
+        config["rope_scaling"] = {"rope_type" if kind == "llama3" else "type": kind} | rope
+    config["torch_dtype"] = config.pop("dtype")
+    return config
+
+
+def save(model, name: str, directory: Path) -> None:
+    """Writes the model in the case's dtype and number of files; leaves the model float32."""
+    _, _, _, dtype, bytes_per_file, _ = CASES[name]
+    model.to(getattr(torch, dtype)).save_pretrained(directory, max_shard_size=bytes_per_file)
+    model.float()
+    (directory / "generation_config.json").unlink(missing_ok=True)
+
+
+def frequencies(head_dim: int, rope: dict) -> tuple[list[float], float]:
+    """What transformers computes, and the factor on cos and sin."""
+    config = AutoConfig.for_model(
+        "llama", **(_SHAPE | dict(head_dim=head_dim, max_position_embeddings=131072)), rope_parameters=dict(rope)
+    )
+    if rope["rope_type"] == "default":
+        period = rope["rope_theta"] ** (torch.arange(0, head_dim, 2).float() / head_dim)
+        return (1 / period).tolist(), 1.0
+    values, factor = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, device="cpu")
+    return values.tolist(), float(factor)
+
+
+def main() -> None:
+    for seed, name in enumerate(CASES):
+        directory = HERE / name
+        shutil.rmtree(directory, ignore_errors=True)
+        model = make_model(name, seed)
+        length = CASES[name][-1]
+        tokens = np.random.default_rng(seed).integers(0, _SHAPE["vocab_size"], (1, length))
+        expected = logits(model, tokens)
+        save(model, name, directory)
+        config = old_form(json.loads((directory / "config.json").read_text()))
+        (directory / "config_old.json").write_text(json.dumps(config, indent=2) + "\n")
+        columns = np.unique(np.linspace(0, length - 1, 8).astype(int))
+        kept = dict(tokens=tokens.astype(np.int32), columns=columns, logits=expected[:, columns])
+        np.savez_compressed(directory / "expected.npz", **kept)
+        print(f"{name:14} logits within +-{np.abs(expected).max():.1f}")
+    ropes = []
+    for head_dim, rope in ROPES:
+        values, factor = frequencies(head_dim, rope)
+        ropes.append(dict(head_dim=head_dim, rope_parameters=rope, frequencies=values, attention_factor=factor))
+    (HERE / "rope.json").write_text(json.dumps(ropes) + "\n")
+
+
+if __name__ == "__main__":
+    main()
