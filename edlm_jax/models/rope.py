@@ -115,7 +115,7 @@ def inverse_frequencies(rope: Rope, head_dim: int) -> tuple[np.ndarray, float]:
 def rotary_tables(positions_BT: jax.Array, rope: Rope, head_dim: int) -> tuple[jax.Array, jax.Array]:
     """cos_BTR and sin_BTR (float32, R = head_dim / 2): make them once, use them in every layer."""
     frequencies, scale = inverse_frequencies(rope, head_dim)
-    angles_BTR = positions_BT.astype(jnp.float32)[..., None] * frequencies
+    angles_BTR = positions_BT.astype(jnp.float32)[..., None] * frequencies[None, None]
     return jnp.cos(angles_BTR) * scale, jnp.sin(angles_BTR) * scale
 
 
