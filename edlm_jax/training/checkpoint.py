@@ -1,0 +1,144 @@
+"""The work directory: config.json, model.json, and orbax checkpoints of parameters, optimizer and data iterator.
+
+Orbax writes a checkpoint under a temporary name and renames it when every process has finished, so that one killed
+at any moment leaves the last complete one usable. Restoring goes onto the current mesh, whatever mesh wrote it.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from edlm_jax.errors import InputError
+from edlm_jax.models.sharding import param_shardings
+from edlm_jax.models.spec import ModelSpec
+from edlm_jax.models.transformer import Transformer
+from edlm_jax.training.config import RESUMABLE, differing_keys, to_json
+from edlm_jax.training.step import TrainState
+
+_POLICY = ocp.checkpoint_managers
+
+
+class Checkpoints:
+    """The checkpoints of one work directory; saving is asynchronous, `close` waits for it."""
+
+    def __init__(self, workdir: Path, keep_last: int = 1, keep_every: int = 0):
+        policies = [_POLICY.LatestN(keep_last)] + ([_POLICY.EveryNSteps(keep_every)] if keep_every else [])
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_POLICY.AnyPreservationPolicy(policies), cleanup_tmp_directories=True
+        )
+        names = ("params", "optimizer", "data")
+        self._manager = ocp.CheckpointManager(workdir.absolute() / "checkpoints", options=options, item_names=names)
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest complete checkpoint's step."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState, data: grain.DatasetIterator) -> None:
+        """Begins to write a checkpoint; what is passed may be changed or donated as soon as this returns."""
+        items = dict(
+            params=ocp.args.StandardSave(state.params),
+            optimizer=ocp.args.StandardSave(dict(step=state.step, opt_state=state.opt_state)),
+            data=grain.checkpoint.CheckpointSave(data),
+        )
+        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+    def restore(self, step: int, abstract: TrainState, data: grain.DatasetIterator) -> TrainState:
+        """The state of a step in the shardings of `abstract`; sets the data iterator back to that moment."""
+        items = dict(
+            params=ocp.args.StandardRestore(abstract.params),
+            optimizer=ocp.args.StandardRestore(dict(step=abstract.step, opt_state=abstract.opt_state)),
+            data=grain.checkpoint.CheckpointRestore(data),
+        )
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        return TrainState(restored.optimizer["step"], restored.params, restored.optimizer["opt_state"])
+
+    def restore_params(self, step: int, abstract: dict) -> dict:
+        """The parameters of a step alone."""
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
+        return self._manager.restore(step, args=args).params
+
+    def close(self) -> None:
+        """Waits until everything is written."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def check_workdir(workdir: Path, c: ConfigDict) -> None:
+    """Refuses a directory that holds another run, naming the fields that differ. Writes nothing."""
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"{workdir} is not a directory; choose another --workdir")
+    if not (workdir / "config.json").exists():
+        if (workdir / "checkpoints").exists():
+            raise InputError(f"{workdir} holds checkpoints but no config.json of ours; choose another --workdir")
+        return
+    names = differing_keys(json.loads(to_json(c)), _read_json(workdir / "config.json"))
+    if names:
+        raise InputError(
+            f"{workdir} holds a run with another config ({', '.join(names)} differ); choose another --workdir, or "
+            f"change only {', '.join(RESUMABLE)} to continue it"
+        )
+
+
+def write_workdir(workdir: Path, c: ConfigDict, spec: ModelSpec) -> None:
+    """config.json, the resolved config, and model.json, the model's config.json and where its tokenizer is."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    _write_text(workdir / "model.json", json.dumps(dict(config=spec.to_hf(), source=spec.source), indent=2))
+    _write_text(workdir / "config.json", to_json(c))
+
+
+def load_trained(
+    workdir: str | Path, *, step: int | None = None, dtype: str = "float32", mesh: jax.sharding.Mesh | None = None
+) -> Transformer:
+    """The model of a work directory's newest (or a given) checkpoint; its weights are float32."""
+    workdir = Path(workdir)
+    if not (workdir / "model.json").exists() or not (workdir / "checkpoints").is_dir():
+        raise InputError(f"{workdir} is not the work directory of a training run (no model.json and checkpoints in it)")
+    described = _read_json(workdir / "model.json")
+    spec = ModelSpec.from_hf(described["config"], source=described["source"])
+    graphdef, abstract = abstract_model(spec, dtype, mesh)
+    checkpoints = Checkpoints(workdir)
+    try:
+        step = checkpoints.latest_step if step is None else step
+        if step is None or not (workdir / "checkpoints" / str(step)).is_dir():
+            raise InputError(f"{workdir} holds no complete checkpoint{'' if step is None else f' of step {step}'}")
+        return nnx.merge(graphdef, checkpoints.restore_params(step, abstract))
+    finally:
+        checkpoints.close()
+
+
+def abstract_model(spec: ModelSpec, dtype: str, mesh: jax.sharding.Mesh | None) -> tuple[nnx.GraphDef, dict]:
+    """(graph definition, parameter tree of ShapeDtypeStructs with their shardings): nothing is allocated."""
+    model = nnx.eval_shape(lambda: Transformer(spec, rngs=nnx.Rngs(0), dtype=dtype, param_dtype="float32"))
+    graphdef, state = nnx.split(model)
+    abstract = nnx.to_pure_dict(state)
+    if mesh is None:
+        shardings = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), abstract)
+    else:
+        shardings = param_shardings(mesh, abstract)
+    return graphdef, with_shardings(abstract, shardings)
+
+
+def with_shardings(abstract, shardings):
+    """A tree of ShapeDtypeStructs that carry shardings."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from None
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Whole or not at all; every process of a run writes the same, one of them last."""
+    temporary = path.with_name(f"{path.name}.{jax.process_index()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

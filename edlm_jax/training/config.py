@@ -1,0 +1,214 @@
+"""The training config: every field once, with its default, and the refusals of settings that would leak or lie."""
+
+import json
+import math
+
+from ml_collections import ConfigDict, config_dict
+
+from edlm_jax.errors import InputError
+from edlm_jax.models.spec import Conversion
+
+PATTERNS = ("causal", "bidirectional", "block_causal", "clean_context", "semi_block")
+CHOICES = {
+    "dtype": ("bfloat16", "float32"),
+    "remat": ("none", "full", "dots", "save_attention"),
+    "init.mask_embedding": ("keep", "mean", "noise"),
+    "objective.pattern": PATTERNS,
+    "objective.alignment": ("same_position", "shifted"),
+    "objective.prefill": ("auto", "block_causal", "bidirectional", "causal"),
+    "optimizer.schedule": ("cosine", "wsd", "constant"),
+}
+# What a prompt sees at decoding time follows what training showed the model, unless the config says otherwise.
+_AUTO_PREFILL = {"bidirectional": "bidirectional", "semi_block": "causal"}
+_POSITIVE = ("steps", "log_every", "checkpoint.keep_last", "data.batch_size", "data.length", "objective.block_length")
+_POSITIVE += ("optimizer.learning_rate", "optimizer.accumulation")
+_NOT_NEGATIVE = ("seed", "eval_every", "checkpoint.every", "checkpoint.keep_every", "objective.ar_weight")
+_NOT_NEGATIVE += ("objective.diffusion_weight", "optimizer.final_learning_rate", "optimizer.warmup_steps")
+_NOT_NEGATIVE += ("optimizer.decay_steps", "optimizer.weight_decay", "optimizer.clip_norm")
+# A run may be continued with other values of these: none of them changes what a step computes from its state and batch,
+# except `steps`, which is how a run is made longer.
+RESUMABLE = ("steps", "log_every", "eval_every", "checkpoint", "mesh", "remat")
+
+
+def default_config() -> ConfigDict:
+    """The defaults that every configs/*.py starts from."""
+    c = ConfigDict()
+    c.seed = 0  # of the random initialisation, the order of the data and the noise
+    c.dtype = "bfloat16"  # of the computation; weights, gradients and moments are always float32
+    c.remat = "none"  # what the backward pass computes again: none | full | dots | save_attention
+    c.steps = 1000  # optimizer steps in all
+    c.log_every = 10  # steps between lines of metrics.jsonl
+    c.eval_every = 0  # steps between held-out losses; 0 = only at the end
+    c.init = config_dict.create(
+        path="",  # HF directory or hub id to start from; "" = random weights of init.hf_config
+        hf_config=ConfigDict(),  # a config.json as a dict
+        mask_token_id=-1,  # -1 = chosen by tokenizer family
+        mask_embedding="keep",  # how the mask token's embedding starts: keep | mean | noise
+    )
+    c.objective = config_dict.create(
+        pattern="clean_context",  # causal (= AR) | bidirectional | block_causal | clean_context | semi_block
+        alignment="same_position",  # logit i predicts token i; shifted = token i + 1 (AR always is)
+        block_length=16,  # C; also the grid on which packed documents start
+        random_block_lengths=(),  # one of these is drawn per step; each divides block_length; () = always block_length
+        half_life=0.1,  # lambda of the position-weighted mask; inf = uniform in a block; None = one uniform t per row
+        ar_weight=0.0,  # of the AR loss on the clean stream; semi_block only (the successor uses 1.0 with 0.3 below)
+        diffusion_weight=1.0,  # of the diffusion loss
+        prefill="auto",  # written into the export: how a prompt attends to itself; auto = as trained
+    )
+    c.data = config_dict.create(
+        batch_size=8,  # rows of the global batch
+        length=512,  # L, tokens of a row
+        tokenizer="",  # directory of the tokenizer; "" = init.path
+        sources=(),  # dict(kind=..., path=..., weight=...) each
+        eval_sources=(),  # the held-out set, the same way; () = no held-out loss
+        eval_batches=16,  # at most this many batches of it
+        packing="first_fit",
+        shuffle=True,
+    )
+    c.optimizer = config_dict.create(
+        learning_rate=1e-5,  # the peak
+        final_learning_rate=3e-6,  # at the last step; unused by "constant"
+        schedule="cosine",  # cosine | wsd (warm-up, stable, linear decay) | constant
+        warmup_steps=0,  # linear
+        decay_steps=0,  # of wsd: the last steps
+        beta1=0.9,
+        beta2=0.95,
+        eps=1e-8,
+        weight_decay=0.1,  # on matrices: not on norms, biases and the embedding
+        clip_norm=1.0,  # of the global gradient; 0 = off
+        accumulation=1,  # micro-batches of a step
+    )
+    c.checkpoint = config_dict.create(
+        every=1000,  # steps; the last step is always saved; 0 = only the last
+        keep_last=2,
+        keep_every=0,  # keep those at multiples of this for ever; 0 = none
+    )
+    c.mesh = config_dict.create(data=1, fsdp=-1, tensor=1, context=1)  # devices per axis; -1 = what is left
+    return c
+
+
+def validate(c: ConfigDict) -> None:
+    """Raises InputError for a config that no run should start from."""
+    _check_fields(c, default_config(), "")
+    for path, choices in CHOICES.items():
+        if _get(c, path) not in choices:
+            raise InputError(f"config.{path}={_get(c, path)!r} is unknown; choose one of {', '.join(choices)}")
+    for paths, low, word in ((_POSITIVE, False, "positive"), (_NOT_NEGATIVE, True, "zero or more")):
+        for path in paths:
+            value = _get(c, path)
+            if not (value >= 0 if low else value > 0):
+                raise InputError(f"config.{path} must be {word}, not {value}")
+    _check_objective(c)
+    _check_schedule(c)
+    if bool(c.init.path) == bool(c.init.hf_config):
+        raise InputError("set exactly one of config.init.path (checkpoint) and config.init.hf_config (random weights)")
+    if c.data.batch_size % c.optimizer.accumulation:
+        raise InputError(
+            f"config.data.batch_size={c.data.batch_size} is not divisible by "
+            f"config.optimizer.accumulation={c.optimizer.accumulation}"
+        )
+
+
+def _check_objective(c: ConfigDict) -> None:
+    o = c.objective
+    if o.pattern == "causal":
+        return  # AR is always shifted and has no blocks: the other fields say nothing about it
+    if c.data.length % o.block_length:
+        raise InputError(f"config.data.length={c.data.length} is not divisible by block_length={o.block_length}")
+    if o.half_life is not None and not o.half_life >= 0:
+        raise InputError(f"config.objective.half_life must be zero or more, or None, not {o.half_life}")
+    if o.ar_weight > 0 and o.pattern != "semi_block":
+        raise InputError(
+            f"config.objective.ar_weight > 0 needs a token-causal clean stream (pattern='semi_block'): under "
+            f"{o.pattern!r} a token sees its own successor, and next-token labels would leak"
+        )
+    if o.ar_weight == 0 and o.diffusion_weight == 0:
+        raise InputError("config.objective: ar_weight and diffusion_weight are both 0, so there is no loss")
+    if o.random_block_lengths and o.pattern == "bidirectional":
+        raise InputError("config.objective.random_block_lengths means nothing under pattern='bidirectional'")
+    for block_length in o.random_block_lengths:
+        if not isinstance(block_length, int) or block_length < 1 or o.block_length % block_length:
+            raise InputError(
+                f"config.objective.random_block_lengths: {block_length!r} is not a divisor of block_length="
+                f"{o.block_length}, the grid on which documents are packed"
+            )
+
+
+def _check_schedule(c: ConfigDict) -> None:
+    o = c.optimizer
+    if o.warmup_steps + (o.decay_steps if o.schedule == "wsd" else 0) > c.steps:
+        raise InputError(f"config.optimizer: warm-up and decay are longer than config.steps={c.steps}")
+    if o.schedule == "wsd" and o.decay_steps < 1:
+        raise InputError("config.optimizer.schedule='wsd' needs decay_steps of at least 1")
+    for name in ("beta1", "beta2"):
+        if not 0 <= o[name] < 1:
+            raise InputError(f"config.optimizer.{name} must be in [0, 1), not {o[name]}")
+
+
+def grid(c: ConfigDict) -> int:
+    """The block grid that the data must keep to: AR rows have none."""
+    return 1 if c.objective.pattern == "causal" else c.objective.block_length
+
+
+def conversion(c: ConfigDict, mask_token_id: int) -> Conversion | None:
+    """What the exported config.json will say of this run; None for AR."""
+    o = c.objective
+    if o.pattern == "causal":
+        return None
+    prefill = _AUTO_PREFILL.get(o.pattern, "block_causal") if o.prefill == "auto" else o.prefill
+    return Conversion(mask_token_id, o.block_length, o.pattern, o.alignment, prefill)
+
+
+def to_json(c: ConfigDict) -> str:
+    """The resolved config as it is written to the work directory."""
+    return json.dumps(c.to_dict(), indent=2, default=list)
+
+
+def differing_keys(ours: dict, theirs: dict, path: str = "") -> list[str]:
+    """Dotted names of the fields in which two resolved configs (read from JSON) differ, those of RESUMABLE left out."""
+    names = []
+    for key in sorted(set(ours) | set(theirs)):
+        if not path and key in RESUMABLE:
+            continue
+        a, b = ours.get(key), theirs.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            names += differing_keys(a, b, f"{path}{key}.")
+        elif a != b:
+            names.append(path + key)
+    return names
+
+
+def _get(c: ConfigDict, path: str):
+    for name in path.split("."):
+        c = c[name]
+    return c
+
+
+def _check_fields(c: ConfigDict, defaults: ConfigDict, path: str) -> None:
+    """Same fields, same types: an int may stand for a float, and None for half_life."""
+    unknown, missing = sorted(set(c) - set(defaults)), sorted(set(defaults) - set(c))
+    if unknown or missing:
+        what = f"unknown field config.{path}{unknown[0]}" if unknown else f"config.{path}{missing[0]} is missing"
+        raise InputError(f"{what}; the fields are {', '.join(sorted(defaults))}")
+    for name, default in defaults.items():
+        value, where = c[name], f"config.{path}{name}"
+        if where == "config.init.hf_config":
+            continue
+        if isinstance(default, ConfigDict):
+            if not isinstance(value, ConfigDict):
+                raise InputError(f"{where} must be a group of fields, not {value!r}")
+            _check_fields(value, default, f"{path}{name}.")
+        elif where == "config.objective.half_life" and value is None:
+            continue
+        elif not _fits(value, default):
+            raise InputError(f"{where} must be {type(default).__name__}, not {type(value).__name__} ({value!r})")
+
+
+def _fits(value, default) -> bool:
+    if isinstance(value, bool) or isinstance(default, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    if isinstance(default, float):
+        return isinstance(value, (int, float)) and not math.isnan(value)
+    if isinstance(default, tuple):
+        return isinstance(value, (tuple, list))
+    return isinstance(value, type(default))

@@ -1,0 +1,85 @@
+"""What a run starts from: the model's spec, its tokenizer and mask token, and a sharded state."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from edlm_jax.errors import InputError
+from edlm_jax.models.sharding import param_shardings
+from edlm_jax.models.spec import ModelSpec
+from edlm_jax.models.transformer import Transformer
+from edlm_jax.pretrained import choose_mask_token, load_pretrained, load_tokenizer, start_mask_embedding
+from edlm_jax.pretrained.source import find_directory, read_config
+from edlm_jax.training.checkpoint import abstract_model, with_shardings
+from edlm_jax.training.config import conversion
+from edlm_jax.training.optimizer import make_optimizer
+from edlm_jax.training.step import TrainState
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def read_spec(c: ConfigDict) -> tuple[ModelSpec, "PreTrainedTokenizerBase"]:
+    """The spec of what will be trained, conversion included, and its tokenizer; reads no weights."""
+    if c.init.path:
+        directory = find_directory(c.init.path)
+        spec = ModelSpec.from_hf(read_config(directory), source=str(directory))
+    else:
+        spec = ModelSpec.from_hf(c.init.hf_config.to_dict(), source=c.data.tokenizer)
+    tokenizer = _load_tokenizer(c.data.tokenizer or spec.source, spec.vocab_size)
+    if c.objective.pattern == "causal":
+        return dataclasses.replace(spec, conversion=None), tokenizer
+    override = c.init.mask_token_id
+    if override == -1 and spec.conversion is not None:  # converted before: it knows its mask
+        override = spec.conversion.mask_token_id
+    mask_id = choose_mask_token(tokenizer, spec, override)
+    return dataclasses.replace(spec, conversion=conversion(c, mask_id)), tokenizer
+
+
+def abstract_state(c: ConfigDict, spec: ModelSpec, mesh: Mesh) -> tuple[nnx.GraphDef, TrainState]:
+    """(graph definition, state of ShapeDtypeStructs with their shardings)."""
+    graphdef, params = abstract_model(spec, c.dtype, mesh)
+    state = jax.eval_shape(lambda p: TrainState(jnp.int32(0), p, make_optimizer(c).init(p)), params)
+    return graphdef, with_shardings(state, param_shardings(mesh, state))
+
+
+def initial_params(c: ConfigDict, spec: ModelSpec, mesh: Mesh) -> dict:
+    """float32 parameters as the run starts with them; a run from a checkpoint reads it again at every call."""
+    if not c.init.path:
+        build = lambda: _pure(Transformer(spec, rngs=nnx.Rngs(c.seed), param_dtype="float32"))  # noqa: E731
+        return jax.jit(build, out_shardings=param_shardings(mesh, jax.eval_shape(build)))()
+    model = load_pretrained(spec.source, dtype="float32", mesh=mesh)
+    if spec.conversion is not None:
+        mask_key = jax.random.fold_in(jax.random.key(c.seed), spec.conversion.mask_token_id)
+        start_mask_embedding(model, spec.conversion.mask_token_id, how=c.init.mask_embedding, key=mask_key)
+    return jax.device_put(_pure(model), param_shardings(mesh, _pure(model)))
+
+
+def initial_state(c: ConfigDict, params: dict, abstract: TrainState) -> TrainState:
+    """Step 0 with these parameters."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    opt_state = jax.jit(make_optimizer(c).init, out_shardings=shardings.opt_state)(params)
+    return TrainState(jax.device_put(jnp.int32(0), shardings.step), params, opt_state)
+
+
+def _pure(model: Transformer) -> dict:
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def _load_tokenizer(directory: str, vocab_size: int) -> "PreTrainedTokenizerBase":
+    """A model's tokenizer, or one that lies alone, as it does before its model is trained."""
+    if (Path(directory) / "config.json").is_file() or not Path(directory).is_dir():
+        tokenizer = load_tokenizer(directory)
+    else:
+        from transformers import AutoTokenizer  # slow to import
+
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    if len(tokenizer) > vocab_size:
+        raise InputError(f"{directory}: the tokenizer has {len(tokenizer)} tokens, the model embeds {vocab_size}")
+    return tokenizer

@@ -1,0 +1,49 @@
+"""The device mesh, and batches on it: rows over `data` and `fsdp`, columns over `context`."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from edlm_jax.errors import InputError
+
+AXES = ("data", "fsdp", "tensor", "context")
+BATCH_SPEC = PartitionSpec(("data", "fsdp"), "context")
+
+
+def make_mesh(c: ConfigDict) -> Mesh:
+    """The mesh of c.mesh (devices per axis, one of them may be -1), or the reason why these devices cannot form it."""
+    sizes = [c.mesh[axis] for axis in AXES]
+    count = jax.device_count()
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise InputError(f"config.mesh: each axis is a positive number, at most one of them -1, not {dict(c.mesh)}")
+    known = int(np.prod([size for size in sizes if size != -1]))
+    sizes = [count // known if size == -1 else size for size in sizes]
+    if int(np.prod(sizes)) != count:
+        raise InputError(f"config.mesh: {dict(c.mesh)} does not use all of the {count} devices exactly once")
+    rows, accumulation = sizes[0] * sizes[1], c.optimizer.accumulation
+    if c.data.batch_size % (rows * accumulation):
+        raise InputError(
+            f"config.data.batch_size={c.data.batch_size} is not divisible by data x fsdp x accumulation = "
+            f"{sizes[0]} x {sizes[1]} x {accumulation}"
+        )
+    if rows % jax.process_count():
+        raise InputError(f"config.mesh: data x fsdp = {rows} is not divisible by the {jax.process_count()} processes")
+    if c.data.length % sizes[3]:
+        raise InputError(f"config.data.length={c.data.length} is not divisible by config.mesh.context={sizes[3]}")
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def check_batch(batch: dict[str, np.ndarray], *, grid: int) -> None:
+    """Refuses rows that are packed without alignment: two documents in one block would share its noise and its grid."""
+    segments_BL = batch["segment_ids"]
+    blocks = segments_BL.reshape(len(segments_BL), -1, grid)
+    least = np.where(blocks > 0, blocks, np.iinfo(np.int32).max).min(-1)
+    if np.any(blocks.max(-1) > least):
+        raise InputError(f"a batch holds two documents in one block of {grid}: pack documents on block boundaries")
+
+
+def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows of a batch -> global arrays on the mesh."""
+    sharding = NamedSharding(mesh, BATCH_SPEC)
+    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}

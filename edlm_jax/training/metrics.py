@@ -1,0 +1,170 @@
+"""What a run reports: scalars over a window of steps, FLOPs by formula, weight drift, and the files they go to."""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edlm_jax.models.spec import ModelSpec
+from edlm_jax.training.objective import Objective
+
+# Dense bfloat16 FLOP/s of one device, by jax's device_kind (vendors' data sheets). Unknown kinds report no MFU.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU7x": 2307e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+    "NVIDIA L4": 121e12,
+    "Tesla T4": 65e12,
+}
+DRIFT_GROUPS = {
+    "attention": ("q_DNH", "k_DKH", "v_DKH", "o_NHD"),
+    "ffn": ("gate_DF", "up_DF", "down_FD"),
+}
+
+
+def step_flops(spec: ModelSpec, objective: Objective, rows: int, length: int) -> float:
+    """FLOPs that a training step on `rows` x `length` tokens needs: forward and backward, no rematerialisation.
+
+    2 per weight and token forward, 4 backward; 4 * heads * head size per attended pair forward, 8 backward. Two streams
+    pass the layers, the head runs on streams with a loss, and attention counts the pairs that the pattern allows
+    (L^2 + L*C for clean context), not what a kernel visits. Look-ups, norms and softmax are left out, as is usual.
+    """
+    projections = spec.width * spec.head_dim * 2 * (spec.num_heads + spec.num_kv_heads)
+    per_token = spec.num_layers * (projections + 3 * spec.width * spec.ffn_width) * (2 if objective.two_streams else 1)
+    heads = bool(objective.ar_weight) + bool(objective.diffusion_weight)
+    per_token += heads * spec.width * spec.vocab_size
+    pairs = spec.num_layers * spec.num_heads * spec.head_dim * attended_pairs(objective, length)
+    return 3.0 * rows * (2 * per_token * length + 4 * pairs)
+
+
+def attended_pairs(objective: Objective, length: int) -> int:
+    """Query-key pairs of one head in one row."""
+    causal, block = length * (length + 1) // 2, length * (length + objective.block_length) // 2
+    own_block = length * objective.block_length
+    return {
+        "causal": causal,
+        "bidirectional": length * length,
+        "block_causal": block,
+        "clean_context": length * length + own_block,
+        "semi_block": own_block + (length * length - own_block) // 2 + causal,
+    }[objective.pattern]
+
+
+@jax.jit
+def weight_drift(before: dict, after: dict) -> dict[str, jax.Array]:
+    """|after - before| / |before| (Frobenius) over all matrices of attention, and of the FFN."""
+    drift = {}
+    for group, names in DRIFT_GROUPS.items():
+        moved = sum(jnp.sum(jnp.square(after["layers"][n] - before["layers"][n])) for n in names)
+        drift[f"drift_{group}"] = jnp.sqrt(moved / sum(jnp.sum(jnp.square(before["layers"][n])) for n in names))
+    return drift
+
+
+class Clock:
+    """Seconds of training: what runs under `pause` (compiling, evaluating, saving) does not count."""
+
+    def __init__(self):
+        self._start = time.perf_counter()
+        self._paused = 0.0
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leaves out what happens inside."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._paused += time.perf_counter() - start
+
+    def seconds(self) -> float:
+        """Since the clock was made, without the pauses."""
+        return time.perf_counter() - self._start - self._paused
+
+
+class Window:
+    """Gathers steps' metrics until they are written: plain ones are averaged, noise bins are pooled."""
+
+    def __init__(self, clock: Clock, flops_per_second: Callable[[float], dict]):
+        self._clock, self._mfu = clock, flops_per_second
+        self._steps, self._since = [], clock.seconds()
+
+    def add(self, metrics: dict[str, np.ndarray]) -> None:
+        """Takes the metrics of one finished step."""
+        self._steps.append(metrics)
+
+    def close(self) -> dict[str, float]:
+        """The window's scalars; begins the next window."""
+        seconds = max(self._clock.seconds() - self._since, 1e-9)
+        columns = {name: np.stack([step[name] for step in self._steps]) for name in self._steps[0]}
+        scalars = {name: float(v.mean()) for name, v in columns.items() if v.ndim == 1 and name != "tokens"}
+        if "bin_ce" in columns:
+            scalars |= noise_level_losses(columns["bin_ce"].sum(0), columns["bin_count"].sum(0))
+        scalars["learning_rate"] = float(columns["learning_rate"][-1])
+        scalars["tokens_per_second"] = float(columns["tokens"].sum()) / seconds
+        scalars |= self._mfu(len(self._steps) / seconds)
+        self._steps, self._since = [], self._clock.seconds()
+        return scalars
+
+
+def noise_level_losses(bin_ce: np.ndarray, bin_count: np.ndarray) -> dict[str, float]:
+    """Mean ce of masked tokens per noise-level bin, named by the bin's upper end; bins without a token are left out."""
+    ends = [(index + 1) / len(bin_ce) for index in range(len(bin_ce))]
+    columns = zip(ends, bin_ce, bin_count, strict=True)
+    return {f"loss_at_noise_{end:g}": float(ce / count) for end, ce, count in columns if count > 0}
+
+
+def mfu_meter(flops_per_step: float) -> Callable[[float], dict[str, float]]:
+    """Steps per second -> {"mfu": share of these devices' bfloat16 peak}, or {} for devices whose peak is not known."""
+    peak = PEAK_FLOPS.get(jax.devices()[0].device_kind, 0.0) * jax.device_count()
+    return lambda steps_per_second: {"mfu": flops_per_step * steps_per_second / peak} if peak else {}
+
+
+class MetricsFiles:
+    """metrics.jsonl and TensorBoard, by process 0 alone. A continued run drops what came after its checkpoint."""
+
+    def __init__(self, workdir: Path, step: int):
+        self._path, self._board = workdir / "metrics.jsonl", None
+        if jax.process_index() == 0:
+            from tensorboardX import SummaryWriter  # slow to import
+
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+            self._path.write_text("".join(f"{line}\n" for line in _lines_until(self._path, step)), encoding="utf-8")
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """One line, one point per curve. A value that is no number is written as null: JSON has no NaN."""
+        if self._board is None:
+            return
+        finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dict(step=step) | finite) + "\n")
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes the curves."""
+        if self._board is not None:
+            self._board.close()
+
+
+def _lines_until(path: Path, step: int) -> list[str]:
+    """Whole lines of steps up to `step`; a line cut off by a killed process is dropped."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+    return kept

@@ -1,0 +1,161 @@
+"""From a batch to sums: the stream layout, the corruption and the losses of every objective, with nothing divided yet.
+
+The loss of a step is one number over the GLOBAL batch,
+
+    ar_weight * (sum of ce / tokens with a successor) + diffusion_weight * (sum of ce / t / masked tokens),
+
+each quotient one mean over all loss tokens and never a mean of means: long and short documents count by their tokens
+(arXiv 2607.05722 measured +2.1 for it). The second quotient is the reduction of the released code, divided by what
+was masked; its expectation is about twice the NELBO per token, because about half of the tokens are masked. Both
+denominators follow from batch and noise alone, so they are known before the forward pass: micro-batches scale by them
+and simply add.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from edlm_jax.attention import Bidirectional, BlockCausal, Causal, CleanContext, Pattern
+from edlm_jax.diffusion import (
+    ar_loss,
+    corrupt,
+    cross_entropy,
+    diffusion_loss,
+    next_token_targets,
+    shift_right,
+    weighted_sum,
+)
+
+NOISE_BINS = 4  # of the per-noise-level loss: t in (0, 1/4], (1/4, 1/2], ...
+Batch = dict[str, jax.Array]
+
+
+class Corruption(NamedTuple):
+    """What `corrupt` returns: leaves are [B, L]."""
+
+    noisy_BL: jax.Array
+    masked_BL: jax.Array
+    noise_level_BL: jax.Array
+
+
+class Weights(NamedTuple):
+    """Loss tokens of a batch: the two denominators."""
+
+    ar: jax.Array
+    diffusion: jax.Array
+
+
+class Sums(NamedTuple):
+    """What a batch adds up to. Micro-batches, and batches of a held-out set, add leaf by leaf."""
+
+    ar: jax.Array  # sum of ce
+    diffusion: jax.Array  # sum of ce / t
+    bin_ce: jax.Array  # [NOISE_BINS] sum of ce of masked tokens by noise level
+    bin_count: jax.Array  # [NOISE_BINS]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What is learned from a batch; hashable, so that it may be static under jit."""
+
+    pattern: str
+    alignment: str
+    block_length: int
+    half_life: float | None
+    mask_id: int
+    ar_weight: float
+    diffusion_weight: float
+
+    @classmethod
+    def from_config(cls, c: ConfigDict, mask_id: int) -> "Objective":
+        """The objective of c.objective; `mask_id` is not looked at by the AR objective."""
+        o = c.objective
+        if o.pattern == "causal":
+            return cls("causal", "shifted", 1, None, mask_id, ar_weight=1.0, diffusion_weight=0.0)
+        return cls(o.pattern, o.alignment, o.block_length, o.half_life, mask_id, o.ar_weight, o.diffusion_weight)
+
+    @property
+    def two_streams(self) -> bool:
+        """Does the row become [noisy | clean]?"""
+        return self.pattern in ("clean_context", "semi_block")
+
+    def attention(self, length: int) -> Pattern:
+        """The attention pattern of a training row of `length` tokens."""
+        if self.pattern == "causal":
+            return Causal()
+        if self.pattern == "bidirectional":
+            return Bidirectional()
+        if self.pattern == "block_causal":
+            return BlockCausal(self.block_length)
+        clean = "token_causal" if self.pattern == "semi_block" else "block_causal"
+        return CleanContext(length, self.block_length, clean)
+
+    def corrupt(self, keys_B: jax.Array, batch: Batch) -> Corruption:
+        """Noise for each row from its own key; nothing is masked for AR, nor where loss_mask is 0."""
+        tokens_BL = batch["tokens"]
+        if self.diffusion_weight == 0:
+            return Corruption(tokens_BL, jnp.zeros(tokens_BL.shape, bool), jnp.ones(tokens_BL.shape))
+        corruptible_BL = (batch["loss_mask"] > 0) & (batch["segment_ids"] > 0)
+        sizes = dict(block_length=self.block_length, mask_id=self.mask_id, half_life=self.half_life)
+        return Corruption(*corrupt(keys_B, tokens_BL, corruptible_BL, **sizes))
+
+    def weights(self, batch: Batch, corruption: Corruption) -> Weights:
+        """The loss tokens of a batch."""
+        diffusion = self._predicted(batch, corruption).sum(dtype=jnp.float32)
+        ar = _ar_targets(batch)[1].sum(dtype=jnp.float32) if self.ar_weight else jnp.zeros(())
+        return Weights(ar, diffusion)
+
+    def sums(self, model, batch: Batch, corruption: Corruption, *, remat: str = "none") -> Sums:
+        """One forward pass. The head runs on a stream only if that stream has a loss."""
+        length = batch["tokens"].shape[1]
+        streams = self._streams(batch, corruption)
+        x_BTD = model.hidden(pattern=self.attention(length), remat=remat, **streams)
+        ar, diffusion, bins = jnp.zeros(()), jnp.zeros(()), (jnp.zeros(NOISE_BINS), jnp.zeros(NOISE_BINS))
+        if self.ar_weight:
+            ar, _ = ar_loss(model.logits(x_BTD[:, -length:]), *_ar_targets(batch))
+        if self.diffusion_weight:
+            x_BLD = shift_right(x_BTD[:, :length]) if self.alignment == "shifted" else x_BTD[:, :length]
+            targets = (model.logits(x_BLD), batch["tokens"], self._predicted(batch, corruption))
+            diffusion, _ = diffusion_loss(*targets, corruption.noise_level_BL)
+            bins = _by_noise_level(*targets, corruption.noise_level_BL)
+        return Sums(ar, diffusion, *bins)
+
+    def loss(self, sums: Sums, weights: Weights) -> jax.Array:
+        """The step's loss, or a micro-batch's share of it, from sums and the GLOBAL weights."""
+        ar, diffusion = (total / jnp.maximum(count, 1) for total, count in zip(sums[:2], weights, strict=True))
+        return self.ar_weight * ar + self.diffusion_weight * diffusion
+
+    def _streams(self, batch: Batch, corruption: Corruption) -> dict[str, jax.Array]:
+        tokens_BT, positions_BT, segments_BT = corruption.noisy_BL, batch["positions"], batch["segment_ids"]
+        if self.two_streams:
+            tokens_BT = jnp.concatenate([tokens_BT, batch["tokens"]], axis=1)
+            positions_BT, segments_BT = jnp.tile(positions_BT, 2), jnp.tile(segments_BT, 2)
+        return dict(tokens_BT=tokens_BT, positions_BT=positions_BT, segment_ids_BT=segments_BT)
+
+    def _predicted(self, batch: Batch, corruption: Corruption) -> jax.Array:
+        """Masked tokens that have a logit: shifted, the first token of a document has none before it."""
+        if self.alignment == "same_position" or not self.diffusion_weight:
+            return corruption.masked_BL
+        segments_BL = batch["segment_ids"]
+        before_BL = jnp.pad(segments_BL[:, :-1], ((0, 0), (1, 0)))
+        return corruption.masked_BL & (segments_BL == before_BL)
+
+
+def example_keys(key: jax.Array, count: int) -> jax.Array:
+    """One key per example from its index in the global batch: independent of mesh, processes and micro-batches."""
+    return jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(count))
+
+
+def _ar_targets(batch: Batch):
+    return next_token_targets(batch["tokens"], batch["loss_mask"], batch["segment_ids"])
+
+
+def _by_noise_level(logits_BLV, targets_BL, masked_BL, noise_level_BL):
+    """(sum of ce, number) of masked tokens in each of NOISE_BINS bins; a metric, so no gradient flows."""
+    ce_BL = cross_entropy(jax.lax.stop_gradient(logits_BLV), targets_BL)
+    bin_BL = jnp.minimum(jnp.ceil(noise_level_BL * NOISE_BINS).astype(int) - 1, NOISE_BINS - 1)
+    pairs = [weighted_sum(ce_BL, masked_BL & (bin_BL == index)) for index in range(NOISE_BINS)]
+    return tuple(jnp.stack(column) for column in zip(*pairs, strict=True))

@@ -1,0 +1,208 @@
+"""Training: `train(config, workdir)` starts or continues a run. The loop's order is a contract; do not change it."""
+
+import itertools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from edlm_jax.data.pipeline import make_dataset, make_eval_batches
+from edlm_jax.errors import InputError
+from edlm_jax.models.spec import ModelSpec
+from edlm_jax.training.checkpoint import Checkpoints, check_workdir, write_workdir
+from edlm_jax.training.config import grid, validate
+from edlm_jax.training.initial import abstract_state, initial_params, initial_state, read_spec
+from edlm_jax.training.mesh import check_batch, make_mesh, to_global
+from edlm_jax.training.metrics import (
+    Clock,
+    MetricsFiles,
+    Window,
+    mfu_meter,
+    noise_level_losses,
+    step_flops,
+    weight_drift,
+)
+from edlm_jax.training.objective import Objective
+from edlm_jax.training.progress import Reporter
+from edlm_jax.training.step import TrainState, choose_block_length, make_eval_step, make_train_step
+from edlm_jax.training.stop import StopSignal
+
+
+def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """Runs until config.steps, or until SIGTERM; returns a summary (step, completed, seconds, last scalars).
+
+    Everything that can be refused is refused before the first file is written. A work directory with checkpoints of the
+    same config is continued exactly where its newest complete checkpoint stands.
+    """
+    workdir = Path(workdir)
+    validate(config)
+    check_workdir(workdir, config)
+    mesh = make_mesh(config)
+    spec, tokenizer = read_spec(config)
+    batches = Batches(config, tokenizer)
+    with jax.set_mesh(mesh):
+        return Run(config, workdir, mesh, spec, batches).loop()
+
+
+class Batches:
+    """This process's training batches, an iterator whose state is saved, and its held-out batches, read once."""
+
+    def __init__(self, c: ConfigDict, tokenizer):
+        split = dict(process_index=jax.process_index(), process_count=jax.process_count())
+        split["block_length"] = self.grid = grid(c)
+        self.train: grain.DatasetIterator = iter(make_dataset(c.data, tokenizer, seed=c.seed, **split))
+        held_out = make_eval_batches(c.data, tokenizer, **split) if c.data.eval_sources else ()
+        self.held_out = list(itertools.islice(held_out, c.data.eval_batches))
+
+
+class Run:
+    """One process's part of a run: what the loop's five actions need."""
+
+    def __init__(self, c: ConfigDict, workdir: Path, mesh: Mesh, spec: ModelSpec, batches: Batches):
+        self.c, self.workdir, self.mesh, self.spec, self.batches = c, workdir, mesh, spec, batches
+        mask_id = spec.conversion.mask_token_id if spec.conversion else -1
+        self.objective = Objective.from_config(c, mask_id)
+        graphdef, self.abstract = abstract_state(c, spec, mesh)
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
+        self.train_step = make_train_step(c, graphdef, self.objective, shardings)
+        self.eval_step = make_eval_step(c, graphdef, self.objective)
+        self.compiled: set[int] = set()
+        self.pending: tuple[int, dict, dict] | None = None  # (step, metrics on device, local batch)
+        self.last: dict[str, float] = {}
+
+    def loop(self) -> dict[str, Any]:
+        """restore -> [ settle -> eval -> save -> next batch -> step -> log ] ... The order makes a resumed run exact.
+
+        The iterator is only advanced after the save, so that a checkpoint holds the data state of its step. Metrics are
+        fetched one step late, so that the device never waits for the host; they are settled before a save, so that no
+        checkpoint ever holds a state that a NaN went through.
+        """
+        c, began = self.c, time.perf_counter()
+        self.checkpoints = Checkpoints(self.workdir, c.checkpoint.keep_last, c.checkpoint.keep_every)
+        state, first = self._restore()
+        write_workdir(self.workdir, c, self.spec)
+        self.clock, self.files = Clock(), MetricsFiles(self.workdir, first)
+        flops = step_flops(self.spec, self.objective, c.data.batch_size, c.data.length)
+        self.window = Window(self.clock, mfu_meter(flops if c.dtype == "bfloat16" else 0.0))
+        try:
+            with StopSignal() as stop, Reporter(first, c.steps) as self.reporter:
+                for step in itertools.count(first):
+                    done, stopped = step >= c.steps, stop.requested(step)
+                    if done or stopped or _due(step, first, c.eval_every) or _due(step, first, c.checkpoint.every):
+                        self._settle()
+                    if done or _due(step, first, c.eval_every) and not stopped:
+                        self._evaluate(step, state.params)
+                    if done or stopped or _due(step, first, c.checkpoint.every):
+                        self._save(step, state)
+                    if done or stopped:
+                        break
+                    batch = self._next_batch()
+                    state, metrics = self._step(step, state, batch)
+                    self._log(step + 1, metrics, batch)
+                self.checkpoints.close()
+                self.reporter.say(f"{'finished' if done else 'stopped by SIGTERM'} at step {step} of {c.steps}")
+        finally:
+            self.files.close()
+        return dict(step=step, completed=done, seconds=time.perf_counter() - began, **self.last)
+
+    def _restore(self) -> tuple[TrainState, int]:
+        latest = self.checkpoints.latest_step
+        if latest is None:
+            return initial_state(self.c, initial_params(self.c, self.spec, self.mesh), self.abstract), 0
+        return self.checkpoints.restore(latest, self.abstract, self.batches.train), latest
+
+    def _evaluate(self, step: int, params: dict) -> None:
+        with self.clock.pause():
+            scalars = held_out_loss(self.eval_step, self.objective, params, self.batches.held_out, self._to_global)
+            if self.c.init.path:
+                before = initial_params(self.c, self.spec, self.mesh)  # read again: a copy would cost memory all along
+                scalars |= {name: float(value) for name, value in weight_drift(before, params).items()}
+        if scalars:
+            self._write(step, scalars)
+
+    def _save(self, step: int, state: TrainState) -> None:
+        if step != self.checkpoints.latest_step:
+            with self.clock.pause():
+                self.checkpoints.save(step, state, self.batches.train)
+
+    def _next_batch(self) -> dict[str, np.ndarray]:
+        return next(self.batches.train)
+
+    def _step(self, step: int, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        block_length = choose_block_length(self.c, step)
+        if block_length in self.compiled:
+            return self.train_step(state, self._to_global(batch), block_length=block_length)
+        with self.clock.pause():
+            self.compiled.add(block_length)
+            return self.train_step(state, self._to_global(batch), block_length=block_length)
+
+    def _log(self, step: int, metrics: dict, batch: dict) -> None:
+        self._settle()
+        self.pending = (step, metrics, batch)
+
+    def _settle(self) -> None:
+        """Fetches the metrics of the step before; stops the run if its loss or gradient is no number."""
+        if self.pending is None:
+            return
+        step, metrics, batch = self.pending
+        self.pending = None
+        metrics = jax.device_get(metrics)
+        if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])):
+            self._refuse_nan(step, metrics, batch)
+        self.window.add(metrics)
+        self.reporter.step(step)
+        if step % self.c.log_every == 0 or step == self.c.steps:
+            self._write(step, self.window.close())
+
+    def _refuse_nan(self, step: int, metrics: dict, batch: dict) -> None:
+        self._write(step, dict(loss=float(metrics["loss"]), grad_norm=float(metrics["grad_norm"])))
+        name = "nan_batch.npz" if jax.process_index() == 0 else f"nan_batch.{jax.process_index()}.npz"
+        np.savez(self.workdir / name, step=step - 1, seed=self.c.seed, **batch)
+        self.checkpoints.close()
+        raise FloatingPointError(
+            f"loss {metrics['loss']} and gradient norm {metrics['grad_norm']} at step {step}: the batch is in "
+            f"{self.workdir / name}, the last good state in {self.workdir / 'checkpoints'}"
+        )
+
+    def _to_global(self, batch: dict) -> dict[str, jax.Array]:
+        check_batch(batch, grid=self.batches.grid)
+        return to_global(batch, self.mesh)
+
+    def _write(self, step: int, scalars: dict[str, float]) -> None:
+        self.last |= scalars
+        self.files.write(step, scalars)
+        self.reporter.scalars(step, scalars)
+
+
+def held_out_loss(
+    eval_step: Callable,
+    objective: Objective,
+    params: dict,
+    batches: list[dict],
+    to_device: Callable = lambda batch: batch,
+) -> dict[str, float]:
+    """One global mean over all held-out batches, with the same noise at every call; {} without batches."""
+    totals = None
+    for index, batch in enumerate(batches):
+        added = eval_step(params, to_device(batch), np.int32(index))
+        totals = added if totals is None else jax.tree.map(lambda a, b: a + b, totals, added)
+    if totals is None:
+        return {}
+    sums, weights = jax.device_get(totals)
+    if not max(weights):
+        raise InputError("the held-out set has no token that carries loss")
+    scalars = dict(eval_loss=float(objective.loss(sums, weights)))
+    for name, total, weight in (("ar", sums.ar, weights.ar), ("diffusion", sums.diffusion, weights.diffusion)):
+        scalars |= {f"eval_{name}_loss": float(total / weight)} if weight else {}
+    bins = noise_level_losses(sums.bin_ce, sums.bin_count)
+    return scalars | {f"eval_{name}": value for name, value in bins.items()}
+
+
+def _due(step: int, first: int, every: int) -> bool:
+    return every > 0 and step % every == 0 and step > first
