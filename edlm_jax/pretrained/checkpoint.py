@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from edlm_jax.errors import InputError
@@ -89,10 +88,9 @@ class Checkpoint:
         first, second = self[one], self[other]
         if first.get_dtype() != second.get_dtype():
             return False
-        return all(
-            np.array_equal(first[start : start + rows], second[start : start + rows])
-            for start in range(0, first.get_shape()[0], rows)
-        )
+        count = first.get_shape()[0]
+        parts = (slice(start, min(start + rows, count)) for start in range(0, count, rows))
+        return all(first[part].tobytes() == second[part].tobytes() for part in parts)
 
 
 def _files(directory: Path) -> dict[str, set[str] | None]:
@@ -110,7 +108,8 @@ def _files(directory: Path) -> dict[str, set[str] | None]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{index} is not an index of safetensors files: {error!r}") from None
     for file_name in files:
-        if Path(file_name).name != file_name or not file_name.endswith(".safetensors"):
+        beside = isinstance(file_name, str) and Path(file_name).name == file_name
+        if not beside or not file_name.endswith(".safetensors"):
             raise InputError(f"{index} points to {file_name!r}, which is not a safetensors file beside it")
         if not (directory / file_name).is_file():
             raise InputError(f"{index} points to {file_name}, which does not exist")

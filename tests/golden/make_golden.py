@@ -3,7 +3,7 @@
     python tests/golden/make_golden.py        (needs torch and transformers; the tests that read the files do not)
 
 Each case is a directory: config.json as transformers 5 writes it, config_old.json in the form before it, the weights in
-the case's dtype, and expected.npz with tokens, the columns that are kept, and their logits. rope.json has frequencies.
+the case's dtype, and expected.npz with tokens, positions and the logits of some columns. rope.json has frequencies.
 Weights are drawn much larger than a fresh model's, so that a wrong rotation, bias or norm moves the logits by far more
 than the tests allow; they are rounded to the case's dtype first, so that the float32 logits belong to what is stored.
 """
@@ -18,7 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 HERE = Path(__file__).parent
-LONG = 2112  # past 2048, where a forgotten scaling shows
+LENGTH = 40
+SPREAD = 4000  # positions of the scaled cases reach past 2048, where a forgotten scaling shows
 
 _SHAPE = dict(
     vocab_size=67,
@@ -35,17 +36,17 @@ _LLAMA3 |= dict(original_max_position_embeddings=512)
 _YARN = dict(rope_type="yarn", factor=8.0, original_max_position_embeddings=512)
 _LINEAR = dict(rope_type="linear", factor=4.0)
 
-# name -> (model_type, changes to _SHAPE, RoPE parameters, stored dtype, bytes per file, length)
+# name -> (model_type, changes to _SHAPE, RoPE parameters, stored dtype, bytes per file, end of the positions)
 CASES = {
-    "qwen2_untied": ("qwen2", {}, dict(rope_theta=1e6), "bfloat16", 30_000, 40),
-    "qwen2_tied": ("qwen2", dict(tie_word_embeddings=True), dict(rope_theta=1e6), "bfloat16", 10**9, 40),
-    "qwen2_yarn": ("qwen2", {}, dict(rope_theta=1e4) | _YARN, "bfloat16", 10**9, LONG),
-    "qwen3": ("qwen3", dict(head_dim=16, tie_word_embeddings=True), dict(rope_theta=1e6), "bfloat16", 10**9, 40),
-    "llama3": ("llama", dict(head_dim=8), dict(rope_theta=5e5) | _LLAMA3, "bfloat16", 10**9, LONG),
-    "llama_linear": ("llama", dict(head_dim=8), dict(rope_theta=1e4) | _LINEAR, "float16", 10**9, LONG),
-    "llama_bias": ("llama", dict(attention_bias=True, mlp_bias=True), dict(rope_theta=1e4), "bfloat16", 10**9, 40),
-    "smollm2": ("llama", dict(tie_word_embeddings=True), dict(rope_theta=1e5), "float32", 10**9, 40),
-    "mistral": ("mistral", dict(head_dim=12, sliding_window=None), dict(rope_theta=1e6), "bfloat16", 10**9, 40),
+    "qwen2_untied": ("qwen2", {}, dict(rope_theta=1e6), "bfloat16", 30_000, LENGTH),
+    "qwen2_tied": ("qwen2", dict(tie_word_embeddings=True), dict(rope_theta=1e6), "bfloat16", 10**9, LENGTH),
+    "qwen2_yarn": ("qwen2", {}, dict(rope_theta=1e4) | _YARN, "bfloat16", 10**9, SPREAD),
+    "qwen3": ("qwen3", dict(head_dim=16, tie_word_embeddings=True), dict(rope_theta=1e6), "bfloat16", 10**9, LENGTH),
+    "llama3": ("llama", dict(head_dim=8), dict(rope_theta=5e5) | _LLAMA3, "bfloat16", 10**9, SPREAD),
+    "llama_linear": ("llama", dict(head_dim=8), dict(rope_theta=1e4) | _LINEAR, "float16", 10**9, SPREAD),
+    "llama_bias": ("llama", dict(attention_bias=True, mlp_bias=True), dict(rope_theta=1e4), "bfloat16", 10**9, LENGTH),
+    "smollm2": ("llama", dict(tie_word_embeddings=True), dict(rope_theta=1e5), "float32", 10**9, LENGTH),
+    "mistral": ("mistral", dict(head_dim=12, sliding_window=None), dict(rope_theta=1e6), "bfloat16", 10**9, LENGTH),
 }
 
 _YARN_MSCALE = dict(mscale=0.7, mscale_all_dim=1.3, beta_fast=24, beta_slow=2, truncate=False)
@@ -84,10 +85,18 @@ def make_model(name: str, seed: int):
     return model
 
 
-def logits(model, tokens: np.ndarray) -> np.ndarray:
-    """float32 logits of every column."""
+def logits(model, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """float32 logits of every column; the mask of ones keeps transformers from reading gaps as document ends."""
+    ids, positions = torch.from_numpy(tokens), torch.from_numpy(positions)
     with torch.no_grad():
-        return model(input_ids=torch.from_numpy(tokens)).logits.numpy()
+        return model(input_ids=ids, position_ids=positions, attention_mask=torch.ones_like(ids)).logits.numpy()
+
+
+def draw_inputs(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and rising positions [1, LENGTH], with gaps where the case reaches far."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, _SHAPE["vocab_size"], (1, LENGTH))
+    return tokens, np.sort(rng.choice(CASES[name][-1], (1, LENGTH), replace=False))
 
 
 def old_form(config: dict) -> dict:
@@ -110,6 +119,8 @@ def save(model, name: str, directory: Path) -> None:
     model.to(getattr(torch, dtype)).save_pretrained(directory, max_shard_size=bytes_per_file)
     model.float()
     (directory / "generation_config.json").unlink(missing_ok=True)
+    for path in directory.iterdir():
+        path.chmod(0o644)  # safetensors writes for the owner alone
 
 
 def frequencies(head_dim: int, rope: dict) -> tuple[list[float], float]:
@@ -129,16 +140,15 @@ def main() -> None:
         directory = HERE / name
         shutil.rmtree(directory, ignore_errors=True)
         model = make_model(name, seed)
-        length = CASES[name][-1]
-        tokens = np.random.default_rng(seed).integers(0, _SHAPE["vocab_size"], (1, length))
-        expected = logits(model, tokens)
+        tokens, positions = draw_inputs(name, seed)
+        expected = logits(model, tokens, positions)
         save(model, name, directory)
         config = old_form(json.loads((directory / "config.json").read_text()))
         (directory / "config_old.json").write_text(json.dumps(config, indent=2) + "\n")
-        columns = np.unique(np.linspace(0, length - 1, 8).astype(int))
-        kept = dict(tokens=tokens.astype(np.int32), columns=columns, logits=expected[:, columns])
-        np.savez_compressed(directory / "expected.npz", **kept)
-        print(f"{name:14} logits within +-{np.abs(expected).max():.1f}")
+        columns = np.arange(0, LENGTH, 3)
+        inputs = dict(tokens=tokens.astype(np.int32), positions=positions.astype(np.int32))
+        np.savez_compressed(directory / "expected.npz", **inputs, columns=columns, logits=expected[:, columns])
+        print(f"{name:14} positions to {positions.max():4}, logits within +-{np.abs(expected).max():.1f}")
     ropes = []
     for head_dim, rope in ROPES:
         values, factor = frequencies(head_dim, rope)
