@@ -1,0 +1,132 @@
+"""Generated tasks with one exact answer: what a small model can be held to, by string equality.
+
+    count     count 37 by 4 for 5 ->        37 41 45 49 53
+    sums      add 3+4 9+8 0+5 ->            7 17 5
+    sort      sort q b x a ->               a b q x
+    reverse   reverse q b x a ->            a x b q
+    lookup    get size name from name=4071 size=9902 ->    9902 4071
+    brackets  close ( [ { } ( ->            ) ] )
+    init      def __init__(self, name, size):\\n           the two assignments
+    record    def record(name, size):\\n    return         {"name": name, "size": size}
+
+An example depends on (seed, kind, index) alone. A prompt belongs to the test split exactly when its hash says so: no test
+prompt can have been trained on, however small a kind's space of prompts is.
+"""
+
+import hashlib
+import random
+from collections.abc import Callable, Sequence
+
+from edlm_jax.errors import InputError
+
+NAMES = tuple(
+    """name size path line key data text mode code type time file node args value index start stop count left right
+    first last width color state level owner parent target source result message default""".split()
+)
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+CLOSER = {"(": ")", "[": "]", "{": "}"}
+TEST_SHARE = 16  # one prompt in so many belongs to the test split
+
+Example = tuple[str, str]
+
+
+def _count(rng: random.Random) -> Example:
+    start, step, terms = rng.randrange(200), rng.choice((1, 2, 3, 4, 5, 10)), rng.randint(4, 6)
+    answer = " ".join(str(start + step * i) for i in range(terms))
+    return f"count {start} by {step} for {terms} ->", f" {answer}"
+
+
+def _sums(rng: random.Random) -> Example:
+    pairs = [(rng.randrange(10), rng.randrange(10)) for _ in range(rng.randint(3, 6))]
+    return "add " + " ".join(f"{a}+{b}" for a, b in pairs) + " ->", "".join(f" {a + b}" for a, b in pairs)
+
+
+def _sort(rng: random.Random) -> Example:
+    letters = rng.sample(LETTERS, rng.randint(4, 8))
+    return f"sort {' '.join(letters)} ->", "".join(f" {letter}" for letter in sorted(letters))
+
+
+def _reverse(rng: random.Random) -> Example:
+    letters = rng.sample(LETTERS, rng.randint(4, 8))
+    return f"reverse {' '.join(letters)} ->", "".join(f" {letter}" for letter in reversed(letters))
+
+
+def _lookup(rng: random.Random) -> Example:
+    table = {name: f"{rng.randrange(10000):04d}" for name in rng.sample(NAMES, rng.randint(3, 5))}
+    wanted = rng.sample(list(table), 2)
+    rows = " ".join(f"{name}={value}" for name, value in table.items())
+    return f"get {' '.join(wanted)} from {rows} ->", "".join(f" {table[name]}" for name in wanted)
+
+
+def _brackets(rng: random.Random) -> Example:
+    depth, walk, stack = rng.randint(3, 7), [], []
+    while len(stack) < depth:
+        if stack and rng.random() < 0.25:
+            walk.append(CLOSER[stack.pop()])
+        else:
+            stack.append(rng.choice("([{"))
+            walk.append(stack[-1])
+    return f"close {' '.join(walk)} ->", "".join(f" {CLOSER[opener]}" for opener in reversed(stack))
+
+
+def _init(rng: random.Random) -> Example:
+    names = rng.sample(NAMES, rng.randint(2, 4))
+    body = "\n".join(f"        self.{name} = {name}" for name in names)
+    return f"def __init__(self, {', '.join(names)}):\n", body
+
+
+def _record(rng: random.Random) -> Example:
+    names = rng.sample(NAMES, rng.randint(2, 4))
+    items = ", ".join(f'"{name}": {name}' for name in names)
+    return f"def record({', '.join(names)}):\n    return", f" {{{items}}}"
+
+
+GENERATORS: dict[str, Callable[[random.Random], Example]] = {
+    "count": _count,
+    "sums": _sums,
+    "sort": _sort,
+    "reverse": _reverse,
+    "lookup": _lookup,
+    "brackets": _brackets,
+    "init": _init,
+    "record": _record,
+}
+KINDS = tuple(GENERATORS)
+
+
+def belongs_to_test(prompt: str) -> bool:
+    """Whether the prompt's hash puts it into the test split."""
+    return hashlib.blake2b(prompt.encode(), digest_size=4).digest()[-1] % TEST_SHARE == 0
+
+
+def generate_example(kind: str, seed: int, index: int, split: str = "train") -> dict[str, str]:
+    """The index-th example of a kind: dict(prompt, response, kind), from (kind, seed, index) alone."""
+    # random.Random seeded with a string gives the same numbers on every Python we run on; numpy promises less.
+    rng = random.Random(f"{kind}/{seed}/{index}")
+    while True:
+        prompt, response = GENERATORS[kind](rng)
+        if belongs_to_test(prompt) == (split == "test"):
+            return dict(prompt=prompt, response=response, kind=kind)
+
+
+class TaskSource(Sequence):
+    """A random-access source of `size` examples that goes round its kinds."""
+
+    def __init__(self, kinds: Sequence[str] = KINDS, seed: int = 0, size: int = 1_000_000, split: str = "train"):
+        self.kinds, self.seed, self.size, self.split = tuple(kinds) or KINDS, seed, size, split
+        unknown = [kind for kind in self.kinds if kind not in GENERATORS]
+        if unknown:
+            raise InputError(f"unknown task kind {unknown[0]!r}; known kinds: {', '.join(KINDS)}")
+        if split not in ("train", "test"):
+            raise InputError(f"a task split is 'train' or 'test', not {split!r}")
+        if size < 1:
+            raise InputError(f"a task source needs at least one example, not {size}")
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict[str, str]:
+        if not 0 <= index < self.size:
+            raise IndexError(index)
+        turn, which = divmod(index, len(self.kinds))
+        return generate_example(self.kinds[which], self.seed, turn, self.split)
