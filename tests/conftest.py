@@ -5,7 +5,77 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: a test must not take somebody's accelerator
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads and forked workers do not mix
 
+import dataclasses
+import json
+from pathlib import Path
+
 import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+TINY = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "hidden_act": "silu",
+    "vocab_size": 259,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 48,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer_dir(tmp_path_factory) -> Path:
+    """A byte-level tokenizer of 256 bytes and three special tokens, beside a config.json."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    directory = tmp_path_factory.mktemp("tokenizer")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|pad|>", "<|fim_pad|>"])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>", "pad_token": "<|pad|>"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    (directory / "config.json").write_text(json.dumps(TINY))
+    return directory
+
+
+def _save_tiny(spec, directory: Path) -> Path:
+    from flax import nnx
+
+    from edlm_jax import save_pretrained
+    from edlm_jax.models import Transformer
+
+    save_pretrained(Transformer(spec, rngs=nnx.Rngs(0)), directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_ar_dir(tiny_tokenizer_dir, tmp_path_factory) -> Path:
+    """A random Qwen3-shaped AR model of 25k parameters as a Hugging Face directory."""
+    from edlm_jax.models import ModelSpec
+
+    spec = ModelSpec.from_hf(TINY, source=str(tiny_tokenizer_dir))
+    return _save_tiny(spec, tmp_path_factory.mktemp("ar") / "model")
+
+
+@pytest.fixture(scope="session")
+def tiny_converted_dir(tiny_tokenizer_dir, tmp_path_factory) -> Path:
+    """The same model, declared to be converted with blocks of 4."""
+    from edlm_jax.models import Conversion, ModelSpec
+
+    spec = ModelSpec.from_hf(TINY, source=str(tiny_tokenizer_dir))
+    spec = dataclasses.replace(spec, conversion=Conversion(258, 4, "clean_context", "same_position", "block_causal"))
+    return _save_tiny(spec, tmp_path_factory.mktemp("converted") / "model")

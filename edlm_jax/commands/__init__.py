@@ -1,0 +1,1 @@
+"""The `edlm` command: one module per subcommand, each with add_arguments, run and show."""

@@ -27,7 +27,7 @@ _NOT_NEGATIVE += ("objective.diffusion_weight", "optimizer.final_learning_rate",
 _NOT_NEGATIVE += ("optimizer.decay_steps", "optimizer.weight_decay", "optimizer.clip_norm")
 # A run may be continued with other values of these: none of them changes what a step computes from its state and batch,
 # except `steps`, which is how a run is made longer.
-RESUMABLE = ("steps", "log_every", "eval_every", "checkpoint", "mesh", "remat")
+RESUMABLE = ("steps", "log_every", "eval_every", "checkpoint", "mesh", "remat", "evaluation")
 
 
 def default_config() -> ConfigDict:
@@ -82,6 +82,12 @@ def default_config() -> ConfigDict:
         every=1000,  # steps; the last step is always saved; 0 = only the last
         keep_last=2,
         keep_every=0,  # keep those at multiples of this for ever; 0 = none
+    )
+    c.evaluation = config_dict.create(  # what `edlm convert` measures afterwards; training does not read it
+        tasks=(),  # held-out sources of prompts with one right response each, as in data.sources
+        thresholds=(1.0, 0.9, 0.8),  # of the converted model's decoding; 1.0 = one token per forward
+        batch_size=32,  # rows decoded at a time for the accuracy
+        timed_prompts=8,  # prompts whose tokens/s are measured, one at a time
     )
     c.mesh = config_dict.create(data=1, fsdp=-1, tensor=1, context=1)  # devices per axis; -1 = what is left
     return c

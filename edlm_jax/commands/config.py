@@ -1,0 +1,71 @@
+"""Config files: load one, apply the overrides of the command line, say in one line what is wrong with them."""
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from edlm_jax.errors import InputError
+
+OVERRIDES_HELP = """
+Any field of the config file can be set on the command line:
+  --config.steps=100 --config.optimizer.learning_rate=3e-5
+edlm_jax/training/config.py lists every field with its meaning."""
+
+
+def add_config_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare --config; its overrides are gathered by the caller."""
+    parser.add_argument("--config", required=True, metavar="FILE", help="Python file with get_config(), see configs/")
+    parser.epilog = OVERRIDES_HELP
+
+
+def load_config(path: str, overrides: Sequence[str] = ()):
+    """The locked ConfigDict of the file with the overrides, each of the form --config.a.b=value, applied."""
+    if not Path(path.partition(":")[0]).is_file():
+        raise InputError(f"no config file {path}; give --config=FILE, for example configs/quickstart.py")
+    try:
+        config = _parse(path, ())
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"config file {path} does not load: {type(error).__name__}: {error}") from error
+    for override in overrides:
+        _check_known(config, override)
+    return _parse(path, overrides) if overrides else config
+
+
+def _parse(path: str, overrides: Sequence[str]):
+    from absl import flags
+    from ml_collections import config_flags
+
+    values = flags.FlagValues()  # our own: the process-wide one belongs to whoever calls us
+    argv = ["edlm", f"--config={path}", *overrides]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+    except flags.Error as error:
+        raise InputError(" ".join(str(error).removeprefix("flag --").split())) from error
+    return values.config
+
+
+def _check_known(config, override: str) -> None:
+    """Refuse a field that the config does not have, naming the nearest one."""
+    from ml_collections.config_flags import config_path
+
+    name, equals, _ = override.removeprefix("--config.").partition("=")
+    if not equals:
+        raise InputError(f"{override} has no value: write {override}=VALUE")
+    try:
+        config_path.get_value(name, config)
+    except (AttributeError, KeyError, IndexError, TypeError):
+        near = difflib.get_close_matches(name, _field_names(config), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise InputError(f"unknown config key {name}{hint}") from None
+
+
+def _field_names(config) -> list[str]:
+    return [
+        f"{key}.{inner}" if inner else key
+        for key, value in config.items()
+        for inner in (_field_names(value) if hasattr(value, "items") else [""])
+    ]

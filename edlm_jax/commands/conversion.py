@@ -1,0 +1,155 @@
+"""The stages of `edlm convert`: port, train, export, measure, report."""
+
+import functools
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+from ml_collections import ConfigDict
+
+from edlm_jax.commands.stages import Stages
+from edlm_jax.errors import InputError
+from edlm_jax.evaluation.compare import (
+    AR,
+    check_evaluation,
+    compare_accuracy,
+    compare_speed,
+    diffusion_at,
+    results_by_mode,
+)
+from edlm_jax.evaluation.drift import weight_drift
+from edlm_jax.evaluation.heldout import heldout_loss
+from edlm_jax.evaluation.plot import plot_report
+from edlm_jax.evaluation.report import describe_machine, read_losses, write_report
+from edlm_jax.evaluation.tasks import load_tasks
+from edlm_jax.pretrained import load_pretrained, load_tokenizer, save_pretrained
+from edlm_jax.training.checkpoint import check_workdir, load_trained
+from edlm_jax.training.config import to_json, validate
+from edlm_jax.training.initial import read_spec
+from edlm_jax.training.train import train
+
+STAGES = ("port", "train", "export", "accuracy", "speed", "held-out loss", "drift")
+TERMINATED = 128 + 15  # exit code of a job that SIGTERM ended
+
+
+def convert(c: ConfigDict, workdir: Path, name: str) -> dict[str, Any]:
+    """All stages in order; returns the report, which is also in workdir/report.json."""
+    validate(c)
+    check_evaluation(c)
+    if c.objective.pattern == "causal":
+        raise InputError("config.objective.pattern='causal' trains an AR model and converts nothing: use `edlm train`")
+    if not c.init.path:
+        raise InputError("config.init.path is empty: `edlm convert` needs an AR checkpoint to start from")
+    check_workdir(workdir, c)
+    stages = Stages(workdir / "stages.json", to_json(c), STAGES)
+    job = _Job(c, workdir)
+    ported = stages.run("port", job.port)
+    training = stages.run("train", job.train, resumes=True)
+    stages.run("export", job.export)
+    measured = [stages.run("accuracy", job.accuracy), stages.run("speed", job.speed)]
+    heldout, drift = stages.run("held-out loss", job.heldout), stages.run("drift", job.drift)
+    report = {
+        "name": name,
+        "ported": ported,
+        **job.by_mode(measured),
+        "heldout_loss": heldout,
+        "weight_drift": drift,
+        "training": training,
+        "seconds": sum(stages.seconds.values()),
+        "stage_seconds": stages.seconds,
+        **describe_machine(),
+        "config": json.loads(to_json(c)),
+    }
+    plot_report(report, read_losses(workdir / "metrics.jsonl"), workdir / "report.png")
+    write_report(report, workdir / "report.json")
+    print(f"report: {workdir / 'report.json'}, {workdir / 'report.png'}; model: {job.exported}", file=sys.stderr)
+    return report
+
+
+class _Job:
+    """The work of each stage; what it needs from an earlier one it reads from disk, so a job can begin anywhere."""
+
+    def __init__(self, c: ConfigDict, workdir: Path):
+        self.c, self.workdir, self.exported = c, workdir, workdir / "model"
+        self.decodings = [AR, *diffusion_at(c.evaluation.thresholds)]
+
+    def port(self) -> dict[str, Any]:
+        """Read the AR checkpoint strictly, and say what it is and which token will be the mask."""
+        spec, tokenizer = read_spec(self.c)
+        return {
+            "source": spec.source,
+            "family": spec.family,
+            "parameters": sum(leaf.size for leaf in nnx.to_flat_state(nnx.state(self.ar, nnx.Param)).leaves),
+            "layers": spec.num_layers,
+            "width": spec.width,
+            "vocabulary": spec.vocab_size,
+            "mask_token": tokenizer.convert_ids_to_tokens(spec.conversion.mask_token_id),
+        }
+
+    def train(self) -> dict[str, Any]:
+        """Convert: train on the diffusion objective."""
+        summary = train(self.c, self.workdir)
+        if not summary["completed"]:
+            print("stopped; the same command continues", file=sys.stderr)
+            raise SystemExit(TERMINATED)
+        return summary
+
+    def export(self) -> dict[str, Any]:
+        """Write the newest checkpoint as a Hugging Face directory, in place of an older export of this run."""
+        model = load_trained(self.workdir)
+        shutil.rmtree(self.exported, ignore_errors=True)
+        save_pretrained(model, self.exported, dtype=self.c.dtype)
+        return {"directory": str(self.exported)}
+
+    def accuracy(self) -> list[dict[str, Any]]:
+        """Exact match on the held-out tasks."""
+        return compare_accuracy(self.ways, self.tasks, self.tokenizer, self.c.evaluation.batch_size)
+
+    def speed(self) -> list[dict[str, Any]]:
+        """Tokens per second at batch 1."""
+        return compare_speed(self.ways, self.tasks, self.tokenizer, self.c.evaluation.timed_prompts)
+
+    def heldout(self) -> dict[str, float]:
+        """Nats per held-out token of both models, each under its own objective."""
+        if not self.c.data.eval_sources:
+            return {}
+        return {
+            "ar": heldout_loss(self.ar, self.c, self.tokenizer, pattern="causal"),
+            "diffusion": heldout_loss(self.converted, self.c, self.tokenizer, pattern=self.c.objective.pattern),
+        }
+
+    def drift(self) -> dict[str, Any]:
+        """How far the weights moved."""
+        return weight_drift(self.ar, self.converted)
+
+    def by_mode(self, measured: list[list[dict[str, Any]]]) -> dict[str, Any]:
+        """The measurements of all ways of decoding as the report has them."""
+        return results_by_mode(self.decodings, *measured)
+
+    @functools.cached_property
+    def ar(self):
+        """The AR model, as ported."""
+        return load_pretrained(self.c.init.path, dtype=self.c.dtype)
+
+    @functools.cached_property
+    def converted(self):
+        """The converted model, as exported."""
+        return load_pretrained(self.exported, dtype=self.c.dtype)
+
+    @functools.cached_property
+    def tokenizer(self):
+        """The tokenizer of both."""
+        return load_tokenizer(self.c.data.tokenizer or self.c.init.path)
+
+    @functools.cached_property
+    def tasks(self):
+        """The held-out tasks."""
+        return load_tasks(self.c.evaluation.tasks, self.tokenizer)
+
+    @property
+    def ways(self):
+        """(model, decoding) of everything that is compared."""
+        return [(self.ar if how["mode"] == "ar" else self.converted, how) for how in self.decodings]

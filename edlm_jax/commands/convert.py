@@ -1,0 +1,31 @@
+"""The whole job: port an AR model, convert it to block diffusion, export it, evaluate both, write the report.
+
+The work directory gets model/ (a Hugging Face directory), report.json and report.png beside what training writes.
+Run it again with the same --workdir after an interruption: finished stages are not repeated."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from edlm_jax.commands.config import add_config_argument, load_config
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    add_config_argument(parser)
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="where the run keeps its files")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Convert; returns the report."""
+    config = load_config(args.config, args.overrides)
+    from edlm_jax.commands.conversion import convert
+
+    return convert(config, Path(args.workdir), name=Path(args.config.partition(":")[0]).stem)
+
+
+def show(report: dict[str, Any], args: argparse.Namespace) -> None:
+    """Print the report's tables."""
+    from edlm_jax.evaluation.report import print_report
+
+    print_report(report)

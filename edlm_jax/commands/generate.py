@@ -1,0 +1,97 @@
+"""Complete prompts with a converted model (several tokens per forward pass) or, with --mode=ar, one token at a time.
+
+Prompts come from --prompt, from --prompts-file (one a line; - is stdin), or from stdin when it is piped."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from edlm_jax.errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("--model", required=True, metavar="DIR", help="Hugging Face directory or hub id")
+    parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a prompt; may be repeated")
+    parser.add_argument("--prompts-file", metavar="FILE", help="prompts, one a line; - reads stdin")
+    parser.add_argument("--mode", choices=("diffusion", "ar"), help="default: diffusion if the model was converted")
+    parser.add_argument("--threshold", type=float, default=0.9, metavar="P", help="confidence to accept at (0.9)")
+    parser.add_argument("--steps-per-block", type=int, metavar="N", help="a fixed number of steps, no threshold")
+    parser.add_argument("--block-length", type=int, metavar="C", help="default: the one the model was converted with")
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="at most this many a prompt (128)")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 takes the best token (0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling (0)")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="to compute in (bfloat16)")
+    parser.add_argument("--warm", action="store_true", help="decode once before timing: tokens/s without compilation")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Decode the prompts; returns the texts and the counts."""
+    prompts = _read_prompts(args)
+    from edlm_jax import generate, load_pretrained
+    from edlm_jax.pretrained.tokenizer import load_tokenizer
+
+    model = load_pretrained(args.model, dtype=args.dtype)
+    tokenizer = load_tokenizer(model.spec.source)
+    decoding = dict(
+        mode=args.mode or ("diffusion" if model.spec.conversion else "ar"),
+        threshold=args.threshold,
+        steps_per_block=args.steps_per_block,
+        block_length=args.block_length,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        seed=args.seed,
+        eos_id=tokenizer.eos_token_id,
+    )
+    tokens = [tokenizer.encode(prompt) for prompt in prompts]
+    if args.warm:
+        generate(model, tokens, **decoding)
+    start = time.perf_counter()
+    result = generate(model, tokens, **decoding)
+    seconds = time.perf_counter() - start
+    new_tokens = sum(len(row) for row in result.tokens)
+    return {
+        "mode": decoding["mode"],
+        "completions": [
+            {"prompt": prompt, "text": tokenizer.decode(row, skip_special_tokens=True), "new_tokens": len(row)}
+            for prompt, row in zip(prompts, result.tokens, strict=True)
+        ],
+        "tokens_per_forward": result.tokens_per_forward,
+        "tokens_per_second": new_tokens / seconds,
+        "compilation_included": not args.warm,
+        "seconds": seconds,
+    }
+
+
+def show(result: dict[str, Any], args: argparse.Namespace) -> None:
+    """Print each prompt with its completion, then the counts."""
+    for completion in result["completions"]:
+        print(completion["prompt"] + completion["text"])
+        print()
+    timing = "compilation included, --warm leaves it out" if result["compilation_included"] else "compilation excluded"
+    print(
+        f"{sum(c['new_tokens'] for c in result['completions'])} tokens, "
+        f"{result['tokens_per_forward']:.2f} per forward, {result['tokens_per_second']:.1f} per second ({timing})",
+        file=sys.stderr,
+    )
+
+
+def _read_prompts(args: argparse.Namespace) -> list[str]:
+    prompts = list(args.prompt)
+    if args.prompts_file or (not prompts and not sys.stdin.isatty()):
+        prompts += _read_lines(args.prompts_file or "-")
+    if not prompts:
+        raise InputError("no prompt: give --prompt, --prompts-file or text on stdin")
+    return prompts
+
+
+def _read_lines(name: str) -> list[str]:
+    try:
+        text = (sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()).decode("utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read --prompts-file={name}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"prompts in {name} are not UTF-8: byte {error.start}") from None
+    return [line for line in text.splitlines() if line.strip()]

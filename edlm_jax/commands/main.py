@@ -1,0 +1,104 @@
+"""The `edlm` command line: picks a subcommand, turns bad input into one line and an exit code."""
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import sys
+import traceback
+
+from absl import logging
+
+from edlm_jax.errors import InputError
+
+COMMANDS = {
+    "train": "train a model as a config file says; resumes where it stopped",
+    "convert": "the whole job: port an AR model, convert it, export it, evaluate both, report",
+    "generate": "complete prompts with a model, several tokens per forward pass",
+    "evaluate": "task accuracy at several thresholds, speed, held-out loss",
+    "export": "write a training run's newest checkpoint as a Hugging Face directory",
+}
+BAD_INPUT, INTERRUPTED, FAILED = 2, 130, 1
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are InputErrors: one line, printed in one place."""
+
+    def error(self, message: str):
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `edlm` with all its subcommands; imports nothing heavy."""
+    parser = Parser(
+        prog="edlm",
+        description="Turns autoregressive language models into block-diffusion language models.",
+        epilog="`edlm COMMAND --help` tells more about one command.",
+        allow_abbrev=False,
+    )
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
+    common.add_argument("--debug", action="store_true", help="show a traceback when something fails")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        module = importlib.import_module(f"edlm_jax.commands.{name}")
+        subparser = commands.add_parser(
+            name,
+            help=summary,
+            description=module.__doc__,
+            parents=[common],
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(subparser)
+        subparser.set_defaults(module=module, subparser=subparser)
+    return parser
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The arguments, with `--config.a.b=value` gathered in .overrides for the commands that take a config."""
+    args, unknown = build_parser().parse_known_args(argv)
+    takes_config = "config" in vars(args)
+    args.overrides = [token for token in unknown if takes_config and token.startswith("--config.")]
+    others = [token for token in unknown if token not in args.overrides]
+    if others:
+        args.subparser.error(f"unrecognized argument: {others[0]}")
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command and print what it found: for people, or with --json for machines."""
+    logging.set_verbosity(logging.ERROR)  # orbax tells of every file it writes
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is missing: we do not need it
+    if args.json:
+        with contextlib.redirect_stdout(sys.stderr):  # stdout carries the JSON object and nothing else
+            result = args.module.run(args)
+        print(json.dumps(result, indent=2))
+    else:
+        args.module.show(args.module.run(args), args)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `edlm`. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        run(parse(argv))
+        return 0
+    except InputError as error:
+        return _report(BAD_INPUT, f"edlm: {error}", argv)
+    except KeyboardInterrupt:
+        return _report(INTERRUPTED, "edlm: interrupted", argv)
+    except BrokenPipeError:  # `edlm ... | head`
+        sys.stderr.close()
+        return FAILED
+    except Exception as error:
+        first_line = next(iter(str(error).splitlines()), "")
+        return _report(FAILED, f"edlm: {type(error).__name__}: {first_line} (--debug shows the traceback)", argv)
+
+
+def _report(code: int, reason: str, argv: list[str]) -> int:
+    if "--debug" in argv:
+        traceback.print_exc()
+    print(reason, file=sys.stderr)
+    return code

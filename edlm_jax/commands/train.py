@@ -1,0 +1,28 @@
+"""Train a model as a config file says. Run it again with the same --workdir and it resumes where it stopped.
+
+The work directory gets config.json, checkpoints/, metrics.jsonl and tensorboard/."""
+
+import argparse
+from typing import Any
+
+from edlm_jax.commands.config import add_config_argument, load_config
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    add_config_argument(parser)
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="where the run keeps its files")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Train; returns the run's summary."""
+    config = load_config(args.config, args.overrides)
+    from edlm_jax.training.train import train
+
+    return train(config, args.workdir)
+
+
+def show(result: dict[str, Any], args: argparse.Namespace) -> None:
+    """Print the summary, one field a line."""
+    for key, value in result.items():
+        print(f"{key}: {value}")

@@ -1,0 +1,72 @@
+"""The AR model and its conversion on the same tasks: accuracy, tokens per forward and speed in one engine."""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from edlm_jax.data.sources import open_source
+from edlm_jax.errors import InputError
+from edlm_jax.evaluation.tasks import Decoding, Task, longest_answer, measure_speed, score_tasks
+from edlm_jax.models.transformer import Transformer
+
+AR: Decoding = {"mode": "ar"}
+
+
+def check_evaluation(c: ConfigDict) -> None:
+    """Raises InputError for evaluation settings that could only fail hours later, when training is over."""
+    e = c.evaluation
+    for threshold in e.thresholds:
+        if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
+            raise InputError(f"config.evaluation.thresholds must lie in [0, 1], not {threshold!r}")
+    if not e.thresholds:
+        raise InputError("config.evaluation.thresholds is empty; give at least one, for example (1.0, 0.9)")
+    for name in ("batch_size", "timed_prompts"):
+        if e[name] < 1:
+            raise InputError(f"config.evaluation.{name} must be positive, not {e[name]}")
+    if not e.tasks:
+        raise InputError("config.evaluation.tasks is empty; give sources of prompts with exact answers")
+    for source in [*e.tasks, *c.data.eval_sources]:
+        open_source(source)
+
+
+def diffusion_at(thresholds: Sequence[float]) -> list[Decoding]:
+    """Block diffusion at each threshold."""
+    return [{"mode": "diffusion", "threshold": threshold} for threshold in thresholds]
+
+
+def compare_accuracy(ways: Sequence[tuple[Transformer, Decoding]], tasks: Sequence[Task], tokenizer, batch_size: int):
+    """One dict per way: accuracy, kinds, tokens per forward, forwards."""
+    scores = [score_tasks(model, tasks, tokenizer, batch_size=batch_size, decoding=how) for model, how in ways]
+    return [
+        {
+            "accuracy": score.accuracy,
+            "tokens_per_forward": score.tokens_per_forward,
+            "denoise_forwards": score.denoise_forwards,
+            "commit_forwards": score.commit_forwards,
+            "new_tokens": score.new_tokens,
+            "kinds": score.kinds,
+        }
+        for score in scores
+    ]
+
+
+def compare_speed(ways: Sequence[tuple[Transformer, Decoding]], tasks: Sequence[Task], tokenizer, timed_prompts: int):
+    """One dict per way: tokens per second at batch 1, over prompts drawn from all tasks."""
+    drawn = random.Random(0).sample(tasks, min(timed_prompts, len(tasks)))
+    prompts = [task.prompt for task in drawn]
+    speeds = measure_speed(ways, prompts, max_new_tokens=longest_answer(tasks), eos_id=tokenizer.eos_token_id)
+    return [{"tokens_per_second": speed} for speed in speeds]
+
+
+def results_by_mode(decodings: Sequence[Decoding], *measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """{"ar": {...}, "diffusion": [{"threshold": ..., ...}, ...]} from the measurements of each way, merged."""
+    results: dict[str, Any] = {"diffusion": []}
+    for decoding, *parts in zip(decodings, *measured, strict=True):
+        merged = {key: value for part in parts for key, value in part.items()}
+        if decoding["mode"] == "ar":
+            results["ar"] = merged
+        else:
+            results["diffusion"].append({"threshold": decoding["threshold"], **merged})
+    return results

@@ -1,0 +1,129 @@
+"""report.json and the tables: what the conversion kept and what it gained, AR beside diffusion."""
+
+import json
+import os
+import platform
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
+
+Report = dict[str, Any]
+Rows = tuple[list[str], list[list[str]]]
+
+
+def describe_machine() -> dict[str, Any]:
+    """The devices, processor and package versions that the numbers were measured with."""
+    import jax
+
+    return {
+        "hardware": {
+            "devices": [device.device_kind for device in jax.devices()],
+            "processor": _processor(),
+            "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        },
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in VERSIONED}},
+    }
+
+
+def _processor() -> str:
+    """The processor's name; platform.processor() is empty on most Linux systems."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Write report.json whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def read_losses(metrics: Path) -> list[tuple[int, float]]:
+    """(step, training loss) from a metrics.jsonl."""
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    return [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
+
+
+def print_report(report: Report, markdown: bool = False) -> None:
+    """Print the tables of whatever parts the report has: for a terminal, or in Markdown for a README."""
+    console = Console()
+    for header, rows in _all_rows(report):
+        if markdown:
+            print(_markdown_table(header, rows))
+        else:
+            console.print(_terminal_table(header, rows))
+
+
+# --- Tables as (header, rows) ---
+
+
+def _all_rows(report: Report) -> Iterator[Rows]:
+    columns = {"AR": report["ar"]} if "ar" in report else {}
+    columns |= {f"diffusion, threshold {entry['threshold']:g}": entry for entry in report.get("diffusion", ())}
+    if columns:
+        yield _result_rows(columns)
+        yield _kind_rows(columns)
+    if facts := _fact_rows(report):
+        yield ["measure", "value"], facts
+
+
+def _result_rows(columns: dict[str, dict]) -> Rows:
+    """The AR model, then the converted one at each threshold, with what is kept and gained."""
+    ar = columns.get("AR")
+    rows = []
+    for name, entry in columns.items():
+        accuracy, speed = entry["accuracy"], entry["tokens_per_second"]
+        row = [name, f"{accuracy:.3f}", f"{entry['tokens_per_forward']:.2f}", f"{speed:.0f}"]
+        if ar is not None:
+            kept = f"{100 * accuracy / ar['accuracy']:.1f} %" if ar["accuracy"] else "-"
+            row[2:2] = [kept]
+            row.append(f"{speed / ar['tokens_per_second']:.2f}x")
+        rows.append(row)
+    if ar is not None:
+        return ["decoding", "accuracy", "of AR", "tokens/forward", "tokens/s", "speed-up"], rows
+    return ["decoding", "accuracy", "tokens/forward", "tokens/s"], rows
+
+
+def _kind_rows(columns: dict[str, dict]) -> Rows:
+    """Accuracy per kind of task, a column for each way of decoding."""
+    kinds = next(iter(columns.values()))["kinds"]
+    header = ["accuracy by kind", *(name.removeprefix("diffusion, threshold ") for name in columns)]
+    return header, [[kind, *(f"{entry['kinds'][kind]:.3f}" for entry in columns.values())] for kind in kinds]
+
+
+def _fact_rows(report: Report) -> list[list[str]]:
+    """Held-out loss, weight drift, seconds."""
+    losses = report.get("heldout_loss", {}).items()
+    rows = [[f"held-out loss, {name.replace('_', ' ')} (nats/token)", f"{loss:.3f}"] for name, loss in losses]
+    for group, drift in report.get("weight_drift", {}).items():
+        mean = sum(drift["relative"]) / len(drift["relative"])
+        rows.append([f"weight drift, {group} (mean over layers)", f"{mean:.3f}"])
+    rows += [[f"seconds, {stage}", f"{seconds:.0f}"] for stage, seconds in report.get("stage_seconds", {}).items()]
+    if "seconds" in report:
+        rows.append(["seconds, all stages", f"{report['seconds']:.0f}"])
+    return rows
+
+
+def _terminal_table(header: list[str], rows: list[list[str]]) -> Table:
+    table = Table(header_style="bold")
+    table.add_column(header[0])
+    for name in header[1:]:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in (header, rule, *rows))

@@ -1,0 +1,127 @@
+"""Exact match on tasks with one right answer, and tokens per second while answering them."""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from edlm_jax.data.documents import tokenize
+from edlm_jax.data.sources import open_source
+from edlm_jax.decoding import generate
+from edlm_jax.errors import InputError
+from edlm_jax.models.transformer import Transformer
+
+Decoding = Mapping[str, Any]  # keyword arguments of `generate`: mode, threshold, ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A prompt as tokens, the text that must follow it, and that text's tokens with the end token."""
+
+    prompt: list[int]
+    answer: str
+    answer_tokens: int
+    kind: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """What decoding all tasks in one way gave."""
+
+    accuracy: float
+    kinds: dict[str, float]
+    new_tokens: int
+    denoise_forwards: int
+    commit_forwards: int
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Generated tokens per denoising forward, commits not counted."""
+        return self.new_tokens / max(self.denoise_forwards, 1)
+
+
+def load_tasks(sources: Sequence[Mapping[str, Any]], tokenizer) -> list[Task]:
+    """The tasks of all sources; their documents must be a prompt with a response."""
+    tasks = []
+    for source in sources:
+        for document in open_source(source):
+            if document is None:
+                continue  # not UTF-8; the source counts and names it
+            if "prompt" not in document:
+                raise InputError(f"a task needs a prompt and a response; {dict(source)} has {', '.join(document)}")
+            tokens_L, loss_mask_L = tokenize(document, tokenizer)  # prompt and answer split as in training
+            prompt = tokens_L[loss_mask_L == 0].tolist()
+            kind = document["kind"] if "kind" in document else "all"
+            tasks.append(Task(prompt, document["response"], len(tokens_L) - len(prompt), kind))
+    if not tasks:
+        raise InputError("no tasks to evaluate: the task sources hold no document")
+    return tasks
+
+
+def score_tasks(model: Transformer, tasks: Sequence[Task], tokenizer, *, batch_size: int, decoding: Decoding) -> Score:
+    """Decode every task in batches; an answer counts when its text up to the end token is exactly the wanted one."""
+    max_new_tokens = longest_answer(tasks)
+    order = sorted(range(len(tasks)), key=lambda i: len(tasks[i].prompt))  # alike lengths together: little padding
+    correct, new_tokens, denoise, commit = np.zeros(len(tasks)), 0, 0, 0
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        filled = list(itertools.islice(itertools.cycle(chosen), batch_size))  # one batch shape, one compilation
+        result = generate(
+            model,
+            [tasks[i].prompt for i in filled],
+            max_new_tokens=max_new_tokens,
+            eos_id=tokenizer.eos_token_id,
+            **decoding,
+        )
+        for row, i in enumerate(chosen):
+            correct[i] = answer_text(result.tokens[row], tokenizer) == tasks[i].answer
+            new_tokens += len(result.tokens[row])
+            denoise += result.row_denoise_forwards[row]
+            commit += result.row_commit_forwards[row]
+    kinds = {
+        kind: float(np.mean([correct[i] for i, task in enumerate(tasks) if task.kind == kind]))
+        for kind in dict.fromkeys(task.kind for task in tasks)
+    }
+    return Score(float(correct.mean()), kinds, new_tokens, denoise, commit)
+
+
+def longest_answer(tasks: Sequence[Task]) -> int:
+    """Tokens of the longest right answer: a longer one is wrong however it goes on."""
+    return max(task.answer_tokens for task in tasks)
+
+
+def answer_text(tokens: Sequence[int], tokenizer) -> str:
+    """The text of generated tokens up to the end token."""
+    until_end = itertools.takewhile(lambda token: token != tokenizer.eos_token_id, tokens)
+    return tokenizer.decode(list(until_end))
+
+
+def measure_speed(
+    ways: Sequence[tuple[Transformer, Decoding]],
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    eos_id: int,
+    repeats: int = 3,
+) -> list[float]:
+    """Generated tokens per second at batch 1 for each (model, way of decoding), compilation excluded.
+
+    The ways take turns on each prompt, so that a machine that slows down slows all of them; a prompt's time is the
+    median of its repeats.
+    """
+    seconds, new_tokens = [0.0] * len(ways), [0] * len(ways)
+    for prompt in prompts:
+        times_WR = np.zeros((len(ways), repeats))
+        for repeat, (way, (model, decoding)) in itertools.product(range(-1, repeats), enumerate(ways)):
+            start = time.perf_counter()
+            result = generate(model, [prompt], max_new_tokens=max_new_tokens, eos_id=eos_id, **decoding)
+            if repeat >= 0:
+                times_WR[way, repeat] = time.perf_counter() - start
+            else:  # this pass may have compiled: it only counts the tokens
+                new_tokens[way] += len(result.tokens[0])
+        for way, median in enumerate(np.median(times_WR, axis=1)):
+            seconds[way] += median
+    return [tokens / time_spent for tokens, time_spent in zip(new_tokens, seconds, strict=True)]
