@@ -1,7 +1,8 @@
 """How fast: `attend` lowers a pattern to the cheapest exact computation; `attend_dense` is what all of them must equal.
 
-Shapes: B batch, T query, S key, N query heads, K key heads (kept grouped: N = K * G), H head size, L length, C block length.
-Scores and softmax are float32; every score that a pattern or a document boundary forbids is never formed or gets `_NEVER`.
+Shapes: B batch, T query, S key, N query heads, K key heads (kept grouped: N = K * G), H head size, L length, C block
+length. Scores and softmax are float32; every score that a pattern or a document boundary forbids is never formed or
+gets `_NEVER`.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from jaxtyping import Array, Float, Int
 
 from edlm_jax.attention.pattern import BlockCausal, Causal, CleanContext, Pattern, same_segment
 
-_NEVER = -2.0**100  # finite, so that a fully masked tile cannot make NaN; its exp is exactly zero beside any allowed score
+# Finite, so that a fully masked tile cannot make NaN; its exp is exactly zero beside any allowed score.
+_NEVER = -(2.0**100)
 _CHUNK = 128  # queries per tile of the triangular split; measured on CPU at L = 256 and 1024 (tests/benchmarks)
 
 
@@ -46,7 +48,7 @@ def attend_dense(q_BTNH, k_BSKH, v_BSKH, *, pattern, q_segments_BT=None, k_segme
 
 
 def attend_masked(q_BTNH, parts):
-    """One softmax over several groups of keys: `parts` is a list of (k_BSKH, v_BSKH, mask_BTS), the mask may broadcast."""
+    """One softmax over groups of keys: `parts` lists (k_BSKH, v_BSKH, mask_BTS); a mask may broadcast, or be None."""
     return _combine([_partial(q_BTNH, *part) for part in parts], q_BTNH)
 
 
@@ -61,7 +63,7 @@ def _lower_triangular(q_BTNH, k_BTKH, v_BTKH, pattern, q_segments_BT, k_segments
 
 
 def _clean_context(q_BTNH, k_BTKH, v_BTKH, pattern, q_segments_BT, k_segments_BT):
-    """The exact split (method.md, section 2): clean on clean; noisy on earlier clean and on its own block, one softmax."""
+    """The exact split: clean on clean; noisy on earlier clean blocks and on its own block, under one softmax."""
     L, C = pattern.length, pattern.block_length
     segments_BL = (None, None) if q_segments_BT is None else (q_segments_BT[:, :L], k_segments_BT[:, L:])
     k_noisy, v_noisy, k_clean, v_clean = k_BTKH[:, :L], v_BTKH[:, :L], k_BTKH[:, L:], v_BTKH[:, L:]
@@ -136,7 +138,7 @@ def _chunks(length, block_length):
 
 
 def _mask(pattern, queries, num_keys, q_segments_BT, k_segments_BS):
-    """bool[B or 1, T, S]: the pattern for query columns `queries` = (start, stop) and the first `num_keys` key columns."""
+    """bool[B or 1, T, S]: the pattern for query columns start..stop and the first `num_keys` key columns."""
     q = np.arange(*queries)[:, None]
     mask_BTS = jnp.asarray(pattern.allowed(q, np.arange(num_keys)[None]))[None]
     if q_segments_BT is None:

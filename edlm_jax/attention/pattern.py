@@ -1,8 +1,9 @@
-"""Who may look at whom: the attention patterns of Efficient-DLM (arXiv 2512.14067, section 3) as small, hashable values.
+"""Who may look at whom: the attention patterns of Efficient-DLM (arXiv 2512.14067, section 3) as hashable values.
 
-A pattern answers one question, `allowed(query index, key index)`, and everything else is lowered from that answer: the dense
-mask of the tests (`dense`), and the kernels that skip what it forbids (`attend`). Indices are columns of the row, not RoPE
-positions, and block b is columns [b*C, (b+1)*C). In the pictures rows are queries, columns keys, `#` may look and `.` may not.
+A pattern answers one question, `allowed(query index, key index)`, and everything else is lowered from that answer: the
+dense mask of the tests (`dense`), and the kernels that skip what it forbids (`attend`). Indices are columns of the row,
+not RoPE positions, and block b is columns [b*C, (b+1)*C). In the pictures rows are queries, columns keys, `#` may look
+and `.` may not.
 """
 
 from dataclasses import dataclass
@@ -34,10 +35,10 @@ class Pattern:
 class Causal(Pattern):
     """Autoregressive: each token looks at itself and what came before.
 
-        # . . .
-        # # . .
-        # # # .
-        # # # #
+    # . . .
+    # # . .
+    # # # .
+    # # # #
     """
 
     def allowed(self, q, k):
@@ -58,10 +59,10 @@ class Bidirectional(Pattern):
 class BlockCausal(Pattern):
     """Bidirectional inside a block of `block_length` columns, causal between blocks. `BlockCausal(1)` is `Causal()`.
 
-        # # . .      block_length = 2
-        # # . .
-        # # # #
-        # # # #
+    # # . .      block_length = 2
+    # # . .
+    # # # #
+    # # # #
     """
 
     block_length: int
@@ -78,9 +79,9 @@ class BlockCausal(Pattern):
 class CleanContext(Pattern):
     """Two streams `[noisy | clean]` of `length` columns each: the training pattern of Efficient-DLM (section 3.2).
 
-    A noisy block looks at itself, both ways, and at the clean blocks strictly before it; never at its own clean block, nor at
-    another noisy block. The clean stream is block-causal on itself, or, with `clean="token_causal"` (the successor's
-    semi-block, arXiv 2607.05722), an ordinary AR stream. RoPE positions run 0..length-1 on both.
+    A noisy block looks at itself, both ways, and at the clean blocks strictly before it; never at its own clean block,
+    nor at another noisy block. The clean stream is block-causal on itself, or, with `clean="token_causal"` (the
+    successor's semi-block, arXiv 2607.05722), an ordinary AR stream. RoPE positions run 0..length-1 on both.
 
           noisy   clean      length = 4, block_length = 2, clean = "block_causal"
         # # . . | . . . .

@@ -1,7 +1,8 @@
 """The noise of block diffusion (arXiv 2512.14067, section 3.3): how much of each block to mask, and where.
 
-Shapes: B rows, L positions, C block length, N = ceil(L / C) blocks. Everything is vectorised and lives inside the jitted step.
-Noise of a row depends on its own key alone, so a batch may be split, sharded or reordered without changing it.
+Shapes: B rows, L positions, C block length, N = ceil(L / C) blocks. Everything is vectorised and lives inside the
+jitted step. Noise of a row depends on its own key alone, so a batch may be split, sharded or reordered without changing
+it.
 """
 
 import math
@@ -26,9 +27,10 @@ def corrupt(
 ) -> tuple[Int[Array, "B L"], Bool[Array, "B L"], Float[Array, "B L"]]:
     """Masks tokens; returns (noisy tokens, what was masked, the noise level t of each position).
 
-    Position-weighted masking: each block draws t and hides k = round(t * n) of its n corruptible positions, without replacement,
-    with weights exp(beta * (1 - t) * i) for the i-th position, beta = ln 2 / (half_life * C): at low noise the end of a block
-    hides first, the order in which a decoder will not have got to it yet. One block of C = 8 at t = 0.5, half_life 0.1:
+    Position-weighted masking: each block draws t and hides k = round(t * n) of its n corruptible positions, without
+    replacement, with weights exp(beta * (1 - t) * i) for the i-th position, beta = ln 2 / (half_life * C): at low noise
+    the end of a block hides first, the order in which a decoder will not have got to it yet. One block of C = 8 at t =
+    0.5, half_life 0.1:
 
         position  0    1    2    3    4    5    6    7
         weight    1.0  1.5  2.4  3.7  5.7  8.7  13   21

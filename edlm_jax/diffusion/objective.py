@@ -1,4 +1,4 @@
-"""What is learned: cross-entropy of the masked tokens over the noise level (arXiv 2512.14067, equation of section 3.1)."""
+"""What is learned: cross-entropy of the masked tokens over the noise level (arXiv 2512.14067, section 3.1)."""
 
 import jax.numpy as jnp
 import optax

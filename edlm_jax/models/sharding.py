@@ -13,10 +13,10 @@ Axes = str | tuple[str, ...] | None
 class ShardingRules:
     """Mesh axes of each shape letter.
 
-    B, the batch, is split over every device that holds a different example: `data` (slow network between slices) and `fsdp`.
-    D, the width, is split over `fsdp`: parameters, gradients and optimizer state are gathered layer by layer when needed.
-    N, K, F and V are split over `tensor`: heads, ffn and vocabulary are independent until the product that sums them.
-    L, positions, is split over `context` (activations only). H stays whole: a head is one dot product.
+    B, the batch, is split over every device that holds a different example: `data` (slow network between slices) and
+    `fsdp`. D, the width, is split over `fsdp`: parameters, gradients and optimizer state are gathered layer by layer
+    when needed. N, K, F and V are split over `tensor`: heads, ffn and vocabulary are independent until the product that
+    sums them. L, positions, is split over `context` (activations only). H stays whole: a head is one dot product.
     """
 
     B: Axes = ("data", "fsdp")
@@ -39,7 +39,7 @@ def partition_spec(name: str, ndim: int, rules: ShardingRules = ShardingRules())
 
 
 def named_sharding(mesh: Mesh, name: str, shape: tuple[int, ...], rules: ShardingRules = ShardingRules()):  # noqa: B008
-    """`partition_spec` on a mesh, with axes that do not divide a dimension left out (4 key heads on 8 devices: whole)."""
+    """`partition_spec` on a mesh, less axes that do not divide a dimension (4 key heads on 8 devices stay whole)."""
     spec = partition_spec(name, len(shape), rules)
     kept = [axes if _divides(mesh, axes, size) else None for axes, size in zip(spec, shape, strict=True)]
     return NamedSharding(mesh, PartitionSpec(*kept))
@@ -48,7 +48,8 @@ def named_sharding(mesh: Mesh, name: str, shape: tuple[int, ...], rules: Shardin
 def param_shardings(mesh: Mesh, params, rules: ShardingRules = ShardingRules()):  # noqa: B008 (frozen)
     """A tree of shardings like `params` (arrays or ShapeDtypeStructs), by the name of each leaf.
 
-    Works for whatever holds such leaves: model state, gradients, optax moments. Leaves without shape letters are replicated.
+    Works for whatever holds such leaves: model state, gradients, optax moments. Leaves without shape letters are
+    replicated.
     """
 
     def leaf(path, x):

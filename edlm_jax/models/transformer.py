@@ -1,8 +1,9 @@
 """The decoder: every Llama-shaped model (Qwen2/2.5, Qwen3, Llama 3, SmolLM2, Mistral) from one `ModelSpec`.
 
-Shapes: B batch, T query length, S key length, D width, N query heads, K key heads, H head size, F ffn width, V vocabulary.
-The layers are stacked: each parameter under `layers` has a leading layer axis and the forward pass scans over it, so that a
-36-layer model compiles as fast as a 2-layer one. Parameter names end in their shape; sharding.py reads it.
+Shapes: B batch, T query length, S key length, D width, N query heads, K key heads, H head size, F ffn width, V
+vocabulary. The layers are stacked: each parameter under `layers` has a leading layer axis and the forward pass scans
+over it, so that a 36-layer model compiles as fast as a 2-layer one. Parameter names end in their shape; sharding.py
+reads it.
 """
 
 import jax
@@ -87,7 +88,7 @@ class Transformer(nnx.Module):
         segment_ids_BT: Int[Array, "B T"] | None = None,
         remat: str = "none",
     ) -> Float[Array, "B T D"]:
-        """What the head reads, after the final norm. Positions default to one document a row from its first column on."""
+        """What the head reads, after the final norm. Positions default to one document a row from column 0 on."""
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(pattern.positions(tokens_BT.shape[1]), tokens_BT.shape)
         rotary = rotary_tables(positions_BT, self.spec.rope, self.spec.head_dim)
@@ -116,32 +117,37 @@ class Transformer(nnx.Module):
 
 
 def layer_forward(spec: ModelSpec, p: dict, x_BTD, rotary, attention):
-    """One pre-norm layer; `attention(q_BTNH, k_BTKH, v_BTKH) -> out_BTNH` decides who looks at whom, and may keep K and V."""
+    """One pre-norm layer; `attention(q_BTNH, k_BTKH, v_BTKH) -> out_BTNH` decides who looks at whom."""
     x_BTD = x_BTD + _attention_branch(spec, p, x_BTD, rotary, attention)
     h_BTD = rms_norm(x_BTD, p["mlp_norm_D"], spec.norm_eps)
-    gate_BTF = jnp.einsum("BTD,DF->BTF", h_BTD, p["gate_DF"]) + p.get("gate_bias_F", 0)
-    up_BTF = jnp.einsum("BTD,DF->BTF", h_BTD, p["up_DF"]) + p.get("up_bias_F", 0)
-    return x_BTD + jnp.einsum("BTF,FD->BTD", jax.nn.silu(gate_BTF) * up_BTF, p["down_FD"]) + p.get("down_bias_D", 0)
+    gate_BTF = jnp.einsum("BTD,DF->BTF", h_BTD, p["gate_DF"]) + _bias(p, "gate_bias_F")
+    up_BTF = jnp.einsum("BTD,DF->BTF", h_BTD, p["up_DF"]) + _bias(p, "up_bias_F")
+    return x_BTD + jnp.einsum("BTF,FD->BTD", jax.nn.silu(gate_BTF) * up_BTF, p["down_FD"]) + _bias(p, "down_bias_D")
 
 
 def _attention_branch(spec, p, x_BTD, rotary, attention):
     h_BTD = rms_norm(x_BTD, p["attention_norm_D"], spec.norm_eps)
-    q_BTNH = jnp.einsum("BTD,DNH->BTNH", h_BTD, p["q_DNH"]) + p.get("q_bias_NH", 0)
-    k_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, p["k_DKH"]) + p.get("k_bias_KH", 0)
-    v_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, p["v_DKH"]) + p.get("v_bias_KH", 0)
+    q_BTNH = jnp.einsum("BTD,DNH->BTNH", h_BTD, p["q_DNH"]) + _bias(p, "q_bias_NH")
+    k_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, p["k_DKH"]) + _bias(p, "k_bias_KH")
+    v_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, p["v_DKH"]) + _bias(p, "v_bias_KH")
     if spec.qk_norm:
         q_BTNH = rms_norm(q_BTNH, p["q_norm_H"], spec.norm_eps)
         k_BTKH = rms_norm(k_BTKH, p["k_norm_H"], spec.norm_eps)
     out_BTNH = attention(rotate(q_BTNH, *rotary), rotate(k_BTKH, *rotary), v_BTKH)
     out_BTNH = checkpoint_name(out_BTNH, "attention")
-    return jnp.einsum("BTNH,NHD->BTD", out_BTNH, p["o_NHD"]) + p.get("o_bias_D", 0)
+    return jnp.einsum("BTNH,NHD->BTD", out_BTNH, p["o_NHD"]) + _bias(p, "o_bias_D")
 
 
 def rms_norm(x, scale, eps: float):
-    """Root-mean-square norm over the last axis: float32 inside, rounded to x's dtype before the scale, as transformers does."""
+    """Root-mean-square norm over the last axis: float32 inside, rounded before the scale, as transformers does."""
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
-    return normed.astype(x.dtype) * scale
+    return normed.astype(x.dtype) * jnp.expand_dims(scale, range(x.ndim - 1))
+
+
+def _bias(p, name):
+    """A bias with batch and time axes, or nothing where the family has none."""
+    return p[name][None, None] if name in p else 0
 
 
 def rematerialise(body, remat: str):
