@@ -27,10 +27,12 @@ _POLICY = ocp.checkpoint_managers
 class Checkpoints:
     """The checkpoints of one work directory; saving is asynchronous, `close` waits for it."""
 
-    def __init__(self, workdir: Path, keep_last: int = 1, keep_every: int = 0):
+    def __init__(self, workdir: Path, keep_last: int, keep_every: int = 0, read_only: bool = False):
         policies = [_POLICY.LatestN(keep_last)] + ([_POLICY.EveryNSteps(keep_every)] if keep_every else [])
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_POLICY.AnyPreservationPolicy(policies), cleanup_tmp_directories=True
+            preservation_policy=_POLICY.AnyPreservationPolicy(policies),
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
         )
         names = ("params", "optimizer", "data")
         self._manager = ocp.CheckpointManager(workdir.absolute() / "checkpoints", options=options, item_names=names)
@@ -56,7 +58,13 @@ class Checkpoints:
             optimizer=ocp.args.StandardRestore(dict(step=abstract.step, opt_state=abstract.opt_state)),
             data=grain.checkpoint.CheckpointRestore(data),
         )
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"checkpoint {step} in {self._manager.directory} is not one of this run: {reason}"
+            ) from error
         return TrainState(restored.optimizer["step"], restored.params, restored.optimizer["opt_state"])
 
     def restore_params(self, step: int, abstract: dict) -> dict:
@@ -68,6 +76,13 @@ class Checkpoints:
         """Waits until everything is written."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def latest_step(workdir: Path) -> int | None:
+    """The step of the newest complete checkpoint, None without one; writes nothing."""
+    if not (workdir / "checkpoints").is_dir():
+        return None
+    return max(ocp.utils.checkpoint_steps(workdir.absolute() / "checkpoints"), default=None)
 
 
 def check_workdir(workdir: Path, c: ConfigDict) -> None:
@@ -103,11 +118,11 @@ def load_trained(
     described = _read_json(workdir / "model.json")
     spec = ModelSpec.from_hf(described["config"], source=described["source"])
     graphdef, abstract = abstract_model(spec, dtype, mesh)
-    checkpoints = Checkpoints(workdir)
+    wanted, step = step, latest_step(workdir) if step is None else step
+    if step is None or not (workdir / "checkpoints" / str(step)).is_dir():
+        raise InputError(f"{workdir} holds no complete checkpoint{'' if wanted is None else f' of step {wanted}'}")
+    checkpoints = Checkpoints(workdir, keep_last=1, read_only=True)
     try:
-        step = checkpoints.latest_step if step is None else step
-        if step is None or not (workdir / "checkpoints" / str(step)).is_dir():
-            raise InputError(f"{workdir} holds no complete checkpoint{'' if step is None else f' of step {step}'}")
         return nnx.merge(graphdef, checkpoints.restore_params(step, abstract))
     finally:
         checkpoints.close()

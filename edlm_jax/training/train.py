@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from edlm_jax.data.pipeline import make_dataset, make_eval_batches
 from edlm_jax.errors import InputError
 from edlm_jax.models.spec import ModelSpec
-from edlm_jax.training.checkpoint import Checkpoints, check_workdir, write_workdir
+from edlm_jax.training.checkpoint import Checkpoints, check_workdir, latest_step, write_workdir
 from edlm_jax.training.config import grid, validate
 from edlm_jax.training.initial import abstract_state, initial_params, initial_state, read_spec
 from edlm_jax.training.mesh import check_batch, make_mesh, to_global
@@ -57,8 +57,7 @@ class Batches:
         split = dict(process_index=jax.process_index(), process_count=jax.process_count())
         split["block_length"] = self.grid = grid(c)
         self.train: grain.DatasetIterator = iter(make_dataset(c.data, tokenizer, seed=c.seed, **split))
-        held_out = make_eval_batches(c.data, tokenizer, **split) if c.data.eval_sources else ()
-        self.held_out = list(itertools.islice(held_out, c.data.eval_batches))
+        self.held_out = list(make_eval_batches(c.data, tokenizer, **split)) if c.data.eval_sources else []
 
 
 class Run:
@@ -84,9 +83,7 @@ class Run:
         checkpoint ever holds a state that a NaN went through.
         """
         c, began = self.c, time.perf_counter()
-        self.checkpoints = Checkpoints(self.workdir, c.checkpoint.keep_last, c.checkpoint.keep_every)
         state, first = self._restore()
-        write_workdir(self.workdir, c, self.spec)
         self.clock, self.files = Clock(), MetricsFiles(self.workdir, first)
         flops = step_flops(self.spec, self.objective, c.data.batch_size, c.data.length)
         self.window = Window(self.clock, mfu_meter(flops if c.dtype == "bfloat16" else 0.0))
@@ -112,10 +109,17 @@ class Run:
         return dict(step=step, completed=done, seconds=time.perf_counter() - began, **self.last)
 
     def _restore(self) -> tuple[TrainState, int]:
-        latest = self.checkpoints.latest_step
-        if latest is None:
-            return initial_state(self.c, initial_params(self.c, self.spec, self.mesh), self.abstract), 0
-        return self.checkpoints.restore(latest, self.abstract, self.batches.train), latest
+        """The newest state, or the first one; only then is the work directory written to."""
+        continued = latest_step(self.workdir) is not None
+        state = (
+            None if continued else initial_state(self.c, initial_params(self.c, self.spec, self.mesh), self.abstract)
+        )
+        write_workdir(self.workdir, self.c, self.spec)
+        self.checkpoints = Checkpoints(self.workdir, self.c.checkpoint.keep_last, self.c.checkpoint.keep_every)
+        if state is not None:
+            return state, 0
+        step = self.checkpoints.latest_step
+        return self.checkpoints.restore(step, self.abstract, self.batches.train), step
 
     def _evaluate(self, step: int, params: dict) -> None:
         with self.clock.pause():

@@ -1,36 +1,31 @@
-"""A run small enough to train in a test: a 2-layer Qwen3 shape, a word tokenizer, a few packed documents."""
+"""A run small enough to train in a test: a tiny checkpoint, a word tokenizer, documents of many lengths."""
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from edlm_jax.pretrained import save_pretrained
 from edlm_jax.training.config import default_config
+from tests.training.tiny import random_model
 
 WORDS = [f"w{index}" for index in range(91)]
-HF_CONFIG = dict(
-    architectures=["Qwen3ForCausalLM"],
-    model_type="qwen3",
-    vocab_size=97,
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    intermediate_size=48,
-    rms_norm_eps=1e-6,
-    rope_theta=10000.0,
-    max_position_embeddings=256,
-    hidden_act="silu",
-    tie_word_embeddings=True,
-)
-MASK_ID = 92
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compile_once(tmp_path_factory):
+    """Runs of the same config share their compiled programs."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
-    """A directory with a tokenizer and documents: prompts with responses of many lengths."""
+    """A directory with a tokenizer and documents: prompts with responses."""
     directory = tmp_path_factory.mktemp("corpus")
     vocab = {word: index for index, word in enumerate([*WORDS, "<eos>", "<|mask|>"])}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="w0"))
@@ -47,18 +42,26 @@ def corpus(tmp_path_factory):
     return directory
 
 
+@pytest.fixture(scope="session")
+def checkpoint(corpus, tmp_path_factory):
+    """A Hugging Face directory to start from."""
+    directory = tmp_path_factory.mktemp("checkpoint") / "ar"
+    save_pretrained(random_model(source=str(corpus)), directory)
+    return directory
+
+
 @pytest.fixture
-def config(corpus):
-    """Conversion of random weights with clean context, float32, blocks of 4."""
+def config(corpus, checkpoint):
+    """Conversion with clean context, float32, blocks of 4."""
     c = default_config()
     c.dtype = "float32"
     c.steps = 6
-    c.log_every = 2
-    c.init.hf_config = HF_CONFIG
+    c.log_every = 1
+    c.init.path = str(checkpoint)
     c.objective.block_length = 4
-    c.data.update(batch_size=8, length=32, tokenizer=str(corpus))
+    c.data.update(batch_size=8, length=32)
     c.data.sources = (dict(kind="jsonl", path=str(corpus / "train.jsonl")),)
-    c.data.eval_sources = (dict(kind="jsonl", path=str(corpus / "test.jsonl")),)
+    c.optimizer.schedule = "constant"  # the program does not depend on the number of steps
     c.optimizer.learning_rate = 1e-3
     c.checkpoint.every = 3
     return c

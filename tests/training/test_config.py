@@ -1,0 +1,82 @@
+"""What no run starts from is refused, by name."""
+
+import pytest
+
+from edlm_jax.errors import InputError
+from edlm_jax.training.config import conversion, default_config, differing_keys, grid, validate
+
+BAD = [
+    ({"objective.block_length": 0}, "block_length must be positive"),
+    ({"objective.block_length": 7, "data.length": 32}, "not divisible by block_length=7"),
+    ({"objective.ar_weight": 1.0}, "token-causal"),
+    ({"objective.ar_weight": 1.0, "objective.pattern": "block_causal"}, "token-causal"),
+    ({"objective.ar_weight": -1.0}, "ar_weight must be zero or more"),
+    ({"objective.diffusion_weight": 0.0}, "no loss"),
+    ({"objective.pattern": "blockcausal"}, "objective.pattern='blockcausal' is unknown"),
+    ({"objective.alignment": "left"}, "objective.alignment='left' is unknown"),
+    ({"objective.half_life": -0.1}, "half_life"),
+    ({"objective.random_block_lengths": (4, 6)}, "6 is not a divisor"),
+    ({"objective.random_block_lengths": (4,), "objective.pattern": "bidirectional"}, "means nothing"),
+    ({"dtype": "float16"}, "dtype='float16' is unknown"),
+    ({"remat": "some"}, "remat='some' is unknown"),
+    ({"steps": 0}, "steps must be positive"),
+    ({"optimizer.schedule": "linear"}, "schedule='linear' is unknown"),
+    ({"optimizer.schedule": "wsd"}, "decay_steps"),
+    ({"optimizer.warmup_steps": 2000}, "longer than config.steps=1000"),
+    ({"optimizer.accumulation": 3}, "not divisible by config.optimizer.accumulation=3"),
+    ({"optimizer.beta2": 1.0}, "beta2"),
+    ({"init.path": ""}, "exactly one of"),
+    ({"init.hf_config": {"model_type": "qwen3"}}, "exactly one of"),
+]
+
+
+def make(changes=()):
+    c = default_config()
+    c.init.path = "somewhere"
+    c.update_from_flattened_dict(dict(changes))
+    return c
+
+
+@pytest.mark.parametrize("changes, reason", BAD)
+def test_refuses(changes, reason):
+    with pytest.raises(InputError, match=reason):
+        validate(make(changes))
+
+
+@pytest.mark.parametrize("half_life", [None, 0.0, 1, float("inf")])
+def test_accepts(half_life):
+    validate(make({"objective.half_life": half_life}))
+    validate(make({"objective.pattern": "semi_block", "objective.ar_weight": 1.0}))
+    validate(make({"objective.random_block_lengths": (4, 8, 16)}))
+
+
+def test_refuses_types_and_names_that_the_lock_does_not_see():
+    for changes, reason in [
+        (lambda c: c.update({"optimiser": 1}), "unknown field config.optimiser"),
+        (lambda c: c.data.update({"lenght": 1}), "unknown field config.data.lenght"),
+        (lambda c: c.optimizer.__delitem__("eps"), "config.optimizer.eps is missing"),
+        (lambda c: c.update({"seed": True}), "config.seed must be int, not bool"),
+    ]:
+        c = make()
+        changes(c)
+        with pytest.raises(InputError, match=reason):
+            validate(c)
+    c = make()
+    with pytest.raises(TypeError):
+        c.steps = 1.5
+
+
+def test_prefill_follows_the_pattern():
+    prefills = {p: conversion(make({"objective.pattern": p}), 5).prefill for p in ("clean_context", "semi_block")}
+    assert prefills == dict(clean_context="block_causal", semi_block="causal")
+    assert conversion(make({"objective.prefill": "bidirectional"}), 5).prefill == "bidirectional"
+    assert conversion(make({"objective.pattern": "causal"}), 5) is None
+    assert grid(make({"objective.pattern": "causal"})) == 1 and grid(make()) == 16
+
+
+def test_differing_keys_are_those_that_change_a_run():
+    ours, theirs = make().to_dict(), make().to_dict()
+    assert differing_keys(ours, theirs) == []
+    theirs["steps"], theirs["checkpoint"] = 5, {}
+    theirs["seed"], theirs["optimizer"]["eps"], theirs["data"]["old"] = 5, 1e-6, 1
+    assert differing_keys(ours, theirs) == ["data.old", "optimizer.eps", "seed"]
