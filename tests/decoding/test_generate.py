@@ -1,0 +1,189 @@
+"""The compiled decoder equals the plain-Python oracle; a row alone equals the row in a batch; counts are honest."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import edlm_jax.decoding.blocks as blocks
+from edlm_jax.attention import Causal
+from edlm_jax.decoding import generate
+from edlm_jax.errors import InputError
+from edlm_jax.models import Conversion, ModelSpec, Transformer
+from tests.decoding import oracle
+
+VOCAB, MASK, EOS = 61, 60, 7
+CONFIG = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 48,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "max_position_embeddings": 256,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+}
+
+
+def make_model(alignment="same_position", prefill="block_causal", scale=40.0, seed=0):
+    """A random model whose tokens vary and whose confidences spread over (0, 1): a threshold decides something."""
+    model = Transformer(ModelSpec.from_hf(CONFIG), rngs=nnx.Rngs(seed))
+    for name in ("q_DNH", "k_DKH", "v_DKH", "o_NHD", "gate_DF", "up_DF", "down_FD"):
+        param = getattr(model.layers, name)
+        param[...] = param[...] * 10
+    model.head_DV[...] = model.head_DV[...] * scale
+    conversion = Conversion(mask_token_id=MASK, block_length=4, alignment=alignment, prefill=prefill)
+    model.spec = dataclasses.replace(model.spec, conversion=conversion)
+    return model
+
+
+def prompts(rng, lengths):
+    return [rng.integers(0, MASK - 1, n).tolist() for n in lengths]
+
+
+@pytest.mark.parametrize(
+    ("prefill", "alignment", "commit"),
+    [
+        ("block_causal", "same_position", "fused"),
+        ("block_causal", "shifted", "fused"),
+        ("block_causal", "same_position", "separate"),
+        ("bidirectional", "shifted", "separate"),
+        ("bidirectional", "same_position", "fused"),
+        ("causal", "same_position", "separate"),
+        ("causal", "shifted", "fused"),
+    ],
+)
+def test_decoder_equals_the_oracle(prefill, alignment, commit):
+    rng = np.random.default_rng()
+    model = make_model(alignment, prefill, seed=int(rng.integers(1000)))
+    given = prompts(rng, [1, 5, 12])
+    result = generate(model, given, max_new_tokens=11, threshold=0.5, eos_id=EOS, commit=commit)
+    for row, prompt in enumerate(given):
+        expected, forwards = decode_by_oracle(
+            model, prompt, max_new_tokens=11, threshold=0.5, at_least=1, eos_id=EOS, prefill=prefill
+        )
+        assert result.tokens[row] == expected
+        assert result.row_denoise_forwards[row] == forwards
+    committed = sum(-(-len(tokens) // 4) - 1 for tokens in result.tokens)
+    assert result.commit_forwards == (committed if commit == "separate" else 0)
+
+
+def decode_by_oracle(model, prompt, *, block_length=4, **settings):
+    """Without the conversion in its static part, one compiled oracle serves every setting."""
+    shifted = model.spec.conversion.alignment == "shifted"
+    plain = nnx.merge(*nnx.split(model))
+    plain.spec = dataclasses.replace(model.spec, conversion=None)
+    return oracle.decode(plain, prompt, block_length=block_length, mask_id=MASK, shifted=shifted, **settings)
+
+
+def test_fixed_steps_equal_the_oracle():
+    rng = np.random.default_rng()
+    model, given = make_model(), prompts(rng, [3, 9])
+    result = generate(model, given, max_new_tokens=10, block_length=5, steps_per_block=2)
+    for row, prompt in enumerate(given):
+        expected = decode_by_oracle(
+            model,
+            prompt,
+            max_new_tokens=10,
+            block_length=5,
+            threshold=1,
+            at_least=3,
+            eos_id=None,
+            prefill="block_causal",
+        )
+        assert (result.tokens[row], result.row_denoise_forwards[row]) == expected
+    assert result.denoise_forwards == 2 * 2 * 2
+
+
+def test_threshold_one_is_one_token_a_forward():
+    model = make_model(scale=3000.0)  # so sure that float32 rounds probabilities to 1
+    result = generate(model, [[1, 2, 3]], max_new_tokens=12, threshold=1.0)
+    assert result.denoise_forwards == 12 and result.tokens_per_forward == 1.0
+    assert sorted(result.accepted_at[0]) == list(range(1, 13))
+
+
+@pytest.mark.parametrize("mode", ["diffusion", "ar"])
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_row_alone_equals_the_row_in_a_batch(mode, temperature):
+    rng = np.random.default_rng()
+    model, given = make_model(), prompts(rng, [2, 11, 6])
+    seeds = [5, 6, 7]
+    settings = dict(max_new_tokens=9, threshold=0.3, temperature=temperature, eos_id=EOS, mode=mode)
+    batch = generate(model, given, seed=seeds, **settings)
+    for row, prompt in enumerate(given):
+        alone = generate(model, [prompt], seed=[seeds[row]], **settings)
+        assert alone.tokens[0] == batch.tokens[row]
+        assert alone.row_denoise_forwards[0] == batch.row_denoise_forwards[row]
+
+
+def test_ar_mode_is_greedy_next_token_without_a_cache():
+    rng = np.random.default_rng()
+    model, given = make_model(), prompts(rng, [1, 7])
+    result = generate(model, given, max_new_tokens=8, eos_id=EOS, mode="ar")
+    for row, prompt in enumerate(given):
+        tokens = list(prompt)
+        while len(tokens) < len(prompt) + 8 and (len(tokens) == len(prompt) or tokens[-1] != EOS):
+            logits_V = oracle.forward(model, tokens, Causal())[len(tokens) - 1]
+            logits_V[MASK] = -np.inf
+            tokens.append(int(logits_V.argmax()))
+        assert result.tokens[row] == tokens[len(prompt) :]
+    assert result.tokens_per_forward == 1.0
+
+
+def test_temperature_samples_the_softmax():
+    model = make_model(scale=5.0)
+    seed = int(np.random.randint(1000))
+    draws = generate(model, [[3, 1]] * 512, max_new_tokens=1, temperature=1.0, seed=seed, mode="ar")
+    logits_V = np.array(model(np.array([[3, 1]]))[0, -1])
+    logits_V[MASK] = -np.inf
+    expected_V = np.array(jax.nn.softmax(logits_V))
+    counts_V = np.bincount([row[0] for row in draws.tokens], minlength=VOCAB) / 512
+    assert np.abs(counts_V - expected_V).sum() / 2 < 0.2  # total variation; 512 draws of 60 outcomes: about 0.12
+    assert counts_V.max() < 0.9
+
+
+def test_mixed_prompts_share_programs():
+    model, rng = make_model(), np.random.default_rng()
+    generate(model, prompts(rng, [3]), max_new_tokens=8)
+    before = blocks.decode_blocks._cache_size()
+    for length in (1, 2, 17, 40, 64):
+        generate(model, prompts(rng, [length]), max_new_tokens=8, threshold=float(rng.uniform()))
+    assert blocks.decode_blocks._cache_size() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"threshold": 1.5}, "threshold must lie in"),
+        ({"mode": "magic"}, "diffusion, ar"),
+        ({"prompts": [[1], []]}, "prompt 1 is empty"),
+        ({"prompts": [[1], [2, MASK]]}, "prompt 1 holds the mask token"),
+        ({"prompts": [[VOCAB]]}, "outside the vocabulary"),
+        ({"prompts": [[1] * 250]}, "exceed the model's cache of 256"),
+        ({"block_length": 0}, "block_length must be a positive"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be positive"),
+        ({"prefill": "sideways"}, "prefill 'sideways' is unknown"),
+        ({"seed": [1, 2]}, "2 seeds for 1 prompts"),
+    ],
+)
+def test_bad_input_is_refused_with_the_reason(change, message):
+    arguments = {"prompts": [[1, 2]], "max_new_tokens": 8} | change
+    with pytest.raises(InputError, match=message):
+        generate(make_model(), arguments.pop("prompts"), **arguments)
+
+
+def test_an_unconverted_model_only_decodes_autoregressively():
+    model = Transformer(ModelSpec.from_hf(CONFIG), rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match="never converted"):
+        generate(model, [[1]], max_new_tokens=4)
+    assert len(generate(model, [[1]], max_new_tokens=4, mode="ar").tokens[0]) == 4
+    assert jnp.isfinite(model(np.array([[1]]))).all()
