@@ -1,16 +1,16 @@
 """Generated tasks with one exact answer: what a small model can be held to, by string equality.
 
-    count     count 37 by 4 for 5 ->        37 41 45 49 53
+    count     count 37 by 3 for 5 ->        37 40 43 46 49
     sums      add 3+4 9+8 0+5 ->            7 17 5
     sort      sort q b x a ->               a b q x
     reverse   reverse q b x a ->            a x b q
-    lookup    get size name from name=4071 size=9902 ->    9902 4071
+    lookup    get size name from name = k d x size = p a w ->    p a w k d x
     brackets  close ( [ { } ( ->            ) ] )
     init      def __init__(self, name, size):\\n           the two assignments
     record    def record(name, size):\\n    return         {"name": name, "size": size}
 
-An example depends on (seed, kind, index) alone. A prompt belongs to the test split exactly when its hash says so: no test
-prompt can have been trained on, however small a kind's space of prompts is.
+An example depends on (seed, kind, index) alone. A prompt belongs to the test split exactly when its hash says so: no
+test prompt can have been trained on, however small a kind's space of prompts is.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ Example = tuple[str, str]
 
 
 def _count(rng: random.Random) -> Example:
-    start, step, terms = rng.randrange(200), rng.choice((1, 2, 3, 4, 5, 10)), rng.randint(4, 6)
+    start, step, terms = rng.randrange(100), rng.choice((1, 2, 3, 5, 10)), rng.randint(3, 6)
     answer = " ".join(str(start + step * i) for i in range(terms))
     return f"count {start} by {step} for {terms} ->", f" {answer}"
 
@@ -42,26 +42,27 @@ def _sums(rng: random.Random) -> Example:
 
 
 def _sort(rng: random.Random) -> Example:
-    letters = rng.sample(LETTERS, rng.randint(4, 8))
+    letters = rng.sample(LETTERS, rng.randint(4, 7))
     return f"sort {' '.join(letters)} ->", "".join(f" {letter}" for letter in sorted(letters))
 
 
 def _reverse(rng: random.Random) -> Example:
-    letters = rng.sample(LETTERS, rng.randint(4, 8))
+    letters = rng.sample(LETTERS, rng.randint(4, 7))
     return f"reverse {' '.join(letters)} ->", "".join(f" {letter}" for letter in reversed(letters))
 
 
 def _lookup(rng: random.Random) -> Example:
-    table = {name: f"{rng.randrange(10000):04d}" for name in rng.sample(NAMES, rng.randint(3, 5))}
-    wanted = rng.sample(list(table), 2)
-    rows = " ".join(f"{name}={value}" for name, value in table.items())
-    return f"get {' '.join(wanted)} from {rows} ->", "".join(f" {table[name]}" for name in wanted)
+    names, letters = rng.sample(NAMES, rng.randint(3, 5)), rng.sample(LETTERS, 15)
+    table = {name: "".join(f" {letter}" for letter in letters[3 * row : 3 * row + 3]) for row, name in enumerate(names)}
+    wanted = rng.sample(names, 2)
+    rows = "".join(f" {name} ={value}" for name, value in table.items())
+    return f"get {' '.join(wanted)} from{rows} ->", "".join(table[name] for name in wanted)
 
 
 def _brackets(rng: random.Random) -> Example:
-    depth, walk, stack = rng.randint(3, 7), [], []
+    depth, walk, stack = rng.randint(3, 6), [], []
     while len(stack) < depth:
-        if stack and rng.random() < 0.25:
+        if stack and rng.random() < 0.2:
             walk.append(CLOSER[stack.pop()])
         else:
             stack.append(rng.choice("([{"))
