@@ -27,7 +27,7 @@ def next_token_targets(tokens_BL, loss_mask_BL, segment_ids_BL):
     targets_BL = jnp.roll(tokens_BL, -1, axis=1)
     same_BL = segment_ids_BL == jnp.roll(segment_ids_BL, -1, axis=1)
     inside_L = jnp.arange(tokens_BL.shape[1]) < tokens_BL.shape[1] - 1
-    return targets_BL, jnp.roll(loss_mask_BL, -1, axis=1).astype(bool) & same_BL & inside_L
+    return targets_BL, jnp.roll(loss_mask_BL, -1, axis=1).astype(bool) & same_BL & inside_L[None]
 
 
 def shift_right(logits_BLV):
