@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import runpy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,27 +21,33 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def load_config(path: str, overrides: Sequence[str] = ()):
-    """The locked ConfigDict of the file with the overrides, each of the form --config.a.b=value, applied."""
-    if not Path(path.partition(":")[0]).is_file():
-        raise InputError(f"no config file {path}; give --config=FILE, for example configs/quickstart.py")
-    try:
-        config = _parse(path, ())
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"config file {path} does not load: {type(error).__name__}: {error}") from error
+    """The locked ConfigDict of FILE or FILE:ARGUMENT with the overrides, each --config.a.b=value, applied."""
+    config = _load(*path.partition(":")[::2])
     for override in overrides:
         _check_known(config, override)
-    return _parse(path, overrides) if overrides else config
+    return _apply(config, overrides)
 
 
-def _parse(path: str, overrides: Sequence[str]):
+def _load(path: str, argument: str):
+    if not Path(path).is_file():
+        raise InputError(f"no config file {path}; give --config=FILE, for example configs/quickstart.py")
+    try:
+        namespace = runpy.run_path(path)
+        if "get_config" not in namespace:
+            raise NameError("it has no get_config()")
+        return namespace["get_config"](*([argument] if argument else []))
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"config file {path} does not load: {reason}") from error
+
+
+def _apply(config, overrides: Sequence[str]):
     from absl import flags
     from ml_collections import config_flags
 
     values = flags.FlagValues()  # our own: the process-wide one belongs to whoever calls us
-    argv = ["edlm", f"--config={path}", *overrides]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    argv = ["edlm", *overrides]
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     try:
         values(argv)
     except flags.Error as error:

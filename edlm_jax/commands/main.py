@@ -69,7 +69,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command and print what it found: for people, or with --json for machines."""
-    logging.set_verbosity(logging.ERROR)  # orbax tells of every file it writes
+    logging.set_verbosity(logging.WARNING)  # orbax tells of every file it writes
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is missing: we do not need it
     if args.json:
         with contextlib.redirect_stdout(sys.stderr):  # stdout carries the JSON object and nothing else

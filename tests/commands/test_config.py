@@ -1,0 +1,66 @@
+"""Config files and overrides: applied with their types, refused in one line."""
+
+import pytest
+
+from edlm_jax.commands.config import load_config
+from edlm_jax.errors import InputError
+
+FILE = """
+from ml_collections import config_dict
+
+def get_config(arg=""):
+    c = config_dict.ConfigDict()
+    c.steps = 3
+    c.shuffle = True
+    c.name = arg
+    c.optimizer = config_dict.create(learning_rate=0.1, betas=(1, 2))
+    return c
+"""
+
+
+@pytest.fixture
+def path(tmp_path) -> str:
+    file = tmp_path / "some_config.py"
+    file.write_text(FILE)
+    return str(file)
+
+
+def test_overrides_keep_the_types(path):
+    c = load_config(path, ["--config.steps=4", "--config.optimizer.learning_rate=1", "--config.shuffle=false"])
+    assert (c.steps, c.shuffle) == (4, False)
+    assert c.optimizer.learning_rate == 1.0 and isinstance(c.optimizer.learning_rate, float)
+    assert load_config(path, ["--config.optimizer.betas=(4,8)"]).optimizer.betas == (4, 8)
+    assert load_config(path + ":tiny").name == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("--config.stepz=4", "unknown config key stepz; did you mean steps?"),
+        ("--config.optimizer.learning_rat=4", "did you mean optimizer.learning_rate?"),
+        ("--config.nowhere.near=4", "unknown config key nowhere.near"),
+        ("--config.steps.inner=4", "unknown config key steps.inner"),
+        ("--config.steps=abc", "config.steps=abc"),
+        ("--config.steps=1.5", "config.steps=1.5"),
+        ("--config.optimizer.learning_rate=fast", "config.optimizer.learning_rate=fast"),
+        ("--config.shuffle=maybe", "config.shuffle=maybe"),
+        ("--config.optimizer=3", "config.optimizer=3"),
+        ("--config.steps", "--config.steps has no value: write --config.steps=VALUE"),
+    ],
+)
+def test_bad_overrides_are_refused_in_one_line(path, override, reason):
+    with pytest.raises(InputError) as error:
+        load_config(path, [override])
+    assert reason in str(error.value) and "\n" not in str(error.value)
+
+
+def test_bad_files_are_refused_in_one_line(tmp_path):
+    broken, empty = tmp_path / "broken.py", tmp_path / "empty.py"
+    broken.write_text("def get_config(:\n")
+    empty.write_text("")
+    for path, reason in [(tmp_path / "absent.py", "no config file"), (tmp_path, "no config file"), (broken, "SyntaxError")]:
+        with pytest.raises(InputError, match=reason) as error:
+            load_config(str(path))
+        assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="empty.py does not load: NameError: it has no get_config"):
+        load_config(str(empty))

@@ -1,0 +1,42 @@
+"""`edlm convert` from an AR directory to the report, and again."""
+
+import json
+
+import pytest
+
+from edlm_jax import load_pretrained
+from edlm_jax.commands import conversion
+from edlm_jax.commands.main import main
+
+
+def test_the_whole_job_and_its_repetition(tiny_config, tmp_path, monkeypatch, capsys):
+    workdir = tmp_path / "runs" / "tiny"
+    argv = ["convert", f"--config={tiny_config}", f"--workdir={workdir}"]
+    assert main(argv) == 0, capsys.readouterr().err
+    assert "tokens/forward" in capsys.readouterr().out
+
+    report = json.loads((workdir / "report.json").read_text())
+    assert report["name"] == "tiny"
+    assert set(report["ar"]) >= {"accuracy", "tokens_per_second", "kinds"}
+    assert [entry["threshold"] for entry in report["diffusion"]] == [1.0, 0.0]
+    cautious, bold = report["diffusion"]
+    assert cautious["tokens_per_forward"] <= 1.0 < bold["tokens_per_forward"]
+    for entry in (report["ar"], cautious, bold):
+        assert set(entry["kinds"]) == {"sort", "sums"}
+        assert entry["tokens_per_second"] > 0
+    assert set(report["stage_seconds"]) == set(conversion.STAGES)
+    assert report["seconds"] == pytest.approx(sum(report["stage_seconds"].values()))
+    assert report["heldout_loss"]["ar"] == pytest.approx(5.56, abs=0.1)  # ln 259: a model that knows nothing
+    assert len(report["weight_drift"]["ffn"]["relative"]) == 2 and min(report["weight_drift"]["ffn"]["relative"]) > 0
+    assert (workdir / "report.png").read_bytes().startswith(b"\x89PNG")
+    model = load_pretrained(workdir / "model", "float32")
+    assert (model.spec.conversion.mask_token_id, model.spec.conversion.block_length) == (258, 4)
+
+    monkeypatch.setattr(conversion, "train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(conversion, "measure_speed", lambda *_: pytest.fail("measured again"), raising=False)
+    assert main([*argv, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == report
+
+    assert main([*argv, "--config.objective.block_length=8"]) == 2
+    assert "objective.block_length" in capsys.readouterr().err
+    assert json.loads((workdir / "report.json").read_text()) == report

@@ -1,0 +1,45 @@
+"""Stages: finished ones are not repeated, interrupted ones are, another config starts over."""
+
+import pytest
+
+from edlm_jax.commands.stages import Stages
+
+NAMES = ("first", "second")
+
+
+def test_finished_stages_are_not_repeated(tmp_path, capsys):
+    file, calls = tmp_path / "stages.json", []
+
+    def work():
+        calls.append(1)
+        return {"value": len(calls)}
+
+    assert Stages(file, "config", NAMES).run("first", work) == {"value": 1}
+    again = Stages(file, "config", NAMES)
+    assert again.run("first", work) == {"value": 1}
+    assert again.run("second", work) == {"value": 2}
+    assert "[1/2] first: done before" in capsys.readouterr().err
+    assert set(again.seconds) == set(NAMES)
+    assert Stages(file, "another config", NAMES).run("first", work) == {"value": 3}
+
+
+def test_an_interrupted_stage_runs_again_and_keeps_its_seconds_if_it_resumes(tmp_path):
+    file = tmp_path / "stages.json"
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            Stages(file, "config", NAMES).run("first", interrupt, resumes=True)
+    record = Stages(file, "config", NAMES)
+    interrupted = record.seconds["first"]
+    assert record.run("first", lambda: "whole", resumes=True) == "whole"
+    assert record.seconds["first"] > interrupted > 0
+    assert record.run("first", interrupt) == "whole"
+
+
+def test_a_refused_stage_leaves_no_directory(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        Stages(tmp_path / "workdir" / "stages.json", "config", NAMES).run("first", lambda: 1 / 0)
+    assert list(tmp_path.iterdir()) == []
