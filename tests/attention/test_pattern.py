@@ -1,0 +1,64 @@
+"""Patterns against masks drawn token by token, and against the counts of the paper."""
+
+import numpy as np
+import pytest
+
+from edlm_jax.attention import Bidirectional, BlockCausal, Causal, CleanContext
+from edlm_jax.errors import InputError
+
+
+def drawn(picture):
+    return np.array([[mark == "#" for mark in line.split()] for line in picture.strip().splitlines()])
+
+
+def test_the_pictures_of_the_docstrings():
+    assert (Causal().dense(3, 3) == drawn("# . .\n# # .\n# # #")).all()
+    assert (BlockCausal(2).dense(4, 4) == drawn("# # . .\n# # . .\n# # # #\n# # # #")).all()
+    assert Bidirectional().dense(3, 5).all()
+    noisy = "# # . . . . . .\n# # . . . . . .\n. . # # # # . .\n. . # # # # . .\n"
+    clean = ". . . . # # . .\n. . . . # # . .\n. . . . # # # #\n. . . . # # # #"
+    assert (CleanContext(4, 2).dense(8, 8) == drawn(noisy + clean)).all()
+    token_causal = ". . . . # . . .\n. . . . # # . .\n. . . . # # # .\n. . . . # # # #"
+    assert (CleanContext(4, 2, "token_causal").dense(8, 8) == drawn(noisy + token_causal)).all()
+
+
+@pytest.mark.parametrize("clean", ["block_causal", "token_causal"])
+def test_clean_context_says_who_may_look_token_by_token(clean):
+    rng = np.random.default_rng()
+    L, C = int(rng.integers(3, 20)), int(rng.integers(1, 6))  # a last short block is common here
+    mask = CleanContext(L, C, clean).dense(2 * L, 2 * L)
+    for q in range(2 * L):
+        for k in range(2 * L):
+            q_block, k_block = q % L // C, k % L // C
+            if q < L:
+                expected = q_block == k_block if k < L else k_block < q_block
+            else:
+                within = k % L <= q % L if clean == "token_causal" else k_block <= q_block
+                expected = k >= L and within
+            assert mask[q, k] == expected, (L, C, q, k)
+
+
+@pytest.mark.parametrize(("L", "C"), [(12, 4), (64, 8), (30, 5), (16, 1), (16, 16)])
+def test_attended_pairs_are_those_of_the_method(L, C):
+    assert CleanContext(L, C).dense(2 * L, 2 * L).sum() == L * L + L * C
+
+
+def test_block_length_one_is_causal():
+    assert (BlockCausal(1).dense(9, 9) == Causal().dense(9, 9)).all()
+
+
+def test_positions_run_on_each_stream():
+    assert CleanContext(3, 1).positions(6).tolist() == [0, 1, 2, 0, 1, 2]
+    assert Causal().positions(3).tolist() == [0, 1, 2]
+
+
+def test_patterns_are_values():
+    assert CleanContext(8, 2) == CleanContext(8, 2) and hash(BlockCausal(4)) == hash(BlockCausal(4))
+    assert CleanContext(8, 2) != CleanContext(8, 4)
+
+
+def test_bad_patterns_are_refused():
+    with pytest.raises(InputError, match="positive"):
+        BlockCausal(0)
+    with pytest.raises(InputError, match="'block_causal' or 'token_causal'"):
+        CleanContext(8, 2, "causal")

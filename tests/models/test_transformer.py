@@ -1,0 +1,93 @@
+"""The decoder: packed equals apart, block length 1 is causal, remat changes nothing, shardings follow names."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from edlm_jax.attention import BlockCausal, Causal, CleanContext
+from edlm_jax.errors import InputError
+from edlm_jax.models import MESH_AXES, ModelSpec, Transformer, param_shardings, partition_spec
+
+CONFIG = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "vocab_size": 53,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 40,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "max_position_embeddings": 128,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Transformer(ModelSpec.from_hf(CONFIG), rngs=nnx.Rngs(int(np.random.randint(1000))))
+
+
+@pytest.mark.parametrize("pattern", [Causal(), BlockCausal(3)])
+def test_packed_documents_give_the_logits_of_the_documents_alone(model, pattern):
+    rng = np.random.default_rng()
+    lengths, columns = (5, 9, 4), (0, 6, 15)  # starts on the grid of 3; the gaps are padding
+    tokens, segments, positions = (np.zeros((1, 21), np.int32) for _ in range(3))
+    for index, (length, start) in enumerate(zip(lengths, columns, strict=True)):
+        tokens[0, start : start + length] = rng.integers(0, 53, length)
+        segments[0, start : start + length] = index + 1
+        positions[0, start : start + length] = np.arange(length)
+    packed = model(tokens, pattern=pattern, positions_BT=positions, segment_ids_BT=segments)
+    for length, start in zip(lengths, columns, strict=True):
+        alone = model(tokens[:, start : start + length], pattern=pattern)
+        np.testing.assert_allclose(packed[:, start : start + length], alone, atol=2e-6, rtol=2e-5)
+
+
+def test_block_length_one_is_the_ar_model(model):
+    tokens = np.random.randint(0, 53, (2, 13))
+    np.testing.assert_allclose(model(tokens, pattern=BlockCausal(1)), model(tokens), atol=2e-6, rtol=2e-5)
+
+
+def test_the_clean_stream_is_the_block_causal_model(model):
+    tokens = np.random.randint(0, 53, (2, 12))
+    two = model(np.concatenate([np.zeros_like(tokens), tokens], axis=1), pattern=CleanContext(12, 4))
+    np.testing.assert_allclose(two[:, 12:], model(tokens, pattern=BlockCausal(4)), atol=2e-6, rtol=2e-5)
+
+
+@pytest.mark.parametrize("remat", ["full", "dots", "save_attention"])
+def test_remat_gives_the_same_gradient(model, remat):
+    graphdef, state = nnx.split(model)
+    tokens = np.random.randint(0, 53, (1, 8))
+
+    def gradient(remat):
+        total = lambda state: nnx.merge(graphdef, state).hidden(tokens, pattern=Causal(), remat=remat).std()  # noqa: E731
+        return jax.tree.leaves(jax.jit(jax.grad(total))(state))
+
+    for ours, reference in zip(gradient(remat), gradient("none"), strict=True):
+        np.testing.assert_allclose(ours, reference, atol=1e-6, rtol=1e-4)
+    assert any(np.abs(leaf).max() > 0 for leaf in gradient(remat))
+
+
+def test_unknown_remat_is_refused(model):
+    with pytest.raises(InputError, match="none, full, dots, save_attention"):
+        model.hidden(np.zeros((1, 2), int), pattern=Causal(), remat="some")
+
+
+def test_computing_in_bfloat16_keeps_float32_logits_and_weights():
+    model = Transformer(ModelSpec.from_hf(CONFIG), rngs=nnx.Rngs(0), dtype="bfloat16")
+    assert model(np.zeros((1, 3), int)).dtype == np.float32
+    assert model.embedding_VD[...].dtype == np.float32
+    assert model.embed(np.zeros((1, 3), int)).dtype == "bfloat16"
+
+
+def test_shardings_follow_the_shape_in_the_name(model):
+    assert partition_spec("q_DNH", 4) == P(None, "fsdp", "tensor", None)
+    assert partition_spec("embedding_VD", 2) == P("tensor", "fsdp")
+    mesh = jax.make_mesh((1, 1, 1, 1), MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 4)
+    specs = jax.tree.map(lambda sharding: sharding.spec, nnx.to_pure_dict(param_shardings(mesh, nnx.split(model)[1])))
+    assert specs["layers"]["down_FD"] == P(None, "tensor", "fsdp")
+    assert specs["final_norm_D"] == P("fsdp")
