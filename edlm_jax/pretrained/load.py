@@ -52,7 +52,8 @@ def _read(place: Place, checkpoint: Checkpoint, dtype: str, mesh: Mesh | None) -
         sharding = SingleDeviceSharding(jax.local_devices()[0])
     else:
         sharding = named_sharding(mesh, place.path[-1], place.shape)
-    return jax.make_array_from_callback(place.shape, sharding, shard, dtype=np.dtype(dtype))
+    array = jax.make_array_from_callback(place.shape, sharding, shard, dtype=np.dtype(dtype))
+    return array.block_until_ready()  # so that its host copy is gone before the next is read
 
 
 def _read_shard(place: Place, checkpoint: Checkpoint, dtype: np.dtype, ranges: tuple) -> np.ndarray:

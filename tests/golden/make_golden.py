@@ -8,6 +8,7 @@ Weights are drawn much larger than a fresh model's, so that a wrong rotation, bi
 than the tests allow; they are rounded to the case's dtype first, so that the float32 logits belong to what is stored.
 """
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -114,10 +115,10 @@ def old_form(config: dict) -> dict:
 
 
 def save(model, name: str, directory: Path) -> None:
-    """Writes the model in the case's dtype and number of files; leaves the model float32."""
+    """Writes the model in the case's dtype and number of files."""
     _, _, _, dtype, bytes_per_file, _ = CASES[name]
-    model.to(getattr(torch, dtype)).save_pretrained(directory, max_shard_size=bytes_per_file)
-    model.float()
+    rounded = copy.deepcopy(model).to(getattr(torch, dtype))  # .to() would spoil the model's own RoPE frequencies
+    rounded.save_pretrained(directory, max_shard_size=bytes_per_file)
     (directory / "generation_config.json").unlink(missing_ok=True)
     for path in directory.iterdir():
         path.chmod(0o644)  # safetensors writes for the owner alone
