@@ -12,6 +12,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from edlm_jax.data.documents import Document, Tokens, tokenize
+from edlm_jax.errors import InputError
 
 
 def encode_record(tokens: Tokens) -> bytes:
@@ -45,11 +46,17 @@ class TokenRecords(Sequence):
     skipped = 0
 
     def __init__(self, files: list[Path]):
-        self._records = grain.sources.ArrayRecordDataSource([str(file) for file in files])
+        try:
+            self._records = grain.sources.ArrayRecordDataSource([str(file) for file in files])
+        except RuntimeError as error:
+            names = ", ".join(file.name for file in files)
+            raise InputError(f"cannot read {names} in {files[0].parent} as ArrayRecord: {error}") from None
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Document:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         tokens_L, loss_mask_L = decode_record(self._records[index])
         return dict(tokens=tokens_L, loss_mask=loss_mask_L)

@@ -18,6 +18,7 @@ import numpy as np
 
 from edlm_jax.data.documents import tokenize
 from edlm_jax.data.packing import Grid, align_document, pack_documents, padding_row
+from edlm_jax.data.shuffle import shuffle
 from edlm_jax.data.sources import open_source
 from edlm_jax.errors import InputError
 
@@ -44,11 +45,11 @@ def make_dataset(
         order_seed, row_seed = (int(s) for s in np.random.SeedSequence([seed, number]).generate_state(2))
         documents = grain.MapDataset.source(source)
         if data.shuffle:
-            documents = documents.shuffle(seed=order_seed)
+            documents = shuffle(documents, order_seed)
         documents = documents.repeat()[process_index::process_count]
         rows.append(_make_rows(documents, data, tokenizer, grid, row_seed))
     batches = _mix(rows, data.sources).batch(data.batch_size // process_count, drop_remainder=True)
-    return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=2)
+    return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=4)
 
 
 def make_eval_batches(
@@ -61,7 +62,7 @@ def make_eval_batches(
     """
     grid = _make_grid(data, tokenizer, block_length, process_count)
     opened = open_sources(data.eval_sources, tokenizer, grid)
-    documents = [grain.MapDataset.source(source).shuffle(seed=0) for source in opened]
+    documents = [shuffle(grain.MapDataset.source(source), 0) for source in opened]
     rows = iter(_mix([_make_rows(d, data, tokenizer, grid, 0) for d in documents], data.eval_sources))
     local = data.batch_size // process_count
     for _ in range(data.eval_batches):
@@ -100,7 +101,7 @@ def _mix(rows: list[grain.IterDataset], sources: Sequence[Mapping[str, Any]]) ->
     return grain.IterDataset.mix(rows, weights) if len(rows) > 1 else rows[0]
 
 
-def _align(tokenizer, grid: Grid, document) -> list[dict[str, np.ndarray]] | None:
+def _align(tokenizer, grid: Grid, document) -> list[np.ndarray] | None:
     return None if document is None else align_document(tokenize(document, tokenizer), grid) or None
 
 

@@ -49,6 +49,8 @@ class Rows(Sequence):
         return len(self.table)
 
     def __getitem__(self, index: int) -> Document | None:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         try:
             return self._to_document(self._row(index), index)
         except UnicodeError:
@@ -74,13 +76,18 @@ class Rows(Sequence):
         if name == "messages":
             if isinstance(value, Mapping):  # a TFDS sequence of dicts comes as a dict of sequences
                 value = [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
-            return [{k: self._to_value(k, message[k], index) for k in ("role", "content")} for message in value]
+            return [self._to_message(message, index) for message in value]
         if isinstance(value, bytes):
             return value.decode()
         if not isinstance(value, str):
             raise InputError(f"document {index} of {self.name}: {name} is {type(value).__name__}, not text")
         value.encode()  # JSON can smuggle half a surrogate pair into a str
         return value
+
+    def _to_message(self, message: Mapping[str, Any], index: int) -> dict[str, str]:
+        if missing := {"role", "content"} - set(message):
+            raise InputError(f"document {index} of {self.name} has a message without {' and '.join(sorted(missing))}")
+        return {name: self._to_value(name, message[name], index) for name in ("role", "content")}
 
 
 class JsonLines(Rows):
@@ -172,7 +179,7 @@ def open_source(spec: Mapping[str, Any]) -> Sequence:
         if name not in parameters:
             raise InputError(f"a {kind} source has no field {name!r}; it has {', '.join([*parameters, 'weight'])}")
         wanted = parameters[name].annotation
-        if not isinstance(value, (tuple, list) if wanted is tuple else wanted):
+        if not isinstance(value, (tuple, list) if wanted is tuple else wanted) or isinstance(value, bool):
             raise InputError(f"{name} of a {kind} source must be {wanted.__name__}, not {value!r}")
     if missing := [name for name, p in parameters.items() if p.default is p.empty and name not in fields]:
         raise InputError(f"a {kind} source needs {missing[0]}")

@@ -60,6 +60,8 @@ def load_tfds(path: str, split: str) -> Sequence:
     if not (Path(path) / "dataset_info.json").is_file():
         raise InputError(f"no prepared TFDS version at {path}: dataset_info.json is missing")
     builder = tfds.builder_from_directory(path)
-    if split not in builder.info.splits:
+    if split.partition("[")[0] not in builder.info.splits:
         raise InputError(f"{path} has no split {split!r}; it has {', '.join(builder.info.splits)}")
+    if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+        raise InputError(f"{path} is not in the array_record format; prepare it with file_format='array_record'")
     return builder.as_data_source(split=split)

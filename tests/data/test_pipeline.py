@@ -1,0 +1,240 @@
+import itertools
+import json
+from types import SimpleNamespace
+
+import grain
+import numpy as np
+import pytest
+
+from edlm_jax.data import packing
+from edlm_jax.data.pipeline import make_dataset, make_eval_batches
+from edlm_jax.data.shuffle import shuffle
+from edlm_jax.errors import InputError
+
+LENGTH, BLOCK = 48, 4
+WINDOW = 8
+
+
+@pytest.fixture(autouse=True)
+def small_windows(monkeypatch):
+    """Windows of few rows, so that a few batches cross many of them."""
+    monkeypatch.setattr(packing, "WINDOW_TOKENS", 0)
+    monkeypatch.setattr(packing, "MIN_WINDOW_ROWS", WINDOW)
+
+
+def make_data(sources, **kwargs):
+    return SimpleNamespace(
+        **dict(batch_size=4, length=LENGTH, packing="first_fit", shuffle=True, sources=sources, eval_sources=sources)
+        | dict(eval_batches=1000)
+        | kwargs
+    )
+
+
+def write_texts(path, count, name="doc", random=None):
+    """Texts that name themselves and have random lengths, some longer than a row."""
+    random = random or np.random.default_rng()
+    texts = [f"{name}{i} {'x' * int(random.integers(1, 90))}" for i in range(count)]
+    path.write_text("".join(json.dumps(dict(text=text)) + "\n" for text in texts))
+    return dict(kind="jsonl", path=str(path))
+
+
+def write_pairs(path, count, name="pair"):
+    random = np.random.default_rng()
+    rows = [dict(prompt=f"{name}{i} {'p' * int(random.integers(0, 9))}", response="r" * 5) for i in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return dict(kind="jsonl", path=str(path))
+
+
+def take(data, tokenizer, count, *, seed=0, **kwargs):
+    return list(itertools.islice(make_dataset(data, tokenizer, seed=seed, block_length=BLOCK, **kwargs), count))
+
+
+def names_of(batches, tokenizer):
+    """The first word of every document that begins in the batches, in their order."""
+    found = []
+    for batch in batches:
+        for tokens_L, segments_L, positions_L in zip(
+            batch["tokens"], batch["segment_ids"], batch["positions"], strict=True
+        ):
+            for column in np.flatnonzero((positions_L == 0) & (segments_L > 0)):
+                text = tokenizer.decode(tokens_L[column : np.flatnonzero(segments_L == segments_L[column])[-1] + 1])
+                if text[:3] in ("doc", "pai", "oth"):  # the later pieces of a long text have no name
+                    found.append(text.split(" ")[0])
+    return found
+
+
+def assert_same_batches(left, right):
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+def differ(left, right):
+    return any((a["tokens"] != b["tokens"]).any() for a, b in zip(left, right, strict=True))
+
+
+def test_a_batch_is_four_int32_arrays(tmp_path, tokenizer):
+    batch = take(make_data([write_pairs(tmp_path / "a.jsonl", 20)]), tokenizer, 1)[0]
+    assert set(batch) == {"tokens", "segment_ids", "positions", "loss_mask"}
+    assert all(value.shape == (4, LENGTH) and value.dtype == np.int32 for value in batch.values())
+
+
+@pytest.mark.parametrize("step", [0, 1, 7, 50])
+def test_restored_iterator_goes_on_bitwise(step, tmp_path, tokenizer):
+    """Through packing windows, a weighted mixture, long documents in pieces and several epochs."""
+    sources = [write_texts(tmp_path / "a.jsonl", 40) | dict(weight=2.5), write_pairs(tmp_path / "b.jsonl", 33)]
+    data = make_data(sources)
+    iterator = iter(make_dataset(data, tokenizer, seed=3, block_length=BLOCK))
+    for _ in range(step):
+        next(iterator)
+    state = json.dumps(iterator.get_state())
+    following = [next(iterator) for _ in range(30)]
+    restored = iter(make_dataset(data, tokenizer, seed=3, block_length=BLOCK))
+    if step % 2:
+        next(restored)  # a used iterator is as good as a fresh one
+    restored.set_state(json.loads(state))
+    assert json.dumps(restored.get_state()) == state
+    assert_same_batches([next(restored) for _ in range(30)], following)
+    iterator.close()
+    restored.close()
+
+
+def test_seed_decides_the_order(tmp_path, tokenizer):
+    data = make_data([write_texts(tmp_path / "a.jsonl", 40)])
+    first = take(data, tokenizer, 5, seed=1)
+    assert_same_batches(first, take(data, tokenizer, 5, seed=1))
+    assert differ(first, take(data, tokenizer, 5, seed=2))
+
+
+def test_every_epoch_has_every_document_in_an_order_of_its_own(tmp_path, tokenizer):
+    count = 5 * WINDOW  # rows leave a window in another order: an epoch is a whole number of windows here
+    data = make_data([write_texts(tmp_path / "a.jsonl", count)], packing="one_per_row", length=128, batch_size=WINDOW)
+    windows = [sorted(names_of([batch], tokenizer)) for batch in take(data, tokenizer, 15)]
+    for epoch in (windows[:5], windows[5:10], windows[10:]):
+        assert sorted(sum(epoch, [])) == sorted(f"doc{i}" for i in range(count))
+    assert windows[:5] != windows[5:10] != windows[10:]
+    ordered = make_data(**(vars(data) | dict(shuffle=False)))
+    windows = [sorted(names_of([batch], tokenizer)) for batch in take(ordered, tokenizer, 10)]
+    assert windows[:5] == windows[5:] and windows[0] == sorted(f"doc{i}" for i in range(WINDOW))
+
+
+@pytest.mark.parametrize("process_count", [2, 3])
+def test_processes_share_no_document_of_an_epoch(process_count, tmp_path, tokenizer):
+    count = 6 * WINDOW  # for each process an epoch is a whole number of windows
+    sources = [write_texts(tmp_path / "a.jsonl", count)]
+    data = make_data(sources, batch_size=12, packing="one_per_row", length=128)
+    shares = []
+    for p in range(process_count):
+        batches = take(data, tokenizer, count // 12, process_index=p, process_count=process_count)
+        assert batches[0]["tokens"].shape == (12 // process_count, 128)
+        shares.append(names_of(batches, tokenizer))
+    assert [len(share) for share in shares] == [count // process_count] * process_count
+    assert sorted(sum(shares, [])) == sorted(f"doc{i}" for i in range(count))
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 4095, 4096, 5000])
+def test_a_shuffle_is_a_permutation_per_epoch(count):
+    documents = shuffle(grain.MapDataset.range(count), seed=5).repeat()
+    epochs = [[documents[epoch * count + i] for i in range(count)] for epoch in (0, 1, 0)]
+    assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
+    assert epochs[0] == epochs[2]
+    if count > 6:
+        assert epochs[0] != epochs[1] and epochs[0] != list(range(count))
+        assert epochs[0] != [shuffle(grain.MapDataset.range(count), seed=6)[i] for i in range(count)]
+
+
+def test_weights_are_shares_of_rows(tmp_path, tokenizer):
+    """However long the documents: here those of one source are twenty times as long."""
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps(dict(text=f"doc{i} " + "x" * 200)) + "\n" for i in range(30)))
+    sources = [dict(kind="jsonl", path=str(path), weight=3), write_pairs(tmp_path / "b.jsonl", 50) | dict(weight=1)]
+    batches = take(make_data(sources), tokenizer, 60)
+    prompted = np.concatenate(
+        [batch["loss_mask"].min(axis=1, where=batch["segment_ids"] > 0, initial=1) for batch in batches]
+    )
+    assert len(prompted) == 240 and abs(int((prompted == 0).sum()) - 60) <= 1
+
+
+def test_sources_are_shuffled_differently(tmp_path, tokenizer):
+    rows = "".join(json.dumps(dict(text=f"doc{i} x")) + "\n" for i in range(40))
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text(rows)
+    sources = [dict(kind="jsonl", path=str(tmp_path / f"{name}.jsonl")) for name in "ab"]
+    batches = take(make_data(sources, batch_size=2), tokenizer, 20)
+    assert differ([{"tokens": b["tokens"][:1]} for b in batches], [{"tokens": b["tokens"][1:]} for b in batches])
+
+
+def test_documents_that_are_not_utf8_are_passed_over(tmp_path, tokenizer):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "doc0 x"}\n{"text": "doc\xe4 x"}\n{"text": "doc2 x"}\n')
+    data = make_data([dict(kind="jsonl", path=str(tmp_path / "a.jsonl"))])
+    assert set(names_of(take(data, tokenizer, 3), tokenizer)) == {"doc0", "doc2"}
+
+
+# Held-out batches
+
+
+def test_held_out_batches_hold_each_document_once(tmp_path, tokenizer):
+    data = make_data([write_texts(tmp_path / "a.jsonl", 51)])
+    batches = list(make_eval_batches(data, tokenizer, block_length=BLOCK))
+    assert sorted(names_of(batches, tokenizer)) == sorted(f"doc{i}" for i in range(51))
+    assert all(batch["tokens"].shape == (4, LENGTH) for batch in batches)
+    assert_same_batches(batches, list(make_eval_batches(data, tokenizer, block_length=BLOCK)))
+    few = make_data(data.sources, eval_batches=2)
+    assert_same_batches(batches[:2], list(make_eval_batches(few, tokenizer, block_length=BLOCK)))
+
+
+def test_held_out_batches_are_the_same_for_any_number_of_processes(tmp_path, tokenizer):
+    data = make_data([write_texts(tmp_path / "a.jsonl", 51), write_pairs(tmp_path / "b.jsonl", 30)])
+    whole = list(make_eval_batches(data, tokenizer, block_length=BLOCK))
+    halves = [
+        list(make_eval_batches(data, tokenizer, block_length=BLOCK, process_index=p, process_count=2)) for p in (0, 1)
+    ]
+    joined = [{name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(*halves, strict=True)]
+    assert_same_batches(whole, joined)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (dict(length=50), "length 50 is not a positive multiple of block_length 4"),
+        (dict(length=0), "length 0 is not"),
+        (dict(batch_size=0), "batch_size 0 is not"),
+        (dict(packing="best"), "unknown packing 'best'; known: first_fit, one_per_row"),
+        (dict(sources=()), "c.data.sources is empty"),
+        (dict(sources=[dict(kind="tasks", weight=0)]), "weight must be a positive number, not 0"),
+        (dict(sources=[dict(kind="tasks", weight="1")]), "weight must be a positive number, not '1'"),
+        (dict(sources=[dict(kind="tasks", weigth=1)]), "no field 'weigth'"),
+    ],
+)
+def test_settings_refused(change, reason, tokenizer):
+    data = make_data(**(dict(sources=[dict(kind="tasks")]) | change))
+    with pytest.raises(InputError, match=reason) as caught:
+        make_dataset(data, tokenizer, seed=0, block_length=BLOCK)
+    assert "\n" not in str(caught.value)
+
+
+def test_block_and_process_counts_refused(tokenizer):
+    data = make_data([dict(kind="tasks")])
+    with pytest.raises(InputError, match="block_length must be positive, not 0"):
+        make_dataset(data, tokenizer, seed=0, block_length=0)
+    with pytest.raises(InputError, match="batch_size 4 is not a positive multiple of the 3 processes"):
+        make_dataset(data, tokenizer, seed=0, block_length=BLOCK, process_count=3)
+
+
+def test_corpus_with_nothing_to_learn_is_refused(tmp_path, tokenizer):
+    (tmp_path / "a.jsonl").write_text(json.dumps(dict(prompt="p" * 60, response="r")) + "\n")
+    data = make_data([dict(kind="jsonl", path=str(tmp_path / "a.jsonl"))])
+    with pytest.raises(InputError, match="has anything to learn in 48 tokens"):
+        make_dataset(data, tokenizer, seed=0, block_length=BLOCK)
+
+
+def test_tokenizer_without_an_end_is_refused():
+    from tests.data.conftest import make_tokenizer
+
+    with pytest.raises(InputError, match="no end-of-sequence token"):
+        make_dataset(make_data([dict(kind="tasks")]), make_tokenizer(), seed=0, block_length=BLOCK)

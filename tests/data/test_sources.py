@@ -1,0 +1,232 @@
+import json
+import sys
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tensorflow_datasets as tfds
+
+from edlm_jax.data.array_record import decode_record, encode_record, write_token_records
+from edlm_jax.data.documents import tokenize
+from edlm_jax.data.sources import OPENERS, open_source
+from edlm_jax.errors import InputError
+
+CHAT = [dict(role="user", content="hé?"), dict(role="assistant", content="ho")]
+
+
+def documents(**spec):
+    source = open_source(spec)
+    return [source[i] for i in range(len(source))]
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+# Text
+
+
+def test_text_one_document_per_file(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo")
+    (tmp_path / "b" / "c.txt").write_text("drü\n")
+    (tmp_path / "b" / "other.md").write_text("not a .txt")
+    (tmp_path / "empty.txt").write_text("")
+    expected = [dict(text="one\r\ntwo"), dict(text="drü\n")]
+    assert documents(kind="text", path=str(tmp_path)) == expected
+    assert documents(kind="text", path=str(tmp_path / "**/*.txt")) == expected
+    assert documents(kind="text", path=str(tmp_path / "b" / "other.md")) == [dict(text="not a .txt")]
+
+
+@pytest.mark.parametrize("separator, expected", [("\n", ["a b", "ç", "d"]), ("\n\n", ["a b\nç", "d\n"])])
+def test_text_in_parts(tmp_path, separator, expected):
+    (tmp_path / "a.txt").write_text("a b\nç\n\nd\n")
+    assert documents(kind="text", path=str(tmp_path), separator=separator) == [dict(text=text) for text in expected]
+
+
+def test_text_that_is_not_utf8_is_skipped_and_counted(tmp_path, caplog):
+    (tmp_path / "a.txt").write_bytes(b"good\nb\xe4d\nalso good\n\xff\n")
+    source = open_source(dict(kind="text", path=str(tmp_path), separator="\n"))
+    assert [source[i]["text"] for i in range(len(source))] == ["good", "also good"]
+    assert source.skipped == 2
+    assert "skipped 2 documents that are not UTF-8" in caplog.text
+
+
+# Tables
+
+
+def test_jsonl_of_each_form(tmp_path):
+    rows = [dict(text="t"), dict(prompt="p", response="r", id=3), dict(messages=CHAT), dict(q="Q", a="A")]
+    path = write_lines(tmp_path / "a.jsonl", rows[:3])
+    assert documents(kind="jsonl", path=path) == [dict(text="t"), dict(prompt="p", response="r"), dict(messages=CHAT)]
+    path = write_lines(tmp_path / "b.jsonl", rows[3:])
+    columns = dict(response="a", prompt="q")
+    assert documents(kind="jsonl", path=path, columns=columns) == [dict(prompt="Q", response="A")]
+
+
+def test_jsonl_that_is_not_utf8_is_skipped_and_counted(tmp_path, caplog):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "a"}\n{"text": "\xe4"}\n\n{"text": "half a pair: \\ud800"}\n{"text": "b"}\n')
+    source = open_source(dict(kind="jsonl", path=str(path)))
+    found = [source[i] for i in (*range(len(source)), *range(len(source)))]
+    assert found == [dict(text="a"), None, dict(text="b")] * 2
+    assert source.skipped == 2
+
+
+def test_parquet(tmp_path):
+    pq.write_table(pa.table(dict(text=["a", "b"], other=[1, 2])), tmp_path / "0.parquet")
+    pq.write_table(pa.table(dict(text=["c"], other=[3])), tmp_path / "1.parquet")
+    assert documents(kind="parquet", path=str(tmp_path)) == [dict(text="a"), dict(text="b"), dict(text="c")]
+    pq.write_table(pa.table(dict(messages=[CHAT, CHAT])), tmp_path / "2.parquet")
+    assert documents(kind="parquet", path=str(tmp_path / "2.parquet")) == [dict(messages=CHAT)] * 2
+
+
+def test_parquet_that_is_not_utf8_is_skipped_and_counted(tmp_path):
+    content = pa.array([b"a", b"\xe4", b"c"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table(dict(text=content)), tmp_path / "a.parquet")
+    source = open_source(dict(kind="parquet", path=str(tmp_path)))
+    assert [source[i] for i in range(3)] == [dict(text="a"), None, dict(text="c")] and source.skipped == 1
+
+
+def test_hf_dataset(tmp_path):
+    train = datasets.Dataset.from_list([dict(prompt=f"p{i}", response="r") for i in range(3)])
+    datasets.DatasetDict(train=train, extra=train.select([2])).save_to_disk(str(tmp_path / "both"))
+    assert documents(kind="hf_dataset", path=str(tmp_path / "both"))[1] == dict(prompt="p1", response="r")
+    assert documents(kind="hf_dataset", path=str(tmp_path / "both"), split="extra") == [dict(prompt="p2", response="r")]
+    train.save_to_disk(str(tmp_path / "one"))
+    assert len(documents(kind="hf_dataset", path=str(tmp_path / "one"))) == 3
+    with pytest.raises(InputError, match="no split 'test'; it has train, extra"):
+        open_source(dict(kind="hf_dataset", path=str(tmp_path / "both"), split="test"))
+
+
+def test_hf_dataset_without_the_library(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match="pip install datasets"):
+        open_source(dict(kind="hf_dataset", path=str(tmp_path)))
+
+
+@pytest.fixture(scope="module")
+def tfds_directory(tmp_path_factory):
+    class Tiny(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            message = dict(role=tfds.features.Text(), content=tfds.features.Text())
+            features = dict(text=tfds.features.Text(), messages=tfds.features.Sequence(message))
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, _):
+            return dict(train=((i, dict(text=f"é{i}", messages=CHAT)) for i in range(5)))
+
+        def _generate_examples(self):
+            raise NotImplementedError
+
+    builder = Tiny(data_dir=tmp_path_factory.mktemp("tfds"), file_format="array_record")
+    builder.download_and_prepare()
+    return str(builder.data_dir)
+
+
+def test_tfds_without_tensorflow(tfds_directory):
+    texts = documents(kind="tfds", path=tfds_directory, columns=dict(text="text"))
+    assert sorted(d["text"] for d in texts) == [f"é{i}" for i in range(5)]
+    assert documents(kind="tfds", path=tfds_directory) == [dict(messages=CHAT)] * 5
+    assert len(open_source(dict(kind="tfds", path=tfds_directory, split="train[:40%]"))) == 2
+    assert "tensorflow" not in sys.modules
+    with pytest.raises(InputError, match="no split 'test'; it has train"):
+        open_source(dict(kind="tfds", path=tfds_directory, split="test"))
+
+
+# Pre-tokenised
+
+
+def test_records_keep_tokens_and_loss():
+    random = np.random.default_rng()
+    tokens = random.integers(0, 152000, 37).astype(np.int32), random.integers(0, 2, 37).astype(np.int32)
+    tokens[0][0] = 0
+    np.testing.assert_array_equal(decode_record(encode_record(tokens)), tokens)
+    assert len(encode_record(tokens)) == 4 * 37
+
+
+def test_pretokenised_corpus_gives_the_same_tokens(tmp_path, tokenizer):
+    rows = [dict(text="t"), dict(prompt="p", response="rr"), dict(messages=CHAT)]
+    source = open_source(dict(kind="jsonl", path=write_lines(tmp_path / "a.jsonl", rows)))
+    assert write_token_records(iter([*source, None]), tokenizer, tmp_path / "a.array_record") == 3
+    read = open_source(dict(kind="array_record", path=str(tmp_path)))
+    assert len(read) == 3
+    for row, document in zip(rows, read, strict=True):
+        np.testing.assert_array_equal(tokenize(document, tokenizer), tokenize(row, tokenizer))
+
+
+# Refusals
+
+
+def test_generated_kinds_open():
+    for spec in (dict(kind="tasks", size=3, weight=2.0), dict(kind="tasks", split="test", seed=4)):
+        assert set(open_source(spec)[0]) >= {"prompt", "response"}
+    assert "text" in open_source(dict(kind="stdlib", split="test"))[0]
+
+
+@pytest.mark.parametrize(
+    "spec, reason",
+    [
+        (dict(path="x"), "unknown kind of source None; known kinds: text, jsonl,"),
+        (dict(kind="csv", path="x"), "unknown kind of source 'csv'"),
+        (dict(kind="text"), "a text source needs path"),
+        (dict(kind="text", path=3), "path of a text source must be str, not 3"),
+        (dict(kind="text", path="x", colums={}), "a text source has no field 'colums'; it has path, separator, weight"),
+        (dict(kind="text", path="/nowhere/*.txt"), "no file at /nowhere"),
+        (dict(kind="tasks", size=True), "size of a tasks source must be int"),
+        (dict(kind="tasks", kinds=("origami",)), "unknown task kind 'origami'"),
+        (dict(kind="stdlib", split="dev"), "'dev'"),
+        (dict(kind="hf_dataset", path="/nowhere"), "no dataset saved with save_to_disk at /nowhere"),
+        (dict(kind="tfds", path="/nowhere"), "no prepared TFDS version at /nowhere"),
+    ],
+)
+def test_refused(spec, reason):
+    with pytest.raises(InputError, match=reason) as caught:
+        open_source(spec)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind, suffix", [("text", "txt"), ("jsonl", "jsonl"), ("array_record", "array_record")])
+def test_empty_or_missing_corpus_is_refused(kind, suffix, tmp_path):
+    with pytest.raises(InputError, match="no "):
+        open_source(dict(kind=kind, path=str(tmp_path)))
+    (tmp_path / f"a.{suffix}").write_text("")
+    with pytest.raises(InputError, match="no documents|cannot read"):
+        open_source(dict(kind=kind, path=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "line, columns, reason",
+    [
+        ('{"text": ', {}, r"a.jsonl:3 is not JSON"),
+        ("[1]", {}, r"a.jsonl:3 is list, not a JSON object"),
+        ('{"txt": "a"}', {}, r"document 1 of .* has no 'text' but 'txt'; set columns"),
+        ('{"text": 5}', {}, r"document 1 of .*: text is int, not text"),
+        ('{"prompt": "a", "response": null}', {}, r"response is NoneType, not text"),
+        ('{"messages": [{"role": "user"}]}', {}, r"a message without content"),
+        ('{"text": "a"}', dict(text="t"), r"has no 't'"),
+        ('{"text": "a"}', dict(txt="text"), r"columns of .* must name text, prompt and response, or messages"),
+    ],
+)
+def test_bad_rows_are_refused(line, columns, reason, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "good", "t": "good"}\n\n' + line + "\n")
+    with pytest.raises(InputError, match=reason) as caught:
+        open_source(dict(kind="jsonl", path=str(tmp_path), columns=columns))[1]
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind, suffix", [("parquet", "parquet"), ("array_record", "array_record")])
+def test_corrupt_files_are_refused(kind, suffix, tmp_path):
+    (tmp_path / f"a.{suffix}").write_bytes(b"no such format" * 1000)
+    with pytest.raises(InputError, match=rf"a\.{suffix}") as caught:
+        open_source(dict(kind=kind, path=str(tmp_path)))
+    assert "\n" not in str(caught.value)
+
+
+def test_every_kind_is_tried_here():
+    assert set(OPENERS) == {"text", "jsonl", "parquet", "hf_dataset", "tfds", "array_record", "tasks", "stdlib"}
