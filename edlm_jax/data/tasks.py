@@ -4,7 +4,7 @@
     sums      add 3+4 9+8 0+5 ->            7 17 5
     sort      sort q b x a ->               a b q x
     reverse   reverse q b x a ->            a x b q
-    lookup    get size name from name = k d x size = p a w ->    p a w k d x
+    lookup    get size , name from name k d x ; size p a w ->    size p a w ; name k d x
     brackets  close ( [ { } ( ->            ) ] )
     init      def __init__(self, name, size):\\n           the two assignments
     record    def record(name, size):\\n    return         {"name": name, "size": size}
@@ -53,10 +53,10 @@ def _reverse(rng: random.Random) -> Example:
 
 def _lookup(rng: random.Random) -> Example:
     names, letters = rng.sample(NAMES, rng.randint(3, 5)), rng.sample(LETTERS, 15)
-    table = {name: "".join(f" {letter}" for letter in letters[3 * row : 3 * row + 3]) for row, name in enumerate(names)}
+    table = {name: f" {name} {' '.join(letters[3 * row : 3 * row + 3])}" for row, name in enumerate(names)}
     wanted = rng.sample(names, 2)
-    rows = "".join(f" {name} ={value}" for name, value in table.items())
-    return f"get {' '.join(wanted)} from{rows} ->", "".join(table[name] for name in wanted)
+    prompt = f"get {' , '.join(wanted)} from{' ;'.join(table.values())} ->"
+    return prompt, " ;".join(table[name] for name in wanted)
 
 
 def _brackets(rng: random.Random) -> Example:

@@ -31,7 +31,7 @@ def solve(kind: str, prompt: str) -> str:
     if kind == "reverse":
         return " " + " ".join(words[::-1])
     if kind == "lookup":
-        return "".join(" " + re.search(rf" {name} = (\w \w \w)", prompt)[1] for name in words[:2])
+        return " ;".join(re.search(rf" {name} \w \w \w(?= ;| ->)", prompt)[0] for name in words[:3:2])
     if kind == "brackets":
         return solve_brackets(" ".join(words))
     raise AssertionError(kind)
@@ -73,8 +73,8 @@ def test_an_example_depends_on_kind_seed_and_index_alone():
 
 
 def test_examples_are_what_they_were_when_the_checkpoint_was_trained():
-    prompt = "get right code from right = v a q node = u k z code = n x j text = i w l ->"
-    assert generate_example("lookup", 0, 0) == dict(prompt=prompt, response=" v a q n x j", kind="lookup")
+    prompt = "get right , code from right v a q ; node u k z ; code n x j ; text i w l ->"
+    assert generate_example("lookup", 0, 0) == dict(prompt=prompt, response=" right v a q ; code n x j", kind="lookup")
 
 
 @pytest.mark.parametrize("kind", KINDS)
