@@ -4,11 +4,12 @@ import argparse
 import contextlib
 import importlib
 import json
+import logging
 import os
 import sys
 import traceback
 
-from absl import logging
+from absl import logging as absl_logging
 
 from edlm_jax.errors import InputError
 
@@ -69,7 +70,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command and print what it found: for people, or with --json for machines."""
-    logging.set_verbosity(logging.WARNING)  # orbax tells of every file it writes
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    absl_logging.get_absl_logger().addFilter(_keep)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is missing: we do not need it
     if args.json:
         with contextlib.redirect_stdout(sys.stderr):  # stdout carries the JSON object and nothing else
@@ -77,6 +79,11 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(result, indent=2))
     else:
         args.module.show(args.module.run(args), args)
+
+
+def _keep(record: logging.LogRecord) -> bool:
+    """Our own warnings (skipped documents), but not orbax's of what it does by itself."""
+    return record.levelno >= logging.ERROR or "orbax" not in record.pathname
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -58,7 +58,11 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
     broken, empty = tmp_path / "broken.py", tmp_path / "empty.py"
     broken.write_text("def get_config(:\n")
     empty.write_text("")
-    for path, reason in [(tmp_path / "absent.py", "no config file"), (tmp_path, "no config file"), (broken, "SyntaxError")]:
+    for path, reason in [
+        (tmp_path / "absent.py", "no config file"),
+        (tmp_path, "no config file"),
+        (broken, "SyntaxError"),
+    ]:
         with pytest.raises(InputError, match=reason) as error:
             load_config(str(path))
         assert "\n" not in str(error.value)

@@ -32,7 +32,9 @@ def test_help_names_what_the_command_does(command, capsys):
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys; from edlm_jax.commands.main import build_parser; build_parser().format_help(); print(*sys.modules)"
+    code = (
+        "import sys; from edlm_jax.commands.main import build_parser; build_parser().format_help(); print(*sys.modules)"
+    )
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"jax", "numpy", "transformers", "matplotlib", "rich"} & set(modules)
 
@@ -71,7 +73,11 @@ def test_json_is_all_there_is_on_stdout(monkeypatch, capsys):
     [
         (InputError("no such thing"), 2, "edlm: no such thing"),
         (KeyboardInterrupt(), 130, "edlm: interrupted"),
-        (ZeroDivisionError("by nought\nand more"), 1, "edlm: ZeroDivisionError: by nought (--debug shows the traceback)"),
+        (
+            ZeroDivisionError("by nought\nand more"),
+            1,
+            "edlm: ZeroDivisionError: by nought (--debug shows the traceback)",
+        ),
     ],
 )
 def test_exit_codes_and_tracebacks(monkeypatch, capsys, outcome, code, reason):
