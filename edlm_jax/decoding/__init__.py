@@ -1,6 +1,6 @@
 """The jitted block decoder, its acceptance rule, and the AR mode on the same weights."""
 
 from edlm_jax.decoding.acceptance import accept, propose
-from edlm_jax.decoding.generate import MODES, Generation, generate, pad_prompts
+from edlm_jax.decoding.generate import MODES, Decoder, Generation, generate, pad_prompts
 
-__all__ = ["MODES", "Generation", "accept", "generate", "pad_prompts", "propose"]
+__all__ = ["MODES", "Decoder", "Generation", "accept", "generate", "pad_prompts", "propose"]

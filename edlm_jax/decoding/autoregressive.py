@@ -16,7 +16,7 @@ from edlm_jax.models.cache import KVCache, forward_unrolled
 
 @partial(jax.jit, static_argnames=("graphdef", "room", "eos_id", "banned_id", "sample"))
 def decode_autoregressive(
-    graphdef, state, layers, prompts_BP, pad_B, keys_B, limit, temperature, *, room, eos_id, banned_id, sample
+    graphdef, state, layers, prompts_BP, pad_B, seeds_B, limit, temperature, *, room, eos_id, banned_id, sample
 ):
     """(tokens_BX, counts_B): prompts with `room` more columns, at most `limit` filled, and how many each row has.
 
@@ -24,6 +24,7 @@ def decode_autoregressive(
     """
     model = nnx.merge(graphdef, state)
     B, P = prompts_BP.shape
+    keys_B = jax.vmap(jax.random.key)(seeds_B)
     columns_P, columns_S = jnp.arange(P)[None], jnp.arange(P + room - 1)[None]
     segments_BP = (columns_P >= pad_B[:, None]).astype(jnp.int32)
 

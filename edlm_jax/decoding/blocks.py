@@ -59,13 +59,14 @@ class BlockState:
 
 @partial(jax.jit, static_argnames=("graphdef", "settings"))
 def decode_blocks(
-    graphdef, state, layers, prompts_BP, pad_B, keys_B, limit, threshold, at_least, temperature, settings
+    graphdef, state, layers, prompts_BP, pad_B, seeds_B, limit, threshold, at_least, temperature, settings
 ):
     """Prefills, then decodes until every row is done; returns the final `BlockState`.
 
     `pad_B` counts the padding columns before each prompt; `limit` is the most new tokens of a row.
     """
     model = nnx.merge(graphdef, state)
+    keys_B = jax.vmap(jax.random.key)(seeds_B)
     program = _Program(model, layers, settings, pad_B, keys_B, prompts_BP.shape[1], limit)
     rule = partial(accept, threshold=threshold, at_least=at_least)
     step = partial(program.step, rule=rule, temperature=temperature)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -49,66 +48,91 @@ class Generation:
         return sum(map(len, self.tokens)) / max(self.denoise_forwards, 1)
 
 
-def generate(
-    model: Transformer,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    block_length: int | None = None,
-    threshold: float = 0.9,
-    steps_per_block: int | None = None,
-    temperature: float = 0.0,
-    seed: int | Sequence[int] = 0,
-    eos_id: int | None = None,
-    mode: str = "diffusion",
-    prefill: str | None = None,
-    commit: str = "fused",
-    mask_id: int | None = None,
-) -> Generation:
-    """Decodes a batch of prompts of any lengths.
+def generate(model: Transformer, prompts: Sequence[Sequence[int]], **settings) -> Generation:
+    """`Decoder(model)(prompts, **settings)`, whose docstring lists them. Keep a `Decoder` to decode many times."""
+    return Decoder(model)(prompts, **settings)
 
-    Args:
-      max_new_tokens: the most new tokens of a row; a row ends earlier at an `eos_id` with no mask before it.
-      block_length, prefill, mask_id: default to what the checkpoint was converted with. `prefill` is how the prompt
-      attends to
-        itself: "block_causal" (the grid counted from the prompt's end, as trained), "bidirectional" or "causal".
-      threshold: accept every masked token with at least this confidence, and always the best one; 1 is one token a
-      forward. steps_per_block: instead of a threshold, a fixed number of steps for each block.
-      temperature: 0 is greedy, else Gumbel-max sampling.
-      seed: one for all rows (each row then folds in its index), or one a row: a row alone then equals the row in any
-      batch. mode: "diffusion", or "ar": one token a forward on the same weights, causally.
-      commit: "fused" (in the next block's first forward) or "separate".
 
-    Raises:
-      InputError: an unknown mode, a threshold outside [0, 1], a prompt that is empty, too long or holds the mask token
-      (named
-        by index), or diffusion from a model that was never converted.
-    """
-    mask_id = model.spec.conversion.mask_token_id if mask_id is None and model.spec.conversion else mask_id
-    _check(model, prompts, max_new_tokens, threshold, temperature, mode, mask_id, commit)
-    if not prompts:
-        return Generation([], [], [], [])
-    keys_B = _row_keys(seed, len(prompts))
-    graphdef, state = nnx.split(model)
-    layers = _unstack(graphdef, state)
-    if mode == "ar":
-        prompts_BP, pad_B = pad_prompts(prompts, 1, model.spec.max_length)
-        tokens_BX, counts_B = decode_autoregressive(
-            graphdef, state, layers, prompts_BP, pad_B, keys_B, max_new_tokens, temperature,
-            room=max_new_tokens, eos_id=eos_id, banned_id=mask_id, sample=temperature > 0,
-        )  # fmt: skip
-        counts = np.asarray(counts_B).tolist()
-        rows = np.asarray(tokens_BX)[:, prompts_BP.shape[1] :]
-        tokens = [row[:count].tolist() for row, count in zip(rows, counts, strict=True)]
-        return Generation(tokens, [list(range(1, n + 1)) for n in counts], counts, [0] * len(counts))
-    settings = _block_settings(model, max_new_tokens, block_length, eos_id, prefill, mask_id, temperature > 0, commit)
-    prompts_BP, pad_B = pad_prompts(prompts, settings.block_length, model.spec.max_length)
-    at_least = -(-settings.block_length // steps_per_block) if steps_per_block else 1
-    threshold = 1.0 if steps_per_block else threshold
-    final = decode_blocks(
-        graphdef, state, layers, prompts_BP, pad_B, keys_B, max_new_tokens, threshold, at_least, temperature, settings
-    )
-    return _collect(final, prompts_BP.shape[1], max_new_tokens, eos_id)
+class Decoder:
+    """A model made ready for decoding: its layers unstacked once. It does not follow later changes of the weights."""
+
+    def __init__(self, model: Transformer):
+        self.spec = model.spec
+        self.graphdef, self.state = nnx.split(model)
+        self.layers = _unstack(self.graphdef, self.state)
+
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        block_length: int | None = None,
+        threshold: float = 0.9,
+        steps_per_block: int | None = None,
+        temperature: float = 0.0,
+        seed: int | Sequence[int] = 0,
+        eos_id: int | None = None,
+        mode: str = "diffusion",
+        prefill: str | None = None,
+        commit: str = "fused",
+        mask_id: int | None = None,
+    ) -> Generation:
+        """Decodes a batch of prompts of any lengths.
+
+        Args:
+          max_new_tokens: the most new tokens of a row; a row ends earlier at an `eos_id` with no mask before it.
+          block_length, prefill, mask_id: default to what the checkpoint was converted with. `prefill` is how the prompt
+            attends to itself: "block_causal" (the grid counted from the prompt's end, as trained), "bidirectional" or
+            "causal".
+          threshold: accept every masked token with at least this confidence, and always the best one; 1 is one token a
+            forward.
+          steps_per_block: instead of a threshold, a fixed number of steps for each block.
+          temperature: 0 is greedy, else Gumbel-max sampling.
+          seed: one for all rows, from which each row gets its own, or one a row: a row alone then equals the row in any
+            batch.
+          mode: "diffusion", or "ar": one token a forward on the same weights, causally.
+          commit: "fused" (in the next block's first forward) or "separate".
+
+        Raises:
+          InputError: an unknown mode, a threshold outside [0, 1], a prompt that is empty, too long or holds the mask
+            token (named by index), or diffusion from a model that was never converted.
+        """
+        if mask_id is None and self.spec.conversion:
+            mask_id = self.spec.conversion.mask_token_id
+        _check(self.spec, prompts, max_new_tokens, threshold, steps_per_block, temperature, mode, mask_id, commit)
+        if not prompts:
+            return Generation([], [], [], [])
+        seeds_B = _row_seeds(seed, len(prompts))
+        if mode == "ar":
+            shape = dict(room=max_new_tokens, eos_id=eos_id, banned_id=mask_id, sample=temperature > 0)
+            return self._autoregressive(prompts, seeds_B, max_new_tokens, temperature, shape)
+        settings = _block_settings(
+            self.spec, max_new_tokens, block_length, eos_id, prefill, mask_id, temperature > 0, commit
+        )
+        at_least = -(-settings.block_length // steps_per_block) if steps_per_block else 1
+        threshold = 1.0 if steps_per_block else float(threshold)  # a float always, or an int would compile again
+        return self._blocks(prompts, seeds_B, max_new_tokens, threshold, at_least, float(temperature), settings)
+
+    def _blocks(self, prompts, seeds_B, limit, threshold, at_least, temperature, settings) -> Generation:
+        prompts_BP, pad_B = pad_prompts(prompts, settings.block_length, self.spec.max_length)
+        arrays = (self.graphdef, self.state, self.layers, prompts_BP, pad_B, seeds_B)
+        final = decode_blocks(*arrays, limit, threshold, at_least, temperature, settings)
+        final = jax.device_get((final.tokens_BX, final.accepted_at_BX, final.denoise_B, final.commit_B))
+        tokens_BX, accepted_at_BX, denoise_B, commit_B = final
+        P, tokens, accepted_at = prompts_BP.shape[1], [], []
+        for row, at in zip(tokens_BX[:, P : P + limit].tolist(), accepted_at_BX[:, P:].tolist(), strict=True):
+            length = row.index(settings.eos_id) + 1 if settings.eos_id in row else len(row)
+            tokens.append(row[:length])
+            accepted_at.append(at[:length])
+        return Generation(tokens, accepted_at, denoise_B.tolist(), commit_B.tolist())
+
+    def _autoregressive(self, prompts, seeds_B, limit, temperature, shape) -> Generation:
+        prompts_BP, pad_B = pad_prompts(prompts, 1, self.spec.max_length)
+        arrays = (self.graphdef, self.state, self.layers, prompts_BP, pad_B, seeds_B)
+        tokens_BX, counts_B = jax.device_get(decode_autoregressive(*arrays, limit, float(temperature), **shape))
+        rows, counts = tokens_BX[:, prompts_BP.shape[1] :].tolist(), counts_B.tolist()
+        tokens = [row[:count] for row, count in zip(rows, counts, strict=True)]
+        return Generation(tokens, [list(range(1, count + 1)) for count in counts], counts, [0] * len(counts))
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], block_length: int, max_length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -130,16 +154,17 @@ def _unstack(graphdef, state):
     return unstack_layers(nnx.merge(graphdef, state))
 
 
-def _row_keys(seed, count):
-    if isinstance(seed, int):
-        return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.arange(count))
+def _row_seeds(seed, count):
+    """uint32[count]: one a row, so that a row draws the same noise in any batch."""
+    if isinstance(seed, int | np.integer):
+        return np.random.SeedSequence(seed).generate_state(count)
     if len(seed) != count:
         raise InputError(f"seed: {len(seed)} seeds for {count} prompts; give one, or one a prompt")
-    return jax.vmap(jax.random.key)(jnp.asarray(seed))
+    return np.asarray(seed, np.uint32)
 
 
-def _block_settings(model, max_new_tokens, block_length, eos_id, prefill, mask_id, sample, commit) -> BlockSettings:
-    conversion = model.spec.conversion
+def _block_settings(spec, max_new_tokens, block_length, eos_id, prefill, mask_id, sample, commit) -> BlockSettings:
+    conversion = spec.conversion
     if block_length is None and conversion:
         block_length = conversion.block_length
     if block_length is None or block_length < 1:
@@ -160,13 +185,15 @@ def _block_settings(model, max_new_tokens, block_length, eos_id, prefill, mask_i
     )
 
 
-def _check(model, prompts, max_new_tokens, threshold, temperature, mode, mask_id, commit):
+def _check(spec, prompts, max_new_tokens, threshold, steps_per_block, temperature, mode, mask_id, commit):
     if mode not in MODES:
         raise InputError(f"mode {mode!r} is unknown; choose one of {', '.join(MODES)}")
     if commit not in ("fused", "separate"):
         raise InputError(f"commit {commit!r} is unknown; choose 'fused' or 'separate'")
     if not 0 <= threshold <= 1:
         raise InputError(f"threshold must lie in [0, 1], not {threshold}")
+    if steps_per_block is not None and steps_per_block < 1:
+        raise InputError(f"steps_per_block must be positive, not {steps_per_block}")
     if temperature < 0:
         raise InputError(f"temperature must not be negative, not {temperature}")
     if max_new_tokens < 1:
@@ -176,23 +203,12 @@ def _check(model, prompts, max_new_tokens, threshold, temperature, mode, mask_id
     for index, prompt in enumerate(prompts):
         if not len(prompt):
             raise InputError(f"prompt {index} is empty; give at least one token")
-        if len(prompt) + max_new_tokens > model.spec.max_length:
+        if len(prompt) + max_new_tokens > spec.max_length:
             raise InputError(
                 f"prompt {index}: {len(prompt)} tokens and {max_new_tokens} new ones exceed the model's cache of "
-                f"{model.spec.max_length}; shorten it or ask for fewer"
+                f"{spec.max_length}; shorten it or ask for fewer"
             )
         if mode == "diffusion" and mask_id in prompt:
             raise InputError(f"prompt {index} holds the mask token {mask_id}; remove it")
-        if not all(0 <= token < model.spec.vocab_size for token in prompt):
-            raise InputError(f"prompt {index} holds a token outside the vocabulary of {model.spec.vocab_size}")
-
-
-def _collect(final, P, max_new_tokens, eos_id) -> Generation:
-    rows = np.asarray(final.tokens_BX)[:, P : P + max_new_tokens]
-    accepted = np.asarray(final.accepted_at_BX)[:, P : P + max_new_tokens]
-    tokens, accepted_at = [], []
-    for row, at in zip(rows.tolist(), accepted.tolist(), strict=True):
-        length = row.index(eos_id) + 1 if eos_id in row else len(row)
-        tokens.append(row[:length])
-        accepted_at.append(at[:length])
-    return Generation(tokens, accepted_at, np.asarray(final.denoise_B).tolist(), np.asarray(final.commit_B).tolist())
+        if not all(0 <= token < spec.vocab_size for token in prompt):
+            raise InputError(f"prompt {index} holds a token outside the vocabulary of {spec.vocab_size}")
