@@ -52,6 +52,11 @@ def checkpoint(corpus, tmp_path_factory):
 
 @pytest.fixture
 def config(corpus, checkpoint):
+    """A config of one's own."""
+    return make_config(corpus, checkpoint)
+
+
+def make_config(corpus, checkpoint):
     """Conversion with clean context, float32, blocks of 4."""
     c = default_config()
     c.dtype = "float32"
@@ -61,6 +66,7 @@ def config(corpus, checkpoint):
     c.objective.block_length = 4
     c.data.update(batch_size=8, length=32)
     c.data.sources = (dict(kind="jsonl", path=str(corpus / "train.jsonl")),)
+    c.data.eval_sources = (dict(kind="jsonl", path=str(corpus / "test.jsonl")),)
     c.optimizer.schedule = "constant"  # the program does not depend on the number of steps
     c.optimizer.learning_rate = 1e-3
     c.checkpoint.every = 3

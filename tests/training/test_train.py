@@ -1,6 +1,138 @@
-from edlm_jax.training.train import train
+"""Whole runs of a tiny model on four devices: resumed, stopped, moved to other meshes, refused."""
+
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from edlm_jax.errors import InputError
+from edlm_jax.training.checkpoint import load_trained
+from edlm_jax.training.train import Run, train
+from tests.training.conftest import make_config
+from tests.training.tiny import MASK_ID
 
 
-def test_smoke(config, tmp_path):
-    print(train(config, tmp_path))
-    print((tmp_path / "metrics.jsonl").read_text())
+def losses(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def params(workdir, step=None):
+    return nnx.to_pure_dict(nnx.state(load_trained(workdir, step=step)))
+
+
+def assert_same(tree, other):
+    assert jax.tree.structure(tree) == jax.tree.structure(other)
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True))
+
+
+def raise_sigterm_in_step(monkeypatch, step):
+    original = Run._step
+
+    def wrapped(run, at, state, batch):
+        if at == step:
+            signal.raise_signal(signal.SIGTERM)
+        return original(run, at, state, batch)
+
+    monkeypatch.setattr(Run, "_step", wrapped)
+
+
+@pytest.fixture(scope="module")
+def finished(corpus, checkpoint, tmp_path_factory):
+    """(work directory, summary) of a run of 6 steps that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("finished")
+    return workdir, train(make_config(corpus, checkpoint), workdir)
+
+
+def test_a_finished_run_left_everything(finished):
+    workdir, summary = finished
+    assert summary["step"] == 6 and summary["completed"]
+    assert list(losses(workdir)) == [1, 2, 3, 4, 5, 6] and losses(workdir)[6] == summary["loss"]
+    names = {"eval_loss", "eval_loss_at_noise_0.5", "masked_fraction", "grad_norm", "tokens_per_second", "drift_ffn"}
+    assert names <= set(summary) and all(np.isfinite(summary[name]) for name in names)
+    assert 0 < summary["drift_attention"] < 1
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["3", "6"]
+    conversion = json.loads((workdir / "model.json").read_text())["config"]["edlm"]
+    assert conversion["mask_token_id"] == MASK_ID and conversion["block_length"] == 4
+    assert list((workdir / "tensorboard").iterdir())
+
+
+def test_interrupted_by_sigterm_equals_uninterrupted_bitwise(finished, config, tmp_path, monkeypatch):
+    raise_sigterm_in_step(monkeypatch, 3)  # not where a checkpoint is due
+    before = signal.getsignal(signal.SIGTERM)
+    summary = train(config, tmp_path)
+    assert summary["step"] == 4 and not summary["completed"]
+    assert signal.getsignal(signal.SIGTERM) is before
+    monkeypatch.undo()
+    config.log_every = 2  # another cadence is no other run
+    with (tmp_path / "metrics.jsonl").open("a") as file:  # what a killed process may leave: later steps, half a line
+        file.write('{"step": 5, "loss": 0.0}\n{"step": 6, "lo')
+    assert train(config, tmp_path)["completed"]
+    assert_same(params(tmp_path), params(finished[0]))
+    ours, theirs = losses(tmp_path), losses(finished[0])
+    assert list(ours) == [1, 2, 3, 4, 6]
+    assert [ours[step] for step in (1, 2, 3, 4)] == [theirs[step] for step in (1, 2, 3, 4)]
+
+
+def test_resumes_on_another_mesh(finished, config, tmp_path):
+    finished_mesh = config.mesh.to_dict()
+    config.mesh.update(data=1, fsdp=1, tensor=2, context=2)
+    config.steps = 3
+    train(config, tmp_path)
+    config.mesh.update(finished_mesh)
+    config.steps = 6
+    train(config, tmp_path)
+    ours, theirs = losses(tmp_path), losses(finished[0])
+    assert list(ours) == list(theirs)
+    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-4)
+    # Adam turns rounding of tiny gradients into steps of its own, hence the tolerance of a few learning rates.
+    for a, b in zip(jax.tree.leaves(params(tmp_path)), jax.tree.leaves(params(finished[0])), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-3)
+
+
+def test_nan_stops_and_saves_the_batch(config, checkpoint, tmp_path):
+    poisoned = tmp_path / "ar"
+    poisoned.mkdir()
+    for file in checkpoint.iterdir():
+        (poisoned / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(poisoned / "model.safetensors")
+    tensors["model.norm.weight"] = np.full_like(tensors["model.norm.weight"], np.nan)
+    save_file(tensors, poisoned / "model.safetensors", metadata={"format": "pt"})
+    config.init.path = str(poisoned)
+    with pytest.raises(FloatingPointError, match="nan_batch.npz") as error:
+        train(config, tmp_path / "run")
+    assert "\n" not in str(error.value)
+    saved = np.load(tmp_path / "run" / "nan_batch.npz")
+    assert saved["step"] == 0 and saved["tokens"].shape == (8, 32) and saved["segment_ids"].max() > 1
+    assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
+
+
+def test_another_config_in_the_work_directory_is_refused(finished, config):
+    config.optimizer.eps = 1e-6
+    config.seed = 3
+    with pytest.raises(InputError, match=r"another config \(optimizer.eps, seed differ\)"):
+        train(config, finished[0])
+
+
+def test_what_is_refused_writes_nothing(config, checkpoint, tmp_path):
+    for change, reason in [
+        (lambda c: c.data.update(batch_size=6), "not divisible by data x fsdp"),
+        (lambda c: c.mesh.update(fsdp=3), "devices"),
+        (lambda c: c.data.update(sources=()), "no data"),
+        (lambda c: c.init.update(path=str(tmp_path / "nowhere")), "nowhere"),
+        (lambda c: c.init.update(mask_token_id=400), "mask_token_id 400"),
+    ]:
+        c = config.copy_and_resolve_references()
+        change(c)
+        with pytest.raises(InputError, match=reason):
+            train(c, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    (tmp_path / "foreign" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(InputError, match="no config.json"):
+        train(config, tmp_path / "foreign")
+    with pytest.raises(InputError, match="not the work directory"):
+        load_trained(checkpoint)

@@ -1,4 +1,4 @@
-"""A model that costs nothing to make: a 2-layer Qwen3 shape with weights from numpy, so that no initialiser is compiled."""
+"""A model that costs nothing to make: a 2-layer Qwen3 shape with weights from numpy: no initialiser compiles."""
 
 import jax
 import numpy as np

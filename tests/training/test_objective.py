@@ -1,0 +1,196 @@
+"""Losses against numpy, no leak, packing, block length 1."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from edlm_jax.attention import CleanContext
+from edlm_jax.training.objective import Corruption, Objective, example_keys
+from tests.training.tiny import MASK_ID, random_batch, random_model
+
+CLEAN = Objective("clean_context", "same_position", 4, 0.1, MASK_ID, ar_weight=0.0, diffusion_weight=1.0)
+SEMI = dataclasses.replace(CLEAN, pattern="semi_block")
+JOINT = dataclasses.replace(SEMI, ar_weight=1.0, diffusion_weight=0.3)
+AR = Objective("causal", "shifted", 1, None, -1, ar_weight=1.0, diffusion_weight=0.0)
+
+
+class Lookup:
+    """Stands for a model: a token's logits are a row of a table, plus one that tells the streams' columns apart."""
+
+    def __init__(self, vocab=97):
+        rng = np.random.default_rng()
+        self.table_VD, self.column_SD = rng.normal(size=(vocab, 5)), rng.normal(size=(512, 5))
+        self.head_DV = rng.normal(size=(5, vocab))
+
+    def hidden(self, tokens_BT, *, pattern, positions_BT, segment_ids_BT, remat):
+        self.pattern, self.streams = pattern, (positions_BT, segment_ids_BT)
+        return jnp.asarray(self.table_VD)[tokens_BT] + self.column_SD[None, : tokens_BT.shape[1]]
+
+    def logits(self, x_BTD):
+        return x_BTD @ self.head_DV
+
+    def log_probs(self, tokens_BT):
+        logits = (self.table_VD[tokens_BT] + self.column_SD[None, : tokens_BT.shape[1]]) @ self.head_DV
+        return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def measure(objective, model, batch, corruption):
+    """(loss, sums, weights, what the model was given as positions and segments)"""
+
+    @jax.jit
+    def run(batch, corruption):
+        sums, weights = objective.sums(model, batch, corruption), objective.weights(batch, corruption)
+        return objective.loss(sums, weights), sums, weights, model.streams
+
+    return run(batch, corruption)
+
+
+def random_corruption(batch):
+    rng = np.random.default_rng()
+    shape = batch["tokens"].shape
+    masked = (rng.random(shape) < 0.5) & (batch["loss_mask"] > 0)
+    levels = rng.uniform(0.01, 1, shape).astype(np.float32)
+    return Corruption(np.where(masked, MASK_ID, batch["tokens"]).astype(np.int32), masked, levels)
+
+
+def ar_reference(batch, log_probs):
+    total = count = 0
+    for row, segments in enumerate(batch["segment_ids"]):
+        for i in range(len(segments) - 1):
+            if batch["loss_mask"][row, i + 1] and segments[i] == segments[i + 1]:
+                total, count = total - log_probs[row, i, batch["tokens"][row, i + 1]], count + 1
+    return total, count
+
+
+def diffusion_reference(batch, corruption, log_probs, *, shifted):
+    total, bins, counts = 0, np.zeros(4), np.zeros(4)
+    for row, i in np.argwhere(corruption.masked_BL):
+        at, segments, t = i - shifted, batch["segment_ids"][row], corruption.noise_level_BL[row, i]
+        if at >= 0 and segments[at] == segments[i]:
+            ce = -log_probs[row, at, batch["tokens"][row, i]]
+            total, bins[int(t * 4)], counts[int(t * 4)] = total + ce / t, bins[int(t * 4)] + ce, counts[int(t * 4)] + 1
+    return total, bins, counts
+
+
+def test_ar_loss_is_numpys():
+    batch, model = random_batch(3, 13, documents=(4, 6)), Lookup()
+    corruption = AR.corrupt(None, batch)
+    loss, _, weights, _ = measure(AR, model, batch, corruption)
+    total, count = ar_reference(batch, model.log_probs(batch["tokens"]))
+    assert weights.ar == count and not corruption.masked_BL.any()
+    np.testing.assert_allclose(loss, total / count, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pattern, alignment", [("block_causal", "same_position"), ("clean_context", "shifted")])
+def test_diffusion_loss_is_numpys(pattern, alignment):
+    objective = dataclasses.replace(CLEAN, pattern=pattern, alignment=alignment)
+    batch, model = random_batch(3, 16, documents=(5, 8), pad_left=3), Lookup()
+    corruption = random_corruption(batch)
+    loss, sums, weights, _ = measure(objective, model, batch, corruption)
+    log_probs = model.log_probs(corruption.noisy_BL)
+    total, bins, counts = diffusion_reference(batch, corruption, log_probs, shifted=alignment == "shifted")
+    assert weights.diffusion == counts.sum() == sums.bin_count.sum()
+    np.testing.assert_allclose(loss, total / counts.sum(), rtol=1e-5)
+    np.testing.assert_allclose(sums.bin_ce, bins, rtol=1e-5)
+
+
+def test_joint_loss_is_numpys_and_lays_out_two_streams():
+    batch, model = random_batch(3, 16, documents=(5, 8), pad_left=3), Lookup()
+    corruption = random_corruption(batch)
+    loss, _, _, streams = measure(JOINT, model, batch, corruption)
+    log_probs = model.log_probs(np.concatenate([corruption.noisy_BL, batch["tokens"]], axis=1))
+    ar, ar_count = ar_reference(batch, log_probs[:, 16:])
+    diffusion, _, counts = diffusion_reference(batch, corruption, log_probs[:, :16], shifted=False)
+    expected = 1.0 * ar / ar_count + 0.3 * diffusion / counts.sum()
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert model.pattern == CleanContext(16, 4, "token_causal")
+    for name, seen in zip(("positions", "segment_ids"), streams, strict=True):
+        np.testing.assert_array_equal(seen, np.concatenate([batch[name]] * 2, axis=1))
+
+
+def test_noise_is_each_examples_own():
+    batch = random_batch(1, 64, documents=(64,))
+    batch = {name: np.repeat(value, 6, axis=0) for name, value in batch.items()}
+    key = jax.random.key(np.random.default_rng().integers(1 << 30))
+    noisy, masked, _ = jax.jit(lambda key, batch: CLEAN.corrupt(example_keys(key, 6), batch))(key, batch)
+    assert len(np.unique(np.asarray(noisy), axis=0)) == 6
+    assert not np.any(masked & (batch["loss_mask"] == 0))
+
+
+@pytest.mark.parametrize("objective", [CLEAN, SEMI], ids=lambda objective: objective.pattern)
+def test_no_leak(objective):
+    """The gradient of a noisy block's loss reaches that block and strictly earlier clean blocks of its document alone.
+
+    Every column of both streams holds a token of its own, so a row of the (untied) embedding's gradient is a column's.
+    """
+    L, C = 24, 4
+    batch = random_batch(1, L, documents=(10, 7), pad_left=2)  # columns 0-1 padding, 2-11, 12-18, 19-23 padding
+    batch["tokens"] = np.arange(L, dtype=np.int32)[None]
+    noisy_BL = np.arange(L, 2 * L, dtype=np.int32)[None]
+    graphdef, state = nnx.split(random_model(tie_word_embeddings=False))
+
+    @jax.jit
+    @functools.partial(jax.vmap, in_axes=(None, 0))
+    @functools.partial(jax.grad, argnums=0)
+    def gradient(params, masked_BL):
+        corruption = Corruption(noisy_BL, masked_BL, jnp.ones((1, L)))
+        return objective.sums(nnx.merge(graphdef, params), batch, corruption).diffusion
+
+    segments, blocks = batch["segment_ids"][0], np.arange(L) // C
+    masked_NBL = (blocks[None] == np.arange(L // C)[:, None])[:, None] & (segments > 0)
+    gradient_NVD = gradient(nnx.to_pure_dict(state), masked_NBL)["embedding_VD"]
+    reached_NV = np.any(np.asarray(gradient_NVD) != 0, axis=-1)[:, : 2 * L]
+    for block, masked_L in enumerate(masked_NBL[:, 0]):
+        same_document = (segments > 0) & np.isin(segments, segments[masked_L])
+        np.testing.assert_array_equal(reached_NV[block, :L], same_document & (blocks < block))
+        np.testing.assert_array_equal(reached_NV[block, L:], same_document & (blocks == block))
+
+
+def test_packed_equals_separate():
+    """Two documents in one row, the first with left padding, give the sums that they give in rows of their own."""
+    graphdef, state = nnx.split(random_model())
+    sums = jax.jit(lambda batch, corruption: JOINT.sums(nnx.merge(graphdef, state), batch, corruption))
+    packed = random_batch(1, 24, documents=(10, 9), pad_left=2)
+    corruption = random_corruption(packed)
+    empty = jax.tree.map(np.zeros_like, (packed, corruption))
+    together = sums(*stack_rows((packed, corruption), empty))
+    alone = sums(*stack_rows(only(packed, corruption, 0, 12, 24), only(packed, corruption, 12, 24, 24)))
+    assert all(weight > 0 for weight in JOINT.weights(packed, corruption))
+    for a, b in zip(together, alone, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def only(batch, corruption, start, stop, length):
+    """The columns start..stop of a row, moved to its front."""
+    move = lambda x: np.pad(x[:, start:stop], ((0, 0), (0, length - stop + start)))  # noqa: E731
+    return jax.tree.map(move, (batch, corruption._replace(noise_level_BL=corruption.noise_level_BL + 0)))
+
+
+def stack_rows(*rows):
+    batch, corruption = jax.tree.map(lambda *x: np.concatenate(x), *rows)
+    levels_BL = np.where(corruption.noise_level_BL > 0, corruption.noise_level_BL, 1)  # padding: any level but 0
+    return batch, corruption._replace(noise_level_BL=levels_BL)
+
+
+def test_block_length_1_has_an_exact_likelihood():
+    """Masked tokens do not see each other: the loss of a mask is the sum of its tokens' ce / t, masked one by one."""
+    L = 12
+    objective = dataclasses.replace(CLEAN, block_length=1)
+    graphdef, state = nnx.split(random_model())
+    sums = jax.jit(lambda batch, corruption: objective.sums(nnx.merge(graphdef, state), batch, corruption))
+    row = random_batch(1, L, documents=(L,))
+    batch = {name: np.repeat(value, L, axis=0) for name, value in row.items()}
+    levels = np.tile(np.random.default_rng().uniform(0.1, 1, (1, L)).astype(np.float32), (L, 1))
+
+    def total(masked_BL):
+        noisy_BL = np.where(masked_BL, MASK_ID, batch["tokens"])
+        return sums(batch, Corruption(noisy_BL, masked_BL, levels)).diffusion
+
+    at_once = np.zeros((L, L), bool)
+    at_once[3] = True
+    np.testing.assert_allclose(total(at_once), total(np.eye(L, dtype=bool)), rtol=1e-5)

@@ -1,0 +1,102 @@
+"""The jitted step on a model of one table: what does not depend on the model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from edlm_jax.training.config import default_config
+from edlm_jax.training.metrics import attended_pairs, step_flops
+from edlm_jax.training.objective import Objective
+from edlm_jax.training.optimizer import make_optimizer
+from edlm_jax.training.step import TrainState, choose_block_length, make_train_step
+from tests.training.tiny import MASK_ID, random_batch, random_model
+
+
+class Table(nnx.Module):
+    """Logits of a column from its token and the one before it."""
+
+    def __init__(self):
+        rng = np.random.default_rng(5)
+        self.embedding_VD = nnx.Param(jnp.asarray(rng.normal(size=(97, 5)), jnp.float32))
+        self.head_DV = nnx.Param(jnp.asarray(rng.normal(size=(5, 97)), jnp.float32))
+
+    def hidden(self, tokens_BT, **_):
+        x_BTD = self.embedding_VD[...][tokens_BT]
+        return x_BTD + jnp.roll(x_BTD, 1, axis=1)
+
+    def logits(self, x_BTD):
+        return x_BTD @ self.head_DV[...]
+
+
+@pytest.fixture(scope="module")
+def run_steps():
+    """accumulation -> (state, metrics of each step) after two steps on one batch whose rows weigh differently."""
+    batch = random_batch(8, 32, documents=(20, 12))
+    batch["loss_mask"][:3] = 0
+    batch["loss_mask"][0, 5] = 1
+
+    def run(accumulation, first_step=0):
+        c = default_config()
+        c.objective.update(pattern="semi_block", ar_weight=1.0, diffusion_weight=0.3, block_length=4)
+        c.optimizer.update(accumulation=accumulation, learning_rate=0.1, clip_norm=1e-3)
+        graphdef, state = nnx.split(Table())
+        params = nnx.to_pure_dict(state)
+        state = TrainState(jnp.int32(first_step), params, make_optimizer(c).init(params))
+        objective = Objective.from_config(c, MASK_ID)
+        train_step = make_train_step(c, graphdef, objective, jax.tree.map(lambda x: x.sharding, state))
+        metrics = []
+        for _ in range(2):
+            state, measured = train_step(state, jax.tree.map(jnp.asarray, batch), block_length=4)
+            metrics.append(jax.device_get(measured))
+        return jax.device_get(state), metrics
+
+    return run
+
+
+def test_accumulation_changes_nothing(run_steps):
+    state, metrics = run_steps(1)
+    assert state.step == 2
+    for accumulation in (2, 4):
+        other_state, other_metrics = run_steps(accumulation)
+        for ours, theirs in zip(metrics, other_metrics, strict=True):
+            np.testing.assert_array_equal(ours["bin_count"], theirs["bin_count"])  # the same noise
+            assert ours.keys() == theirs.keys()
+            for name in ours:
+                np.testing.assert_allclose(ours[name], theirs[name], rtol=2e-5, err_msg=name)
+        for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(other_state.params), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_noise_is_of_the_step(run_steps):
+    _, (first, second) = run_steps(1)
+    _, (again, _) = run_steps(1, first_step=1)
+    assert np.any(first["bin_count"] != second["bin_count"])
+    np.testing.assert_array_equal(again["bin_count"], second["bin_count"])
+
+
+def test_random_block_lengths_follow_from_seed_and_step():
+    c = default_config()
+    assert choose_block_length(c, 7) == 16
+    c.objective.random_block_lengths = (4, 8, 16)
+    drawn = [choose_block_length(c, step) for step in range(40)]
+    assert set(drawn) == {4, 8, 16} and drawn == [choose_block_length(c, step) for step in range(40)]
+    c.seed = 1
+    assert drawn != [choose_block_length(c, step) for step in range(40)]
+
+
+@pytest.mark.parametrize("pattern", ["causal", "bidirectional", "block_causal", "clean_context", "semi_block"])
+def test_attended_pairs_are_those_of_the_pattern(pattern):
+    L, C = 24, 4
+    objective = Objective(pattern, "same_position", C, 0.1, MASK_ID, 0.0, 1.0)
+    width = 2 * L if objective.two_streams else L
+    assert attended_pairs(objective, L) == objective.attention(L).dense(width, width).sum()
+
+
+def test_step_flops_by_hand():
+    spec = random_model().spec
+    objective = Objective("clean_context", "same_position", 4, 0.1, MASK_ID, 0.0, 1.0)
+    matrices = 2 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48)  # 2 layers: q, o, k, v, and the FFN
+    forward = 2 * (2 * 24) * matrices + 2 * 24 * 32 * 97 + 2 * 4 * 32 * (24 * 24 + 24 * 4)
+    assert step_flops(spec, objective, rows=3, length=24) == 3 * 3 * forward
