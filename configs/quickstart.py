@@ -14,7 +14,7 @@ AR_MODEL = str(Path(edlm_jax.__file__).parent / "pretrained" / "quickstart_ar") 
 
 
 def get_config() -> ConfigDict:
-    """The conversion of quickstart_ar on its own training data, as a Qwen3 would be converted on a web-sized mixture."""
+    """quickstart_ar converted on the kind of data it was trained on."""
     c = default_config()
     c.dtype = "float32"  # bfloat16 is slower on most CPUs
     c.steps = 1500

@@ -11,6 +11,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from edlm_jax.commands.stages import Stages
+from edlm_jax.decoding import Decoder
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.compare import (
     AR,
@@ -149,7 +150,8 @@ class _Job:
         """The held-out tasks."""
         return load_tasks(self.c.evaluation.tasks, self.tokenizer)
 
-    @property
+    @functools.cached_property
     def ways(self):
-        """(model, decoding) of everything that is compared."""
-        return [(self.ar if how["mode"] == "ar" else self.converted, how) for how in self.decodings]
+        """(decoder, decoding) of everything that is compared."""
+        decoders = {"ar": Decoder(self.ar), "diffusion": Decoder(self.converted)}
+        return [(decoders[how["mode"]], how) for how in self.decodings]

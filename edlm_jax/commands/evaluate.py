@@ -62,12 +62,14 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> None:
 
 
 def _measure_tasks(args, models, source, tokenizer, thresholds) -> dict[str, Any]:
+    from edlm_jax.decoding import Decoder
     from edlm_jax.evaluation.compare import AR, compare_accuracy, compare_speed, diffusion_at, results_by_mode
     from edlm_jax.evaluation.tasks import load_tasks
 
     tasks = load_tasks([source], tokenizer)
     decodings = [how for how in (AR, *diffusion_at(thresholds)) if how["mode"] in models]
-    ways = [(models[how["mode"]], how) for how in decodings]
+    decoders = {mode: Decoder(model) for mode, model in models.items()}
+    ways = [(decoders[how["mode"]], how) for how in decodings]
     accuracy = compare_accuracy(ways, tasks, tokenizer, args.batch_size)
     return results_by_mode(decodings, accuracy, compare_speed(ways, tasks, tokenizer, args.timed_prompts))
 

@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Decode the prompts; returns the texts and the counts."""
     prompts = _read_prompts(args)
-    from edlm_jax import generate, load_pretrained
-    from edlm_jax.pretrained.tokenizer import load_tokenizer
+    from edlm_jax.decoding import Decoder
+    from edlm_jax.pretrained import load_pretrained, load_tokenizer
 
     model = load_pretrained(args.model, dtype=args.dtype)
     tokenizer = load_tokenizer(model.spec.source)
@@ -46,10 +46,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         eos_id=tokenizer.eos_token_id,
     )
     tokens = [tokenizer.encode(prompt) for prompt in prompts]
+    decoder = Decoder(model)
     if args.warm:
-        generate(model, tokens, **decoding)
+        decoder(tokens, **decoding)
     start = time.perf_counter()
-    result = generate(model, tokens, **decoding)
+    result = decoder(tokens, **decoding)
     seconds = time.perf_counter() - start
     new_tokens = sum(len(row) for row in result.tokens)
     return {

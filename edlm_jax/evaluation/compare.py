@@ -7,9 +7,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from edlm_jax.data.sources import open_source
+from edlm_jax.decoding import Decoder
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.tasks import Decoding, Task, longest_answer, measure_speed, score_tasks
-from edlm_jax.models.transformer import Transformer
 
 AR: Decoding = {"mode": "ar"}
 
@@ -36,9 +36,9 @@ def diffusion_at(thresholds: Sequence[float]) -> list[Decoding]:
     return [{"mode": "diffusion", "threshold": threshold} for threshold in thresholds]
 
 
-def compare_accuracy(ways: Sequence[tuple[Transformer, Decoding]], tasks: Sequence[Task], tokenizer, batch_size: int):
+def compare_accuracy(ways: Sequence[tuple[Decoder, Decoding]], tasks: Sequence[Task], tokenizer, batch_size: int):
     """One dict per way: accuracy, kinds, tokens per forward, forwards."""
-    scores = [score_tasks(model, tasks, tokenizer, batch_size=batch_size, decoding=how) for model, how in ways]
+    scores = [score_tasks(decoder, tasks, tokenizer, batch_size=batch_size, decoding=how) for decoder, how in ways]
     return [
         {
             "accuracy": score.accuracy,
@@ -52,7 +52,7 @@ def compare_accuracy(ways: Sequence[tuple[Transformer, Decoding]], tasks: Sequen
     ]
 
 
-def compare_speed(ways: Sequence[tuple[Transformer, Decoding]], tasks: Sequence[Task], tokenizer, timed_prompts: int):
+def compare_speed(ways: Sequence[tuple[Decoder, Decoding]], tasks: Sequence[Task], tokenizer, timed_prompts: int):
     """One dict per way: tokens per second at batch 1, over prompts drawn from all tasks."""
     drawn = random.Random(0).sample(tasks, min(timed_prompts, len(tasks)))
     prompts = [task.prompt for task in drawn]

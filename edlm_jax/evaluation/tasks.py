@@ -10,11 +10,10 @@ import numpy as np
 
 from edlm_jax.data.documents import tokenize
 from edlm_jax.data.sources import open_source
-from edlm_jax.decoding import generate
+from edlm_jax.decoding import Decoder
 from edlm_jax.errors import InputError
-from edlm_jax.models.transformer import Transformer
 
-Decoding = Mapping[str, Any]  # keyword arguments of `generate`: mode, threshold, ...
+Decoding = Mapping[str, Any]  # keyword arguments of a Decoder: mode, threshold, ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +60,7 @@ def load_tasks(sources: Sequence[Mapping[str, Any]], tokenizer) -> list[Task]:
     return tasks
 
 
-def score_tasks(model: Transformer, tasks: Sequence[Task], tokenizer, *, batch_size: int, decoding: Decoding) -> Score:
+def score_tasks(decoder: Decoder, tasks: Sequence[Task], tokenizer, *, batch_size: int, decoding: Decoding) -> Score:
     """Decode every task in batches; an answer counts when its text up to the end token is exactly the wanted one."""
     max_new_tokens = longest_answer(tasks)
     order = sorted(range(len(tasks)), key=lambda i: len(tasks[i].prompt))  # alike lengths together: little padding
@@ -69,8 +68,7 @@ def score_tasks(model: Transformer, tasks: Sequence[Task], tokenizer, *, batch_s
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         filled = list(itertools.islice(itertools.cycle(chosen), batch_size))  # one batch shape, one compilation
-        result = generate(
-            model,
+        result = decoder(
             [tasks[i].prompt for i in filled],
             max_new_tokens=max_new_tokens,
             eos_id=tokenizer.eos_token_id,
@@ -100,14 +98,14 @@ def answer_text(tokens: Sequence[int], tokenizer) -> str:
 
 
 def measure_speed(
-    ways: Sequence[tuple[Transformer, Decoding]],
+    ways: Sequence[tuple[Decoder, Decoding]],
     prompts: Sequence[list[int]],
     *,
     max_new_tokens: int,
     eos_id: int,
     repeats: int = 3,
 ) -> list[float]:
-    """Generated tokens per second at batch 1 for each (model, way of decoding), compilation excluded.
+    """Generated tokens per second at batch 1 for each (decoder, its settings), compilation excluded.
 
     The ways take turns on each prompt, so that a machine that slows down slows all of them; a prompt's time is the
     median of its repeats.
@@ -115,9 +113,9 @@ def measure_speed(
     seconds, new_tokens = [0.0] * len(ways), [0] * len(ways)
     for prompt in prompts:
         times_WR = np.zeros((len(ways), repeats))
-        for repeat, (way, (model, decoding)) in itertools.product(range(-1, repeats), enumerate(ways)):
+        for repeat, (way, (decoder, decoding)) in itertools.product(range(-1, repeats), enumerate(ways)):
             start = time.perf_counter()
-            result = generate(model, [prompt], max_new_tokens=max_new_tokens, eos_id=eos_id, **decoding)
+            result = decoder([prompt], max_new_tokens=max_new_tokens, eos_id=eos_id, **decoding)
             if repeat >= 0:
                 times_WR[way, repeat] = time.perf_counter() - start
             else:  # this pass may have compiled: it only counts the tokens

@@ -1,0 +1,74 @@
+"""Held-out loss and weight drift against the plain computation."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from edlm_jax.data.pipeline import make_eval_batches
+from edlm_jax.errors import InputError
+from edlm_jax.evaluation.drift import weight_drift
+from edlm_jax.evaluation.heldout import heldout_config, heldout_loss
+from edlm_jax.models import ModelSpec, Transformer
+from edlm_jax.pretrained import load_pretrained, load_tokenizer
+from tests.conftest import TINY
+
+SOURCE = dict(kind="tasks", kinds=("sort", "sums"), split="test", seed=9, size=40)
+
+
+def test_heldout_ar_loss_is_the_mean_over_all_supervised_tokens(tiny_ar_dir):
+    model, tokenizer = load_pretrained(tiny_ar_dir, "float32"), load_tokenizer(tiny_ar_dir)
+    c = heldout_config(model.spec, SOURCE, batch_size=3)
+    total, count = 0.0, 0
+    for batch in make_eval_batches(c.data, tokenizer, block_length=1):
+        logits_BTV = model(
+            jnp.asarray(batch["tokens"]),
+            positions_BT=jnp.asarray(batch["positions"]),
+            segment_ids_BT=jnp.asarray(batch["segment_ids"]),
+        )
+        log_probs_BTV = np.asarray(jax.nn.log_softmax(logits_BTV))
+        for row, column in np.argwhere(batch["loss_mask"] > 0):
+            if column and batch["segment_ids"][row, column] == batch["segment_ids"][row, column - 1]:
+                total -= log_probs_BTV[row, column - 1, batch["tokens"][row, column]]
+                count += 1
+    assert count > 500
+    assert heldout_loss(model, c, tokenizer, pattern="causal") == pytest.approx(total / count, rel=1e-5)
+
+
+def test_the_diffusion_bound_of_a_model_that_knows_nothing_is_log_vocabulary(tiny_converted_dir):
+    model, tokenizer = load_pretrained(tiny_converted_dir, "float32"), load_tokenizer(tiny_converted_dir)
+    c = heldout_config(model.spec, SOURCE, batch_size=3)
+    assert (c.objective.block_length, c.data.length) == (4, 512)
+    for params in jax.tree.leaves(nnx.state(model, nnx.Param)):
+        assert params.size
+    model.embedding_VD[...] = jnp.zeros_like(model.embedding_VD[...])  # tied: all logits are 0
+    # sum(ce / t) over all tokens: its mean over the noise is ln V exactly, the sample's is near
+    assert heldout_loss(model, c, tokenizer, pattern="clean_context") == pytest.approx(np.log(259), rel=0.15)
+
+
+def test_drift_is_per_layer_and_per_group():
+    spec = ModelSpec.from_hf(TINY)
+    before, after = (Transformer(spec, rngs=nnx.Rngs(7)) for _ in range(2))
+    for name in ("gate_DF", "up_DF", "down_FD"):
+        weights = getattr(after.layers, name)
+        weights[...] = weights[...].at[1].multiply(1.25)
+    query = after.layers.q_DNH
+    query[...] = query[...].at[0].multiply(-1.0)
+    drift = weight_drift(before, after)
+    assert drift["ffn"]["relative"] == pytest.approx([0.0, 0.25], abs=1e-6)
+    assert drift["ffn"]["cosine"] == pytest.approx([1.0, 1.0], abs=1e-6)
+    q, rest = (sum(float(jnp.sum(getattr(before.layers, n)[...][0] ** 2)) for n in names) for names in (
+        ("q_DNH",), ("k_DKH", "v_DKH", "o_NHD")
+    ))  # fmt: skip
+    assert drift["attention"]["relative"] == pytest.approx([2 * (q / (q + rest)) ** 0.5, 0.0], abs=1e-5)
+    assert drift["attention"]["cosine"] == pytest.approx([(rest - q) / (q + rest), 1.0], abs=1e-5)
+
+
+def test_drift_between_models_of_different_shape_is_refused():
+    spec = ModelSpec.from_hf(TINY)
+    small, large = spec, dataclasses.replace(spec, ffn_width=56)
+    with pytest.raises(InputError, match="one shape"):
+        weight_drift(*(Transformer(s, rngs=nnx.Rngs(0)) for s in (small, large)))

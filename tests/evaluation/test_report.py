@@ -1,0 +1,78 @@
+"""The report's tables, files and figure."""
+
+import json
+
+from edlm_jax.evaluation.plot import plot_report
+from edlm_jax.evaluation.report import describe_machine, print_report, read_losses, write_report
+
+
+def entry(accuracy, speed, forward=1.0, **more):
+    kinds = {"sort": accuracy, "sums": accuracy}
+    return dict(accuracy=accuracy, tokens_per_second=speed, tokens_per_forward=forward, kinds=kinds, **more)
+
+
+REPORT = {
+    "name": "some run",
+    "ar": entry(0.8, 100.0),
+    "diffusion": [entry(0.784, 90.0, 1.0, threshold=1.0), entry(0.6, 250.0, 3.21, threshold=0.9)],
+    "heldout_loss": {"ar": 1.25, "diffusion": 1.5},
+    "weight_drift": {
+        group: {"relative": [0.1, 0.3], "cosine": [0.99, 0.95]} for group in ("attention", "ffn")
+    },
+    "seconds": 75.4,
+    "stage_seconds": {"port": 0.4, "train": 75.0},
+}  # fmt: skip
+
+
+def test_markdown_tables_hold_what_was_kept_and_gained(capsys):
+    print_report(REPORT, markdown=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert "| decoding | accuracy | of AR | tokens/forward | tokens/s | speed-up |" in lines
+    assert "| AR | 0.800 | 100.0 % | 1.00 | 100 | 1.00x |" in lines
+    assert "| diffusion, threshold 0.9 | 0.600 | 75.0 % | 3.21 | 250 | 2.50x |" in lines
+    assert "| accuracy by kind | AR | 1 | 0.9 |" in lines
+    assert "| sums | 0.800 | 0.784 | 0.600 |" in lines
+    assert "| weight drift, ffn (mean over layers) | 0.200 |" in lines
+    assert "| seconds, all stages | 75 |" in lines
+
+
+def test_a_report_without_a_baseline_or_of_losses_alone_prints_what_it_has(capsys):
+    print_report({"diffusion": REPORT["diffusion"]}, markdown=True)
+    out = capsys.readouterr().out
+    assert "| diffusion, threshold 1 | 0.784 | 1.00 | 90 |" in out and "of AR" not in out
+    print_report({"heldout_loss": {"ar": 2.0}})
+    out = capsys.readouterr().out
+    assert "2.000" in out and "decoding" not in out
+
+
+def test_the_report_is_written_whole(tmp_path):
+    path = tmp_path / "report.json"
+    path.write_text("an older one")
+    write_report({**REPORT, **describe_machine()}, path)
+    report = json.loads(path.read_text())
+    assert report["ar"] == REPORT["ar"]
+    assert report["versions"]["jax"] and report["hardware"]["cpu_cores"] >= 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_figure_has_a_panel_for_every_question(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
+    plot_report(REPORT, [(1, 3.0), (2, 2.0), (3, 1.5)], tmp_path / "report.png")
+    panels = {panel.get_title(loc="left"): panel for panel in drawn[0].axes}
+    speeds = [bar.get_height() for bar in panels["Speed at batch 1"].patches]
+    assert speeds == [100.0, 90.0, 250.0]
+    assert [bar.get_height() for bar in panels["Accuracy by kind of task"].patches] == [0.8] * 2 + [0.784] * 2 + [
+        0.6
+    ] * 2
+    curve = panels["Training loss of the conversion"].lines[0]
+    assert list(curve.get_xdata()) == [1, 2, 3] and list(curve.get_ydata()) == [3.0, 2.0, 1.5]
+    points = [line.get_xydata().tolist() for line in panels["Accuracy against tokens per forward"].lines]
+    assert [[3.21, 0.6]] in points and [[1.0, 0.8]] in points
+    assert list(panels["Weight drift from the AR model"].lines[1].get_ydata()) == [0.1, 0.3]
+
+
+def test_losses_are_read_from_the_training_metrics(tmp_path):
+    lines = [dict(step=1, loss=2.5), dict(step=1, eval_loss=9.0), dict(step=2, loss=None), dict(step=3, loss=1.5)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_losses(tmp_path / "metrics.jsonl") == [(1, 2.5), (3, 1.5)]

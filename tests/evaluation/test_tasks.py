@@ -1,0 +1,102 @@
+"""Exact match and speed: what counts as right, and which tokens and forwards are counted."""
+
+import json
+
+import pytest
+
+from edlm_jax.decoding import Generation
+from edlm_jax.errors import InputError
+from edlm_jax.evaluation import compare, tasks
+from edlm_jax.evaluation.tasks import load_tasks, measure_speed, score_tasks
+from edlm_jax.pretrained import load_tokenizer
+
+EOS = 256
+
+
+@pytest.fixture
+def tokenizer(tiny_tokenizer_dir):
+    return load_tokenizer(tiny_tokenizer_dir)
+
+
+@pytest.fixture
+def questions(tmp_path, tokenizer):
+    """Three tasks of a JSON lines file, the longest first."""
+    rows = [("a much longer question ->", " yes"), ("short ->", " no"), ("medium long ->", " perhaps")]
+    path = tmp_path / "questions.jsonl"
+    path.write_text("\n".join(json.dumps(dict(prompt=prompt, response=response)) for prompt, response in rows))
+    return load_tasks([dict(kind="jsonl", path=str(path))], tokenizer)
+
+
+class Oracle:
+    """Stands in for a Decoder: answers from a table by prompt; row r takes r + 1 denoising and 2 commit forwards."""
+
+    def __init__(self, tokenizer, answers):
+        self.tokenizer, self.answers, self.calls = tokenizer, answers, []
+
+    def __call__(self, prompts, **settings):
+        self.calls.append(([self.tokenizer.decode(prompt) for prompt in prompts], settings))
+        rows = [self.answers[self.tokenizer.decode(prompt)] for prompt in prompts]
+        return Generation(rows, rows, [row + 1 for row in range(len(rows))], [2] * len(rows))
+
+
+def test_an_answer_counts_when_its_text_up_to_the_end_is_exact(tokenizer, questions):
+    answers = {
+        "a much longer question ->": [*tokenizer.encode(" yes"), EOS],
+        "short ->": [*tokenizer.encode(" no")],  # right as far as it goes: it may have run out of tokens at the end
+        "medium long ->": [*tokenizer.encode(" perhaps not"), EOS],
+    }
+    oracle = Oracle(tokenizer, answers)
+    score = score_tasks(oracle, questions, tokenizer, batch_size=2, decoding={"mode": "ar"})
+    assert score.accuracy == pytest.approx(2 / 3) and score.kinds == {"all": pytest.approx(2 / 3)}
+    assert [prompts for prompts, _ in oracle.calls] == [
+        ["short ->", "medium long ->"],
+        ["a much longer question ->"] * 2,  # filled up to the one batch size
+    ]
+    assert score.new_tokens == sum(map(len, answers.values()))
+    assert (score.denoise_forwards, score.commit_forwards) == (1 + 2 + 1, 3 * 2)
+    assert score.tokens_per_forward == pytest.approx(score.new_tokens / 4)
+    longest = len(tokenizer.encode(" perhaps")) + 1
+    assert all(settings["max_new_tokens"] == longest for _, settings in oracle.calls)
+
+
+def test_generated_tasks_keep_their_kind_and_the_prompt_that_training_shows(tokenizer):
+    loaded = load_tasks([dict(kind="tasks", kinds=("sort", "sums"), split="test", seed=5, size=6)], tokenizer)
+    assert [task.kind for task in loaded] == ["sort", "sums"] * 3
+    assert all(tokenizer.decode(task.prompt).startswith(("sort ", "add ")) for task in loaded)
+    assert all(task.answer_tokens == len(tokenizer.encode(task.answer)) + 1 for task in loaded)
+
+
+def test_sources_without_answers_are_refused(tmp_path, tokenizer):
+    (tmp_path / "prose.txt").write_text("no question here")
+    with pytest.raises(InputError, match="a prompt and a response"):
+        load_tasks([dict(kind="text", path=str(tmp_path / "prose.txt"))], tokenizer)
+
+
+def test_speed_counts_generated_tokens_and_leaves_the_first_pass_out(monkeypatch):
+    clock = iter(range(10_000))
+    monkeypatch.setattr(tasks.time, "perf_counter", lambda: next(clock))
+    calls = []
+
+    class Decoder:
+        def __init__(self, ticks):
+            self.ticks = ticks
+
+        def __call__(self, prompts, **settings):
+            calls.append((self.ticks, settings["mode"]))
+            for _ in range(100 if len(calls) <= 2 else self.ticks):  # both compile in their first pass
+                next(clock)
+            return Generation([[1] * (10 * self.ticks)], [[]], [1], [0])
+
+    ways = [(Decoder(1), {"mode": "ar"}), (Decoder(4), {"mode": "diffusion"})]
+    speeds = measure_speed(ways, [[7], [8, 9]], max_new_tokens=3, eos_id=EOS, repeats=3)
+    assert speeds == [10 / 2, 40 / 5]  # a call of n ticks takes n + 1 of this clock
+    assert calls == [(1, "ar"), (4, "diffusion")] * 8  # in turns
+
+
+def test_results_are_sorted_by_mode():
+    decodings = [compare.AR, *compare.diffusion_at([1.0, 0.5])]
+    results = compare.results_by_mode(decodings, [dict(a=1), dict(a=2), dict(a=3)], [dict(b=4), dict(b=5), dict(b=6)])
+    assert results == {
+        "ar": dict(a=1, b=4),
+        "diffusion": [dict(threshold=1.0, a=2, b=5), dict(threshold=0.5, a=3, b=6)],
+    }
