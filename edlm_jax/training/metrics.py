@@ -127,9 +127,10 @@ def noise_level_losses(bin_ce: np.ndarray, bin_count: np.ndarray) -> dict[str, f
     return {f"loss_at_noise_{end:g}": float(ce / count) for end, ce, count in columns if count > 0}
 
 
-def mfu_meter(flops_per_step: float) -> Callable[[float], dict[str, float]]:
-    """Steps per second -> {"mfu": share of these devices' bfloat16 peak}, or {} for devices whose peak is not known."""
-    peak = PEAK_FLOPS.get(jax.devices()[0].device_kind, 0.0) * jax.device_count()
+def mfu_meter(flops_per_step: float, dtype: str) -> Callable[[float], dict[str, float]]:
+    """Steps per second -> {"mfu": share of these devices' bfloat16 peak}, or {} where that peak is no measure."""
+    known = PEAK_FLOPS if dtype == "bfloat16" else {}
+    peak = known.get(jax.devices()[0].device_kind, 0.0) * jax.device_count()
     return lambda steps_per_second: {"mfu": flops_per_step * steps_per_second / peak} if peak else {}
 
 

@@ -39,26 +39,25 @@ def choose_block_length(c: ConfigDict, step: int) -> int:
 
 
 def make_train_step(c: ConfigDict, graphdef: nnx.GraphDef, objective: Objective, shardings: TrainState) -> Callable:
-    """`train_step(state, batch, *, block_length) -> (state, metrics)`; the state is donated."""
+    """`train_step(state, batch, *, block_length) -> (state, replicated metrics)`; the state is donated."""
     optimizer, schedule = make_optimizer(c), make_schedule(c)
-    base = dataclasses.replace(objective, block_length=0)
 
     @functools.partial(
         jax.jit,
         static_argnames="block_length",
         donate_argnums=0,
-        out_shardings=(shardings, None),
+        out_shardings=(shardings, shardings.step),
     )
     def train_step(state: TrainState, batch: Batch, *, block_length: int):
-        objective = dataclasses.replace(base, block_length=block_length)
+        drawn = dataclasses.replace(objective, block_length=block_length)
         key = jax.random.fold_in(jax.random.key(c.seed), state.step)
-        corruption = objective.corrupt(example_keys(key, batch["tokens"].shape[0]), batch)
-        weights = objective.weights(batch, corruption)
-        accumulate = functools.partial(_accumulate, graphdef, objective, c.optimizer.accumulation, c.remat)
+        corruption = drawn.corrupt(example_keys(key, batch["tokens"].shape[0]), batch)
+        weights = drawn.weights(batch, corruption)
+        accumulate = functools.partial(_accumulate, graphdef, drawn, c.optimizer.accumulation, c.remat)
         sums, grads = accumulate(state.params, batch, corruption, weights)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = _metrics(objective, batch, sums, weights)
+        metrics = _metrics(drawn, batch, sums, weights)
         metrics |= dict(grad_norm=optax.tree.norm(grads), learning_rate=schedule(state.step))
         return TrainState(state.step + 1, params, opt_state), metrics
 

@@ -86,7 +86,7 @@ class Run:
         state, first = self._restore()
         self.clock, self.files = Clock(), MetricsFiles(self.workdir, first)
         flops = step_flops(self.spec, self.objective, c.data.batch_size, c.data.length)
-        self.window = Window(self.clock, mfu_meter(flops if c.dtype == "bfloat16" else 0.0))
+        self.window = Window(self.clock, mfu_meter(flops, c.dtype))
         try:
             with StopSignal() as stop, Reporter(first, c.steps) as self.reporter:
                 for step in itertools.count(first):

@@ -1,7 +1,12 @@
 """Whole runs of a tiny model on four devices: resumed, stopped, moved to other meshes, refused."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,7 +15,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from edlm_jax.errors import InputError
-from edlm_jax.training.checkpoint import load_trained
+from edlm_jax.training.checkpoint import latest_step, load_trained
 from edlm_jax.training.train import Run, train
 from tests.training.conftest import make_config
 from tests.training.tiny import MASK_ID
@@ -92,6 +97,43 @@ def test_resumes_on_another_mesh(finished, config, tmp_path):
     # Adam turns rounding of tiny gradients into steps of its own, hence the tolerance of a few learning rates.
     for a, b in zip(jax.tree.leaves(params(tmp_path)), jax.tree.leaves(params(finished[0])), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-3)
+
+
+RUN_ON_ONE_DEVICE = """
+import sys, pathlib, jax
+jax.config.update("jax_num_cpu_devices", 1)
+jax.config.update("jax_compilation_cache_dir", sys.argv[4])
+from edlm_jax.training.train import train
+from tests.training.conftest import make_config
+config = make_config(*map(pathlib.Path, sys.argv[1:3]))
+config.steps, config.checkpoint.every = 10**6, 1
+sys.exit(7 if train(config, sys.argv[3])["completed"] else 0)
+"""
+
+
+def signal_after_a_checkpoint(process, workdir, number):
+    """Sends the signal once the process has written a checkpoint that was not there before; returns the exit code."""
+    before = latest_step(workdir)
+    while latest_step(workdir) == before and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(number)
+    return process.wait()
+
+
+def test_killed_then_stopped_then_moved_to_more_devices(finished, corpus, checkpoint, tmp_path):
+    workdir, root = tmp_path / "run", Path(__file__).parents[2]
+    arguments = [str(corpus), str(checkpoint), str(workdir), jax.config.jax_compilation_cache_dir]
+    for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 0)):
+        command = [sys.executable, "-c", RUN_ON_ONE_DEVICE, *arguments]
+        process = subprocess.Popen(command, cwd=root, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+        assert signal_after_a_checkpoint(process, workdir, number) == code
+    stopped = latest_step(workdir)
+    assert stopped == max(losses(workdir))
+    config = make_config(corpus, checkpoint)
+    config.steps = max(stopped + 1, 6)
+    assert train(config, workdir)["completed"]
+    ours, theirs = losses(workdir), losses(finished[0])
+    np.testing.assert_allclose([ours[step] for step in theirs], list(theirs.values()), rtol=1e-4)
 
 
 def test_nan_stops_and_saves_the_batch(config, checkpoint, tmp_path):
