@@ -6,6 +6,7 @@
     reverse   reverse q b x a ->            a x b q
     lookup    get size , name from name k d x ; size p a w ->    size p a w ; name k d x
     brackets  close ( [ { } ( ->            ) ] )
+    spell     spell 407 ->                  four zero seven
     init      def __init__(self, name, size):\\n           the two assignments
     record    def record(name, size):\\n    return         {"name": name, "size": size}
 
@@ -24,6 +25,7 @@ NAMES = tuple(
     first last width color state level owner parent target source result message default""".split()
 )
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CLOSER = {"(": ")", "[": "]", "{": "}"}
 TEST_SHARE = 16  # one prompt in so many belongs to the test split
 
@@ -70,6 +72,11 @@ def _brackets(rng: random.Random) -> Example:
     return f"close {' '.join(walk)} ->", "".join(f" {CLOSER[opener]}" for opener in reversed(stack))
 
 
+def _spell(rng: random.Random) -> Example:
+    digits = [rng.randrange(10) for _ in range(rng.randint(3, 6))]
+    return f"spell {''.join(map(str, digits))} ->", "".join(f" {DIGITS[digit]}" for digit in digits)
+
+
 def _init(rng: random.Random) -> Example:
     names = rng.sample(NAMES, rng.randint(2, 4))
     body = "\n".join(f"        self.{name} = {name}" for name in names)
@@ -91,6 +98,7 @@ GENERATORS: dict[str, Callable[[random.Random], Example]] = {
     "brackets": _brackets,
     "init": _init,
     "record": _record,
+    "spell": _spell,
 }
 KINDS = tuple(GENERATORS)
 

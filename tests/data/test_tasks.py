@@ -32,6 +32,9 @@ def solve(kind: str, prompt: str) -> str:
         return " " + " ".join(words[::-1])
     if kind == "lookup":
         return " ;".join(re.search(rf" {name} \w \w \w(?= ;| ->)", prompt)[0] for name in words[:3:2])
+    if kind == "spell":
+        names = dict(zip("0123456789", "zero one two three four five six seven eight nine".split(), strict=True))
+        return "".join(f" {names[digit]}" for digit in words[0])
     if kind == "brackets":
         return solve_brackets(" ".join(words))
     raise AssertionError(kind)
