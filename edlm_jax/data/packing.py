@@ -71,13 +71,15 @@ def _align_piece(tokens_L: np.ndarray, loss_mask_L: np.ndarray, left: int, grid:
 def pack_documents(
     pieces: grain.IterDataset, grid: Grid, *, seed: int, max_per_row: int | None = None
 ) -> grain.IterDataset:
-    """Rows of tokens, segment_ids, positions and loss_mask from aligned pieces, packed first-fit."""
+    """Rows of tokens, segment_ids, positions and loss_mask from aligned pieces, packed first-fit.
+
+    A piece is whole blocks long, so that the next one starts on a block boundary again.
+    """
     rows = grain.experimental.FirstFitPackIterDataset(
-        pieces.map(lambda piece_L3: dict(piece=piece_L3)),  # one feature: packing three costs three times as much
+        pieces.map(lambda piece_L3: dict(piece=piece_L3)),  # as one feature: packing costs by the feature
         length_struct=dict(piece=grid.length),
         num_packing_bins=max(WINDOW_TOKENS // grid.length, MIN_WINDOW_ROWS),
         seed=seed,
-        pack_alignment_struct=dict(piece=grid.block_length),
         max_sequences_per_bin=max_per_row,
     )
     return rows.map(functools.partial(_finish_row, end_id=grid.end_id))
@@ -97,7 +99,7 @@ def _finish_row(row: dict[str, np.ndarray], end_id: int) -> dict[str, np.ndarray
 def padding_row(grid: Grid) -> dict[str, np.ndarray]:
     """A row without a document, for the last batch of a finite set."""
     zeros_L = np.zeros(grid.length, np.int32)
-    return dict(tokens=zeros_L + grid.end_id, segment_ids=zeros_L, positions=zeros_L, loss_mask=zeros_L).copy()
+    return dict(tokens=zeros_L + grid.end_id, segment_ids=zeros_L, positions=zeros_L, loss_mask=zeros_L)
 
 
 def packing_efficiency(batch: dict[str, np.ndarray]) -> float:

@@ -5,7 +5,8 @@
 
 A source's weight is its share of rows, hence of tokens up to padding, however long its documents are. Each epoch has
 an order of its own, of which process p takes the documents p, p + count, ...: within an epoch no two share one.
-`iter(dataset).get_state()` is a small dict of numbers; `set_state` of it gives bitwise the same batches from there on.
+`iter(dataset).get_state()` is a small dict of numbers; `set_state` of it gives bitwise the same batches from there on,
+in a process of the same index among as many.
 """
 
 import functools

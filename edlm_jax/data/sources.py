@@ -76,6 +76,8 @@ class Rows(Sequence):
         if name == "messages":
             if isinstance(value, Mapping):  # a TFDS sequence of dicts comes as a dict of sequences
                 value = [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
+            if not isinstance(value, list):
+                raise InputError(f"document {index} of {self.name}: messages is {type(value).__name__}, not a list")
             return [self._to_message(message, index) for message in value]
         if isinstance(value, bytes):
             return value.decode()

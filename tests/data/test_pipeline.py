@@ -172,6 +172,17 @@ def test_documents_that_are_not_utf8_are_passed_over(tmp_path, tokenizer):
     assert set(names_of(take(data, tokenizer, 3), tokenizer)) == {"doc0", "doc2"}
 
 
+def test_a_bad_document_far_into_the_corpus_stops_with_its_reason(tmp_path, tokenizer):
+    lines = [json.dumps(dict(text=f"doc{i} x")) for i in range(300)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, '{"text":']))
+    data = make_data([dict(kind="jsonl", path=str(tmp_path / "a.jsonl"))], shuffle=False)
+    batches = iter(make_dataset(data, tokenizer, seed=0, block_length=BLOCK))
+    with pytest.raises(InputError, match=r"a\.jsonl:301 is not JSON"):
+        for _ in range(300):
+            next(batches)
+    batches.close()
+
+
 # Held-out batches
 
 

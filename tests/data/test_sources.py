@@ -209,6 +209,7 @@ def test_empty_or_missing_corpus_is_refused(kind, suffix, tmp_path):
         ('{"text": 5}', {}, r"document 1 of .*: text is int, not text"),
         ('{"prompt": "a", "response": null}', {}, r"response is NoneType, not text"),
         ('{"messages": [{"role": "user"}]}', {}, r"a message without content"),
+        ('{"messages": null}', {}, r"messages is NoneType, not a list"),
         ('{"text": "a"}', dict(text="t"), r"has no 't'"),
         ('{"text": "a"}', dict(txt="text"), r"columns of .* must name text, prompt and response, or messages"),
     ],
