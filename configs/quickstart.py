@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 import edlm_jax
 from edlm_jax.training.config import default_config
 
-KINDS = ("count", "sums", "sort", "reverse", "brackets", "init", "record", "spell")  # what quickstart_ar was trained on
+KINDS = ("count", "sums", "sort", "reverse", "brackets", "init", "record", "spell")  # what quickstart_ar solves
 AR_MODEL = str(Path(edlm_jax.__file__).parent / "pretrained" / "quickstart_ar")  # made by configs/quickstart_ar.py
 
 
