@@ -5,6 +5,7 @@ import pathlib
 from setuptools import find_packages, setup
 
 TEST = [
+    "hypothesis",
     "ipykernel",  # runs notebooks/quickstart.ipynb
     "nbclient",
     "nbformat",
