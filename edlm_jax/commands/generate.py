@@ -92,7 +92,7 @@ def _read_lines(name: str) -> list[str]:
     try:
         text = (sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()).decode("utf-8")
     except OSError as error:
-        raise InputError(f"cannot read --prompts-file={name}: {error.strerror}") from None
+        raise InputError(f"cannot read --prompts-file={name}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"prompts in {name} are not UTF-8: byte {error.start}") from None
     return [line for line in text.splitlines() if line.strip()]

@@ -121,5 +121,5 @@ def measure_speed(
             else:  # this pass may have compiled: it only counts the tokens
                 new_tokens[way] += len(result.tokens[0])
         for way, median in enumerate(np.median(times_WR, axis=1)):
-            seconds[way] += median
+            seconds[way] += float(median)
     return [tokens / time_spent for tokens, time_spent in zip(new_tokens, seconds, strict=True)]

@@ -34,7 +34,7 @@ def test_heldout_ar_loss_is_the_mean_over_all_supervised_tokens(tiny_ar_dir):
             if column and batch["segment_ids"][row, column] == batch["segment_ids"][row, column - 1]:
                 total -= log_probs_BTV[row, column - 1, batch["tokens"][row, column]]
                 count += 1
-    assert count > 500
+    assert count > 300
     assert heldout_loss(model, c, tokenizer, pattern="causal") == pytest.approx(total / count, rel=1e-5)
 
 
