@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     c.init.mask_embedding = "mean"  # the slot was never trained
     c.objective.pattern = "clean_context"
     # The paper's own choice, same_position, is ahead after 50B tokens. Here there is under a million, and an AR model
-    # that keeps predicting the next token has less to unlearn: 0.60 exact match after 125 steps, against 0.35 after 275.
+    # that keeps predicting the next token has less to unlearn: 0.60 exact after 125 steps, against 0.35 after 275.
     c.objective.alignment = "shifted"
     c.objective.block_length = 8
     c.objective.half_life = 0.1
