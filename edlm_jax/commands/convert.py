@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add_config_argument(parser)
     parser.add_argument("--workdir", required=True, metavar="DIR", help="where the run keeps its files")
+    parser.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -28,4 +29,4 @@ def show(report: dict[str, Any], args: argparse.Namespace) -> None:
     """Print the report's tables."""
     from edlm_jax.evaluation.report import print_report
 
-    print_report(report)
+    print_report(report, markdown=args.markdown)
