@@ -10,8 +10,9 @@ accepted:
     a b c d| e f g h   | i M M M       step 2: accept 3, block full -> pending, next block starts
     a b c d| e f g h   | i j k l | M M M M      step 3 forwards [pending | current] in one pass: the commit rides along
 
-`commit="fused"` writes a finished block's clean K/V in the first denoising forward of the next block (block-causal over
-the two, hence exact: the same K/V as a forward of its own); `"separate"` spends that forward of its own.
+The first denoising forward of a row rides in the prefill, as in AR decoding the first token does. `commit="fused"`
+writes a finished block's clean K/V in the first denoising forward of the next block (block-causal over the two, hence
+exact: the same K/V as a forward of its own); `"separate"` spends that forward of its own.
 """
 
 from dataclasses import dataclass
@@ -41,6 +42,18 @@ class BlockSettings:
     prefill: Pattern
 
 
+@dataclass(frozen=True)
+class PromptThenBlock(Pattern):
+    """A prompt of `length` columns that attends to itself by `prefill`, then one block that sees all of both."""
+
+    length: int
+    prefill: Pattern
+
+    def allowed(self, q, k):
+        """The block sees everything; the prompt never sees the block."""
+        return (q >= self.length) | ((k < self.length) & self.prefill.allowed(q, k))
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class BlockState:
@@ -67,45 +80,47 @@ def decode_blocks(
     """
     model = nnx.merge(graphdef, state)
     keys_B = jax.vmap(jax.random.key)(seeds_B)
-    program = _Program(model, layers, settings, pad_B, keys_B, prompts_BP.shape[1], limit)
     rule = partial(accept, threshold=threshold, at_least=at_least)
-    step = partial(program.step, rule=rule, temperature=temperature)
-    return jax.lax.while_loop(lambda s: ~s.done_B.all(), step, program.prefill(prompts_BP))
+    program = _Program(model, layers, settings, pad_B, keys_B, prompts_BP.shape[1], limit, rule, temperature)
+    return jax.lax.while_loop(lambda s: ~s.done_B.all(), program.step, program.prefill(prompts_BP))
 
 
 class _Program:
     """The traced functions of one decoding program around their shared arrays."""
 
-    def __init__(self, model, layers, settings, pad_B, keys_B, P, limit):
-        self.model, self.layers, self.settings = model, layers, settings
+    def __init__(self, model, layers, settings, pad_B, keys_B, P, limit, rule, temperature):
+        self.model, self.layers, self.settings, self.rule, self.temperature = model, layers, settings, rule, temperature
         self.pad_B, self.keys_B, self.P, self.limit = pad_B, keys_B, P, limit
         self.S = P + (settings.num_blocks - 1) * settings.block_length  # the last block is never committed
 
     def prefill(self, prompts_BP) -> BlockState:
+        """The prompt into the cache, and the first denoising step: one forward over [prompt | first block]."""
         B, P = prompts_BP.shape
-        c = self.settings
-        columns_P = jnp.arange(P)[None]
-        segments_BP = (columns_P >= self.pad_B[:, None]).astype(jnp.int32)
+        c, C = self.settings, self.settings.block_length
+        masks = jnp.full((B, c.num_blocks * C), c.mask_id, jnp.int32)
+        tokens_BX = jnp.concatenate([prompts_BP, masks], axis=1)
+        columns_T = jnp.arange(P + C)[None]
+        segments_BT = (columns_T >= self.pad_B[:, None]).astype(jnp.int32)
         attention = lambda _, q, k, v: attend(  # noqa: E731
-            q, k, v, pattern=c.prefill, q_segments_BT=segments_BP, k_segments_BS=segments_BP
+            q, k, v, pattern=PromptThenBlock(P, c.prefill), q_segments_BT=segments_BT, k_segments_BS=segments_BT
         )
-        positions_BP = jnp.maximum(columns_P - self.pad_B[:, None], 0)
-        x_BPD, kept = forward_unrolled(self.model, self.layers, prompts_BP, positions_BP, attention)
-        masks = jnp.full((B, c.num_blocks * c.block_length), c.mask_id, jnp.int32)
+        positions_BT = jnp.maximum(columns_T - self.pad_B[:, None], 0)
+        x_BTD, kept = forward_unrolled(self.model, self.layers, tokens_BX[:, : P + C], positions_BT, attention)
         zeros_B = jnp.zeros(B, jnp.int32)
-        return BlockState(
-            tokens_BX=jnp.concatenate([prompts_BP, masks], axis=1),
-            accepted_at_BX=jnp.zeros((B, P + masks.shape[1]), jnp.int32),
-            cache=KVCache.of(kept, self.S),
+        state = BlockState(
+            tokens_BX=tokens_BX,
+            accepted_at_BX=jnp.zeros(tokens_BX.shape, jnp.int32),
+            cache=KVCache.of([(k[:, :P], v[:, :P]) for k, v in kept], self.S),
             start_B=zeros_B + P,
             pending_B=zeros_B > 0,
             done_B=zeros_B > 0,
             denoise_B=zeros_B,
             commit_B=zeros_B,
-            before_BV=self._before(x_BPD[:, -1:]),
+            before_BV=self._before(x_BTD[:, P - 1 : P]),
         )
+        return self._accept(state, self.model.logits(x_BTD[:, P:]))
 
-    def step(self, s: BlockState, *, rule, temperature) -> BlockState:
+    def step(self, s: BlockState) -> BlockState:
         """Commits what is pending, denoises every row's current block, accepts, moves on rows whose block is full."""
         c, C = self.settings, self.settings.block_length
         if c.fused_commit:
@@ -121,17 +136,17 @@ class _Program:
         if not c.fused_commit:
             s = _replace(s, commit_B=s.commit_B + committed_B)
             x_BTD, _ = self._denoise(s)
-        return self._accept(s, self.model.logits(x_BTD[:, 1:]), rule, temperature)
+        return self._accept(s, self.model.logits(x_BTD[:, 1:]))
 
-    def _accept(self, s: BlockState, logits_BCV, rule, temperature) -> BlockState:
+    def _accept(self, s: BlockState, logits_BCV) -> BlockState:
         c, C = self.settings, self.settings.block_length
         if c.shifted:
             logits_BCV = jnp.concatenate([s.before_BV[:, None], logits_BCV[:, :-1]], axis=1)
         denoise_B = s.denoise_B + ~s.done_B
         keys_B = jax.vmap(jax.random.fold_in)(self.keys_B, denoise_B) if c.sample else None
-        proposed_BC, confidence_BC = propose(logits_BCV, keys_B, temperature, banned_id=c.mask_id)
+        proposed_BC, confidence_BC = propose(logits_BCV, keys_B, self.temperature, banned_id=c.mask_id)
         block_BC = _window(s.tokens_BX, s.start_B, C)
-        accepted_BC = rule(confidence_BC, block_BC == c.mask_id) & ~s.done_B[:, None]
+        accepted_BC = self.rule(confidence_BC, block_BC == c.mask_id) & ~s.done_B[:, None]
         block_BC = jnp.where(accepted_BC, proposed_BC, block_BC)
         at_BC = jnp.where(accepted_BC, denoise_B[:, None], _window(s.accepted_at_BX, s.start_B, C))
         full_B, finished_B = self._progress(block_BC, s.start_B)

@@ -16,15 +16,15 @@ from edlm_jax.models import Transformer
 from edlm_jax.models.cache import unstack_layers
 
 MODES = ("diffusion", "ar")
-_SHORTEST = 64  # columns of the smallest prompt bucket: buckets double from here, so mixed lengths compile few programs
+_SHORTEST = 16  # columns of the smallest prompt bucket: buckets double from here, so mixed lengths compile few programs
 
 
 @dataclass(frozen=True)
 class Generation:
     """New tokens of each row, up to and including its EOS, and the forwards they took.
 
-    Forwards are counted per row and summed over rows: a row that is done no longer counts. In AR mode the prefill is
-    counted, since it yields the first token; in diffusion mode it yields none and is not.
+    Forwards are counted per row and summed over rows: a row that is done no longer counts. The prefill is each row's
+    first: it yields the first token in AR mode and is the first denoising step in diffusion mode.
     """
 
     tokens: list[list[int]]
