@@ -152,8 +152,11 @@ def _bias(p, name):
 
 @jax.custom_vjp
 def _widen(h_BTD, w_DF):
-    """h @ w whose weight gradient is h^T g, not (g^T h)^T: on CPU the operand on the left is transposed in memory, and that
-    must not be the wide one together with the elementwise work that made it (a quarter of the step, measured)."""
+    """h @ w whose weight gradient is h^T g, not (g^T h)^T as autodiff has it.
+
+    On CPU the left operand is transposed in memory: not the wide one, with all the elementwise work fused into the copy
+    (a third of the step, measured).
+    """
     return jnp.einsum("BTD,DF->BTF", h_BTD, w_DF)
 
 
