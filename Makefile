@@ -21,7 +21,7 @@ test: $(VENV)/installed-test  ## run the tests (no torch needed)
 	$(VENV)/bin/python -m pytest
 
 test-parity: $(PARITY)/installed  ## compare live with torch and transformers, in a virtual environment of its own
-	$(PARITY)/bin/python -m pytest -m parity
+	$(PARITY)/bin/python -m pytest -m parity tests/parity
 
 lint: $(VENV)/installed-dev  ## check the style
 	$(VENV)/bin/ruff check .
