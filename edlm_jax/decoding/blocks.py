@@ -1,4 +1,4 @@
-"""Block diffusion decoding as one compiled loop (arXiv 2512.14067, section 3.4; method.md, section 5).
+"""Block diffusion decoding as one compiled loop (arXiv 2512.14067, section 3.4).
 
 Shapes: B rows, P prompt columns (left-padded, a multiple of C), C block length, X = P + blocks * C token columns, S
 cache columns, V vocabulary. Every row keeps its own block start, so a slow row never holds the others; positions are
