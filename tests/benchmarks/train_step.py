@@ -11,6 +11,7 @@ ratio of each pair.
 import argparse
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -62,6 +63,7 @@ def main() -> None:
         "pairs": args.pairs,
         **describe_machine(),
         "torch": torch.__version__,
+        "command": " ".join(["python -m tests.benchmarks.train_step", *sys.argv[1:]]),
     }
     print(json.dumps(result, indent=1))
     if args.json:
