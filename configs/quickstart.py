@@ -2,15 +2,15 @@
 
     make quickstart        or        edlm convert --config=configs/quickstart.py --workdir=runs/quickstart
 
-Hardware: two CPU cores (Xeon, 2.5 GHz, AVX-512), shared with other work. A trial of the training stage alone, 1100 steps in 15
-minutes there, and its checkpoint on the 512 held-out prompts below (AR model: 0.998 exact, one token per forward):
+Hardware: two CPU cores (Xeon, 2.5 GHz, AVX-512), shared with other work. A trial of the training stage alone, 1100
+steps in 15 minutes there, and its checkpoint on the 512 held-out prompts below (AR: 0.998 exact, one token per forward):
 
     threshold          1.0    0.95   0.9    0.8
     exact match        0.982  0.979  0.961  0.902
     tokens / forward   0.83   3.28   3.67   4.15
 
-Batch-1 speed in that trial: 1.45 times the AR mode at threshold 0.95, short of the 2 times that we want. The whole of `make
-quickstart` on quiet cores is not yet run. The settings were chosen on subsets of the same prompts.
+Batch-1 speed in that trial: 1.45 times the AR mode at threshold 0.95, short of the 2 times that we want. The whole of
+`make quickstart` on quiet cores is not yet run. The settings were chosen on subsets of the same prompts.
 """
 
 from pathlib import Path
