@@ -3,7 +3,7 @@
     make quickstart        or        edlm convert --config=configs/quickstart.py --workdir=runs/quickstart
 
 Hardware: two CPU cores (Xeon, 2.5 GHz, AVX-512), shared with other work. A trial of the training stage alone, 1100
-steps in 15 minutes there, and its checkpoint on the 512 held-out prompts below (AR: 0.998 exact, one token per forward):
+steps in 15 minutes there, and its checkpoint on the 512 held-out prompts below (AR: 0.998 exact at one a forward):
 
     threshold          1.0    0.95   0.9    0.8
     exact match        0.982  0.979  0.961  0.902
