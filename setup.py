@@ -31,6 +31,7 @@ setup(
         "importlib_resources; python_version < '3.12'",  # tensorflow-datasets imports it there and does not ask for it
         "jax>=0.10",
         "jaxtyping",
+        "jinja2",  # chat templates: transformers does not ask for it
         "matplotlib",
         "ml_collections>=1.1",
         "numpy",
