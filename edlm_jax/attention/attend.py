@@ -16,7 +16,7 @@ from edlm_jax.attention.pattern import BlockCausal, Causal, CleanContext, Patter
 
 # Finite, so that a fully masked tile cannot make NaN; its exp is exactly zero beside any allowed score.
 _NEVER = -(2.0**100)
-_CHUNK = 128  # queries per tile of the triangular split; measured on CPU at L = 256 and 1024 (tests/benchmarks)
+_CHUNK = 128  # queries per tile of the triangular split; a choice, other sizes are not yet measured
 
 
 def attend(

@@ -100,8 +100,3 @@ def padding_row(grid: Grid) -> dict[str, np.ndarray]:
     """A row without a document, for the last batch of a finite set."""
     zeros_L = np.zeros(grid.length, np.int32)
     return dict(tokens=zeros_L + grid.end_id, segment_ids=zeros_L, positions=zeros_L, loss_mask=zeros_L)
-
-
-def packing_efficiency(batch: dict[str, np.ndarray]) -> float:
-    """The share of positions that belong to a document."""
-    return float((batch["segment_ids"] > 0).mean())

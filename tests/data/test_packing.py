@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edlm_jax.data.packing import Grid, align_document, pack_documents, packing_efficiency, padding_row
+from edlm_jax.data.packing import Grid, align_document, pack_documents, padding_row
 
 END = 1
 
@@ -120,7 +120,7 @@ def test_short_documents_fill_the_rows():
     grid = Grid(256, 8, END)
     lengths = [(int(random.integers(5, 40)), int(random.integers(3, 40))) for _ in range(3000)]
     rows = pack(make_documents(lengths), grid)[:256]  # the last window is not full
-    efficiency = packing_efficiency({"segment_ids": np.stack([row["segment_ids"] for row in rows])})
+    efficiency = np.mean([row["segment_ids"] > 0 for row in rows])
     print(f"efficiency {efficiency:.3f}")
     assert 0.85 < efficiency < 0.99
 
