@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from edlm_jax.attention.pattern import BlockCausal, Causal, CleanContext, Pattern, same_segment
 
@@ -50,6 +50,16 @@ def attend_dense(q_BTNH, k_BSKH, v_BSKH, *, pattern, q_segments_BT=None, k_segme
 def attend_masked(q_BTNH, parts):
     """One softmax over groups of keys: `parts` lists (k_BSKH, v_BSKH, mask_BTS); a mask may broadcast, or be None."""
     return _combine([_partial(q_BTNH, *part) for part in parts], q_BTNH)
+
+
+def attend_cached(
+    q_BTNH: Float[Array, "B T N H"],
+    k_BKSH: Float[Array, "B K S H"],
+    v_BKSH: Float[Array, "B K S H"],
+    mask_BTS: Bool[Array, "B T S"],
+) -> Float[Array, "B T N H"]:
+    """Attention over a cache, whose heads lie in front of its columns; `mask_BTS` says which hold what is seen."""
+    return _combine([_partial_heads_first(q_BTNH, k_BKSH, v_BKSH, mask_BTS)], q_BTNH)
 
 
 def _lower_triangular(q_BTNH, k_BTKH, v_BTKH, pattern, q_segments_BT, k_segments_BT):
@@ -114,17 +124,20 @@ def _partial(q_BTNH, k_BSKH, v_BSKH, mask_BTS):
 
     Heads go in front of columns first: the products are then plain batched matrix products, three times faster on CPU.
     """
+    return _partial_heads_first(q_BTNH, k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2), mask_BTS)
+
+
+def _partial_heads_first(q_BTNH, k_BKSH, v_BKSH, mask_BTS):
     B, T, N, H = q_BTNH.shape
-    S, K = k_BSKH.shape[1:3]
+    K, S = k_BKSH.shape[1:3]
     G = N // K
     q_BKRH = (q_BTNH * H**-0.5).reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
-    k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
     scores = jnp.einsum("BKRH,BKSH->BKRS", q_BKRH, k_BKSH, preferred_element_type=jnp.float32).reshape(B, K, G, T, S)
     if mask_BTS is not None:
         scores = jnp.where(mask_BTS[:, None, None], scores, _NEVER)
     top_BKGT1 = jax.lax.stop_gradient(scores.max(-1, keepdims=True))  # cancels in `_combine`: no gradient to carry
     weights = jnp.exp(scores - top_BKGT1)
-    w_BKRS = weights.reshape(B, K, G * T, S).astype(v_BSKH.dtype)
+    w_BKRS = weights.reshape(B, K, G * T, S).astype(v_BKSH.dtype)
     out_BKRH = jnp.einsum("BKRS,BKSH->BKRH", w_BKRS, v_BKSH, preferred_element_type=jnp.float32)
     return out_BKRH.reshape(B, K, G, T, H), weights.sum(-1, keepdims=True), top_BKGT1
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from edlm_jax.commands.stages import Stages
 from edlm_jax.decoding import Decoder
-from edlm_jax.errors import InputError
+from edlm_jax.errors import InputError, StoppedError
 from edlm_jax.evaluation.compare import (
     AR,
     check_evaluation,
@@ -33,7 +33,6 @@ from edlm_jax.training.initial import read_spec
 from edlm_jax.training.train import train
 
 STAGES = ("port", "train", "export", "accuracy", "speed", "held-out loss", "drift")
-TERMINATED = 128 + 15  # exit code of a job that SIGTERM ended
 
 
 def convert(c: ConfigDict, workdir: Path, name: str) -> dict[str, Any]:
@@ -94,8 +93,7 @@ class _Job:
         """Convert: train on the diffusion objective."""
         summary = train(self.c, self.workdir)
         if not summary["completed"]:
-            print("stopped; the same command continues", file=sys.stderr)
-            raise SystemExit(TERMINATED)
+            raise StoppedError(f"stopped at step {summary['step']} of {self.c.steps}; the same command continues")
         return summary
 
     def export(self) -> dict[str, Any]:

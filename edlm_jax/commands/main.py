@@ -11,7 +11,7 @@ import traceback
 
 from absl import logging as absl_logging
 
-from edlm_jax.errors import InputError
+from edlm_jax.errors import InputError, StoppedError
 
 COMMANDS = {
     "train": "train a model as a config file says; resumes where it stopped",
@@ -20,7 +20,7 @@ COMMANDS = {
     "evaluate": "task accuracy at several thresholds, speed, held-out loss",
     "export": "write a training run's newest checkpoint as a Hugging Face directory",
 }
-BAD_INPUT, INTERRUPTED, FAILED = 2, 130, 1
+BAD_INPUT, INTERRUPTED, FAILED, STOPPED = 2, 130, 1, 128 + 15
 
 
 class Parser(argparse.ArgumentParser):
@@ -87,13 +87,15 @@ def _keep(record: logging.LogRecord) -> bool:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point of `edlm`. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    """Entry point of `edlm`. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted, 143 stopped by SIGTERM."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         run(parse(argv))
         return 0
     except InputError as error:
         return _report(BAD_INPUT, f"edlm: {error}", argv)
+    except StoppedError as stopped:
+        return _report(STOPPED, f"edlm: {stopped}", argv)
     except KeyboardInterrupt:
         return _report(INTERRUPTED, "edlm: interrupted", argv)
     except BrokenPipeError:  # `edlm ... | head`

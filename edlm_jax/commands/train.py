@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from edlm_jax.commands.config import add_config_argument, load_config
+from edlm_jax.errors import StoppedError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +20,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     config = load_config(args.config, args.overrides)
     from edlm_jax.training.train import train
 
-    return train(config, args.workdir)
+    summary = train(config, args.workdir)
+    if not summary["completed"]:
+        raise StoppedError(f"stopped at step {summary['step']} of {config.steps}; the same command continues")
+    return summary
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:

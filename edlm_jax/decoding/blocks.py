@@ -20,12 +20,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import nnx
 
-from edlm_jax.attention import BlockCausal, Pattern, attend, attend_masked
+from edlm_jax.attention import Pattern, attend
 from edlm_jax.decoding.acceptance import accept, propose
-from edlm_jax.models.cache import KVCache, forward_unrolled
+from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, forward_cached, prefill
 
 
 @dataclass(frozen=True)
@@ -70,28 +68,34 @@ class BlockState:
     before_BV: jax.Array  # logits of the column before the block: shifted alignment reads its first token there
 
 
-@partial(jax.jit, static_argnames=("graphdef", "settings"))
+@partial(jax.jit, static_argnames="settings")
 def decode_blocks(
-    graphdef, state, layers, prompts_BP, pad_B, seeds_B, limit, threshold, at_least, temperature, settings
-):
-    """Prefills, then decodes until every row is done; returns the final `BlockState`.
+    weights: DecodingWeights, prompts_BP, pad_B, seeds_B, limit, threshold, at_least, temperature, settings
+) -> BlockState:
+    """Prefills, then decodes until every row is done.
 
     `pad_B` counts the padding columns before each prompt; `limit` is the most new tokens of a row.
     """
-    model = nnx.merge(graphdef, state)
     keys_B = jax.vmap(jax.random.key)(seeds_B)
     rule = partial(accept, threshold=threshold, at_least=at_least)
-    program = _Program(model, layers, settings, pad_B, keys_B, prompts_BP.shape[1], limit, rule, temperature)
-    return jax.lax.while_loop(lambda s: ~s.done_B.all(), program.step, program.prefill(prompts_BP))
+    program = _Program(weights, settings, pad_B, keys_B, prompts_BP.shape[1], limit, rule, temperature)
+
+    # Two loops that take turns, instead of a branch in one: the cache is then updated in place throughout.
+    def turn(s: BlockState) -> BlockState:
+        s = jax.lax.while_loop(lambda s: s.pending_B.any(), program.commit, s)
+        return jax.lax.while_loop(lambda s: ~s.pending_B.any() & ~s.done_B.all(), program.denoise, s)
+
+    return jax.lax.while_loop(lambda s: ~s.done_B.all(), turn, program.prefill(prompts_BP))
 
 
 class _Program:
     """The traced functions of one decoding program around their shared arrays."""
 
-    def __init__(self, model, layers, settings, pad_B, keys_B, P, limit, rule, temperature):
-        self.model, self.layers, self.settings, self.rule, self.temperature = model, layers, settings, rule, temperature
+    def __init__(self, weights, settings, pad_B, keys_B, P, limit, rule, temperature):
+        self.weights, self.settings, self.rule, self.temperature = weights, settings, rule, temperature
         self.pad_B, self.keys_B, self.P, self.limit = pad_B, keys_B, P, limit
-        self.S = P + (settings.num_blocks - 1) * settings.block_length  # the last block is never committed
+        self.S = P + settings.num_blocks * settings.block_length
+        self.rotary = Rotary.of(weights.spec, self.S)
 
     def prefill(self, prompts_BP) -> BlockState:
         """The prompt into the cache, and the first denoising step: one forward over [prompt | first block]."""
@@ -104,44 +108,48 @@ class _Program:
         attention = lambda _, q, k, v: attend(  # noqa: E731
             q, k, v, pattern=PromptThenBlock(P, c.prefill), q_segments_BT=segments_BT, k_segments_BS=segments_BT
         )
-        positions_BT = jnp.maximum(columns_T - self.pad_B[:, None], 0)
-        x_BTD, kept = forward_unrolled(self.model, self.layers, tokens_BX[:, : P + C], positions_BT, attention)
+        rotary_BT = self.rotary.at(jnp.maximum(columns_T - self.pad_B[:, None], 0))
+        x_BTD, cache = prefill(self.weights, tokens_BX[:, : P + C], rotary_BT, attention, keep=P, length=self.S)
+        logits_BTV = self.weights.logits(x_BTD[:, P - c.shifted : P + C - c.shifted])
         zeros_B = jnp.zeros(B, jnp.int32)
         state = BlockState(
             tokens_BX=tokens_BX,
             accepted_at_BX=jnp.zeros(tokens_BX.shape, jnp.int32),
-            cache=KVCache.of([(k[:, :P], v[:, :P]) for k, v in kept], self.S),
+            cache=cache,
             start_B=zeros_B + P,
             pending_B=zeros_B > 0,
             done_B=zeros_B > 0,
             denoise_B=zeros_B,
             commit_B=zeros_B,
-            before_BV=self._before(x_BTD[:, P - 1 : P]),
+            before_BV=logits_BTV[:, 0] if c.shifted else jnp.zeros((B, 0)),
         )
-        return self._accept(state, self.model.logits(x_BTD[:, P:]))
+        return self._accept(state, logits_BTV)
 
-    def step(self, s: BlockState) -> BlockState:
-        """Commits what is pending, denoises every row's current block, accepts, moves on rows whose block is full."""
+    def denoise(self, s: BlockState) -> BlockState:
+        """One step of every row's current block, nothing being pending."""
         c, C = self.settings, self.settings.block_length
-        if c.fused_commit:
-            x_BTD, new = jax.lax.cond(s.pending_B.any(), self._denoise_and_commit, self._denoise, s)
-        else:
-            x_BTD, new = jax.lax.cond(s.pending_B.any(), self._commit, self._nothing, s)
-        cache = s.cache.write(new, s.start_B - C, s.pending_B) if self.S > self.P else s.cache
-        before_BV = s.before_BV
+        x_BCD, s = self._forward(s, s.start_B, C)
+        if not c.shifted:
+            return self._accept(s, self.weights.logits(x_BCD))
+        logits_BCV = self.weights.logits(x_BCD[:, :-1])
+        return self._accept(s, jnp.concatenate([s.before_BV[:, None], logits_BCV], axis=1))
+
+    def commit(self, s: BlockState) -> BlockState:
+        """Writes the clean K/V of pending blocks; fused, the same forward is a step of every row's current block."""
+        c, C = self.settings, self.settings.block_length
+        x_BTD, s = self._forward(s, s.start_B - C, 2 * C if c.fused_commit else C, where_B=s.pending_B)
         if c.shifted:
-            before_BV = jnp.where(s.pending_B[:, None], self._before(x_BTD[:, :1]), before_BV)
-        committed_B = s.pending_B
-        s = _replace(s, cache=cache, pending_B=s.pending_B & False, before_BV=before_BV)
+            logits_B1V = self.weights.logits(x_BTD[:, C - 1 : C])
+            s = _replace(s, before_BV=jnp.where(s.pending_B[:, None], logits_B1V[:, 0], s.before_BV))
         if not c.fused_commit:
-            s = _replace(s, commit_B=s.commit_B + committed_B)
-            x_BTD, _ = self._denoise(s)
-        return self._accept(s, self.model.logits(x_BTD[:, 1:]))
+            return _replace(s, commit_B=s.commit_B + s.pending_B, pending_B=s.pending_B & False)
+        logits_BCV = self.weights.logits(x_BTD[:, C:] if not c.shifted else x_BTD[:, C:-1])
+        if c.shifted:
+            logits_BCV = jnp.concatenate([s.before_BV[:, None], logits_BCV], axis=1)
+        return self._accept(s, logits_BCV)
 
     def _accept(self, s: BlockState, logits_BCV) -> BlockState:
         c, C = self.settings, self.settings.block_length
-        if c.shifted:
-            logits_BCV = jnp.concatenate([s.before_BV[:, None], logits_BCV[:, :-1]], axis=1)
         denoise_B = s.denoise_B + ~s.done_B
         keys_B = jax.vmap(jax.random.fold_in)(self.keys_B, denoise_B) if c.sample else None
         proposed_BC, confidence_BC = propose(logits_BCV, keys_B, self.temperature, banned_id=c.mask_id)
@@ -170,56 +178,20 @@ class _Program:
         ends_BC = last_BC if c.eos_id is None else last_BC | (block_BC == c.eos_id)
         return ~masked_BC.any(axis=1), (settled_BC & ends_BC).any(axis=1)
 
-    def _denoise(self, s: BlockState):
-        """The current block alone against the cache, free inside itself. Hidden states of [column before | block]."""
+    def _forward(self, s: BlockState, first_B, T, where_B=None):
+        """T columns from first_B on, block by block, against the cache they are written to.
+
+        Rows outside `where_B` keep their first block in the cache as it is: what they compute there is not used.
+        """
         C = self.settings.block_length
-        own_BTT = jnp.ones((1, C, C), bool)
-        x_BCD, kept = self._forward(s, s.start_B, C, s.start_B, own_BTT)
-        return _lead(x_BCD), kept  # `kept` is written only where something is pending: nowhere
-
-    def _denoise_and_commit(self, s: BlockState):
-        """[pending block | current block], block-causal. Rows with nothing pending read the cache as before."""
-        C = self.settings.block_length
-        pending_B11 = s.pending_B[:, None, None]
-        block_causal = BlockCausal(C).dense(2 * C, 2 * C)
-        not_pending = np.eye(2 * C, dtype=bool) | (np.arange(2 * C) >= C)  # its columns are in the cache: seen there
-        own_BTT = jnp.where(pending_B11, block_causal[None], (block_causal & not_pending)[None])
-        visible_B = s.start_B - jnp.where(s.pending_B, C, 0)
-        x_BTD, kept = self._forward(s, s.start_B - C, 2 * C, visible_B, own_BTT)
-        return x_BTD[:, C - 1 :], [(k[:, :C], v[:, :C]) for k, v in kept]
-
-    def _commit(self, s: BlockState):
-        """The pending block alone: the forward of its own that fusing saves."""
-        C = self.settings.block_length
-        x_BCD, kept = self._forward(s, s.start_B - C, C, s.start_B - C, jnp.ones((1, C, C), bool))
-        return x_BCD[:, -1:], kept
-
-    def _nothing(self, s: BlockState):
-        C, spec = self.settings.block_length, self.model.spec
-        B, dtype = s.start_B.shape[0], self.model.dtype
-        zeros = jnp.zeros((B, C, spec.num_kv_heads, spec.head_dim), dtype)
-        return jnp.zeros((B, 1, spec.width), dtype), [(zeros, zeros)] * spec.num_layers
-
-    def _forward(self, s: BlockState, first_B, T, visible_B, own_BTT):
-        """T columns from first_B on, against the cache columns before `visible_B` and each other by `own_BTT`."""
+        columns_T, columns_11S = jnp.arange(T), jnp.arange(self.S)[None, None]
         tokens_BT = _window(s.tokens_BX, first_B, T)
-        positions_BT = jnp.maximum(first_B[:, None] + jnp.arange(T)[None] - self.pad_B[:, None], 0)
-        columns_S = jnp.arange(self.S)[None]
-        cached_B1S = ((columns_S >= self.pad_B[:, None]) & (columns_S < visible_B[:, None]))[:, None]
-
-        def attention(index, q, k, v):
-            return attend_masked(q, [(s.cache.k_BSKH[index], s.cache.v_BSKH[index], cached_B1S), (k, v, own_BTT)])
-
-        return forward_unrolled(self.model, self.layers, tokens_BT, positions_BT, attention)
-
-    def _before(self, x_B1D):
-        """Logits of the column before a block; nothing where the alignment does not read them."""
-        return self.model.logits(x_B1D)[:, 0] if self.settings.shifted else jnp.zeros((x_B1D.shape[0], 0))
-
-
-def _lead(x_BCD):
-    """Room for the column before the block, which this forward did not see."""
-    return jnp.concatenate([jnp.zeros_like(x_BCD[:, :1]), x_BCD], axis=1)
+        rotary_BT = self.rotary.at(jnp.maximum(first_B[:, None] + columns_T[None] - self.pad_B[:, None], 0))
+        block_end_BT1 = first_B[:, None, None] + (columns_T // C * C + C)[None, :, None]
+        mask_BTS = (columns_11S >= self.pad_B[:, None, None]) & (columns_11S < block_end_BT1)
+        where_BT = None if where_B is None else where_B[:, None] | (columns_T >= C)[None]
+        x_BTD, cache = forward_cached(self.weights, s.cache, tokens_BT, rotary_BT, first_B, mask_BTS, where_BT)
+        return x_BTD, _replace(s, cache=cache)
 
 
 def _replace(state: BlockState, **changes) -> BlockState:

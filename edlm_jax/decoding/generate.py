@@ -2,18 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import numpy as np
-from flax import nnx
 
 from edlm_jax.attention import Bidirectional, BlockCausal, Causal
 from edlm_jax.decoding.autoregressive import decode_autoregressive
 from edlm_jax.decoding.blocks import BlockSettings, decode_blocks
 from edlm_jax.errors import InputError
 from edlm_jax.models import Transformer
-from edlm_jax.models.cache import unstack_layers
+from edlm_jax.models.cache import DecodingWeights
 
 MODES = ("diffusion", "ar")
 _SHORTEST = 16  # columns of the smallest prompt bucket: buckets double from here, so mixed lengths compile few programs
@@ -54,12 +52,11 @@ def generate(model: Transformer, prompts: Sequence[Sequence[int]], **settings) -
 
 
 class Decoder:
-    """A model made ready for decoding: its layers unstacked once. It does not follow later changes of the weights."""
+    """A model made ready for decoding: its weights laid out once. It does not follow later changes of them."""
 
     def __init__(self, model: Transformer):
         self.spec = model.spec
-        self.graphdef, self.state = nnx.split(model)
-        self.layers = _unstack(self.graphdef, self.state)
+        self.weights = DecodingWeights.of(model)
 
     def __call__(
         self,
@@ -115,7 +112,7 @@ class Decoder:
 
     def _blocks(self, prompts, seeds_B, limit, threshold, at_least, temperature, settings) -> Generation:
         prompts_BP, pad_B = pad_prompts(prompts, settings.block_length, self.spec.max_length)
-        arrays = (self.graphdef, self.state, self.layers, prompts_BP, pad_B, seeds_B)
+        arrays = (self.weights, prompts_BP, pad_B, seeds_B)
         final = decode_blocks(*arrays, limit, threshold, at_least, temperature, settings)
         final = jax.device_get((final.tokens_BX, final.accepted_at_BX, final.denoise_B, final.commit_B))
         tokens_BX, accepted_at_BX, denoise_B, commit_B = final
@@ -128,7 +125,7 @@ class Decoder:
 
     def _autoregressive(self, prompts, seeds_B, limit, temperature, shape) -> Generation:
         prompts_BP, pad_B = pad_prompts(prompts, 1, self.spec.max_length)
-        arrays = (self.graphdef, self.state, self.layers, prompts_BP, pad_B, seeds_B)
+        arrays = (self.weights, prompts_BP, pad_B, seeds_B)
         tokens_BX, counts_B = jax.device_get(decode_autoregressive(*arrays, limit, float(temperature), **shape))
         rows, counts = tokens_BX[:, prompts_BP.shape[1] :].tolist(), counts_B.tolist()
         tokens = [row[:count] for row, count in zip(rows, counts, strict=True)]
@@ -147,11 +144,6 @@ def pad_prompts(prompts: Sequence[Sequence[int]], block_length: int, max_length:
     for row, prompt, pad in zip(prompts_BP, prompts, pad_B, strict=True):
         row[pad:] = prompt
     return prompts_BP, pad_B
-
-
-@partial(jax.jit, static_argnames="graphdef")
-def _unstack(graphdef, state):
-    return unstack_layers(nnx.merge(graphdef, state))
 
 
 def _row_seeds(seed, count):

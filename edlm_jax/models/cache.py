@@ -1,67 +1,145 @@
-"""The static-shape KV cache, and the forward pass that reads it.
+"""Decoding's side of the model: weights laid out for it, the static-shape KV cache, and the forwards that use them.
 
-Shapes: B batch, T new columns, S cache columns, K key heads, H head size, D width. Decoding runs layer by layer,
-unrolled: its programs are small, and each layer's cache and weights are then buffers of their own that a compiled loop
-updates in place.
+Shapes: B batch, T new columns, S cache columns, K key heads, H head size, D width, V vocabulary. Decoding runs layer by
+layer, unrolled: its programs are small, and each layer's cache and weights are then buffers of their own that a
+compiled loop updates in place.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
+from edlm_jax.attention import attend_cached
 from edlm_jax.models.rope import rotary_tables
-from edlm_jax.models.transformer import Transformer, layer_forward
+from edlm_jax.models.spec import ModelSpec
+from edlm_jax.models.transformer import Transformer, fuse_projections, layer_forward, rms_norm
+
+Attention = Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array]  # (layer, q_BTNH, k_BTKH, v_BTKH) -> out_BTNH
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DecodingWeights:
+    """A model's parameters in its compute dtype, layer by layer, with q, k, v and gate, up each as one matrix."""
+
+    spec: ModelSpec = field(metadata=dict(static=True))
+    embedding_VD: jax.Array
+    layers: tuple[dict[str, jax.Array], ...]
+    final_norm_D: jax.Array
+    head_DV: jax.Array | None  # None: tied, read from the embedding
+
+    @classmethod
+    def of(cls, model: Transformer) -> "DecodingWeights":
+        """Laid out once; later changes of the model are not followed."""
+        # On CPU a product with the transposed embedding costs several times one with a head of its own (measured).
+        return _lay_out(*nnx.split(model), copy_head=jax.default_backend() == "cpu")
+
+    def logits(self, x_BTD: jax.Array) -> jax.Array:
+        """float32[B, T, V] of final hidden states."""
+        if self.head_DV is None:
+            return jnp.einsum("BTD,VD->BTV", x_BTD, self.embedding_VD, preferred_element_type=jnp.float32)
+        return jnp.einsum("BTD,DV->BTV", x_BTD, self.head_DV, preferred_element_type=jnp.float32)
+
+
+@partial(jax.jit, static_argnames=("graphdef", "copy_head"))
+def _lay_out(graphdef, state, copy_head):
+    model = nnx.merge(graphdef, state)
+    stacked = model.layers.stacked(model.dtype)
+    embedding_VD = model.embedding_VD[...].astype(model.dtype)
+    head_DV = embedding_VD.T if model.spec.tied and copy_head else None
+    return DecodingWeights(
+        spec=model.spec,
+        embedding_VD=embedding_VD,
+        layers=tuple(
+            fuse_projections(model.spec, {name: x[i] for name, x in stacked.items()})
+            for i in range(model.spec.num_layers)
+        ),
+        final_norm_D=model.final_norm_D[...].astype(model.dtype),
+        head_DV=head_DV if model.spec.tied else model.head_DV[...].astype(model.dtype),
+    )
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class KVCache:
-    """Rotated keys and values of every layer; which columns hold something is the decoder's to know."""
+    """Rotated keys and values of every layer, heads before columns; which columns count, the decoder knows."""
 
-    k_BSKH: tuple[jax.Array, ...]
-    v_BSKH: tuple[jax.Array, ...]
+    k_BKSH: tuple[jax.Array, ...]
+    v_BKSH: tuple[jax.Array, ...]
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """cos and sin of `length` positions, made once before the loop: inside, each layer would work them out again."""
+
+    tables_SR: tuple[jax.Array, jax.Array]
 
     @classmethod
-    def of(cls, keys_values: list[tuple[jax.Array, jax.Array]], length: int) -> "KVCache":
-        """A cache of `length` columns that begins with the given (k_BTKH, v_BTKH) of each layer."""
-        grow = lambda x: jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0)))  # noqa: E731
-        return cls(tuple(grow(k) for k, _ in keys_values), tuple(grow(v) for _, v in keys_values))
+    def of(cls, spec: ModelSpec, length: int) -> "Rotary":
+        """For positions 0 to length - 1."""
+        cos_1SR, sin_1SR = rotary_tables(jnp.arange(length)[None], spec.rope, spec.head_dim)
+        return cls((cos_1SR[0], sin_1SR[0]))
 
-    def write(self, keys_values: list[tuple[jax.Array, jax.Array]], start_B, where_B) -> "KVCache":
-        """Puts each row's new columns at `start_B`, in the rows of `where_B` alone."""
-        put = lambda cache, new: _write_rows(cache, new.astype(cache.dtype), start_B, where_B)  # noqa: E731
-        return KVCache(
-            tuple(put(cache, k) for cache, (k, _) in zip(self.k_BSKH, keys_values, strict=True)),
-            tuple(put(cache, v) for cache, (_, v) in zip(self.v_BSKH, keys_values, strict=True)),
-        )
+    def at(self, positions_BT) -> tuple[jax.Array, jax.Array]:
+        """(cos_BTR, sin_BTR)."""
+        cos_SR, sin_SR = self.tables_SR
+        return cos_SR[positions_BT], sin_SR[positions_BT]
 
 
-def unstack_layers(model: Transformer) -> tuple[dict[str, jax.Array], ...]:
-    """The parameters of each layer on their own, in the compute dtype."""
-    stacked = model.layers.stacked(model.dtype)
-    return tuple({name: x[i] for name, x in stacked.items()} for i in range(model.spec.num_layers))
+def forward(weights: DecodingWeights, tokens_BT, rotary_BT, attention: Attention):
+    """Hidden states x_BTD after the final norm; `attention` decides what is seen and may keep keys and values."""
+    spec, x_BTD = weights.spec, weights.embedding_VD[tokens_BT]
+    for index, layer in enumerate(weights.layers):
+        x_BTD = layer_forward(spec, layer, x_BTD, rotary_BT, partial(attention, index))
+    return rms_norm(x_BTD, weights.final_norm_D, spec.norm_eps)
 
 
-def forward_unrolled(model: Transformer, layers, tokens_BT, positions_BT, attention):
-    """(x_BTD after the final norm, [(k_BTKH, v_BTKH) a layer]); `attention(layer, q, k, v)` decides what is seen."""
-    rotary = rotary_tables(positions_BT, model.spec.rope, model.spec.head_dim)
-    x_BTD, kept = model.embed(tokens_BT), []
-    for index, layer in enumerate(layers):
+def prefill(weights: DecodingWeights, tokens_BT, rotary_BT, attention: Attention, *, keep: int, length: int):
+    """(x_BTD, a cache of `length` columns that begins with the first `keep` of these)."""
+    keys, values = [], []
 
-        def attend_and_keep(q, k, v, index=index):
-            kept.append((k, v))
-            return attention(index, q, k, v)
+    def attend_and_keep(index, q, k, v):
+        for kept, x_BTKH in ((keys, k), (values, v)):
+            x_BKTH = x_BTKH[:, :keep].swapaxes(1, 2)
+            kept.append(jnp.pad(x_BKTH, ((0, 0), (0, 0), (0, length - keep), (0, 0))))
+        return attention(index, q, k, v)
 
-        x_BTD = layer_forward(model.spec, layer, x_BTD, rotary, attend_and_keep)
-    return model.final_norm(x_BTD), kept
+    x_BTD = forward(weights, tokens_BT, rotary_BT, attend_and_keep)
+    return x_BTD, KVCache(tuple(keys), tuple(values))
 
 
-def _write_rows(cache_BSKH, new_BTKH, start_B, where_B):
-    def row(cache_SKH, new_TKH, start, where):
-        old_TKH = jax.lax.dynamic_slice_in_dim(cache_SKH, start, new_TKH.shape[0])
-        return jax.lax.dynamic_update_slice_in_dim(cache_SKH, jnp.where(where, new_TKH, old_TKH), start, 0)
+def forward_cached(weights: DecodingWeights, cache: KVCache, tokens_BT, rotary_BT, start, mask_BTS, where_BT=None):
+    """(x_BTD, cache): writes the new columns at `start`, an int or int32[B], then attends to the cache under the mask.
 
-    if cache_BSKH.shape[0] == 1:  # no batch dimension to vectorise: a plain slice update instead of a scatter
-        return row(cache_BSKH[0], new_BTKH[0], start_B[0], where_B[0])[None]
-    return jax.vmap(row)(cache_BSKH, new_BTKH, start_B, where_B)
+    `where_BT` says which of them to write (default: all); the others keep what the cache has there.
+    """
+    keys, values = list(cache.k_BKSH), list(cache.v_BKSH)
+
+    def attention(index, q, k, v):
+        keys[index] = _write(keys[index], k, start, where_BT)
+        values[index] = _write(values[index], v, start, where_BT)
+        return attend_cached(q, keys[index], values[index], mask_BTS)
+
+    x_BTD = forward(weights, tokens_BT, rotary_BT, attention)
+    return x_BTD, KVCache(tuple(keys), tuple(values))
+
+
+def _write(cache_BKSH, new_BTKH, start, where_BT):
+    new_BKTH = new_BTKH.swapaxes(1, 2).astype(cache_BKSH.dtype)
+    T = new_BKTH.shape[2]
+    if where_BT is None:
+        where_BT = jnp.ones((1, 1), bool)
+
+    def row(cache_KSH, new_KTH, start, where_T):
+        old_KTH = jax.lax.dynamic_slice_in_dim(cache_KSH, start, T, axis=1)
+        new_KTH = jnp.where(where_T[None, :, None], new_KTH, old_KTH)
+        return jax.lax.dynamic_update_slice_in_dim(cache_KSH, new_KTH, start, axis=1)
+
+    where_BT = jnp.broadcast_to(where_BT, new_BTKH.shape[:2])
+    if cache_BKSH.shape[0] == 1:  # no batch to vectorise: a plain slice update instead of a scatter
+        return row(cache_BKSH[0], new_BKTH[0], jnp.reshape(start, ()), where_BT[0])[None]
+    return jax.vmap(row, in_axes=(0, 0, None if jnp.ndim(start) == 0 else 0, 0))(cache_BKSH, new_BKTH, start, where_BT)

@@ -126,11 +126,6 @@ def rotate(x_BTNH: jax.Array, cos_BTR: jax.Array, sin_BTR: jax.Array) -> jax.Arr
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x_BTNH.dtype)
 
 
-def apply_rope(x_BTNH: jax.Array, positions_BT: jax.Array, rope: Rope) -> jax.Array:
-    """Rotates queries or keys to their positions."""
-    return rotate(x_BTNH, *rotary_tables(positions_BT, rope, x_BTNH.shape[-1]))
-
-
 def _number(value: Any, name: str, kind: str = "") -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
         raise InputError(f"config.json: {kind + ' ' if kind else ''}RoPE needs a positive {name}, not {value!r}")

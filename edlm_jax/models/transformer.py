@@ -120,22 +120,57 @@ def layer_forward(spec: ModelSpec, p: dict, x_BTD, rotary, attention):
     """One pre-norm layer; `attention(q_BTNH, k_BTKH, v_BTKH) -> out_BTNH` decides who looks at whom."""
     x_BTD = x_BTD + _attention_branch(spec, p, x_BTD, rotary, attention)
     h_BTD = rms_norm(x_BTD, p["mlp_norm_D"], spec.norm_eps)
-    gate_BTF = _widen(h_BTD, p["gate_DF"]) + _bias(p, "gate_bias_F")
-    up_BTF = _widen(h_BTD, p["up_DF"]) + _bias(p, "up_bias_F")
+    gate_BTF, up_BTF = _gate_and_up(p, h_BTD)
     return x_BTD + jnp.einsum("BTF,FD->BTD", jax.nn.silu(gate_BTF) * up_BTF, p["down_FD"]) + _bias(p, "down_bias_D")
 
 
 def _attention_branch(spec, p, x_BTD, rotary, attention):
-    h_BTD = rms_norm(x_BTD, p["attention_norm_D"], spec.norm_eps)
-    q_BTNH = jnp.einsum("BTD,DNH->BTNH", h_BTD, p["q_DNH"]) + _bias(p, "q_bias_NH")
-    k_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, p["k_DKH"]) + _bias(p, "k_bias_KH")
-    v_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, p["v_DKH"]) + _bias(p, "v_bias_KH")
+    q_BTNH, k_BTKH, v_BTKH = _queries_keys_values(spec, p, rms_norm(x_BTD, p["attention_norm_D"], spec.norm_eps))
     if spec.qk_norm:
         q_BTNH = rms_norm(q_BTNH, p["q_norm_H"], spec.norm_eps)
         k_BTKH = rms_norm(k_BTKH, p["k_norm_H"], spec.norm_eps)
     out_BTNH = attention(rotate(q_BTNH, *rotary), rotate(k_BTKH, *rotary), v_BTKH)
     out_BTNH = checkpoint_name(out_BTNH, "attention")
-    return jnp.einsum("BTNH,NHD->BTD", out_BTNH, p["o_NHD"]) + _bias(p, "o_bias_D")
+    w_ED = p["o_NHD"].reshape(-1, spec.width)  # flat, or the CPU compiler transposes it on every call
+    return jnp.einsum("BTE,ED->BTD", out_BTNH.reshape(*out_BTNH.shape[:2], -1), w_ED) + _bias(p, "o_bias_D")
+
+
+def fuse_projections(spec: ModelSpec, p: dict) -> dict:
+    """The same layer with one matrix for q, k and v and one for gate and up: fewer, larger products to decode with.
+
+    M = N / K + 2: each key head's queries, its keys, its values; both matrices shard as their parts do.
+    """
+    grouped = lambda q, k, v: jnp.concatenate(  # noqa: E731
+        [q.reshape(*k.shape[:-1], -1, k.shape[-1]), k[..., None, :], v[..., None, :]], axis=-2
+    )
+    fused = {"qkv_DKMH": grouped(p["q_DNH"], p["k_DKH"], p["v_DKH"])}
+    fused["gate_up_DPF"] = jnp.stack([p["gate_DF"], p["up_DF"]], axis=1)
+    if spec.qkv_bias:
+        fused["qkv_bias_KMH"] = grouped(p["q_bias_NH"], p["k_bias_KH"], p["v_bias_KH"])
+    if spec.mlp_bias:
+        fused["gate_up_bias_PF"] = jnp.stack([p["gate_bias_F"], p["up_bias_F"]])
+    parts = ("q_DNH", "k_DKH", "v_DKH", "gate_DF", "up_DF", "q_bias_NH", "k_bias_KH", "v_bias_KH")
+    parts += ("gate_bias_F", "up_bias_F")
+    return fused | {name: value for name, value in p.items() if name not in parts}
+
+
+def _queries_keys_values(spec, p, h_BTD):
+    if "qkv_DKMH" in p:
+        qkv_BTKMH = jnp.einsum("BTD,DKMH->BTKMH", h_BTD, p["qkv_DKMH"]) + _bias(p, "qkv_bias_KMH")
+        q_BTNH = qkv_BTKMH[..., :-2, :].reshape(*h_BTD.shape[:2], spec.num_heads, spec.head_dim)
+        return q_BTNH, qkv_BTKMH[..., -2, :], qkv_BTKMH[..., -1, :]
+    q_BTNH = jnp.einsum("BTD,DNH->BTNH", h_BTD, p["q_DNH"]) + _bias(p, "q_bias_NH")
+    k_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, p["k_DKH"]) + _bias(p, "k_bias_KH")
+    v_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, p["v_DKH"]) + _bias(p, "v_bias_KH")
+    return q_BTNH, k_BTKH, v_BTKH
+
+
+def _gate_and_up(p, h_BTD):
+    if "gate_up_DPF" in p:
+        gate_up_BTPF = jnp.einsum("BTD,DPF->BTPF", h_BTD, p["gate_up_DPF"]) + _bias(p, "gate_up_bias_PF")
+        return gate_up_BTPF[..., 0, :], gate_up_BTPF[..., 1, :]
+    gate_BTF = _widen(h_BTD, p["gate_DF"]) + _bias(p, "gate_bias_F")
+    return gate_BTF, _widen(h_BTD, p["up_DF"]) + _bias(p, "up_bias_F")
 
 
 def rms_norm(x, scale, eps: float):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -20,6 +21,8 @@ from edlm_jax.training.checkpoint import abstract_model, with_shardings
 from edlm_jax.training.config import conversion
 from edlm_jax.training.optimizer import make_optimizer
 from edlm_jax.training.step import TrainState
+
+_DECAYED = 0.1  # of the median norm of embeddings: below, the first norm layer multiplies gradients by over ten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,7 +60,11 @@ def initial_params(c: ConfigDict, spec: ModelSpec, mesh: Mesh) -> dict:
     model = load_pretrained(spec.source, dtype="float32", mesh=mesh)
     if spec.conversion is not None:
         mask_key = jax.random.fold_in(jax.random.key(c.seed), spec.conversion.mask_token_id)
-        start_mask_embedding(model, spec.conversion.mask_token_id, how=c.init.mask_embedding, key=mask_key)
+        how = c.init.mask_embedding
+        ratio = start_mask_embedding(model, spec.conversion.mask_token_id, how=how, key=mask_key)
+        if ratio < _DECAYED:
+            message = "the mask token's embedding has %.2g of the median norm: gradients may explode; set init.%s"
+            logging.log_first_n(logging.WARNING, message, 1, ratio, "mask_embedding to 'mean' or 'noise'")
     return jax.device_put(_pure(model), param_shardings(mesh, _pure(model)))
 
 

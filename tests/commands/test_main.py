@@ -8,7 +8,7 @@ import pytest
 
 from edlm_jax.commands import generate as generate_command
 from edlm_jax.commands.main import COMMANDS, main
-from edlm_jax.errors import InputError
+from edlm_jax.errors import InputError, StoppedError
 
 
 def fail(capsys, *argv: str) -> str:
@@ -72,6 +72,7 @@ def test_json_is_all_there_is_on_stdout(monkeypatch, capsys):
     ("outcome", "code", "reason"),
     [
         (InputError("no such thing"), 2, "edlm: no such thing"),
+        (StoppedError("stopped at step 3 of 9"), 143, "edlm: stopped at step 3 of 9"),
         (KeyboardInterrupt(), 130, "edlm: interrupted"),
         (
             ZeroDivisionError("by nought\nand more"),
