@@ -18,10 +18,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts-file", metavar="FILE", help="prompts, one a line; - reads stdin")
     parser.add_argument("--mode", choices=("diffusion", "ar"), help="default: diffusion if the model was converted")
     parser.add_argument("--threshold", type=float, default=0.9, metavar="P", help="confidence to accept at (0.9)")
-    parser.add_argument("--steps-per-block", type=int, metavar="N", help="a fixed number of steps, no threshold")
+    parser.add_argument(
+        "--rule",
+        metavar="NAME:X",
+        help="another rule: factor:1, fixed:2 (tokens a step), entropy:0.1 (nats), margin:0.5, prefix:0.9",
+    )
     parser.add_argument("--block-length", type=int, metavar="C", help="default: the one the model was converted with")
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="at most this many a prompt (128)")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 takes the best token (0)")
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="sample among the K best tokens (0: all)")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="and the smallest set that holds P (1)")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling (0)")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="to compute in (bfloat16)")
     parser.add_argument("--warm", action="store_true", help="decode once before timing: tokens/s without compilation")
@@ -38,10 +44,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     decoding = dict(
         mode=args.mode or ("diffusion" if model.spec.conversion else "ar"),
         threshold=args.threshold,
-        steps_per_block=args.steps_per_block,
+        rule=args.rule,
         block_length=args.block_length,
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
         seed=args.seed,
         eos_id=tokenizer.eos_token_id,
     )

@@ -9,13 +9,23 @@ import jax
 import jax.numpy as jnp
 
 from edlm_jax.attention import Causal, attend
-from edlm_jax.decoding.acceptance import propose
+from edlm_jax.decoding.acceptance import Sampling
 from edlm_jax.models.cache import DecodingWeights, Rotary, forward_cached, prefill
 
 
-@partial(jax.jit, static_argnames=("room", "eos_id", "banned_id", "sample"))
+@partial(jax.jit, static_argnames=("room", "eos_id", "banned_id", "sampling"))
 def decode_autoregressive(
-    weights: DecodingWeights, prompts_BP, pad_B, seeds_B, limit, temperature, *, room, eos_id, banned_id, sample
+    weights: DecodingWeights,
+    prompts_BP,
+    pad_B,
+    seeds_B,
+    limit,
+    temperature,
+    *,
+    room: int,
+    eos_id: int | None,
+    banned_id: int | None,
+    sampling: Sampling,
 ):
     """(tokens_BX, counts_B): prompts with `room` more columns, at most `limit` filled, and how many each row has.
 
@@ -28,8 +38,8 @@ def decode_autoregressive(
     segments_BP = (columns_P >= pad_B[:, None]).astype(jnp.int32)
 
     def choose(x_B1D, column):
-        keys = jax.vmap(lambda key: jax.random.fold_in(key, column - P))(keys_B) if sample else None
-        return propose(weights.logits(x_B1D), keys, temperature, banned_id=banned_id)[0]
+        count_B = jnp.broadcast_to(column - P, (B,))
+        return sampling.propose(weights.logits(x_B1D), keys_B, count_B, temperature, banned_id=banned_id).tokens_BC
 
     def attend_prompt(_, q, k, v):
         return attend(q, k, v, pattern=Causal(), q_segments_BT=segments_BP, k_segments_BS=segments_BP)

@@ -22,20 +22,23 @@ import jax
 import jax.numpy as jnp
 
 from edlm_jax.attention import Pattern, attend
-from edlm_jax.decoding.acceptance import accept, propose
+from edlm_jax.decoding.acceptance import Rule, Sampling
 from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, forward_cached, prefill
 
 
 @dataclass(frozen=True)
 class BlockSettings:
-    """What a compiled program depends on; thresholds, temperature, seeds and the length limit are arguments of it."""
+    """What a compiled program depends on, beside the kind of rule.
+
+    The rule's number, temperature, seeds and the length limit are arguments of it.
+    """
 
     block_length: int
     num_blocks: int
     mask_id: int
     eos_id: int | None
     shifted: bool
-    sample: bool
+    sampling: Sampling
     fused_commit: bool
     prefill: Pattern
 
@@ -70,14 +73,13 @@ class BlockState:
 
 @partial(jax.jit, static_argnames="settings")
 def decode_blocks(
-    weights: DecodingWeights, prompts_BP, pad_B, seeds_B, limit, threshold, at_least, temperature, settings
+    weights: DecodingWeights, prompts_BP, pad_B, seeds_B, limit, rule: Rule, temperature, settings: BlockSettings
 ) -> BlockState:
     """Prefills, then decodes until every row is done.
 
     `pad_B` counts the padding columns before each prompt; `limit` is the most new tokens of a row.
     """
     keys_B = jax.vmap(jax.random.key)(seeds_B)
-    rule = partial(accept, threshold=threshold, at_least=at_least)
     program = _Program(weights, settings, pad_B, keys_B, prompts_BP.shape[1], limit, rule, temperature)
 
     # Two loops that take turns, instead of a branch in one: the cache is then updated in place throughout.
@@ -151,11 +153,10 @@ class _Program:
     def _accept(self, s: BlockState, logits_BCV) -> BlockState:
         c, C = self.settings, self.settings.block_length
         denoise_B = s.denoise_B + ~s.done_B
-        keys_B = jax.vmap(jax.random.fold_in)(self.keys_B, denoise_B) if c.sample else None
-        proposed_BC, confidence_BC = propose(logits_BCV, keys_B, self.temperature, banned_id=c.mask_id)
+        proposal = c.sampling.propose(logits_BCV, self.keys_B, denoise_B, self.temperature, banned_id=c.mask_id)
         block_BC = _window(s.tokens_BX, s.start_B, C)
-        accepted_BC = self.rule(confidence_BC, block_BC == c.mask_id) & ~s.done_B[:, None]
-        block_BC = jnp.where(accepted_BC, proposed_BC, block_BC)
+        accepted_BC = self.rule(proposal, block_BC == c.mask_id) & ~s.done_B[:, None]
+        block_BC = jnp.where(accepted_BC, proposal.tokens_BC, block_BC)
         at_BC = jnp.where(accepted_BC, denoise_B[:, None], _window(s.accepted_at_BX, s.start_B, C))
         full_B, finished_B = self._progress(block_BC, s.start_B)
         moves_B = full_B & ~finished_B & ~s.done_B

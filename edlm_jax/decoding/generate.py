@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from edlm_jax.attention import Bidirectional, BlockCausal, Causal
+from edlm_jax.decoding.acceptance import Rule, Sampling, Threshold, parse_rule
 from edlm_jax.decoding.autoregressive import decode_autoregressive
 from edlm_jax.decoding.blocks import BlockSettings, decode_blocks
 from edlm_jax.errors import InputError
@@ -65,8 +66,10 @@ class Decoder:
         max_new_tokens: int,
         block_length: int | None = None,
         threshold: float = 0.9,
-        steps_per_block: int | None = None,
+        rule: Rule | str | None = None,
         temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
         seed: int | Sequence[int] = 0,
         eos_id: int | None = None,
         mode: str = "diffusion",
@@ -83,8 +86,9 @@ class Decoder:
             "causal".
           threshold: accept every masked token with at least this confidence, and always the best one; 1 is one token a
             forward.
-          steps_per_block: instead of a threshold, a fixed number of steps for each block.
-          temperature: 0 is greedy, else Gumbel-max sampling.
+          rule: another acceptance rule than `Threshold(threshold)`, as a value or as text: "factor:1", "fixed:2".
+          temperature, top_k, top_p: 0 is greedy, else Gumbel-max sampling among the best k tokens (0: all) and the
+            smallest set that holds the probability p.
           seed: one for all rows, from which each row gets its own, or one a row: a row alone then equals the row in any
             batch.
           mode: "diffusion", or "ar": one token a forward on the same weights, causally.
@@ -96,24 +100,25 @@ class Decoder:
         """
         if mask_id is None and self.spec.conversion:
             mask_id = self.spec.conversion.mask_token_id
-        _check(self.spec, prompts, max_new_tokens, threshold, steps_per_block, temperature, mode, mask_id, commit)
+        if isinstance(rule, str):
+            rule = parse_rule(rule)
+        rule = rule or Threshold(threshold)
+        rule.check()
+        _check(self.spec, prompts, max_new_tokens, temperature, top_k, top_p, mode, mask_id, commit)
         if not prompts:
             return Generation([], [], [], [])
         seeds_B = _row_seeds(seed, len(prompts))
+        sampling = Sampling(False, top_k, top_p) if temperature > 0 else Sampling()
         if mode == "ar":
-            shape = dict(room=max_new_tokens, eos_id=eos_id, banned_id=mask_id, sample=temperature > 0)
+            shape = dict(room=max_new_tokens, eos_id=eos_id, banned_id=mask_id, sampling=sampling)
             return self._autoregressive(prompts, seeds_B, max_new_tokens, temperature, shape)
-        settings = _block_settings(
-            self.spec, max_new_tokens, block_length, eos_id, prefill, mask_id, temperature > 0, commit
-        )
-        at_least = -(-settings.block_length // steps_per_block) if steps_per_block else 1
-        threshold = 1.0 if steps_per_block else float(threshold)  # a float always, or an int would compile again
-        return self._blocks(prompts, seeds_B, max_new_tokens, threshold, at_least, float(temperature), settings)
+        settings = _block_settings(self.spec, max_new_tokens, block_length, eos_id, prefill, mask_id, sampling, commit)
+        return self._blocks(prompts, seeds_B, max_new_tokens, rule, float(temperature), settings)
 
-    def _blocks(self, prompts, seeds_B, limit, threshold, at_least, temperature, settings) -> Generation:
+    def _blocks(self, prompts, seeds_B, limit, rule, temperature, settings) -> Generation:
         prompts_BP, pad_B = pad_prompts(prompts, settings.block_length, self.spec.max_length)
-        arrays = (self.weights, prompts_BP, pad_B, seeds_B)
-        final = decode_blocks(*arrays, limit, threshold, at_least, temperature, settings)
+        rule = jax.tree.map(np.float32, rule)  # of one type always, or an int would compile again
+        final = decode_blocks(self.weights, prompts_BP, pad_B, seeds_B, limit, rule, temperature, settings)
         final = jax.device_get((final.tokens_BX, final.accepted_at_BX, final.denoise_B, final.commit_B))
         tokens_BX, accepted_at_BX, denoise_B, commit_B = final
         P, tokens, accepted_at = prompts_BP.shape[1], [], []
@@ -155,7 +160,7 @@ def _row_seeds(seed, count):
     return np.asarray(seed, np.uint32)
 
 
-def _block_settings(spec, max_new_tokens, block_length, eos_id, prefill, mask_id, sample, commit) -> BlockSettings:
+def _block_settings(spec, max_new_tokens, block_length, eos_id, prefill, mask_id, sampling, commit) -> BlockSettings:
     conversion = spec.conversion
     if block_length is None and conversion:
         block_length = conversion.block_length
@@ -171,23 +176,21 @@ def _block_settings(spec, max_new_tokens, block_length, eos_id, prefill, mask_id
         mask_id=mask_id,
         eos_id=eos_id,
         shifted=conversion is not None and conversion.alignment == "shifted",
-        sample=sample,
+        sampling=sampling,
         fused_commit=commit == "fused",
         prefill=patterns[prefill],
     )
 
 
-def _check(spec, prompts, max_new_tokens, threshold, steps_per_block, temperature, mode, mask_id, commit):
+def _check(spec, prompts, max_new_tokens, temperature, top_k, top_p, mode, mask_id, commit):
     if mode not in MODES:
         raise InputError(f"mode {mode!r} is unknown; choose one of {', '.join(MODES)}")
     if commit not in ("fused", "separate"):
         raise InputError(f"commit {commit!r} is unknown; choose 'fused' or 'separate'")
-    if not 0 <= threshold <= 1:
-        raise InputError(f"threshold must lie in [0, 1], not {threshold}")
-    if steps_per_block is not None and steps_per_block < 1:
-        raise InputError(f"steps_per_block must be positive, not {steps_per_block}")
     if temperature < 0:
         raise InputError(f"temperature must not be negative, not {temperature}")
+    if top_k < 0 or not 0 < top_p <= 1:
+        raise InputError(f"top_k must not be negative and top_p must lie in (0, 1], not {top_k} and {top_p}")
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens must be positive, not {max_new_tokens}")
     if mode == "diffusion" and mask_id is None:

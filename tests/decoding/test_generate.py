@@ -88,7 +88,7 @@ def decode_by_oracle(model, prompt, *, block_length=4, **settings):
 def test_fixed_steps_equal_the_oracle():
     rng = np.random.default_rng()
     model, given = make_model(), prompts(rng, [3, 9])
-    result = generate(model, given, max_new_tokens=10, block_length=5, steps_per_block=2)
+    result = generate(model, given, max_new_tokens=10, block_length=5, rule="fixed:3")
     for row, prompt in enumerate(given):
         expected = decode_by_oracle(
             model,

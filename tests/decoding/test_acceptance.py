@@ -1,0 +1,99 @@
+"""Each rule against a plain-Python reading of its definition; sampling against the softmax it narrows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from edlm_jax.decoding.acceptance import RULES, Sampling, parse_rule
+from edlm_jax.errors import InputError
+
+RNG = np.random.default_rng()
+
+
+def threshold(p_CV, masked, level):
+    best = {i: max(p_CV[i]) for i in masked}
+    first = max(best, key=lambda i: (best[i], -i))
+    return {i for i in masked if i == first or (best[i] >= level and level < 1)}
+
+
+def factor(p_CV, masked, level):
+    order = sorted(masked, key=lambda i: (-max(p_CV[i]), i))
+    counts = [n for n in range(1, len(order) + 1) if (n + 1) * (1 - max(p_CV[order[n - 1]])) < level]
+    return set(order[: max(counts, default=1)])
+
+
+def fixed(p_CV, masked, tokens):
+    return set(sorted(masked, key=lambda i: (-max(p_CV[i]), i))[:tokens])
+
+
+def entropy(p_CV, masked, bound):
+    nats = {i: -sum(p * np.log(p) for p in p_CV[i] if p > 0) for i in masked}
+    order = sorted(masked, key=lambda i: (nats[i], i))
+    return {i for n, i in enumerate(order) if n == 0 or sum(nats[j] for j in order[:n]) <= bound}
+
+
+def margin(p_CV, masked, level):
+    gap = {i: sorted(p_CV[i])[-1] - sorted(p_CV[i])[-2] for i in masked}
+    widest = max(gap, key=lambda i: (gap[i], -i))
+    return {i for i in masked if i == widest or gap[i] >= level}
+
+
+def prefix(p_CV, masked, level):
+    kept = set()
+    for i in sorted(masked):
+        if kept and max(p_CV[i]) < level:
+            break
+        kept.add(i)
+    return kept
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules_are_what_they_say(name):
+    oracle = globals()[name]
+    numbers = {"fixed": (1, 3, 9), "factor": (0.0, 0.6, 2.0), "entropy": (0.0, 0.7, 3.0)}
+    for number in numbers.get(name, (0.0, 0.6, 1.0)):
+        rule = parse_rule(f"{name}:{number}")
+        logits_BCV = RNG.normal(size=(20, 7, 5)) * 3
+        masked_BC = RNG.random((20, 7)) < 0.6
+        masked_BC[:, RNG.integers(7)] = True
+        proposal = Sampling().propose(jnp.asarray(logits_BCV, jnp.float32), None, None, 0.0, banned_id=4)
+        kept_BC = np.array(rule(proposal, jnp.asarray(masked_BC)))
+        logits_BCV[..., 4] = -np.inf
+        p_BCV = np.exp(logits_BCV) / np.exp(logits_BCV).sum(-1, keepdims=True)
+        np.testing.assert_array_equal(proposal.tokens_BC, p_BCV.argmax(-1))
+        for row in range(20):
+            masked = np.flatnonzero(masked_BC[row]).tolist()
+            assert set(np.flatnonzero(kept_BC[row])) == oracle(p_BCV[row], masked, number), (number, row)
+
+
+def test_top_k_and_top_p_narrow_what_is_drawn():
+    logits_V = RNG.permutation(np.log([0.5, 0.25, 0.15, 0.1]))
+    order = np.argsort(-logits_V)
+    keys_B = jax.random.split(jax.random.key(int(RNG.integers(2**31))), 4000)
+    logits_B1V = jnp.tile(jnp.asarray(logits_V, jnp.float32), (4000, 1, 1))
+    for sampling, kept in (
+        (Sampling(False, top_k=2), 2),
+        (Sampling(False, top_p=0.7), 2),
+        (Sampling(False, top_p=0.8), 3),
+        (Sampling(False, top_k=3, top_p=0.1), 1),
+        (Sampling(False), 4),
+    ):
+        tokens_B1 = sampling.propose(logits_B1V, keys_B, jnp.arange(4000), 1.0, banned_id=None).tokens_BC
+        counts_V = np.bincount(np.array(tokens_B1[:, 0]), minlength=4)
+        expected_V = np.where(np.isin(np.arange(4), order[:kept]), np.exp(logits_V), 0)
+        np.testing.assert_allclose(counts_V / 4000, expected_V / expected_V.sum(), atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("magic:1", "threshold, factor"),
+        ("threshold", "needs a number"),
+        ("fixed:0", "tokens must"),
+        ("margin:2", r"\[0, 1\]"),
+    ],
+)
+def test_bad_rules_are_refused(text, reason):
+    with pytest.raises(InputError, match=reason):
+        parse_rule(text)
