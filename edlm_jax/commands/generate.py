@@ -1,6 +1,7 @@
 """Complete prompts with a converted model (several tokens per forward pass) or, with --mode=ar, one token at a time.
 
-Prompts come from --prompt, from --prompts-file (one a line; - is stdin), or from stdin when it is piped."""
+Prompts come from --prompt, from --prompts-file (one a line; - is stdin), or from stdin when it is piped. On a terminal
+a single prompt's blocks appear as they finish."""
 
 import argparse
 import sys
@@ -16,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="Hugging Face directory or hub id")
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a prompt; may be repeated")
     parser.add_argument("--prompts-file", metavar="FILE", help="prompts, one a line; - reads stdin")
+    parser.add_argument("--chat", action="store_true", help="put each prompt into the tokenizer's chat template")
     parser.add_argument("--mode", choices=("diffusion", "ar"), help="default: diffusion if the model was converted")
     parser.add_argument("--threshold", type=float, default=0.9, metavar="P", help="confidence to accept at (0.9)")
     parser.add_argument(
@@ -53,12 +55,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed,
         eos_id=tokenizer.eos_token_id,
     )
-    tokens = [tokenizer.encode(prompt) for prompt in prompts]
+    tokens = [_encode(tokenizer, prompt, args.chat) for prompt in prompts]
     decoder = Decoder(model)
+    on_block = None
+    if len(prompts) == 1 and sys.stdout.isatty() and not args.json:
+        print(prompts[0], end="", flush=True)
+        on_block = _Printer(tokenizer)
     if args.warm:
-        decoder(tokens, **decoding)
+        decoder(tokens, **decoding, on_block=on_block and (lambda tokens: None))
     start = time.perf_counter()
-    result = decoder(tokens, **decoding)
+    result = decoder(tokens, **decoding, on_block=on_block)
     seconds = time.perf_counter() - start
     new_tokens = sum(len(row) for row in result.tokens)
     return {
@@ -67,6 +73,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             {"prompt": prompt, "text": tokenizer.decode(row, skip_special_tokens=True), "new_tokens": len(row)}
             for prompt, row in zip(prompts, result.tokens, strict=True)
         ],
+        "streamed": on_block is not None,
         "tokens_per_forward": result.tokens_per_forward,
         "tokens_per_second": new_tokens / seconds,
         "compilation_included": not args.warm,
@@ -77,7 +84,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
     """Print each prompt with its completion, then the counts."""
     for completion in result["completions"]:
-        print(completion["prompt"] + completion["text"])
+        print("" if result["streamed"] else completion["prompt"] + completion["text"])
         print()
     timing = "compilation included, --warm leaves it out" if result["compilation_included"] else "compilation excluded"
     print(
@@ -85,6 +92,28 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> None:
         f"{result['tokens_per_forward']:.2f} per forward, {result['tokens_per_second']:.1f} per second ({timing})",
         file=sys.stderr,
     )
+
+
+class _Printer:
+    """Prints the text of one row as far as it is whole: a character cut in half waits for its other half."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.printed = tokenizer, 0
+
+    def __call__(self, tokens: list[list[int]]) -> None:
+        """Prints what is new."""
+        text = self.tokenizer.decode(tokens[0], skip_special_tokens=True).rstrip("\ufffd")
+        print(text[self.printed :], end="", flush=True)
+        self.printed = len(text)
+
+
+def _encode(tokenizer, prompt: str, chat: bool) -> list[int]:
+    if not chat:
+        return tokenizer.encode(prompt)
+    if not tokenizer.chat_template:
+        raise InputError("--chat: this tokenizer has no chat template")
+    message = [{"role": "user", "content": prompt}]
+    return tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"]
 
 
 def _read_prompts(args: argparse.Namespace) -> list[str]:

@@ -71,36 +71,59 @@ class BlockState:
     before_BV: jax.Array  # logits of the column before the block: shifted alignment reads its first token there
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Request:
+    """What is decoded: `pad_B` counts the padding columns before each prompt, `limit` caps the new tokens of a row."""
+
+    prompts_BP: jax.Array
+    pad_B: jax.Array
+    seeds_B: jax.Array
+    limit: int
+    rule: Rule
+    temperature: float
+
+
 @partial(jax.jit, static_argnames="settings")
-def decode_blocks(
-    weights: DecodingWeights, prompts_BP, pad_B, seeds_B, limit, rule: Rule, temperature, settings: BlockSettings
-) -> BlockState:
-    """Prefills, then decodes until every row is done.
+def decode_blocks(weights: DecodingWeights, request: Request, settings: BlockSettings) -> BlockState:
+    """Prefills, then decodes until every row is done."""
+    program = _Program(weights, request, settings)
+    return jax.lax.while_loop(lambda s: ~s.done_B.all(), program.turn, program.prefill())
 
-    `pad_B` counts the padding columns before each prompt; `limit` is the most new tokens of a row.
-    """
-    keys_B = jax.vmap(jax.random.key)(seeds_B)
-    program = _Program(weights, settings, pad_B, keys_B, prompts_BP.shape[1], limit, rule, temperature)
 
-    # Two loops that take turns, instead of a branch in one: the cache is then updated in place throughout.
-    def turn(s: BlockState) -> BlockState:
-        s = jax.lax.while_loop(lambda s: s.pending_B.any(), program.commit, s)
-        return jax.lax.while_loop(lambda s: ~s.pending_B.any() & ~s.done_B.all(), program.denoise, s)
+@partial(jax.jit, static_argnames="settings")
+def begin_blocks(weights: DecodingWeights, request: Request, settings: BlockSettings) -> BlockState:
+    """Prefills: `decode_blocks` in pieces, for someone who watches."""
+    return _Program(weights, request, settings).prefill()
 
-    return jax.lax.while_loop(lambda s: ~s.done_B.all(), turn, program.prefill(prompts_BP))
+
+@partial(jax.jit, static_argnames="settings", donate_argnames="state")
+def next_blocks(weights: DecodingWeights, request: Request, settings: BlockSettings, state: BlockState) -> BlockState:
+    """Goes on until some row has finished a block, or all are done."""
+    return _Program(weights, request, settings).turn(state)
 
 
 class _Program:
     """The traced functions of one decoding program around their shared arrays."""
 
-    def __init__(self, weights, settings, pad_B, keys_B, P, limit, rule, temperature):
-        self.weights, self.settings, self.rule, self.temperature = weights, settings, rule, temperature
-        self.pad_B, self.keys_B, self.P, self.limit = pad_B, keys_B, P, limit
-        self.S = P + settings.num_blocks * settings.block_length
+    def __init__(self, weights: DecodingWeights, request: Request, settings: BlockSettings):
+        self.weights, self.request, self.settings, self.pad_B = weights, request, settings, request.pad_B
+        self.keys_B = jax.vmap(jax.random.key)(request.seeds_B)
+        self.P = request.prompts_BP.shape[1]
+        self.S = self.P + settings.num_blocks * settings.block_length
         self.rotary = Rotary.of(weights.spec, self.S)
 
-    def prefill(self, prompts_BP) -> BlockState:
+    def turn(self, s: BlockState) -> BlockState:
+        """Commits what is pending, then denoises until something is.
+
+        Two loops that take turns, instead of a branch in one: the cache is then updated in place throughout.
+        """
+        s = jax.lax.while_loop(lambda s: s.pending_B.any(), self.commit, s)
+        return jax.lax.while_loop(lambda s: ~s.pending_B.any() & ~s.done_B.all(), self.denoise, s)
+
+    def prefill(self) -> BlockState:
         """The prompt into the cache, and the first denoising step: one forward over [prompt | first block]."""
+        prompts_BP = self.request.prompts_BP
         B, P = prompts_BP.shape
         c, C = self.settings, self.settings.block_length
         masks = jnp.full((B, c.num_blocks * C), c.mask_id, jnp.int32)
@@ -153,9 +176,9 @@ class _Program:
     def _accept(self, s: BlockState, logits_BCV) -> BlockState:
         c, C = self.settings, self.settings.block_length
         denoise_B = s.denoise_B + ~s.done_B
-        proposal = c.sampling.propose(logits_BCV, self.keys_B, denoise_B, self.temperature, banned_id=c.mask_id)
+        proposal = c.sampling.propose(logits_BCV, self.keys_B, denoise_B, self.request.temperature, banned_id=c.mask_id)
         block_BC = _window(s.tokens_BX, s.start_B, C)
-        accepted_BC = self.rule(proposal, block_BC == c.mask_id) & ~s.done_B[:, None]
+        accepted_BC = self.request.rule(proposal, block_BC == c.mask_id) & ~s.done_B[:, None]
         block_BC = jnp.where(accepted_BC, proposal.tokens_BC, block_BC)
         at_BC = jnp.where(accepted_BC, denoise_B[:, None], _window(s.accepted_at_BX, s.start_B, C))
         full_B, finished_B = self._progress(block_BC, s.start_B)
@@ -175,7 +198,7 @@ class _Program:
         c, C = self.settings, self.settings.block_length
         masked_BC = block_BC == c.mask_id
         settled_BC = jnp.cumsum(masked_BC, axis=1) == 0
-        last_BC = start_B[:, None] + jnp.arange(C)[None] == self.P + self.limit - 1
+        last_BC = start_B[:, None] + jnp.arange(C)[None] == self.P + self.request.limit - 1
         ends_BC = last_BC if c.eos_id is None else last_BC | (block_BC == c.eos_id)
         return ~masked_BC.any(axis=1), (settled_BC & ends_BC).any(axis=1)
 

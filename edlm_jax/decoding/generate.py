@@ -1,6 +1,6 @@
 """`generate`: prompts in, tokens and honest counts out, whatever the mode."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 from edlm_jax.attention import Bidirectional, BlockCausal, Causal
 from edlm_jax.decoding.acceptance import Rule, Sampling, Threshold, parse_rule
 from edlm_jax.decoding.autoregressive import decode_autoregressive
-from edlm_jax.decoding.blocks import BlockSettings, decode_blocks
+from edlm_jax.decoding.blocks import BlockSettings, BlockState, Request, begin_blocks, decode_blocks, next_blocks
 from edlm_jax.errors import InputError
 from edlm_jax.models import Transformer
 from edlm_jax.models.cache import DecodingWeights
@@ -76,6 +76,7 @@ class Decoder:
         prefill: str | None = None,
         commit: str = "fused",
         mask_id: int | None = None,
+        on_block: Callable[[list[list[int]]], None] | None = None,
     ) -> Generation:
         """Decodes a batch of prompts of any lengths.
 
@@ -93,6 +94,7 @@ class Decoder:
             batch.
           mode: "diffusion", or "ar": one token a forward on the same weights, causally.
           commit: "fused" (in the next block's first forward) or "separate".
+          on_block: called with every row's settled tokens whenever a block has finished, for a person who watches.
 
         Raises:
           InputError: an unknown mode, a threshold outside [0, 1], a prompt that is empty, too long or holds the mask
@@ -111,30 +113,47 @@ class Decoder:
         sampling = Sampling(False, top_k, top_p) if temperature > 0 else Sampling()
         if mode == "ar":
             shape = dict(room=max_new_tokens, eos_id=eos_id, banned_id=mask_id, sampling=sampling)
-            return self._autoregressive(prompts, seeds_B, max_new_tokens, temperature, shape)
+            return self._autoregressive(prompts, seeds_B, max_new_tokens, temperature, shape, on_block)
         settings = _block_settings(self.spec, max_new_tokens, block_length, eos_id, prefill, mask_id, sampling, commit)
-        return self._blocks(prompts, seeds_B, max_new_tokens, rule, float(temperature), settings)
-
-    def _blocks(self, prompts, seeds_B, limit, rule, temperature, settings) -> Generation:
-        prompts_BP, pad_B = pad_prompts(prompts, settings.block_length, self.spec.max_length)
         rule = jax.tree.map(np.float32, rule)  # of one type always, or an int would compile again
-        final = decode_blocks(self.weights, prompts_BP, pad_B, seeds_B, limit, rule, temperature, settings)
-        final = jax.device_get((final.tokens_BX, final.accepted_at_BX, final.denoise_B, final.commit_B))
-        tokens_BX, accepted_at_BX, denoise_B, commit_B = final
-        P, tokens, accepted_at = prompts_BP.shape[1], [], []
-        for row, at in zip(tokens_BX[:, P : P + limit].tolist(), accepted_at_BX[:, P:].tolist(), strict=True):
-            length = row.index(settings.eos_id) + 1 if settings.eos_id in row else len(row)
-            tokens.append(row[:length])
-            accepted_at.append(at[:length])
-        return Generation(tokens, accepted_at, denoise_B.tolist(), commit_B.tolist())
+        prompts_BP, pad_B = pad_prompts(prompts, settings.block_length, self.spec.max_length)
+        request = Request(prompts_BP, pad_B, seeds_B, max_new_tokens, rule, float(temperature))
+        return self._blocks(request, settings, on_block)
 
-    def _autoregressive(self, prompts, seeds_B, limit, temperature, shape) -> Generation:
+    def _blocks(self, request: Request, settings: BlockSettings, on_block) -> Generation:
+        if on_block is None:
+            return _collect(decode_blocks(self.weights, request, settings), request, settings)
+        state, seen = begin_blocks(self.weights, request, settings), None
+        while True:
+            result = _collect(state, request, settings)
+            if result.tokens != seen:
+                on_block(result.tokens)
+            if np.all(state.done_B):
+                return result
+            seen, state = result.tokens, next_blocks(self.weights, request, settings, state)
+
+    def _autoregressive(self, prompts, seeds_B, limit, temperature, shape, on_block) -> Generation:
         prompts_BP, pad_B = pad_prompts(prompts, 1, self.spec.max_length)
         arrays = (self.weights, prompts_BP, pad_B, seeds_B)
         tokens_BX, counts_B = jax.device_get(decode_autoregressive(*arrays, limit, float(temperature), **shape))
         rows, counts = tokens_BX[:, prompts_BP.shape[1] :].tolist(), counts_B.tolist()
         tokens = [row[:count] for row, count in zip(rows, counts, strict=True)]
+        if on_block is not None:
+            on_block(tokens)
         return Generation(tokens, [list(range(1, count + 1)) for count in counts], counts, [0] * len(counts))
+
+
+def _collect(state: BlockState, request: Request, settings: BlockSettings) -> Generation:
+    """What a state holds: of a row that is not done, its finished blocks."""
+    final = (state.tokens_BX, state.accepted_at_BX, state.start_B, state.done_B, state.denoise_B, state.commit_B)
+    tokens_BX, accepted_at_BX, start_B, done_B, denoise_B, commit_B = jax.device_get(final)
+    P, tokens, accepted_at = request.prompts_BP.shape[1], [], []
+    for row, at, start, done in zip(tokens_BX, accepted_at_BX, start_B, done_B, strict=True):
+        new = row[P : P + request.limit if done else start].tolist()
+        length = new.index(settings.eos_id) + 1 if settings.eos_id in new else len(new)
+        tokens.append(new[:length])
+        accepted_at.append(at[P : P + length].tolist())
+    return Generation(tokens, accepted_at, denoise_B.tolist(), commit_B.tolist())
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], block_length: int, max_length: int) -> tuple[np.ndarray, np.ndarray]:

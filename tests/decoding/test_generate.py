@@ -1,6 +1,7 @@
 """The compiled decoder equals the plain-Python oracle; a row alone equals the row in a batch; counts are honest."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -137,6 +138,18 @@ def test_ar_mode_is_greedy_next_token_without_a_cache():
             tokens.append(int(logits_V.argmax()))
         assert result.tokens[row] == tokens[len(prompt) :]
     assert result.tokens_per_forward == 1.0
+
+
+def test_watching_changes_nothing():
+    rng = np.random.default_rng()
+    model, given, seen = make_model(), prompts(rng, [2, 7]), []
+    settings = dict(max_new_tokens=11, threshold=0.4, eos_id=EOS)
+    assert generate(model, given, on_block=seen.append, **settings) == generate(model, given, **settings)
+    for row in range(2):
+        growing = [tokens[row] for tokens in seen]
+        assert all(later[: len(earlier)] == earlier for earlier, later in itertools.pairwise(growing))
+        assert all(len(tokens) % 4 == 0 or tokens == growing[-1] for tokens in growing)
+    assert len(seen) > 1
 
 
 def test_temperature_samples_the_softmax():
