@@ -30,7 +30,7 @@ def attend(
 ) -> Float[Array, "B T N H"]:
     """Scaled dot-product attention under `pattern` and, where segment ids are given, inside each document alone."""
     T, S = q_BTNH.shape[1], k_BSKH.shape[1]
-    if isinstance(pattern, CleanContext) and T == S == 2 * pattern.length:
+    if isinstance(pattern, CleanContext) and S == 2 * pattern.length and T in (S, pattern.length):
         return _clean_context(q_BTNH, k_BSKH, v_BSKH, pattern, q_segments_BT, k_segments_BS)
     if isinstance(pattern, Causal | BlockCausal) and T == S:
         return _lower_triangular(q_BTNH, k_BSKH, v_BSKH, pattern, q_segments_BT, k_segments_BS)
@@ -73,12 +73,14 @@ def _lower_triangular(q_BTNH, k_BTKH, v_BTKH, pattern, q_segments_BT, k_segments
 
 
 def _clean_context(q_BTNH, k_BTKH, v_BTKH, pattern, q_segments_BT, k_segments_BT):
-    """The exact split: clean on clean; noisy on earlier clean blocks and on its own block, under one softmax."""
+    """The exact split: clean on clean; noisy on earlier clean blocks and on its own block, under one softmax.
+
+    Queries are [noisy | clean], or the noisy stream alone.
+    """
     L, C = pattern.length, pattern.block_length
     segments_BL = (None, None) if q_segments_BT is None else (q_segments_BT[:, :L], k_segments_BT[:, L:])
     k_noisy, v_noisy, k_clean, v_clean = k_BTKH[:, :L], v_BTKH[:, :L], k_BTKH[:, L:], v_BTKH[:, L:]
-    clean = _lower_triangular(q_BTNH[:, L:], k_clean, v_clean, pattern.clean_pattern, *segments_BL)
-    noisy = []
+    outs = []
     for start, stop in _chunks(L, C):
         q = q_BTNH[:, start:stop]
         parts = [_own_blocks(q, k_noisy[:, start:stop], v_noisy[:, start:stop], C, segments_BL[0], start)]
@@ -86,8 +88,10 @@ def _clean_context(q_BTNH, k_BTKH, v_BTKH, pattern, q_segments_BT, k_segments_BT
         if seen:
             mask_BTS = _mask(_EarlierBlocks(C), (start, stop), seen, *segments_BL)
             parts.append(_partial(q, k_clean[:, :seen], v_clean[:, :seen], mask_BTS))
-        noisy.append(_combine(parts, q))
-    return jnp.concatenate([*noisy, clean], axis=1)
+        outs.append(_combine(parts, q))
+    if q_BTNH.shape[1] > L:
+        outs.append(_lower_triangular(q_BTNH[:, L:], k_clean, v_clean, pattern.clean_pattern, *segments_BL))
+    return jnp.concatenate(outs, axis=1)
 
 
 @dataclass(frozen=True)

@@ -33,23 +33,23 @@ Example = tuple[str, str]
 
 
 def _count(rng: random.Random) -> Example:
-    start, step, terms = rng.randrange(100), rng.choice((1, 2, 3, 5, 10)), rng.randint(5, 10)
+    start, step, terms = rng.randrange(100), rng.choice((1, 2, 3, 5, 10)), rng.randint(3, 6)
     answer = " ".join(str(start + step * i) for i in range(terms))
     return f"count {start} by {step} for {terms} ->", f" {answer}"
 
 
 def _sums(rng: random.Random) -> Example:
-    pairs = [(rng.randrange(10), rng.randrange(10)) for _ in range(rng.randint(5, 10))]
+    pairs = [(rng.randrange(10), rng.randrange(10)) for _ in range(rng.randint(3, 6))]
     return "add " + " ".join(f"{a}+{b}" for a, b in pairs) + " ->", "".join(f" {a + b}" for a, b in pairs)
 
 
 def _sort(rng: random.Random) -> Example:
-    letters = rng.sample(LETTERS, rng.randint(6, 16))
+    letters = rng.sample(LETTERS, rng.randint(4, 7))
     return f"sort {' '.join(letters)} ->", "".join(f" {letter}" for letter in sorted(letters))
 
 
 def _reverse(rng: random.Random) -> Example:
-    letters = rng.sample(LETTERS, rng.randint(6, 16))
+    letters = rng.sample(LETTERS, rng.randint(4, 7))
     return f"reverse {' '.join(letters)} ->", "".join(f" {letter}" for letter in reversed(letters))
 
 
@@ -62,7 +62,7 @@ def _lookup(rng: random.Random) -> Example:
 
 
 def _brackets(rng: random.Random) -> Example:
-    depth, walk, stack = rng.randint(5, 12), [], []
+    depth, walk, stack = rng.randint(3, 6), [], []
     while len(stack) < depth:
         if stack and rng.random() < 0.2:
             walk.append(CLOSER[stack.pop()])
@@ -73,18 +73,18 @@ def _brackets(rng: random.Random) -> Example:
 
 
 def _spell(rng: random.Random) -> Example:
-    digits = [rng.randrange(10) for _ in range(rng.randint(5, 12))]
+    digits = [rng.randrange(10) for _ in range(rng.randint(3, 6))]
     return f"spell {''.join(map(str, digits))} ->", "".join(f" {DIGITS[digit]}" for digit in digits)
 
 
 def _init(rng: random.Random) -> Example:
-    names = rng.sample(NAMES, rng.randint(3, 6))
+    names = rng.sample(NAMES, rng.randint(2, 4))
     body = "\n".join(f"        self.{name} = {name}" for name in names)
     return f"def __init__(self, {', '.join(names)}):\n", body
 
 
 def _record(rng: random.Random) -> Example:
-    names = rng.sample(NAMES, rng.randint(3, 6))
+    names = rng.sample(NAMES, rng.randint(2, 4))
     items = ", ".join(f'"{name}": {name}' for name in names)
     return f"def record({', '.join(names)}):\n    return", f" {{{items}}}"
 

@@ -3,17 +3,17 @@
 Shapes as in blocks.py. All rows add one token a step, so the column is shared; a finished row stays frozen.
 """
 
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from edlm_jax.attention import Causal, attend
 from edlm_jax.decoding.acceptance import Sampling
+from edlm_jax.decoding.compiled import compiled
 from edlm_jax.models.cache import DecodingWeights, Rotary, forward_cached, prefill
 
 
-@partial(jax.jit, static_argnames=("room", "eos_id", "banned_id", "sampling"))
+@compiled(static_argnames=("room", "eos_id", "banned_id", "sampling"))
 def decode_autoregressive(
     weights: DecodingWeights,
     prompts_BP,

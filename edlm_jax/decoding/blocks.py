@@ -16,13 +16,13 @@ exact: the same K/V as a forward of its own); `"separate"` spends that forward o
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from edlm_jax.attention import Pattern, attend
 from edlm_jax.decoding.acceptance import Rule, Sampling
+from edlm_jax.decoding.compiled import compiled
 from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, forward_cached, prefill
 
 
@@ -84,20 +84,20 @@ class Request:
     temperature: float
 
 
-@partial(jax.jit, static_argnames="settings")
+@compiled(static_argnames="settings")
 def decode_blocks(weights: DecodingWeights, request: Request, settings: BlockSettings) -> BlockState:
     """Prefills, then decodes until every row is done."""
     program = _Program(weights, request, settings)
     return jax.lax.while_loop(lambda s: ~s.done_B.all(), program.turn, program.prefill())
 
 
-@partial(jax.jit, static_argnames="settings")
+@compiled(static_argnames="settings")
 def begin_blocks(weights: DecodingWeights, request: Request, settings: BlockSettings) -> BlockState:
     """Prefills: `decode_blocks` in pieces, for someone who watches."""
     return _Program(weights, request, settings).prefill()
 
 
-@partial(jax.jit, static_argnames="settings", donate_argnames="state")
+@compiled(static_argnames="settings", donate_argnames="state")
 def next_blocks(weights: DecodingWeights, request: Request, settings: BlockSettings, state: BlockState) -> BlockState:
     """Goes on until some row has finished a block, or all are done."""
     return _Program(weights, request, settings).turn(state)

@@ -6,6 +6,8 @@ over it, so that a 36-layer model compiles as fast as a 2-layer one. Parameter n
 reads it.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -87,19 +89,32 @@ class Transformer(nnx.Module):
         positions_BT: Int[Array, "B T"] | None = None,
         segment_ids_BT: Int[Array, "B T"] | None = None,
         remat: str = "none",
+        columns: int | None = None,
     ) -> Float[Array, "B T D"]:
-        """What the head reads, after the final norm. Positions default to one document a row from column 0 on."""
+        """What the head reads, after the final norm. Positions default to one document a row from column 0 on.
+
+        Of the last layer only the first `columns` are computed where that is given: under `CleanContext` the clean
+        stream has no loss of its own, and there it needs to give keys and values alone.
+        """
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(pattern.positions(tokens_BT.shape[1]), tokens_BT.shape)
         rotary = rotary_tables(positions_BT, self.spec.rope, self.spec.head_dim)
-        segments = {"q_segments_BT": segment_ids_BT, "k_segments_BS": segment_ids_BT}
 
-        def body(x_BTD, layer):
-            attention = lambda q, k, v: attend(q, k, v, pattern=pattern, **segments)  # noqa: E731
-            return layer_forward(self.spec, layer, x_BTD, rotary, attention), None
+        def attention(q_BTNH, k_BSKH, v_BSKH):
+            q_segments_BT = None if segment_ids_BT is None else segment_ids_BT[:, : q_BTNH.shape[1]]
+            segments = {"q_segments_BT": q_segments_BT, "k_segments_BS": segment_ids_BT}
+            return attend(q_BTNH, k_BSKH, v_BSKH, pattern=pattern, **segments)
 
-        body = rematerialise(body, remat)
-        x_BTD, _ = jax.lax.scan(body, self.embed(tokens_BT), self.layers.stacked(self.dtype))
+        def body(x_BTD, layer, columns=None):
+            return layer_forward(self.spec, layer, x_BTD, rotary, attention, columns), None
+
+        x_BTD, layers = self.embed(tokens_BT), self.layers.stacked(self.dtype)
+        last = None
+        if columns is not None:
+            layers, last = (jax.tree.map(lambda w: w[part], layers) for part in (slice(-1), -1))  # noqa: B023
+        x_BTD, _ = jax.lax.scan(rematerialise(body, remat), x_BTD, layers)
+        if last is not None:
+            x_BTD, _ = rematerialise(partial(body, columns=columns), remat)(x_BTD, last)
         return self.final_norm(x_BTD)
 
     def embed(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
@@ -116,20 +131,25 @@ class Transformer(nnx.Module):
         return jnp.einsum("BTD,DV->BTV", x_BTD, head_DV.astype(self.dtype), preferred_element_type=jnp.float32)
 
 
-def layer_forward(spec: ModelSpec, p: dict, x_BTD, rotary, attention):
-    """One pre-norm layer; `attention(q_BTNH, k_BTKH, v_BTKH) -> out_BTNH` decides who looks at whom."""
-    x_BTD = x_BTD + _attention_branch(spec, p, x_BTD, rotary, attention)
+def layer_forward(spec: ModelSpec, p: dict, x_BTD, rotary, attention, columns: int | None = None):
+    """One pre-norm layer; `attention(q_BTNH, k_BSKH, v_BSKH) -> out_BTNH` decides who looks at whom.
+
+    With `columns` only the first so many are queries and come out; the others are keys and values.
+    """
+    x_BTD = x_BTD[:, :columns] + _attention_branch(spec, p, x_BTD, rotary, attention, columns)
     h_BTD = rms_norm(x_BTD, p["mlp_norm_D"], spec.norm_eps)
     gate_BTF, up_BTF = _gate_and_up(p, h_BTD)
     return x_BTD + jnp.einsum("BTF,FD->BTD", jax.nn.silu(gate_BTF) * up_BTF, p["down_FD"]) + _bias(p, "down_bias_D")
 
 
-def _attention_branch(spec, p, x_BTD, rotary, attention):
-    q_BTNH, k_BTKH, v_BTKH = _queries_keys_values(spec, p, rms_norm(x_BTD, p["attention_norm_D"], spec.norm_eps))
+def _attention_branch(spec, p, x_BTD, rotary, attention, columns):
+    h_BTD = rms_norm(x_BTD, p["attention_norm_D"], spec.norm_eps)
+    q_BTNH, k_BSKH, v_BSKH = _queries_keys_values(spec, p, h_BTD, columns)
     if spec.qk_norm:
         q_BTNH = rms_norm(q_BTNH, p["q_norm_H"], spec.norm_eps)
-        k_BTKH = rms_norm(k_BTKH, p["k_norm_H"], spec.norm_eps)
-    out_BTNH = attention(rotate(q_BTNH, *rotary), rotate(k_BTKH, *rotary), v_BTKH)
+        k_BSKH = rms_norm(k_BSKH, p["k_norm_H"], spec.norm_eps)
+    q_rotary = [table_BTR[:, :columns] for table_BTR in rotary]
+    out_BTNH = attention(rotate(q_BTNH, *q_rotary), rotate(k_BSKH, *rotary), v_BSKH)
     out_BTNH = checkpoint_name(out_BTNH, "attention")
     w_ED = p["o_NHD"].reshape(-1, spec.width)  # flat, or the CPU compiler transposes it on every call
     return jnp.einsum("BTE,ED->BTD", out_BTNH.reshape(*out_BTNH.shape[:2], -1), w_ED) + _bias(p, "o_bias_D")
@@ -154,15 +174,15 @@ def fuse_projections(spec: ModelSpec, p: dict) -> dict:
     return fused | {name: value for name, value in p.items() if name not in parts}
 
 
-def _queries_keys_values(spec, p, h_BTD):
+def _queries_keys_values(spec, p, h_BTD, columns):
     if "qkv_DKMH" in p:
         qkv_BTKMH = jnp.einsum("BTD,DKMH->BTKMH", h_BTD, p["qkv_DKMH"]) + _bias(p, "qkv_bias_KMH")
         q_BTNH = qkv_BTKMH[..., :-2, :].reshape(*h_BTD.shape[:2], spec.num_heads, spec.head_dim)
         return q_BTNH, qkv_BTKMH[..., -2, :], qkv_BTKMH[..., -1, :]
-    q_BTNH = jnp.einsum("BTD,DNH->BTNH", h_BTD, p["q_DNH"]) + _bias(p, "q_bias_NH")
-    k_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, p["k_DKH"]) + _bias(p, "k_bias_KH")
-    v_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, p["v_DKH"]) + _bias(p, "v_bias_KH")
-    return q_BTNH, k_BTKH, v_BTKH
+    q_BTNH = jnp.einsum("BTD,DNH->BTNH", h_BTD[:, :columns], p["q_DNH"]) + _bias(p, "q_bias_NH")
+    k_BSKH = jnp.einsum("BSD,DKH->BSKH", h_BTD, p["k_DKH"]) + _bias(p, "k_bias_KH")
+    v_BSKH = jnp.einsum("BSD,DKH->BSKH", h_BTD, p["v_DKH"]) + _bias(p, "v_bias_KH")
+    return q_BTNH, k_BSKH, v_BSKH
 
 
 def _gate_and_up(p, h_BTD):

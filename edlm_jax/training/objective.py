@@ -112,7 +112,8 @@ class Objective:
         """One forward pass. The head runs on a stream only if that stream has a loss."""
         length = batch["tokens"].shape[1]
         streams = self._streams(batch, corruption)
-        x_BTD = model.hidden(pattern=self.attention(length), remat=remat, **streams)
+        columns = length if self.two_streams and not self.ar_weight else None  # what has a loss
+        x_BTD = model.hidden(pattern=self.attention(length), remat=remat, columns=columns, **streams)
         ar, diffusion, bins = jnp.zeros(()), jnp.zeros(()), (jnp.zeros(NOISE_BINS), jnp.zeros(NOISE_BINS))
         if self.ar_weight:
             ar, _ = ar_loss(model.logits(x_BTD[:, -length:]), *_ar_targets(batch))

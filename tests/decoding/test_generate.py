@@ -167,10 +167,10 @@ def test_temperature_samples_the_softmax():
 def test_mixed_prompts_share_programs():
     model, rng = make_model(), np.random.default_rng()
     generate(model, prompts(rng, [3]), max_new_tokens=8)
-    before = blocks.decode_blocks._cache_size()
+    before = blocks.decode_blocks.num_programs()
     for length in (1, 2, 16, 17, 30, 40, 64):
         generate(model, prompts(rng, [length]), max_new_tokens=8, threshold=float(rng.uniform()))
-    assert blocks.decode_blocks._cache_size() == before + 2  # prompts of up to 16, 32 and 64 tokens
+    assert blocks.decode_blocks.num_programs() == before + 2  # prompts of up to 16, 32 and 64 tokens
 
 
 @pytest.mark.parametrize(

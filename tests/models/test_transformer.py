@@ -52,6 +52,25 @@ def test_block_length_one_is_the_ar_model(model):
     np.testing.assert_allclose(model(tokens, pattern=BlockCausal(1)), model(tokens), atol=2e-6, rtol=2e-5)
 
 
+@pytest.mark.parametrize("clean", ["block_causal", "token_causal"])
+def test_what_the_last_layer_leaves_out_changes_nothing(model, clean):
+    rng, pattern = np.random.default_rng(), CleanContext(12, 4, clean)
+    tokens, segments = rng.integers(0, 53, (2, 24)), np.tile(np.repeat([1, 2], [8, 4]), (2, 2))
+    graphdef, state = nnx.split(model)
+    weights_BTD = rng.normal(size=(2, 12, 24))
+
+    def total(state, columns, remat="none"):
+        hidden = nnx.merge(graphdef, state).hidden
+        x_BTD = hidden(tokens, pattern=pattern, segment_ids_BT=segments, columns=columns, remat=remat)
+        return (x_BTD[:, :12] * weights_BTD).sum()
+
+    gradient = jax.jit(jax.value_and_grad(total), static_argnums=(1, 2))
+    expected = gradient(state, None)
+    for remat in ("none", "full"):
+        got = gradient(state, 12, remat)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5, rtol=3e-4), got, expected)
+
+
 def test_the_clean_stream_is_the_block_causal_model(model):
     tokens = np.random.randint(0, 53, (2, 12))
     two = model(np.concatenate([np.zeros_like(tokens), tokens], axis=1), pattern=CleanContext(12, 4))

@@ -27,9 +27,9 @@ class Lookup:
         self.table_VD, self.column_SD = rng.normal(size=(vocab, 5)), rng.normal(size=(512, 5))
         self.head_DV = rng.normal(size=(5, vocab))
 
-    def hidden(self, tokens_BT, *, pattern, positions_BT, segment_ids_BT, remat):
+    def hidden(self, tokens_BT, *, pattern, positions_BT, segment_ids_BT, remat, columns):
         self.pattern, self.streams = pattern, (positions_BT, segment_ids_BT)
-        return jnp.asarray(self.table_VD)[tokens_BT] + self.column_SD[None, : tokens_BT.shape[1]]
+        return (jnp.asarray(self.table_VD)[tokens_BT] + self.column_SD[None, : tokens_BT.shape[1]])[:, :columns]
 
     def logits(self, x_BTD):
         return x_BTD @ self.head_DV
