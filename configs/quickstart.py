@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     """quickstart_ar converted on the kind of data it was trained on."""
     c = default_config()
     c.dtype = "float32"  # bfloat16 is slower on most CPUs
-    c.steps = 1100
+    c.steps = 1200
     c.log_every = 25
     c.init.path = AR_MODEL
     c.init.mask_embedding = "mean"  # the slot was never trained
@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
     c.optimizer.final_learning_rate = 1e-5
     c.optimizer.warmup_steps = 50
     c.checkpoint.every = 500
-    c.evaluation.tasks = (dict(kind="tasks", kinds=KINDS, split="test", seed=3, size=512),)
+    c.evaluation.tasks = (dict(kind="tasks", kinds=KINDS, split="test", seed=9, size=512),)
     c.evaluation.thresholds = (1.0, 0.95, 0.9, 0.8)
     c.evaluation.batch_size = 64
     c.evaluation.timed_prompts = 16

@@ -13,6 +13,8 @@ import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
+# Compiling small programs takes most of the tests' time, so the compiler tries less hard; parity tests use all of it.
+jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 TINY = {
