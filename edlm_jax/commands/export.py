@@ -11,6 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", required=True, metavar="DIR", help="work directory of `edlm train`")
     parser.add_argument("--out", required=True, metavar="DIR", help="directory to write; must not exist yet")
     parser.add_argument("--step", type=int, metavar="N", help="take this step's checkpoint in place of the newest")
+    parser.add_argument("--format", metavar="NAME", help="a server's layout: sdar (Qwen3), fast_dllm_v2 (Qwen2.5)")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="to store (bfloat16)")
 
 
@@ -20,7 +21,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from edlm_jax.training.checkpoint import load_trained
 
     model = load_trained(args.workdir, step=args.step)
-    save_pretrained(model, args.out, dtype=args.dtype)
+    save_pretrained(model, args.out, dtype=args.dtype, format=args.format)
     return {"workdir": args.workdir, "out": args.out, "dtype": args.dtype}
 
 

@@ -74,10 +74,15 @@ class BlockState:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Request:
-    """What is decoded: `pad_B` counts the padding columns before each prompt, `limit` caps the new tokens of a row."""
+    """What is decoded: `pad_B` counts the padding columns before each prompt, `limit` caps the new tokens of a row.
+
+    Where blocks are counted from position 0, a row's first block begins with the last `given_B` tokens of its prompt.
+    """
 
     prompts_BP: jax.Array
     pad_B: jax.Array
+    first_block_BC: jax.Array  # given tokens, then masks
+    given_B: jax.Array
     seeds_B: jax.Array
     limit: int
     rule: Rule
@@ -126,8 +131,8 @@ class _Program:
         prompts_BP = self.request.prompts_BP
         B, P = prompts_BP.shape
         c, C = self.settings, self.settings.block_length
-        masks = jnp.full((B, c.num_blocks * C), c.mask_id, jnp.int32)
-        tokens_BX = jnp.concatenate([prompts_BP, masks], axis=1)
+        masks = jnp.full((B, (c.num_blocks - 1) * C), c.mask_id, jnp.int32)
+        tokens_BX = jnp.concatenate([prompts_BP, self.request.first_block_BC, masks], axis=1)
         columns_T = jnp.arange(P + C)[None]
         segments_BT = (columns_T >= self.pad_B[:, None]).astype(jnp.int32)
         attention = lambda _, q, k, v: attend(  # noqa: E731
@@ -198,8 +203,11 @@ class _Program:
         c, C = self.settings, self.settings.block_length
         masked_BC = block_BC == c.mask_id
         settled_BC = jnp.cumsum(masked_BC, axis=1) == 0
-        last_BC = start_B[:, None] + jnp.arange(C)[None] == self.P + self.request.limit - 1
-        ends_BC = last_BC if c.eos_id is None else last_BC | (block_BC == c.eos_id)
+        # Counted from the first new token: what was given ends nothing.
+        index_BC = start_B[:, None] + jnp.arange(C)[None] - self.P - self.request.given_B[:, None]
+        ends_BC = index_BC == self.request.limit - 1
+        if c.eos_id is not None:
+            ends_BC = ends_BC | (block_BC == c.eos_id) & (index_BC >= 0)
         return ~masked_BC.any(axis=1), (settled_BC & ends_BC).any(axis=1)
 
     def _forward(self, s: BlockState, first_B, T, where_B=None):

@@ -10,11 +10,12 @@ from edlm_jax.attention import Bidirectional, BlockCausal, Causal
 from edlm_jax.decoding.acceptance import Rule, Sampling, Threshold, parse_rule
 from edlm_jax.decoding.autoregressive import decode_autoregressive
 from edlm_jax.decoding.blocks import BlockSettings, BlockState, Request, begin_blocks, decode_blocks, next_blocks
+from edlm_jax.decoding.speculation import decode_speculative
 from edlm_jax.errors import InputError
 from edlm_jax.models import Transformer
 from edlm_jax.models.cache import DecodingWeights
 
-MODES = ("diffusion", "ar")
+MODES = ("diffusion", "ar", "self_speculation")
 _SHORTEST = 16  # columns of the smallest prompt bucket: buckets double from here, so mixed lengths compile few programs
 
 
@@ -92,7 +93,8 @@ class Decoder:
             smallest set that holds the probability p.
           seed: one for all rows, from which each row gets its own, or one a row: a row alone then equals the row in any
             batch.
-          mode: "diffusion", or "ar": one token a forward on the same weights, causally.
+          mode: "diffusion"; "ar", one token a forward on the same weights, causally; or "self_speculation", the tokens
+            of greedy "ar" from drafted blocks that are verified causally.
           commit: "fused" (in the next block's first forward) or "separate".
           on_block: called with every row's settled tokens whenever a block has finished, for a person who watches.
 
@@ -114,10 +116,15 @@ class Decoder:
         if mode == "ar":
             shape = dict(room=max_new_tokens, eos_id=eos_id, banned_id=mask_id, sampling=sampling)
             return self._autoregressive(prompts, seeds_B, max_new_tokens, temperature, shape, on_block)
+        if mode == "self_speculation":
+            return self._speculative(prompts, max_new_tokens, block_length, eos_id, mask_id, on_block)
         settings = _block_settings(self.spec, max_new_tokens, block_length, eos_id, prefill, mask_id, sampling, commit)
         rule = jax.tree.map(np.float32, rule)  # of one type always, or an int would compile again
+        prompts, given = _split_prompts(prompts, settings.block_length if self.spec.on_position_grid else 1)
         prompts_BP, pad_B = pad_prompts(prompts, settings.block_length, self.spec.max_length)
-        request = Request(prompts_BP, pad_B, seeds_B, max_new_tokens, rule, float(temperature))
+        first_BC = np.array([row + [mask_id] * (settings.block_length - len(row)) for row in given], np.int32)
+        given_B = np.array([len(row) for row in given], np.int32)
+        request = Request(prompts_BP, pad_B, first_BC, given_B, seeds_B, max_new_tokens, rule, float(temperature))
         return self._blocks(request, settings, on_block)
 
     def _blocks(self, request: Request, settings: BlockSettings, on_block) -> Generation:
@@ -143,17 +150,40 @@ class Decoder:
         return Generation(tokens, [list(range(1, count + 1)) for count in counts], counts, [0] * len(counts))
 
 
+    def _speculative(self, prompts, limit, block_length, eos_id, mask_id, on_block) -> Generation:
+        C = block_length or self.spec.conversion.block_length
+        prompts_BP, pad_B = pad_prompts(prompts, 1, self.spec.max_length)
+        shape = dict(block_length=C, room=limit, eos_id=eos_id, mask_id=mask_id)
+        shifted = self.spec.conversion.alignment == "shifted"
+        final = decode_speculative(self.weights, prompts_BP, pad_B, limit, shifted=shifted, **shape)
+        tokens_BX, at_BX, counts_B, forwards_B = jax.device_get(final)
+        P, counts = prompts_BP.shape[1], counts_B.tolist()
+        tokens = [row[P : P + count].tolist() for row, count in zip(tokens_BX, counts, strict=True)]
+        accepted_at = [row[P : P + count].tolist() for row, count in zip(at_BX, counts, strict=True)]
+        if on_block is not None:
+            on_block(tokens)
+        return Generation(tokens, accepted_at, forwards_B.tolist(), [0] * len(counts))
+
+
 def _collect(state: BlockState, request: Request, settings: BlockSettings) -> Generation:
     """What a state holds: of a row that is not done, its finished blocks."""
     final = (state.tokens_BX, state.accepted_at_BX, state.start_B, state.done_B, state.denoise_B, state.commit_B)
     tokens_BX, accepted_at_BX, start_B, done_B, denoise_B, commit_B = jax.device_get(final)
     P, tokens, accepted_at = request.prompts_BP.shape[1], [], []
-    for row, at, start, done in zip(tokens_BX, accepted_at_BX, start_B, done_B, strict=True):
-        new = row[P : P + request.limit if done else start].tolist()
+    rows = zip(tokens_BX, accepted_at_BX, start_B, done_B, P + request.given_B, strict=True)
+    for row, at, start, done, begin in rows:
+        new = row[begin : begin + request.limit if done else max(start, begin)].tolist()
         length = new.index(settings.eos_id) + 1 if settings.eos_id in new else len(new)
         tokens.append(new[:length])
-        accepted_at.append(at[P : P + length].tolist())
+        accepted_at.append(at[begin : begin + length].tolist())
     return Generation(tokens, accepted_at, denoise_B.tolist(), commit_B.tolist())
+
+
+def _split_prompts(prompts, block_length):
+    """(whole blocks of each prompt, the rest of it)."""
+    cuts = [len(prompt) // block_length * block_length for prompt in prompts]
+    pairs = [(list(prompt[:cut]), list(prompt[cut:])) for prompt, cut in zip(prompts, cuts, strict=True)]
+    return [whole for whole, _ in pairs], [rest for _, rest in pairs]
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], block_length: int, max_length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -191,7 +221,8 @@ def _block_settings(spec, max_new_tokens, block_length, eos_id, prefill, mask_id
         raise InputError(f"prefill {prefill!r} is unknown; choose one of {', '.join(patterns)}")
     return BlockSettings(
         block_length=block_length,
-        num_blocks=-(-max_new_tokens // block_length),
+        # Counted from position 0, up to block_length - 1 tokens of the prompt lie in the first block.
+        num_blocks=-(-(max_new_tokens + (block_length - 1) * spec.on_position_grid) // block_length),
         mask_id=mask_id,
         eos_id=eos_id,
         shifted=conversion is not None and conversion.alignment == "shifted",
@@ -212,8 +243,10 @@ def _check(spec, prompts, max_new_tokens, temperature, top_k, top_p, mode, mask_
         raise InputError(f"top_k must not be negative and top_p must lie in (0, 1], not {top_k} and {top_p}")
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens must be positive, not {max_new_tokens}")
-    if mode == "diffusion" and mask_id is None:
+    if mode != "ar" and (mask_id is None or mode == "self_speculation" and spec.conversion is None):
         raise InputError("this model was never converted and has no mask token; convert it or use mode='ar'")
+    if mode == "self_speculation" and temperature > 0:
+        raise InputError("self_speculation is greedy: it verifies drafts token by token; use temperature 0")
     for index, prompt in enumerate(prompts):
         if not len(prompt):
             raise InputError(f"prompt {index} is empty; give at least one token")
@@ -222,7 +255,7 @@ def _check(spec, prompts, max_new_tokens, temperature, top_k, top_p, mode, mask_
                 f"prompt {index}: {len(prompt)} tokens and {max_new_tokens} new ones exceed the model's cache of "
                 f"{spec.max_length}; shorten it or ask for fewer"
             )
-        if mode == "diffusion" and mask_id in prompt:
+        if mode != "ar" and mask_id in prompt:
             raise InputError(f"prompt {index} holds the mask token {mask_id}; remove it")
         if not all(0 <= token < spec.vocab_size for token in prompt):
             raise InputError(f"prompt {index} holds a token outside the vocabulary of {spec.vocab_size}")

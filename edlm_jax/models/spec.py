@@ -20,6 +20,7 @@ ARCHITECTURES = {
 PATTERNS = ("bidirectional", "block_causal", "clean_context", "semi_block")
 ALIGNMENTS = ("same_position", "shifted")
 PREFILLS = ("block_causal", "bidirectional", "causal")
+GRIDS = ("response", "position")
 
 _EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
 _STALE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings", "layer_types")
@@ -34,6 +35,7 @@ class Conversion:
     pattern: str = "clean_context"
     alignment: str = "same_position"
     prefill: str = "block_causal"
+    grid: str = "response"  # blocks are counted from the response's start, as we train, or from position 0
 
     def __post_init__(self):
         for name in ("mask_token_id", "block_length"):
@@ -44,7 +46,7 @@ class Conversion:
             raise InputError(f"conversion: mask_token_id must not be negative, it is {self.mask_token_id}")
         if self.block_length < 1:
             raise InputError(f"conversion: block_length must be positive, it is {self.block_length}")
-        for name, choices in (("pattern", PATTERNS), ("alignment", ALIGNMENTS), ("prefill", PREFILLS)):
+        for name, choices in (("pattern", PATTERNS), ("alignment", ALIGNMENTS), ("prefill", PREFILLS), ("grid", GRIDS)):
             if getattr(self, name) not in choices:
                 raise InputError(f"conversion: {name} {getattr(self, name)!r} is not one of {', '.join(choices)}")
 
@@ -79,6 +81,11 @@ class ModelSpec:
         if self.conversion is not None and self.conversion.mask_token_id >= self.vocab_size:
             mask_id = self.conversion.mask_token_id
             raise InputError(f"conversion: mask_token_id {mask_id} is outside the vocabulary of {self.vocab_size}")
+
+    @property
+    def on_position_grid(self) -> bool:
+        """Are blocks counted from position 0?"""
+        return self.conversion is not None and self.conversion.grid == "position"
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], source: str = "") -> "ModelSpec":

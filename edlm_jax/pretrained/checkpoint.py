@@ -57,7 +57,7 @@ class Checkpoint:
 
     def check(self, shapes: Mapping[str, tuple[int, ...]], tied: bool) -> None:
         """Refuses unknown, missing, mis-shaped and mis-typed tensors, and a tied head unlike the embedding, by name."""
-        extra = {_HEAD: shapes[_EMBEDDING]} if tied and _HEAD in self._files else {}
+        extra = {_HEAD: shapes[_EMBEDDING]} if tied and _HEAD in self._files and _EMBEDDING in shapes else {}
         wanted = dict(shapes) | extra
         unknown, missing = sorted(set(self._files) - set(wanted)), [name for name in wanted if name not in self._files]
         if unknown:
@@ -79,6 +79,11 @@ class Checkpoint:
                 f"{self.directory}: {_HEAD} differs from {_EMBEDDING}, though config.json ties them; "
                 "set tie_word_embeddings to false to keep both"
             )
+
+    @property
+    def names(self) -> list[str]:
+        """All tensors."""
+        return list(self._files)
 
     def __getitem__(self, name: str) -> Any:
         """A tensor that reads only what is sliced from it."""

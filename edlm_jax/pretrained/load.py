@@ -13,7 +13,8 @@ from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.pretrained.checkpoint import Checkpoint
 from edlm_jax.pretrained.layout import Place, places
-from edlm_jax.pretrained.source import find_directory, read_config
+from edlm_jax.pretrained.released import rename
+from edlm_jax.pretrained.source import find_directory, read_config, read_raw_config
 
 FLOATS = ("float32", "bfloat16", "float16")
 
@@ -32,8 +33,8 @@ def load_pretrained(
             raise InputError(f"dtype {name!r} is not one of {', '.join(FLOATS)}")
     directory = find_directory(path_or_repo)
     spec = ModelSpec.from_hf(read_config(directory), source=str(directory))
-    layout = places(spec)
     with Checkpoint(directory) as checkpoint:
+        layout = rename(places(spec), read_raw_config(directory), checkpoint.names)
         checkpoint.check({name: place.hf_shape for place in layout for name in place.hf_names}, tied=spec.tied)
         arrays = {place.path: _read(place, checkpoint, param_dtype, mesh) for place in layout}
     return _assemble(spec, arrays, dtype, param_dtype)

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from edlm_jax.errors import InputError
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.pretrained.checkpoint import INDEX, SINGLE
+from edlm_jax.pretrained.formats import prepare
 from edlm_jax.pretrained.layout import Place, places
 from edlm_jax.pretrained.source import TOKENIZER_FILES
 
@@ -23,17 +24,26 @@ SHARD_BYTES = 5_000_000_000
 
 
 def save_pretrained(
-    model: Transformer, directory: str | Path, *, dtype: str | None = None, shard_bytes: int = SHARD_BYTES
+    model: Transformer,
+    directory: str | Path,
+    *,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    format: str | None = None,
 ) -> None:
     """Writes what `load_pretrained`, transformers and the servers read; bitwise what was loaded when dtypes agree.
 
-    `dtype` casts on the way out (None: as the parameters are stored). The directory must not exist yet, or be empty:
+    `dtype` casts on the way out (None: as the parameters are stored). `format` is a server's layout, by its name in
+    formats.py, instead of the family's own. The directory must not exist yet, or be empty:
     the files are written beside it and renamed at the end. On several hosts every process calls this, the first writes.
     """
     target = Path(directory).expanduser().absolute()
     tokenizer_files = _tokenizer_files(model.spec.source)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} exists already; remove it or choose another directory")
+    config = model.spec.to_hf()
+    if format is not None:
+        model, config = prepare(model, format)
     params = {path: variable[...] for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))}
     dtype = np.dtype(dtype or params[("embedding_VD",)].dtype)
     plan = _plan(model, dtype, shard_bytes)
@@ -42,7 +52,7 @@ def save_pretrained(
         draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
             _write_weights(plan, params, dtype, draft)
-            _write_config(model, dtype, draft)
+            _write_config(config, dtype, draft)
             for path in tokenizer_files:
                 shutil.copyfile(path, draft / path.name)
             for path in (draft, *draft.iterdir()):
@@ -65,8 +75,7 @@ def _tokenizer_files(source: str) -> list[Path]:
     return [Path(source, name) for name in TOKENIZER_FILES if Path(source, name).is_file()]
 
 
-def _write_config(model: Transformer, dtype: np.dtype, draft: Path) -> None:
-    config = model.spec.to_hf()
+def _write_config(config: dict, dtype: np.dtype, draft: Path) -> None:
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype.name
     (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

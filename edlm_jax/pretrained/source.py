@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edlm_jax.errors import InputError
+from edlm_jax.pretrained.released import translate
 
 # Beside config.json and the weights, what makes a checkpoint usable: copied on export, downloaded with a hub id.
 TOKENIZER_FILES = (
@@ -34,6 +35,11 @@ def find_directory(path_or_repo: str | Path) -> Path:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
+    """The directory's config.json as one of the families has it; of a released diffusion model, with its conversion."""
+    return translate(read_raw_config(directory))
+
+
+def read_raw_config(directory: Path) -> dict[str, Any]:
     """The dictionary in the directory's config.json."""
     path = directory / "config.json"
     if not path.is_file():

@@ -29,14 +29,25 @@ class PrefilledBlocks(Pattern):
 
 
 def decode(
-    model, prompt, *, max_new_tokens, block_length, threshold, at_least, eos_id, mask_id, prefill, shifted=False
+    model,
+    prompt,
+    *,
+    max_new_tokens,
+    block_length,
+    threshold,
+    at_least,
+    eos_id,
+    mask_id,
+    prefill,
+    shifted=False,
+    given=(),
 ):
-    """(new tokens, denoising forwards)."""
+    """(new tokens, denoising forwards); `given` are known tokens that begin the first block."""
     C = block_length
     tokens, forwards = list(prompt), 0
     while True:
         start = len(tokens)
-        tokens += [mask_id] * C
+        tokens += ([*given] + [mask_id] * C)[:C] if start == len(prompt) else [mask_id] * C
         while mask_id in tokens[start:]:
             pattern = PrefilledBlocks(len(prompt), C, prefill)
             logits_TV = forward(model, tokens, pattern)
@@ -48,7 +59,7 @@ def decode(
             for rank, (confidence, negative) in enumerate(sorted(best, reverse=True)):
                 if rank < at_least or (confidence >= threshold and threshold < 1):
                     tokens[start - negative] = int(probability_CV[-negative].argmax())
-            new = tokens[len(prompt) :]
+            new = tokens[len(prompt) + len(given) :]
             settled = new[: new.index(mask_id)] if mask_id in new else new
             settled = settled[:max_new_tokens]
             if eos_id in settled:

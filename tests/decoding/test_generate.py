@@ -78,6 +78,24 @@ def test_decoder_equals_the_oracle(prefill, alignment, commit):
     assert result.commit_forwards == (committed if commit == "separate" else 0)
 
 
+@pytest.mark.parametrize("alignment", ["same_position", "shifted"])
+def test_blocks_counted_from_position_zero(alignment):
+    rng = np.random.default_rng()
+    model = make_model(alignment)
+    given = prompts(rng, [8, 6, 11] + [2] * (alignment == "same_position"))
+    given[1][-1] = EOS  # of the prompt, in the first block: it ends nothing
+    conversion = dataclasses.replace(model.spec.conversion, grid="position")
+    on_grid = nnx.merge(*nnx.split(model))
+    on_grid.spec = dataclasses.replace(model.spec, conversion=conversion)
+    result = generate(on_grid, given, max_new_tokens=9, threshold=0.5, eos_id=EOS)
+    for row, prompt in enumerate(given):
+        cut = len(prompt) // 4 * 4
+        settings = dict(max_new_tokens=9, threshold=0.5, at_least=1, eos_id=EOS, prefill="block_causal")
+        expected, forwards = decode_by_oracle(model, prompt[:cut], given=prompt[cut:], **settings)
+        assert result.tokens[row] == expected
+        assert result.row_denoise_forwards[row] == forwards
+
+
 def decode_by_oracle(model, prompt, *, block_length=4, **settings):
     """Without the conversion in its static part, one compiled oracle serves every setting."""
     shifted = model.spec.conversion.alignment == "shifted"
@@ -150,6 +168,50 @@ def test_watching_changes_nothing():
         assert all(later[: len(earlier)] == earlier for earlier, later in itertools.pairwise(growing))
         assert all(len(tokens) % 4 == 0 or tokens == growing[-1] for tokens in growing)
     assert len(seen) > 1
+
+
+@pytest.mark.parametrize("alignment", ["same_position", "shifted"])
+def test_self_speculation_gives_the_ar_tokens(alignment):
+    rng = np.random.default_rng()
+    model, given = make_model(alignment, seed=int(rng.integers(1000))), prompts(rng, [1, 6, 11])
+    model.layers.o_NHD[...] = model.layers.o_NHD[...] * 0.02  # tokens then follow from the last one
+    settings = dict(max_new_tokens=13, eos_id=EOS)
+    ar = generate(model, given, mode="ar", **settings)
+    drafted = generate(model, given, mode="self_speculation", **settings)
+    assert drafted.tokens == ar.tokens
+    for row, prompt in enumerate(given):
+        expected = settled_by_cycle(model, prompt, ar.tokens[row], alignment == "shifted")
+        assert drafted.accepted_at[row] == expected and drafted.row_denoise_forwards[row] == max(expected)
+    if alignment == "shifted":  # the first draft is read where AR reads it
+        assert drafted.denoise_forwards < 2 * ar.denoise_forwards
+
+
+def settled_by_cycle(model, prompt, tokens, shifted):
+    """By the definition: the forward that settles each token, from what the model drafts after each known prefix."""
+    at, count = [1], 1
+    while count < len(tokens):
+        known = prompt + tokens[:count]
+        logits_TV = oracle.forward(model, known + [MASK] * 3, DraftBlock(len(known) - 1, 4))
+        logits_TV[:, MASK] = -np.inf
+        drafts = logits_TV[len(known) - shifted : len(known) - shifted + 3].argmax(-1).tolist()
+        right = 0
+        while right < 3 and count + right < len(tokens) and drafts[right] == tokens[count + right]:
+            right += 1
+        settled = min(right + 1, len(tokens) - count)
+        at += [at[-1] + 2] * settled
+        count += settled
+    return at
+
+
+@dataclasses.dataclass(frozen=True)
+class DraftBlock(Causal):
+    """Causal, then one block from `start` on that sees itself both ways."""
+
+    start: int
+    length: int
+
+    def allowed(self, q, k):
+        return (k <= q) | ((q >= self.start) & (k < self.start + self.length) & (q < self.start + self.length))
 
 
 def test_temperature_samples_the_softmax():

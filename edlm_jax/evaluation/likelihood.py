@@ -1,0 +1,162 @@
+"""How likely a model finds a continuation: exact for AR and for blocks of one token, an estimate for longer blocks.
+
+Shapes: L columns of a row, S samples, C block length, V vocabulary, D width.
+
+A block-diffusion model gives no closed form. For each block with n unknown tokens, draw k uniformly from 1..n and k
+of them to mask; n / k times the sum of their log-probabilities, given the rest of the block and everything before it,
+is an unbiased estimate of the block's bound on its log-likelihood (LLaDA, arXiv 2502.09992, equation 6; there for a
+whole response). With n = 1 nothing is left to draw and the bound is the likelihood itself.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from edlm_jax.attention import Causal, CleanContext
+from edlm_jax.errors import InputError
+from edlm_jax.models import Transformer
+
+_SHORTEST = 32  # columns of the smallest row; rows double from here, so that mixed lengths compile few programs
+_AT_ONCE = 8  # samples in one forward
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Nats of a continuation given its context."""
+
+    log_likelihood: float
+    standard_error: float  # 0 where it is exact
+    num_samples: int
+
+
+def log_likelihood(
+    model: Transformer,
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    *,
+    mode: str | None = None,
+    num_samples: int = 32,
+    seed: int = 0,
+) -> list[Likelihood]:
+    """Of each (context, continuation), by "ar" or "diffusion" (default: as the model was made).
+
+    Diffusion is a lower bound's estimate by `num_samples` samples, with its standard error; exact at block length 1.
+    """
+    conversion = model.spec.conversion
+    mode = mode or ("diffusion" if conversion else "ar")
+    if mode not in ("ar", "diffusion"):
+        raise InputError(f"mode {mode!r} is unknown; choose 'ar' or 'diffusion'")
+    if mode == "diffusion" and (conversion is None or conversion.prefill != "block_causal"):
+        raise InputError("diffusion likelihood is for models converted with a block-causal context; use mode='ar'")
+    if num_samples < 1:
+        raise InputError(f"num_samples must be positive, not {num_samples}")
+    C = conversion.block_length if mode == "diffusion" else 1
+    num_samples = 1 if C == 1 else num_samples
+    mask_id = conversion.mask_token_id if conversion else None
+    graphdef, state = nnx.split(model)
+    results = []
+    for index, (context, continuation) in enumerate(pairs):
+        _check(index, context, continuation, model.spec.max_length)
+        # As in decoding, the continuation begins a block, unless blocks are counted from position 0.
+        row = _row(context, continuation, C, 0 if model.spec.on_position_grid else -len(context) % C)
+        if mode == "ar":
+            estimates_S = np.array([_ar(graphdef, state, *row, mask_id)])
+        else:
+            key = jax.random.fold_in(jax.random.key(seed), index)
+            shifted = conversion.alignment == "shifted"
+            estimates_S = np.array(_bound(graphdef, state, *row, key, C, mask_id, shifted, num_samples))
+        error = float(estimates_S.std(ddof=1) / num_samples**0.5) if num_samples > 1 else 0.0
+        results.append(Likelihood(float(estimates_S.mean()), error, num_samples))
+    return results
+
+
+def choose(model: Transformer, context: Sequence[int], choices: Sequence[Sequence[int]], **settings) -> int:
+    """The index of the choice with the highest log-likelihood a token (multiple choice)."""
+    scores = log_likelihood(model, [(context, choice) for choice in choices], **settings)
+    means = [score.log_likelihood / len(choice) for score, choice in zip(scores, choices, strict=True)]
+    return int(np.argmax(means))
+
+
+def _check(index, context, continuation, max_length):
+    if not len(context) or not len(continuation):
+        raise InputError(f"pair {index}: context and continuation need at least one token each")
+    if len(context) + len(continuation) > max_length:
+        raise InputError(f"pair {index}: {len(context) + len(continuation)} tokens exceed the model's {max_length}")
+
+
+def _row(context, continuation, C, pad):
+    """(tokens_L, positions_L, segments_L, unknown_L) with `pad` columns before the context."""
+    used = pad + len(context) + len(continuation)
+    L = _SHORTEST
+    while L < used:
+        L *= 2
+    L += -L % C
+    columns_L = np.arange(L)
+    tokens_L = np.zeros(L, np.int32)
+    tokens_L[pad:used] = [*context, *continuation]
+    segments_L = ((columns_L >= pad) & (columns_L < used)).astype(np.int32)
+    unknown_L = (columns_L >= pad + len(context)) & (columns_L < used)
+    return tokens_L, np.maximum(columns_L - pad, 0).astype(np.int32), segments_L, unknown_L
+
+
+@partial(jax.jit, static_argnames=("graphdef", "mask_id"))
+def _ar(graphdef, state, tokens_L, positions_L, segments_L, unknown_L, mask_id):
+    model = nnx.merge(graphdef, state)
+    x_1LD = model.hidden(
+        tokens_L[None], pattern=Causal(), positions_BT=positions_L[None], segment_ids_BT=segments_L[None]
+    )
+    log_p_L = _log_p(model, x_1LD[0, :-1], tokens_L[1:], mask_id)
+    return jnp.sum(log_p_L * unknown_L[1:])
+
+
+@partial(jax.jit, static_argnames=("graphdef", "C", "mask_id", "shifted", "num_samples"))
+def _bound(
+    graphdef, state, tokens_L, positions_L, segments_L, unknown_L, key, C, mask_id, shifted, num_samples
+):
+    """float32[S]."""
+    model, L = nnx.merge(graphdef, state), tokens_L.shape[0]
+    twice = lambda x_L: jnp.tile(x_L, 2)[None]  # noqa: E731
+    begins_block_L1 = (jnp.arange(L) % C == 0)[:, None]
+
+    def sample(key):
+        masked_L, weight_L = draw_masks(key, unknown_L, C)
+        noisy_L = jnp.where(masked_L, mask_id, tokens_L)
+        streams_1T = jnp.concatenate([noisy_L, tokens_L])[None]
+        x_TD = model.hidden(
+            streams_1T,
+            pattern=CleanContext(L, C),
+            positions_BT=twice(positions_L),
+            segment_ids_BT=twice(segments_L),
+        )[0]
+        x_LD = x_TD[:L]
+        if shifted:  # as the decoder reads it: a block's first token from the clean token before the block
+            before_TD = jnp.roll(x_TD.reshape(2, L, -1), 1, axis=1)
+            x_LD = jnp.where(begins_block_L1, before_TD[1], before_TD[0])
+        return jnp.sum(_log_p(model, x_LD, tokens_L, mask_id) * masked_L * weight_L)
+
+    return jax.lax.map(sample, jax.random.split(key, num_samples), batch_size=min(_AT_ONCE, num_samples))
+
+
+def draw_masks(key: jax.Array, unknown_L: jax.Array, C: int) -> tuple[jax.Array, jax.Array]:
+    """(masked_L, weight_L): in each block k of its n unknown tokens, k uniform in 1..n, and n / k."""
+    count_key, order_key = jax.random.split(key)
+    unknown_NC = unknown_L.reshape(-1, C)
+    n_N1 = unknown_NC.sum(axis=1, keepdims=True)
+    k_N1 = 1 + jnp.floor(jax.random.uniform(count_key, n_N1.shape) * n_N1).astype(int)
+    k_N1 = jnp.minimum(k_N1, n_N1)
+    order_NC = jnp.where(unknown_NC, jax.random.uniform(order_key, unknown_NC.shape), jnp.inf)
+    rank_NC = jnp.argsort(jnp.argsort(order_NC, axis=1), axis=1)
+    weight_NC = jnp.broadcast_to(n_N1 / jnp.maximum(k_N1, 1), unknown_NC.shape)
+    return ((rank_NC < k_N1) & unknown_NC).reshape(-1), weight_NC.reshape(-1)
+
+
+def _log_p(model, x_LD, targets_L, mask_id):
+    """log p of each target; the mask token, which is never proposed, gets none of the probability."""
+    logits_LV = model.logits(x_LD[None])[0]
+    if mask_id is not None:
+        logits_LV = logits_LV.at[:, mask_id].set(-jnp.inf)
+    return jnp.take_along_axis(jax.nn.log_softmax(logits_LV), targets_L[:, None], axis=1)[:, 0]

@@ -1,0 +1,82 @@
+"""Converted models in the layouts that servers load by name.
+
+sdar           Qwen3 conversions as SDARForCausalLM: LMDeploy and SGLang. Both take token 151669 for the mask and
+               blocks of 4 unless told (LMDeploy: --dllm-block-length; SGLang: --dllm-algorithm-config). SGLang reads
+               a head of its own, so a tied one is written out.
+fast_dllm_v2   Qwen2.5 conversions as Fast_dLLM_QwenForCausalLM, mask 151665.
+
+A mask token elsewhere in the vocabulary has its embedding copied to that row, which the base model's text never uses.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from edlm_jax.errors import InputError
+from edlm_jax.models.transformer import Transformer
+from edlm_jax.pretrained.released import RELEASED
+
+FORMATS = {"sdar": "SDARForCausalLM", "fast_dllm_v2": "Fast_dLLM_QwenForCausalLM"}
+_MODEL_TYPES = {"sdar": "sdar", "fast_dllm_v2": "Fast_dLLM_Qwen"}
+
+
+def prepare(model: Transformer, name: str) -> tuple[Transformer, dict[str, Any]]:
+    """(the model as the format stores it, its config.json); refuses what the format's servers would decode wrongly."""
+    if name not in FORMATS:
+        raise InputError(f"format {name!r} is unknown; choose one of {', '.join(FORMATS)}")
+    released, spec, conversion = RELEASED[FORMATS[name]], model.spec, model.spec.conversion
+    if conversion is None:
+        raise InputError(f"format {name!r} is for converted models; this one is autoregressive")
+    wanted = released.conversion
+    for what, found, needed in (
+        ("family", spec.family, released.family),
+        ("alignment", conversion.alignment, wanted.alignment),
+        ("pattern", conversion.pattern, wanted.pattern),
+        ("prefill", conversion.prefill, wanted.prefill),
+    ):
+        if found != needed:
+            raise InputError(f"format {name!r} needs {what} {needed!r}; this model has {found!r}")
+    if spec.vocab_size <= wanted.mask_token_id:
+        raise InputError(
+            f"format {name!r} has its mask at {wanted.mask_token_id}; this vocabulary ends at {spec.vocab_size}"
+        )
+    untied = name == "sdar" and spec.tied
+    params = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+    embedding = params[("embedding_VD",)]
+    rows_VD = embedding[...].at[wanted.mask_token_id].set(embedding[conversion.mask_token_id])
+    params[("embedding_VD",)] = embedding.replace(rows_VD)
+    if untied:
+        params[("head_DV",)] = embedding.replace(jnp.asarray(rows_VD.T))
+    spec = dataclasses.replace(spec, tied=spec.tied and not untied, conversion=None)
+    skeleton = nnx.eval_shape(
+        lambda: Transformer(spec, rngs=nnx.Rngs(0), dtype=model.dtype, param_dtype=rows_VD.dtype.name)
+    )
+    graphdef, _ = nnx.split(skeleton)
+    prepared = nnx.merge(graphdef, nnx.from_flat_state(params))
+    return prepared, _config(name, prepared.spec, conversion.block_length)
+
+
+def _config(name, spec, block_length):
+    """The family's fields in the form that these architectures' code reads (rope_theta, not rope_parameters)."""
+    config = spec.to_hf()
+    rope = config.pop("rope_parameters", None)
+    if rope is not None:
+        config["rope_theta"] = rope["rope_theta"]
+        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+        config["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
+    config |= {"architectures": [FORMATS[name]], "model_type": _MODEL_TYPES[name]}
+    if name == "sdar":
+        mask = RELEASED[FORMATS[name]].conversion.mask_token_id
+        return config | {
+            "block_size": block_length,
+            "mask_token_id": mask,
+            "head_dim": spec.head_dim,
+            "fuse_cross_entropy": True,  # the released code reads it
+        }
+    return config | {
+        "bd_size": block_length,
+        "layer_types": ["full_attention"] * spec.num_layers,
+        "conplemenrary_mask": True,  # as released
+    }

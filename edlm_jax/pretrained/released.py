@@ -1,0 +1,146 @@
+"""Block-diffusion checkpoints as others release them: their config.json and tensor names in terms of ours.
+
+    architecture               family  mask    block  alignment      prompt         seen in
+    EfficientDLM               qwen3   151662  32     same position  block-causal   nvidia/Efficient-DLM-4B
+    SDARForCausalLM            qwen3   151669  4      same position  block-causal   JetLM/SDAR-4B-Chat
+    Fast_dLLM_QwenForCausalLM  qwen2   151665  32     shifted        block-causal   Fast_dLLM_v2_7B
+    DreamModel                 qwen2   151666  32     shifted        bidirectional  Dream-org/Dream-v0-Instruct-7B
+    LLaDAModelLM               llama   126336  32     same position  bidirectional  GSAI-ML/LLaDA-8B-Instruct
+
+A config's own mask_token_id and block length (block_size, bd_size) come before these. All count blocks from position
+0, so the last tokens of a prompt share their block with the first ones of the answer. Dream and LLaDA have no block
+length: 32 is our choice, and decoding them in cached blocks, which they were not trained for, is an approximation.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from edlm_jax.errors import InputError
+from edlm_jax.models.spec import ARCHITECTURES, Conversion
+from edlm_jax.pretrained.layout import Place
+
+
+@dataclasses.dataclass(frozen=True)
+class Released:
+    """One released architecture; `conversion` holds its defaults."""
+
+    family: str
+    conversion: Conversion
+    block_key: str = ""  # where its config.json has the block length
+    fields: tuple[tuple[str, str], ...] = ()  # (our name, its name) of the config's fields
+    names: tuple[tuple[str, str], ...] = ()  # (part of our tensor name, its own), applied in order
+    tensors_vary: bool = False  # releases were seen with the family's own names, too
+    constants: tuple[tuple[str, Any], ...] = ()  # what this decoder needs to find in its config.json
+
+
+def _blocks(mask: int, length: int, alignment: str = "same_position") -> Conversion:
+    return Conversion(mask, length, "clean_context", alignment, "block_causal", "position")
+
+
+def _whole(mask: int, alignment: str) -> Conversion:
+    return Conversion(mask, 32, "bidirectional", alignment, "bidirectional", "position")
+
+
+RELEASED = {
+    "EfficientDLM": Released(
+        family="qwen3",
+        conversion=_blocks(151662, 32),
+        block_key="block_size",
+        names=(("model.", "encoder."), ("lm_head.", "diffusion_head.")),
+        tensors_vary=True,
+    ),
+    "SDARForCausalLM": Released(family="qwen3", conversion=_blocks(151669, 4), block_key="block_size"),
+    "Fast_dLLM_QwenForCausalLM": Released(
+        family="qwen2", conversion=_blocks(151665, 32, "shifted"), block_key="bd_size"
+    ),
+    "DreamModel": Released(family="qwen2", conversion=_whole(151666, "shifted")),
+    "LLaDAModelLM": Released(
+        family="llama",
+        conversion=_whole(126336, "same_position"),
+        fields=(
+            ("hidden_size", "d_model"),
+            ("num_hidden_layers", "n_layers"),
+            ("num_attention_heads", "n_heads"),
+            ("num_key_value_heads", "n_kv_heads"),
+            ("intermediate_size", "mlp_hidden_size"),
+            ("vocab_size", "embedding_size"),
+            ("max_position_embeddings", "max_sequence_length"),
+            ("tie_word_embeddings", "weight_tying"),
+            ("hidden_act", "activation_type"),
+        ),
+        names=(
+            ("model.embed_tokens.", "model.transformer.wte."),
+            ("model.norm.", "model.transformer.ln_f."),
+            ("lm_head.", "model.transformer.ff_out."),
+            ("model.layers.", "model.transformer.blocks."),
+            ("self_attn.o_proj.", "attn_out."),
+            ("self_attn.", ""),
+            ("mlp.gate_proj.", "ff_proj."),
+            ("mlp.up_proj.", "up_proj."),
+            ("mlp.down_proj.", "ff_out."),
+            ("input_layernorm.", "attn_norm."),
+            ("post_attention_layernorm.", "ff_norm."),
+        ),
+        constants=(
+            ("rope", True),
+            ("block_type", "llama"),
+            ("layer_norm_type", "rms"),
+            ("attention_layer_norm", False),
+            ("include_bias", False),
+            ("include_qkv_bias", False),
+            ("scale_logits", False),
+            ("input_emb_norm", False),
+        ),
+    ),
+}
+_KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "torch_dtype", "dtype", "initializer_range")
+
+
+def architecture(config: Mapping[str, Any]) -> str | None:
+    """The released architecture of a config.json, if it is one of these."""
+    names = config.get("architectures") or []
+    return names[0] if len(names) == 1 and names[0] in RELEASED else None
+
+
+def translate(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of the family it belongs to, with its conversion; any other config as it is."""
+    name = architecture(config)
+    if name is None:
+        return dict(config)
+    released = RELEASED[name]
+    for key, value in released.constants:
+        if config.get(key, value) != value:
+            raise InputError(f"config.json: {name} with {key} = {config[key]!r} is not supported (only {value!r})")
+    ours = dict(config)
+    if released.fields:
+        missing = [theirs for _, theirs in released.fields if theirs not in config]
+        if missing:
+            raise InputError(f"config.json: {name} needs {', '.join(missing)}")
+        renamed = {mine: config[theirs] for mine, theirs in released.fields}
+        ours = {key: config[key] for key in (*_KEPT, "rms_norm_eps", "rope_theta") if key in config} | renamed
+    conversion = dataclasses.replace(
+        released.conversion,
+        mask_token_id=config.get("mask_token_id", released.conversion.mask_token_id),
+        block_length=config.get(released.block_key) or released.conversion.block_length,
+    )
+    ours.pop("auto_map", None)
+    ours |= {"architectures": [ARCHITECTURES[released.family]], "model_type": released.family}
+    return ours | {"edlm": dataclasses.asdict(conversion)}
+
+
+def rename(places: Iterable[Place], config: Mapping[str, Any], found: Iterable[str]) -> list[Place]:
+    """Our parameters' places under the names that the release uses; `found` are the tensors that are there."""
+    name = architecture(config)
+    if name is None or not RELEASED[name].names:
+        return list(places)
+    released, found = RELEASED[name], set(found)
+    if released.tensors_vary and "model.embed_tokens.weight" in found:
+        return list(places)
+    renamed = []
+    for place in places:
+        template = place.template
+        for ours, theirs in released.names:
+            template = template.replace(ours, theirs, 1)
+        renamed.append(dataclasses.replace(place, template=template))
+    return renamed

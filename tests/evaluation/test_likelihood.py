@@ -1,0 +1,112 @@
+"""Likelihoods: exact where they can be, and the estimate's mean is the bound, masks enumerated one by one."""
+
+import dataclasses
+import itertools
+import math
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from edlm_jax.attention import Causal
+from edlm_jax.errors import InputError
+from edlm_jax.evaluation.likelihood import choose, draw_masks, log_likelihood
+from edlm_jax.models import Conversion
+from tests.decoding import oracle
+from tests.decoding.test_generate import MASK, make_model
+
+CONTEXT, CONTINUATION = [3, 14, 15, 9, 26], [5, 35, 8, 9, 7, 21]
+
+
+def converted(C, alignment="same_position", grid="response"):
+    model = make_model(scale=20.0, seed=int(np.random.randint(1000)))
+    conversion = Conversion(MASK, C, "clean_context", alignment, "block_causal", grid)
+    model.spec = dataclasses.replace(model.spec, conversion=conversion)
+    return model
+
+
+def log_probabilities(model, tokens, pattern):
+    plain = nnx.merge(*nnx.split(model))
+    plain.spec = dataclasses.replace(model.spec, conversion=None)
+    logits_TV = oracle.forward(plain, tokens, pattern)
+    logits_TV[:, MASK] = -np.inf
+    return logits_TV - np.array(jax.nn.logsumexp(logits_TV, axis=-1))[:, None]
+
+
+def bound(model, C, shifted):
+    """By enumeration: in each block the mean over k, and the ways to mask k of its tokens, of n / k times the sum."""
+    total = 0.0
+    for start in range(0, len(CONTINUATION), C):
+        block = CONTINUATION[start : start + C]
+        before, n = CONTEXT + CONTINUATION[:start], len(block)
+        pattern = oracle.PrefilledBlocks(len(CONTEXT), C, "block_causal")
+        for k in range(1, n + 1):
+            for masked in itertools.combinations(range(n), k):
+                noisy = [MASK if i in masked else token for i, token in enumerate(block)]
+                log_p_TV = log_probabilities(model, before + noisy, pattern)
+                terms = [log_p_TV[len(before) + i - shifted, block[i]] for i in masked]
+                total += n / k * sum(terms) / (n * math.comb(n, k))
+    return total
+
+
+def test_ar_is_the_sum_of_next_token_log_probabilities():
+    model = converted(4)
+    log_p_TV = log_probabilities(model, CONTEXT + CONTINUATION, Causal())
+    expected = sum(log_p_TV[len(CONTEXT) + i - 1, token] for i, token in enumerate(CONTINUATION))
+    (got,) = log_likelihood(model, [(CONTEXT, CONTINUATION)], mode="ar")
+    assert got.log_likelihood == pytest.approx(expected, rel=1e-5) and got.standard_error == 0
+
+
+@pytest.mark.parametrize("alignment", ["same_position", "shifted"])
+def test_blocks_of_one_token_are_exact(alignment):
+    model, shifted = converted(1, alignment), alignment == "shifted"
+    (got,) = log_likelihood(model, [(CONTEXT, CONTINUATION)], num_samples=7)
+    assert got.log_likelihood == pytest.approx(bound(model, 1, shifted), rel=1e-5)
+    assert (got.standard_error, got.num_samples) == (0, 1)
+    if shifted:
+        (ar,) = log_likelihood(model, [(CONTEXT, CONTINUATION)], mode="ar")
+        assert got.log_likelihood == pytest.approx(ar.log_likelihood, rel=1e-5)
+
+
+@pytest.mark.parametrize("alignment", ["same_position", "shifted"])
+def test_the_estimate_is_unbiased_and_knows_its_error(alignment):
+    model = converted(3, alignment)
+    seed = int(np.random.randint(1000))
+    (got,) = log_likelihood(model, [(CONTEXT, CONTINUATION)], num_samples=512, seed=seed)
+    expected = bound(model, 3, alignment == "shifted")
+    assert got.standard_error > 0
+    assert abs(got.log_likelihood - expected) < 5 * got.standard_error
+
+
+def test_masks_are_drawn_as_the_estimate_needs_them():
+    unknown = np.array([0, 0, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0], bool)
+    keys = jax.random.split(jax.random.key(int(np.random.randint(1000))), 3000)
+    masked, weight = jax.vmap(lambda key: draw_masks(key, unknown, 4))(keys)
+    masked, weight = np.array(masked), np.array(weight)
+    assert not masked[:, ~unknown].any()
+    for block, n in ((0, 2), (1, 4)):
+        columns = slice(4 * block, 4 * block + 4)
+        k = masked[:, columns].sum(1)
+        np.testing.assert_allclose(np.bincount(k, minlength=n + 1)[1:] / 3000, 1 / n, atol=0.05)
+        np.testing.assert_allclose(weight[:, 4 * block], n / k)
+        share = masked[:, columns].mean(0)[unknown[columns]]
+        np.testing.assert_allclose(share, (n + 1) / (2 * n), atol=0.05)
+
+
+def test_the_likeliest_choice_is_chosen():
+    model = converted(1, "shifted")
+    choices = [np.random.randint(0, 50, n).tolist() for n in (2, 3, 4)]
+    scores = [s.log_likelihood for s in log_likelihood(model, [(CONTEXT, choice) for choice in choices], mode="ar")]
+    expected = int(np.argmax([score / len(choice) for score, choice in zip(scores, choices, strict=True)]))
+    assert choose(model, CONTEXT, choices, mode="ar") == expected
+
+
+def test_bad_input_is_refused():
+    model = converted(4)
+    with pytest.raises(InputError, match="pair 1: context and continuation"):
+        log_likelihood(model, [([1], [2]), ([1], [])])
+    with pytest.raises(InputError, match="300 tokens exceed"):
+        log_likelihood(model, [([1] * 200, [2] * 100)])
+    with pytest.raises(InputError, match="num_samples"):
+        log_likelihood(model, [([1], [2])], num_samples=0)
