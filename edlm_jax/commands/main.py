@@ -18,6 +18,7 @@ COMMANDS = {
     "convert": "the whole job: port an AR model, convert it, export it, evaluate both, report",
     "generate": "complete prompts with a model, several tokens per forward pass",
     "evaluate": "task accuracy at several thresholds, speed, held-out loss",
+    "bench": "speed of AR and diffusion side by side, and of transformers",
     "export": "write a training run's newest checkpoint as a Hugging Face directory",
 }
 BAD_INPUT, INTERRUPTED, FAILED, STOPPED = 2, 130, 1, 128 + 15

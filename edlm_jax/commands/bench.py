@@ -1,0 +1,102 @@
+"""Measure speed.
+
+  decode    tokens/s of AR and diffusion in one engine, and of transformers' generate where torch is installed: same
+            prompts, whole calls, warm, generated tokens only; and seconds of one forward of 1, C and 2C columns"""
+
+import argparse
+from typing import Any
+
+from edlm_jax.errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("what", choices=("decode",), help="what to measure")
+    parser.add_argument("--model", required=True, metavar="DIR", help="a converted model")
+    parser.add_argument("--baseline", metavar="DIR", help="the AR model to compare with (default: the model itself)")
+    parser.add_argument("--batch-sizes", default="1,8,32", metavar="N,N", help="rows decoded at a time (1,8,32)")
+    parser.add_argument("--prompts", type=int, default=32, metavar="N", help="generated tasks to decode (32)")
+    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="at most this many a prompt (64)")
+    parser.add_argument("--thresholds", default="0.95,0.9", metavar="P,P", help="of diffusion (0.95,0.9)")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="times each batch is decoded (5)")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="to compute in (bfloat16)")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure; returns rates by batch size and seconds by forward width."""
+    sizes, thresholds = _numbers(args.batch_sizes, int, "batch-sizes"), _numbers(args.thresholds, float, "thresholds")
+    if max(sizes) > args.prompts:
+        raise InputError(f"--batch-sizes: a batch of {max(sizes)} needs as many --prompts, not {args.prompts}")
+    from edlm_jax.decoding import Decoder
+    from edlm_jax.evaluation.bench import compare_rates, forward_seconds
+    from edlm_jax.evaluation.report import describe_machine
+    from edlm_jax.evaluation.tasks import load_tasks
+    from edlm_jax.pretrained import load_pretrained, load_tokenizer
+
+    model, tokenizer = load_pretrained(args.model, dtype=args.dtype), load_tokenizer(args.model)
+    if model.spec.conversion is None:
+        raise InputError(f"{args.model} was never converted")
+    baseline = args.baseline or args.model
+    decoders = {"diffusion": Decoder(model), "ar": Decoder(load_pretrained(baseline, dtype=args.dtype))}
+    tasks = load_tasks([{"kind": "tasks", "split": "test", "size": args.prompts}], tokenizer)
+    prompts = [task.prompt for task in tasks]
+    longest = max(map(len, prompts))
+    common = dict(max_new_tokens=args.max_new_tokens, eos_id=tokenizer.eos_token_id)
+    decodings = {"ar": dict(mode="ar")}
+    for threshold in thresholds:
+        decodings[f"diffusion {threshold:g}"] = dict(mode="diffusion", threshold=threshold)
+    decodings[f"diffusion {thresholds[0]:g}, separate commit"] = dict(threshold=thresholds[0], commit="separate")
+    forwards, ways = {}, {}
+    for name, how in decodings.items():
+        decoder = decoders["ar" if name == "ar" else "diffusion"]
+        ways[name] = lambda batch, decoder=decoder, how=how: decoder(batch, **common, **how).tokens
+        forwards[name] = decoder(prompts, **common, **how).tokens_per_forward
+    peer = _peer(baseline, args, tokenizer.eos_token_id)
+    rates = {size: compare_rates(ways | peer, prompts, size, args.repeats) for size in sizes}
+    C = model.spec.conversion.block_length
+    seconds = forward_seconds(decoders["diffusion"].weights, (1, C, 2 * C), cached=longest + C)
+    return {
+        "model": args.model,
+        "baseline": baseline,
+        "tokens_per_forward": forwards,
+        "tokens_per_second": rates,
+        "forward_seconds": seconds,
+        "forward_ratio": {width: value / seconds[1] for width, value in seconds.items()},
+        **({} if peer else {"transformers": "not measured: torch is not installed"}),
+        **describe_machine(),
+    }
+
+
+def show(result: dict[str, Any], args: argparse.Namespace) -> None:
+    """Print the tables."""
+    sizes = result["tokens_per_second"]
+    print(f"{'tokens/s':32}" + "".join(f"{f'batch {size}':>13}" for size in sizes) + "  tokens/forward")
+    for name in next(iter(sizes.values())):
+        rates = "".join(f"  {sizes[size][name]:11.1f}" for size in sizes)
+        forwards = result["tokens_per_forward"].get(name)
+        print(f"{name:32}" + rates + (f"  {forwards:14.2f}" if forwards else ""))
+    for width, seconds in result["forward_seconds"].items():
+        ratio = result["forward_ratio"][width]
+        print(f"a forward of {width} columns: {1e3 * seconds:.3f} ms, {ratio:.2f} times one of 1")
+    if "transformers" in result:
+        print(f"transformers: {result['transformers']}")
+
+
+def _peer(directory, args, eos_id):
+    from importlib.util import find_spec
+
+    if find_spec("torch") is None:
+        return {}
+    from edlm_jax.evaluation.bench import transformers_way
+
+    return {"transformers, ar": transformers_way(directory, args.dtype, args.max_new_tokens, eos_id)}
+
+
+def _numbers(text: str, kind: type, name: str) -> list:
+    try:
+        numbers = [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--{name} takes numbers separated by commas, not {text!r}") from None
+    if min(numbers) <= 0:
+        raise InputError(f"--{name} must be positive, not {text!r}")
+    return numbers

@@ -1,0 +1,101 @@
+"""How fast decoding is, side by side: AR, diffusion and, where torch is there, transformers' own generate."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from edlm_jax.decoding.compiled import compiled
+from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, forward_cached
+
+Way = Callable[[list[list[int]]], list[list[int]]]  # prompts -> new tokens of each
+
+
+def compare_rates(
+    ways: Mapping[str, Way], prompts: Sequence[list[int]], batch_size: int, repeats: int
+) -> dict[str, float]:
+    """Generated tokens per second of each way, prompts taken `batch_size` at a time.
+
+    Every way decodes every batch once before it counts (compilation, allocation); then they take turns, and a batch's
+    time is the median of its repeats.
+    """
+    batches = [list(prompts[i : i + batch_size]) for i in range(0, len(prompts) - batch_size + 1, batch_size)]
+    tokens, seconds = dict.fromkeys(ways, 0), dict.fromkeys(ways, 0.0)
+    for batch in batches:
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for repeat in range(-1, repeats):
+            for name, way in ways.items():
+                start = time.perf_counter()
+                new = way(batch)
+                if repeat >= 0:
+                    times[name].append(time.perf_counter() - start)
+                else:
+                    tokens[name] += sum(map(len, new))
+        for name in ways:
+            seconds[name] += statistics.median(times[name])
+    return {name: tokens[name] / seconds[name] for name in ways}
+
+
+def forward_seconds(weights: DecodingWeights, widths: Sequence[int], *, cached: int) -> dict[int, float]:
+    """Seconds of one forward of T columns against `cached` ones, head included, for each T of `widths`, in turns."""
+    loops = {T: _loop(weights, T, cached) for T in widths}
+    times: dict[int, list[float]] = {T: [] for T in widths}
+    for repeat in range(-1, 15):
+        for T, (run, carry, count) in loops.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run(weights, carry))
+            if repeat >= 0:
+                times[T].append((time.perf_counter() - start) / count)
+    return {T: statistics.median(values) for T, values in times.items()}
+
+
+def _loop(weights, T, cached, count=20):
+    spec, length = weights.spec, cached + T
+    mask_1TS = (jnp.arange(length)[None, None] < length) & jnp.ones((1, T, 1), bool)
+
+    @compiled()
+    def run(weights, carry):
+        rotary = Rotary.of(spec, length + 2)
+
+        def body(_, carry):
+            tokens_BT, cache = carry
+            position = cached + tokens_BT[:, :1] % 2  # follows from the last forward: none can be left out
+            rotary_BT = rotary.at(position + jnp.arange(T)[None])
+            x_BTD, cache = forward_cached(weights, cache, tokens_BT, rotary_BT, cached, mask_1TS)
+            return jnp.argmax(weights.logits(x_BTD), axis=-1).astype(jnp.int32), cache
+
+        return jax.lax.fori_loop(0, count, body, carry)
+
+    zeros_1KSH = jnp.zeros((1, spec.num_kv_heads, length, spec.head_dim), weights.embedding_VD.dtype)
+    cache = KVCache((zeros_1KSH,) * spec.num_layers, (zeros_1KSH,) * spec.num_layers)
+    return run, (jnp.ones((1, T), jnp.int32), cache), count
+
+
+def transformers_way(directory: str, dtype: str, max_new_tokens: int, eos_id: int) -> Way:
+    """transformers' greedy generate of an AR model's directory, prompts padded on the left; needs torch."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype)).to(device).eval()
+
+    def generate(prompts):
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[eos_id] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
+        seen = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+        with torch.inference_mode():
+            out = model.generate(
+                input_ids=ids,
+                attention_mask=seen,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=eos_id,
+                pad_token_id=eos_id,
+            )
+        rows = out[:, longest:].tolist()
+        return [row[: row.index(eos_id) + 1] if eos_id in row else row for row in rows]
+
+    return generate
+

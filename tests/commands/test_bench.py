@@ -1,0 +1,43 @@
+"""`edlm bench decode`: every way is measured on the same prompts; counts are of generated tokens."""
+
+import json
+
+import pytest
+
+from edlm_jax.commands.main import main
+from edlm_jax.evaluation.bench import compare_rates
+
+
+def test_rates_count_new_tokens_of_whole_batches():
+    calls = []
+
+    def way(length):
+        return lambda batch: calls.append(len(batch)) or [[0] * length for _ in batch]
+
+    rates = compare_rates({"short": way(1), "long": way(1000)}, [[1]] * 7, batch_size=3, repeats=2)
+    assert calls == [3] * (2 * 2 * 3)  # two whole batches, two ways, one warm-up and two repeats
+    assert rates["long"] > rates["short"] > 0
+
+
+def test_bench_decode(tiny_converted_dir, capsys):
+    arguments = ["--batch-sizes=1,2", "--prompts=2", "--max-new-tokens=6", "--thresholds=0.9", "--repeats=1"]
+    assert main(["bench", "decode", f"--model={tiny_converted_dir}", *arguments, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    ways = {"ar", "diffusion 0.9", "diffusion 0.9, separate commit"}
+    for rates in result["tokens_per_second"].values():
+        assert ways <= rates.keys() and all(rate > 0 for rate in rates.values())
+    assert result["tokens_per_forward"]["ar"] == 1.0
+    assert result["forward_ratio"]["1"] == 1.0 and result["forward_seconds"].keys() == {"1", "4", "8"}
+
+
+@pytest.mark.parametrize(
+    ("argument", "reason"),
+    [
+        ("--batch-sizes=1,x", "numbers separated"),
+        ("--batch-sizes=0", "positive"),
+        ("--batch-sizes=64", "as many --prompts"),
+    ],
+)
+def test_bench_refuses(tiny_converted_dir, capsys, argument, reason):
+    assert main(["bench", "decode", f"--model={tiny_converted_dir}", argument]) == 2
+    assert reason in capsys.readouterr().err
