@@ -1,6 +1,6 @@
 """Who may look at whom (`pattern`), and how fast (`attend`)."""
 
-from edlm_jax.attention.attend import attend, attend_cached, attend_dense, attend_masked
+from edlm_jax.attention.attend import attend, attend_cached, attend_dense
 from edlm_jax.attention.pattern import Bidirectional, BlockCausal, Causal, CleanContext, Pattern, same_segment
 
 __all__ = [
@@ -10,8 +10,7 @@ __all__ = [
     "CleanContext",
     "Pattern",
     "attend",
-    "attend_dense",
     "attend_cached",
-    "attend_masked",
+    "attend_dense",
     "same_segment",
 ]

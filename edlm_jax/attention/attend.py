@@ -44,12 +44,7 @@ def attend_dense(q_BTNH, k_BSKH, v_BSKH, *, pattern, q_segments_BT=None, k_segme
     mask_BTS = jnp.asarray(pattern.dense(q_BTNH.shape[1], k_BSKH.shape[1]))[None]
     if q_segments_BT is not None:
         mask_BTS = mask_BTS & same_segment(q_segments_BT, k_segments_BS)
-    return attend_masked(q_BTNH, [(k_BSKH, v_BSKH, mask_BTS)])
-
-
-def attend_masked(q_BTNH, parts):
-    """One softmax over groups of keys: `parts` lists (k_BSKH, v_BSKH, mask_BTS); a mask may broadcast, or be None."""
-    return _combine([_partial(q_BTNH, *part) for part in parts], q_BTNH)
+    return _combine([_partial(q_BTNH, k_BSKH, v_BSKH, mask_BTS)], q_BTNH)
 
 
 def attend_cached(
@@ -68,7 +63,8 @@ def _lower_triangular(q_BTNH, k_BTKH, v_BTKH, pattern, q_segments_BT, k_segments
     outs = []
     for start, stop in _chunks(q_BTNH.shape[1], C):
         mask_BTS = _mask(pattern, (start, stop), stop, q_segments_BT, k_segments_BT)
-        outs.append(attend_masked(q_BTNH[:, start:stop], [(k_BTKH[:, :stop], v_BTKH[:, :stop], mask_BTS)]))
+        q = q_BTNH[:, start:stop]
+        outs.append(_combine([_partial(q, k_BTKH[:, :stop], v_BTKH[:, :stop], mask_BTS)], q))
     return jnp.concatenate(outs, axis=1)
 
 

@@ -114,7 +114,7 @@ class Transformer(nnx.Module):
             layers, last = (jax.tree.map(lambda w: w[part], layers) for part in (slice(-1), -1))  # noqa: B023
         x_BTD, _ = jax.lax.scan(rematerialise(body, remat), x_BTD, layers)
         if last is not None:
-            x_BTD, _ = rematerialise(partial(body, columns=columns), remat)(x_BTD, last)
+            x_BTD, _ = rematerialise(partial(body, columns=columns), remat, in_scan=False)(x_BTD, last)
         return self.final_norm(x_BTD)
 
     def embed(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
@@ -223,13 +223,14 @@ def _widen_backward(residuals, g_BTF):
 _widen.defvjp(lambda h_BTD, w_DF: (_widen(h_BTD, w_DF), (h_BTD, w_DF)), _widen_backward)
 
 
-def rematerialise(body, remat: str):
-    """Wraps a scan body in `jax.checkpoint` by policy name: none, full, dots, save_attention."""
+def rematerialise(body, remat: str, in_scan: bool = True):
+    """Wraps a layer in `jax.checkpoint` by policy name: none, full, dots, save_attention."""
     if remat not in REMAT_POLICIES:
         raise InputError(f"remat {remat!r} is unknown; choose one of {', '.join(REMAT_POLICIES)}")
     if remat == "none":
         return body
-    return jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)  # inside scan: CSE cannot undo it
+    # Inside a scan CSE cannot undo it; outside it would.
+    return jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=not in_scan)
 
 
 def _init(name, shape, rngs, dtype):

@@ -11,11 +11,11 @@ A mask token elsewhere in the vocabulary has its embedding copied to that row, w
 import dataclasses
 from typing import Any
 
-import jax.numpy as jnp
 from flax import nnx
 
 from edlm_jax.errors import InputError
 from edlm_jax.models.transformer import Transformer
+from edlm_jax.pretrained.load import assemble
 from edlm_jax.pretrained.released import RELEASED
 
 FORMATS = {"sdar": "SDARForCausalLM", "fast_dllm_v2": "Fast_dLLM_QwenForCausalLM"}
@@ -43,19 +43,15 @@ def prepare(model: Transformer, name: str) -> tuple[Transformer, dict[str, Any]]
             f"format {name!r} has its mask at {wanted.mask_token_id}; this vocabulary ends at {spec.vocab_size}"
         )
     untied = name == "sdar" and spec.tied
-    params = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
-    embedding = params[("embedding_VD",)]
-    rows_VD = embedding[...].at[wanted.mask_token_id].set(embedding[conversion.mask_token_id])
-    params[("embedding_VD",)] = embedding.replace(rows_VD)
+    arrays = {path: variable[...] for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    embedding_VD = arrays[("embedding_VD",)]
+    embedding_VD = embedding_VD.at[wanted.mask_token_id].set(embedding_VD[conversion.mask_token_id])
+    arrays[("embedding_VD",)] = embedding_VD
     if untied:
-        params[("head_DV",)] = embedding.replace(jnp.asarray(rows_VD.T))
+        arrays[("head_DV",)] = embedding_VD.T
     spec = dataclasses.replace(spec, tied=spec.tied and not untied, conversion=None)
-    skeleton = nnx.eval_shape(
-        lambda: Transformer(spec, rngs=nnx.Rngs(0), dtype=model.dtype, param_dtype=rows_VD.dtype.name)
-    )
-    graphdef, _ = nnx.split(skeleton)
-    prepared = nnx.merge(graphdef, nnx.from_flat_state(params))
-    return prepared, _config(name, prepared.spec, conversion.block_length)
+    prepared = assemble(spec, arrays, model.dtype, embedding_VD.dtype.name)
+    return prepared, _config(name, spec, conversion.block_length)
 
 
 def _config(name, spec, block_length):

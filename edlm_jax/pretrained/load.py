@@ -37,7 +37,7 @@ def load_pretrained(
         layout = rename(places(spec), read_raw_config(directory), checkpoint.names)
         checkpoint.check({name: place.hf_shape for place in layout for name in place.hf_names}, tied=spec.tied)
         arrays = {place.path: _read(place, checkpoint, param_dtype, mesh) for place in layout}
-    return _assemble(spec, arrays, dtype, param_dtype)
+    return assemble(spec, arrays, dtype, param_dtype)
 
 
 def _read(place: Place, checkpoint: Checkpoint, dtype: str, mesh: Mesh | None) -> jax.Array:
@@ -68,7 +68,8 @@ def _read_shard(place: Place, checkpoint: Checkpoint, dtype: np.dtype, ranges: t
     return stacked
 
 
-def _assemble(spec: ModelSpec, arrays: dict[tuple, jax.Array], dtype: str, param_dtype: str) -> Transformer:
+def assemble(spec: ModelSpec, arrays: dict[tuple, jax.Array], dtype: str, param_dtype: str) -> Transformer:
+    """The model of a spec from its parameters by path."""
     skeleton = nnx.eval_shape(lambda: Transformer(spec, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype))
     graph, state = nnx.split(skeleton)
     flat = dict(nnx.to_flat_state(state))

@@ -63,8 +63,8 @@ def initial_params(c: ConfigDict, spec: ModelSpec, mesh: Mesh) -> dict:
         how = c.init.mask_embedding
         ratio = start_mask_embedding(model, spec.conversion.mask_token_id, how=how, key=mask_key)
         if ratio < _DECAYED:
-            message = "the mask token's embedding has %.2g of the median norm: gradients may explode; set init.%s"
-            logging.log_first_n(logging.WARNING, message, 1, ratio, "mask_embedding to 'mean' or 'noise'")
+            message = "the mask's embedding has %.2g of the median norm: gradients may explode; see init.mask_embedding"
+            logging.log_first_n(logging.WARNING, message, 1, ratio)  # the parameters are read again at every evaluation
     return jax.device_put(_pure(model), param_shardings(mesh, _pure(model)))
 
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edlm_jax.attention import Bidirectional, BlockCausal, Causal, CleanContext, attend, attend_dense, attend_masked
+from edlm_jax.attention import Bidirectional, BlockCausal, Causal, CleanContext, attend, attend_dense
+from edlm_jax.attention.attend import _combine, _partial
 
 CASES = [
     (Causal(), 37),
@@ -81,9 +82,10 @@ def test_clean_context_never_forms_the_masked_three_quarters():
 def test_groups_of_keys_share_one_softmax():
     q, k, v = random_inputs(int(np.random.randint(2**31)), 11)
     whole = attend_dense(q, k, v, pattern=Bidirectional())
-    parts = attend_masked(q, [(k[:, :4], v[:, :4], None), (k[:, 4:], v[:, 4:], None)])
+    later = _partial(q, k[:, 4:], v[:, 4:], None)
+    parts = _combine([_partial(q, k[:, :4], v[:, :4], None), later], q)
     np.testing.assert_allclose(parts, whole, atol=2e-6, rtol=2e-5)
-    hidden = attend_masked(q, [(k[:, :4], v[:, :4], np.zeros((1, 1, 4), bool)), (k[:, 4:], v[:, 4:], None)])
+    hidden = _combine([_partial(q, k[:, :4], v[:, :4], np.zeros((1, 1, 4), bool)), later], q)
     np.testing.assert_allclose(
         hidden, attend_dense(q, k[:, 4:], v[:, 4:], pattern=Bidirectional()), atol=2e-6, rtol=2e-5
     )
