@@ -1,11 +1,9 @@
 """How fast: `attend` lowers a pattern to the cheapest exact computation; `attend_dense` is what all of them must equal.
 
-Shapes: B batch, T query, S key, N query heads, K key heads (kept grouped: N = K * G), H head size, L length, C block
-length. Scores and softmax are float32; every score that a pattern or a document boundary forbids is never formed or
-gets `_NEVER`.
+Shapes: B batch, T query, S key, N query heads, K key heads (kept grouped: N = K * G), H head size, L length, M noisy
+columns, C block length. Scores and softmax are float32; every score that a pattern or a document boundary forbids is
+never formed or gets `_NEVER`.
 """
-
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -27,11 +25,15 @@ def attend(
     pattern: Pattern,
     q_segments_BT: Int[Array, "B T"] | None = None,
     k_segments_BS: Int[Array, "B S"] | None = None,
+    copies_BM: Int[Array, "B M"] | None = None,
 ) -> Float[Array, "B T N H"]:
-    """Scaled dot-product attention under `pattern` and, where segment ids are given, inside each document alone."""
+    """Scaled dot-product attention under `pattern` and, where segment ids are given, inside each document alone.
+
+    Under `CleanContext`, `copies_BM` says which clean column each noisy one is a copy of, whole blocks at a time.
+    """
     T, S = q_BTNH.shape[1], k_BSKH.shape[1]
-    if isinstance(pattern, CleanContext) and S == 2 * pattern.length and T in (S, pattern.length):
-        return _clean_context(q_BTNH, k_BSKH, v_BSKH, pattern, q_segments_BT, k_segments_BS)
+    if isinstance(pattern, CleanContext):
+        return _clean_context(q_BTNH, k_BSKH, v_BSKH, pattern, q_segments_BT, k_segments_BS, copies_BM)
     if isinstance(pattern, Causal | BlockCausal) and T == S:
         return _lower_triangular(q_BTNH, k_BSKH, v_BSKH, pattern, q_segments_BT, k_segments_BS)
     return attend_dense(
@@ -68,36 +70,31 @@ def _lower_triangular(q_BTNH, k_BTKH, v_BTKH, pattern, q_segments_BT, k_segments
     return jnp.concatenate(outs, axis=1)
 
 
-def _clean_context(q_BTNH, k_BTKH, v_BTKH, pattern, q_segments_BT, k_segments_BT):
+def _clean_context(q_BTNH, k_BTKH, v_BTKH, pattern, q_segments_BT, k_segments_BT, copies_BM):
     """The exact split: clean on clean; noisy on earlier clean blocks and on its own block, under one softmax.
 
     Queries are [noisy | clean], or the noisy stream alone.
     """
-    L, C = pattern.length, pattern.block_length
-    segments_BL = (None, None) if q_segments_BT is None else (q_segments_BT[:, :L], k_segments_BT[:, L:])
-    k_noisy, v_noisy, k_clean, v_clean = k_BTKH[:, :L], v_BTKH[:, :L], k_BTKH[:, L:], v_BTKH[:, L:]
+    L, M, C = pattern.length, pattern.noisy_columns, pattern.block_length
+    packed = q_segments_BT is not None
+    noisy_BM, clean_BL = (q_segments_BT[:, :M], k_segments_BT[:, M:]) if packed else (None, None)
+    k_noisy, v_noisy, k_clean, v_clean = k_BTKH[:, :M], v_BTKH[:, :M], k_BTKH[:, M:], v_BTKH[:, M:]
     outs = []
-    for start, stop in _chunks(L, C):
+    for start, stop in _chunks(M, C):
         q = q_BTNH[:, start:stop]
-        parts = [_own_blocks(q, k_noisy[:, start:stop], v_noisy[:, start:stop], C, segments_BL[0], start)]
-        seen = (stop - 1) // C * C  # nobody in this chunk sees the clean keys of its last block
+        parts = [_own_blocks(q, k_noisy[:, start:stop], v_noisy[:, start:stop], C, noisy_BM, start)]
+        # Static where it can be: clean keys that nobody in this chunk sees are then left out.
+        copies_BT = np.arange(start, stop)[None] % L if copies_BM is None else copies_BM[:, start:stop]
+        seen = (int(copies_BT.max()) if copies_BM is None else L - 1) // C * C
         if seen:
-            mask_BTS = _mask(_EarlierBlocks(C), (start, stop), seen, *segments_BL)
+            mask_BTS = jnp.asarray(np.arange(seen)[None, None] // C < copies_BT[:, :, None] // C)
+            if packed:
+                mask_BTS = mask_BTS & same_segment(noisy_BM[:, start:stop], clean_BL[:, :seen])
             parts.append(_partial(q, k_clean[:, :seen], v_clean[:, :seen], mask_BTS))
         outs.append(_combine(parts, q))
-    if q_BTNH.shape[1] > L:
-        outs.append(_lower_triangular(q_BTNH[:, L:], k_clean, v_clean, pattern.clean_pattern, *segments_BL))
+    if q_BTNH.shape[1] > M:
+        outs.append(_lower_triangular(q_BTNH[:, M:], k_clean, v_clean, pattern.clean_pattern, clean_BL, clean_BL))
     return jnp.concatenate(outs, axis=1)
-
-
-@dataclass(frozen=True)
-class _EarlierBlocks(Pattern):
-    """Noisy queries over clean keys: strictly earlier blocks. Not a public pattern: its first rows see nothing."""
-
-    block_length: int
-
-    def allowed(self, q, k):
-        return k // self.block_length < q // self.block_length
 
 
 def _own_blocks(q_BTNH, k_BTKH, v_BTKH, C, segments_BL, start):

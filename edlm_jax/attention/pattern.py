@@ -83,6 +83,9 @@ class CleanContext(Pattern):
     nor at another noisy block. The clean stream is block-causal on itself, or, with `clean="token_causal"` (the
     successor's semi-block, arXiv 2607.05722), an ordinary AR stream. RoPE positions run 0..length-1 on both.
 
+    The noisy stream has `noisy_length` columns (default: length). Column j is a noisy copy of clean column j % length:
+    2 * length of them are two views, [noisy | noisy | clean]. `attend` takes other copies as an array.
+
           noisy   clean      length = 4, block_length = 2, clean = "block_causal"
         # # . . | . . . .
         # # . . | . . . .
@@ -98,11 +101,22 @@ class CleanContext(Pattern):
     length: int
     block_length: int
     clean: str = "block_causal"
+    noisy_length: int | None = None
 
     def __post_init__(self):
         _check_block_length(self.block_length)
+        if self.noisy_length and (self.length % self.block_length or self.noisy_length % self.block_length):
+            raise InputError(
+                f"CleanContext: block_length={self.block_length} must divide length={self.length} and "
+                f"noisy_length={self.noisy_length}"
+            )
         if self.clean not in ("block_causal", "token_causal"):
             raise InputError(f"CleanContext: clean={self.clean!r} is unknown; choose 'block_causal' or 'token_causal'")
+
+    @property
+    def noisy_columns(self) -> int:
+        """The length of the noisy stream."""
+        return self.noisy_length or self.length
 
     @property
     def clean_pattern(self) -> Pattern:
@@ -111,16 +125,17 @@ class CleanContext(Pattern):
 
     def allowed(self, q, k):
         """By stream of query and key: own noisy block, earlier clean blocks, clean on clean."""
-        q_noisy, k_noisy = q < self.length, k < self.length
-        q, k = q % self.length, k % self.length
-        q_block, k_block = q // self.block_length, k // self.block_length
-        from_noisy = (k_noisy & (q_block == k_block)) | (~k_noisy & (k_block < q_block))
-        from_clean = ~k_noisy & self.clean_pattern.allowed(q, k)
-        return (q_noisy & from_noisy) | (~q_noisy & from_clean)
+        M, C = self.noisy_columns, self.block_length
+        q_noisy, k_noisy, q_clean, k_clean = q < M, k < M, q - M, k - M
+        own_block = k_noisy & (q // C == k // C)
+        earlier = ~k_noisy & (k_clean // C < q % self.length // C)
+        from_clean = ~k_noisy & self.clean_pattern.allowed(q_clean, k_clean)
+        return (q_noisy & (own_block | earlier)) | (~q_noisy & from_clean)
 
     def positions(self, length: int) -> np.ndarray:
         """0..L-1 on each stream."""
-        return np.arange(length, dtype=np.int32) % self.length
+        noisy_M = np.arange(self.noisy_columns, dtype=np.int32) % self.length
+        return np.concatenate([noisy_M, np.arange(self.length, dtype=np.int32)])[:length]
 
 
 def same_segment(q_segments_BT, k_segments_BS) -> jnp.ndarray:

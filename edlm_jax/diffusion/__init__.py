@@ -1,6 +1,6 @@
 """Corruption (noise levels, position-weighted masks) and objective (targets, loss)."""
 
-from edlm_jax.diffusion.corruption import EPSILON, corrupt
+from edlm_jax.diffusion.corruption import EPSILON, choose_copies, corrupt
 from edlm_jax.diffusion.objective import (
     ar_loss,
     cross_entropy,
@@ -13,6 +13,7 @@ from edlm_jax.diffusion.objective import (
 __all__ = [
     "EPSILON",
     "ar_loss",
+    "choose_copies",
     "corrupt",
     "cross_entropy",
     "diffusion_loss",

@@ -57,6 +57,33 @@ def corrupt(
     return jnp.where(masked_BL, mask_id, tokens_BL), masked_BL, noise_level_BL
 
 
+def choose_copies(
+    key, corruptible_BL: Bool[Array, "B L"], *, block_length: int, noisy_length: int
+) -> Int[Array, "B M"]:
+    """The columns that M = `noisy_length` noisy columns are copies of, where not every block has its one noisy copy.
+
+    A forward pass over the noisy copy of a block without a corruptible token teaches nothing: prompts and padding get
+    none. The other blocks of a row are dealt out in random order, over and over, until the noisy stream is full: each
+    has then the same number of views, give or take one, or, where they are too many, the same chance of having one.
+
+        C = 2, M = 8:   prompt  prompt  answer  answer  padding      copies, for example
+                        0 1     2 3     4 5     6 7     8 9          6 7  4 5  6 7  4 5
+
+    Args:
+      key: an array of B keys, one a row.
+      block_length: C; divides L and M.
+    """
+    C = block_length
+
+    def row(key, corruptible_L):
+        useful_N = corruptible_L.reshape(-1, C).any(-1)
+        order_N = jnp.argsort(jnp.where(useful_N, jax.random.uniform(key, useful_N.shape), 2.0))
+        dealt = jnp.arange(noisy_length // C) % jnp.maximum(useful_N.sum(), 1)
+        return (order_N[dealt][:, None] * C + jnp.arange(C)[None]).reshape(-1)
+
+    return jax.vmap(row)(key, corruptible_BL.astype(bool))
+
+
 def _draw_level(key, shape):
     return jax.random.uniform(key, shape, minval=EPSILON, maxval=1.0)
 

@@ -88,11 +88,13 @@ class Transformer(nnx.Module):
         pattern: Pattern,
         positions_BT: Int[Array, "B T"] | None = None,
         segment_ids_BT: Int[Array, "B T"] | None = None,
+        copies_BM: Int[Array, "B M"] | None = None,
         remat: str = "none",
         columns: int | None = None,
     ) -> Float[Array, "B T D"]:
         """What the head reads, after the final norm. Positions default to one document a row from column 0 on.
 
+        `copies_BM`: see `attend`; positions, segments and tokens of the noisy columns are then those of their copies.
         Of the last layer only the first `columns` are computed where that is given: under `CleanContext` the clean
         stream has no loss of its own, and there it needs to give keys and values alone.
         """
@@ -103,7 +105,7 @@ class Transformer(nnx.Module):
         def attention(q_BTNH, k_BSKH, v_BSKH):
             q_segments_BT = None if segment_ids_BT is None else segment_ids_BT[:, : q_BTNH.shape[1]]
             segments = {"q_segments_BT": q_segments_BT, "k_segments_BS": segment_ids_BT}
-            return attend(q_BTNH, k_BSKH, v_BSKH, pattern=pattern, **segments)
+            return attend(q_BTNH, k_BSKH, v_BSKH, pattern=pattern, copies_BM=copies_BM, **segments)
 
         def body(x_BTD, layer, columns=None):
             return layer_forward(self.spec, layer, x_BTD, rotary, attention, columns), None

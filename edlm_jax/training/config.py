@@ -23,8 +23,8 @@ _AUTO_PREFILL = {"bidirectional": "bidirectional", "semi_block": "causal"}
 _POSITIVE = ("steps", "log_every", "checkpoint.keep_last", "data.batch_size", "data.length", "objective.block_length")
 _POSITIVE += ("optimizer.learning_rate", "optimizer.accumulation")
 _NOT_NEGATIVE = ("seed", "eval_every", "checkpoint.every", "checkpoint.keep_every", "objective.ar_weight")
-_NOT_NEGATIVE += ("objective.diffusion_weight", "optimizer.final_learning_rate", "optimizer.warmup_steps")
-_NOT_NEGATIVE += ("optimizer.decay_steps", "optimizer.weight_decay", "optimizer.clip_norm")
+_NOT_NEGATIVE += ("objective.diffusion_weight", "objective.noisy_length", "optimizer.final_learning_rate")
+_NOT_NEGATIVE += ("optimizer.warmup_steps", "optimizer.decay_steps", "optimizer.weight_decay", "optimizer.clip_norm")
 # A run may be continued with other values of these: none of them changes what a step computes from its state and batch,
 # except `steps`, which is how a run is made longer.
 RESUMABLE = ("steps", "log_every", "eval_every", "checkpoint", "mesh", "remat", "evaluation")
@@ -49,6 +49,7 @@ def default_config() -> ConfigDict:
         pattern="clean_context",  # causal (= AR) | bidirectional | block_causal | clean_context | semi_block
         alignment="same_position",  # logit i predicts token i; shifted = token i + 1 (AR always is)
         block_length=16,  # C; also the grid on which packed documents start
+        noisy_length=0,  # columns of the noisy stream, dealt to the blocks that carry loss; 0 = each block once
         random_block_lengths=(),  # one of these is drawn per step; each divides block_length; () = always block_length
         half_life=0.1,  # lambda of the position-weighted mask; inf = uniform in a block; None = one uniform t per row
         ar_weight=0.0,  # of the AR loss on the clean stream; semi_block only (the successor uses 1.0 with 0.3 below)
@@ -130,6 +131,12 @@ def _check_objective(c: ConfigDict) -> None:
         )
     if o.ar_weight == 0 and o.diffusion_weight == 0:
         raise InputError("config.objective: ar_weight and diffusion_weight are both 0, so there is no loss")
+    if o.noisy_length and o.pattern not in ("clean_context", "semi_block"):
+        raise InputError(f"config.objective.noisy_length means nothing under pattern={o.pattern!r}: it has one stream")
+    if o.noisy_length % o.block_length:
+        raise InputError(
+            f"config.objective.noisy_length={o.noisy_length} is not divisible by block_length={o.block_length}"
+        )
     if o.random_block_lengths and o.pattern == "bidirectional":
         raise InputError("config.objective.random_block_lengths means nothing under pattern='bidirectional'")
     for block_length in o.random_block_lengths:

@@ -43,24 +43,27 @@ def step_flops(spec: ModelSpec, objective: Objective, rows: int, length: int) ->
     pass the layers, the head runs on streams with a loss, and attention counts the pairs that the pattern allows
     (L^2 + L*C for clean context), not what a kernel visits. Look-ups, norms and softmax are left out, as is usual.
     """
+    noisy = objective.noisy_length or length
     projections = spec.width * spec.head_dim * 2 * (spec.num_heads + spec.num_kv_heads)
-    per_token = spec.num_layers * (projections + 3 * spec.width * spec.ffn_width) * (2 if objective.two_streams else 1)
-    heads = bool(objective.ar_weight) + bool(objective.diffusion_weight)
-    per_token += heads * spec.width * spec.vocab_size
+    layers = spec.num_layers * (projections + 3 * spec.width * spec.ffn_width)
+    through_layers = noisy + length if objective.two_streams else length
+    through_head = length * bool(objective.ar_weight) + noisy * bool(objective.diffusion_weight)
+    weights = layers * through_layers + spec.width * spec.vocab_size * through_head
     pairs = spec.num_layers * spec.num_heads * spec.head_dim * attended_pairs(objective, length)
-    return 3.0 * rows * (2 * per_token * length + 4 * pairs)
+    return 3.0 * rows * (2 * weights + 4 * pairs)
 
 
 def attended_pairs(objective: Objective, length: int) -> int:
-    """Query-key pairs of one head in one row."""
-    causal, block = length * (length + 1) // 2, length * (length + objective.block_length) // 2
-    own_block = length * objective.block_length
+    """Query-key pairs of one head in one row; a noisy block is taken to lie in the middle of the row."""
+    C = objective.block_length
+    causal, block = length * (length + 1) // 2, length * (length + C) // 2
+    noisy = (objective.noisy_length or length) * (length + C) // 2  # half of the other blocks, and its own
     return {
         "causal": causal,
         "bidirectional": length * length,
         "block_causal": block,
-        "clean_context": length * length + own_block,
-        "semi_block": own_block + (length * length - own_block) // 2 + causal,
+        "clean_context": noisy + block,
+        "semi_block": noisy + causal,
     }[objective.pattern]
 
 

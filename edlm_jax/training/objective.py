@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from edlm_jax.attention import Bidirectional, BlockCausal, Causal, CleanContext, Pattern
 from edlm_jax.diffusion import (
     ar_loss,
+    choose_copies,
     corrupt,
     cross_entropy,
     diffusion_loss,
@@ -34,11 +35,16 @@ Batch = dict[str, jax.Array]
 
 
 class Corruption(NamedTuple):
-    """What `corrupt` returns: leaves are [B, L]."""
+    """The noisy stream: what `corrupt` returns, and the column that each of its M columns is a copy of."""
 
-    noisy_BL: jax.Array
-    masked_BL: jax.Array
-    noise_level_BL: jax.Array
+    noisy_BM: jax.Array
+    masked_BM: jax.Array
+    noise_level_BM: jax.Array
+    copies_BM: jax.Array | None = None  # None: M = L, column j of column j
+
+    def copied(self, x_BL: jax.Array) -> jax.Array:
+        """What the clean columns hold, for the noisy ones."""
+        return x_BL if self.copies_BM is None else jnp.take_along_axis(x_BL, self.copies_BM, axis=1)
 
 
 class Weights(NamedTuple):
@@ -68,6 +74,7 @@ class Objective:
     mask_id: int
     ar_weight: float
     diffusion_weight: float
+    noisy_length: int = 0  # 0: one noisy copy of every block
 
     @classmethod
     def from_config(cls, c: ConfigDict, mask_id: int) -> "Objective":
@@ -75,7 +82,8 @@ class Objective:
         o = c.objective
         if o.pattern == "causal":
             return cls("causal", "shifted", 1, None, mask_id, ar_weight=1.0, diffusion_weight=0.0)
-        return cls(o.pattern, o.alignment, o.block_length, o.half_life, mask_id, o.ar_weight, o.diffusion_weight)
+        losses = (o.ar_weight, o.diffusion_weight)
+        return cls(o.pattern, o.alignment, o.block_length, o.half_life, mask_id, *losses, o.noisy_length)
 
     @property
     def two_streams(self) -> bool:
@@ -91,7 +99,7 @@ class Objective:
         if self.pattern == "block_causal":
             return BlockCausal(self.block_length)
         clean = "token_causal" if self.pattern == "semi_block" else "block_causal"
-        return CleanContext(length, self.block_length, clean)
+        return CleanContext(length, self.block_length, clean, self.noisy_length or None)
 
     def corrupt(self, keys_B: jax.Array, batch: Batch) -> Corruption:
         """Noise for each row from its own key; nothing is masked for AR, nor where loss_mask is 0."""
@@ -100,7 +108,13 @@ class Objective:
             return Corruption(tokens_BL, jnp.zeros(tokens_BL.shape, bool), jnp.ones(tokens_BL.shape))
         corruptible_BL = (batch["loss_mask"] > 0) & (batch["segment_ids"] > 0)
         sizes = dict(block_length=self.block_length, mask_id=self.mask_id, half_life=self.half_life)
-        return Corruption(*corrupt(keys_B, tokens_BL, corruptible_BL, **sizes))
+        if not self.noisy_length:
+            return Corruption(*corrupt(keys_B, tokens_BL, corruptible_BL, **sizes))
+        choice_keys_B, keys_B = jax.vmap(jax.random.split, out_axes=1)(keys_B)
+        chosen = dict(block_length=self.block_length, noisy_length=self.noisy_length)
+        copies_BM = choose_copies(choice_keys_B, corruptible_BL, **chosen)
+        copied = [jnp.take_along_axis(x_BL, copies_BM, axis=1) for x_BL in (tokens_BL, corruptible_BL)]
+        return Corruption(*corrupt(keys_B, *copied, **sizes), copies_BM)
 
     def weights(self, batch: Batch, corruption: Corruption) -> Weights:
         """The loss tokens of a batch."""
@@ -110,18 +124,19 @@ class Objective:
 
     def sums(self, model, batch: Batch, corruption: Corruption, *, remat: str = "none") -> Sums:
         """One forward pass. The head runs on a stream only if that stream has a loss."""
-        length = batch["tokens"].shape[1]
+        length, noisy = batch["tokens"].shape[1], corruption.noisy_BM.shape[1]
+        # Of the last layer, the columns that something is read from: the noisy ones alone where that is all.
+        columns = noisy if self.two_streams and not self.ar_weight and self.alignment == "same_position" else None
         streams = self._streams(batch, corruption)
-        columns = length if self.two_streams and not self.ar_weight else None  # what has a loss
         x_BTD = model.hidden(pattern=self.attention(length), remat=remat, columns=columns, **streams)
         ar, diffusion, bins = jnp.zeros(()), jnp.zeros(()), (jnp.zeros(NOISE_BINS), jnp.zeros(NOISE_BINS))
         if self.ar_weight:
             ar, _ = ar_loss(model.logits(x_BTD[:, -length:]), *_ar_targets(batch))
         if self.diffusion_weight:
-            x_BLD = shift_right(x_BTD[:, :length]) if self.alignment == "shifted" else x_BTD[:, :length]
-            targets = (model.logits(x_BLD), batch["tokens"], self._predicted(batch, corruption))
-            diffusion, _ = diffusion_loss(*targets, corruption.noise_level_BL)
-            bins = _by_noise_level(*targets, corruption.noise_level_BL)
+            logits_BMV = model.logits(self._aligned(x_BTD, corruption))
+            targets = (logits_BMV, corruption.copied(batch["tokens"]), self._predicted(batch, corruption))
+            diffusion, _ = diffusion_loss(*targets, corruption.noise_level_BM)
+            bins = _by_noise_level(*targets, corruption.noise_level_BM)
         return Sums(ar, diffusion, *bins)
 
     def loss(self, sums: Sums, weights: Weights) -> jax.Array:
@@ -130,19 +145,39 @@ class Objective:
         return self.ar_weight * ar + self.diffusion_weight * diffusion
 
     def _streams(self, batch: Batch, corruption: Corruption) -> dict[str, jax.Array]:
-        tokens_BT, positions_BT, segments_BT = corruption.noisy_BL, batch["positions"], batch["segment_ids"]
+        tokens_BT, positions_BT, segments_BT = corruption.noisy_BM, batch["positions"], batch["segment_ids"]
         if self.two_streams:
-            tokens_BT = jnp.concatenate([tokens_BT, batch["tokens"]], axis=1)
-            positions_BT, segments_BT = jnp.tile(positions_BT, 2), jnp.tile(segments_BT, 2)
-        return dict(tokens_BT=tokens_BT, positions_BT=positions_BT, segment_ids_BT=segments_BT)
+            with_clean = lambda noisy_BM, clean_BL: jnp.concatenate([noisy_BM, clean_BL], axis=1)  # noqa: E731
+            tokens_BT = with_clean(tokens_BT, batch["tokens"])
+            positions_BT = with_clean(corruption.copied(positions_BT), positions_BT)
+            segments_BT = with_clean(corruption.copied(segments_BT), segments_BT)
+        streams = dict(tokens_BT=tokens_BT, positions_BT=positions_BT, segment_ids_BT=segments_BT)
+        return streams | dict(copies_BM=corruption.copies_BM)
+
+    def _aligned(self, x_BTD, corruption: Corruption):
+        """x_BMD: what each noisy column's token is predicted from.
+
+        Shifted, that is the column before it, and for the first of a block, as in decoding, the clean token before the
+        block.
+        """
+        B, M = corruption.noisy_BM.shape
+        if self.alignment == "same_position":
+            return x_BTD[:, :M]
+        if not self.two_streams:
+            return shift_right(x_BTD)
+        columns_BL = jnp.broadcast_to(jnp.arange(x_BTD.shape[1] - M), (B, x_BTD.shape[1] - M))
+        firsts_BN = corruption.copied(columns_BL)[:, :: self.block_length]
+        before_BND = jnp.take_along_axis(x_BTD[:, M:], jnp.maximum(firsts_BN - 1, 0)[:, :, None], axis=1)
+        own_BNCD = x_BTD[:, :M].reshape(*firsts_BN.shape, self.block_length, -1)
+        return jnp.concatenate([before_BND[:, :, None], own_BNCD[:, :, :-1]], axis=2).reshape(B, M, -1)
 
     def _predicted(self, batch: Batch, corruption: Corruption) -> jax.Array:
         """Masked tokens that have a logit: shifted, the first token of a document has none before it."""
         if self.alignment == "same_position" or not self.diffusion_weight:
-            return corruption.masked_BL
+            return corruption.masked_BM
         segments_BL = batch["segment_ids"]
         before_BL = jnp.pad(segments_BL[:, :-1], ((0, 0), (1, 0)))
-        return corruption.masked_BL & (segments_BL == before_BL)
+        return corruption.masked_BM & corruption.copied(segments_BL == before_BL)
 
 
 def example_keys(key: jax.Array, count: int) -> jax.Array:

@@ -57,7 +57,7 @@ def make_train_step(c: ConfigDict, graphdef: nnx.GraphDef, objective: Objective,
         sums, grads = accumulate(state.params, batch, corruption, weights)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = _metrics(drawn, batch, sums, weights)
+        metrics = _metrics(drawn, batch, corruption, sums, weights)
         metrics |= dict(grad_norm=optax.tree.norm(grads), learning_rate=schedule(state.step))
         return TrainState(state.step + 1, params, opt_state), metrics
 
@@ -108,9 +108,9 @@ def _split_rows(count: int, x_BL: jax.Array) -> jax.Array:
     return x_BL.reshape(x_BL.shape[0] // count, count, *x_BL.shape[1:]).swapaxes(0, 1)
 
 
-def _metrics(objective: Objective, batch: Batch, sums: Sums, weights: Weights) -> dict[str, jax.Array]:
+def _metrics(objective, batch: Batch, corruption: Corruption, sums: Sums, weights: Weights) -> dict[str, jax.Array]:
     mean = lambda total, count: total / jnp.maximum(count, 1)  # noqa: E731
-    corruptible = (batch["loss_mask"] > 0).sum(dtype=jnp.float32)
+    corruptible = corruption.copied(batch["loss_mask"] > 0).sum(dtype=jnp.float32)
     metrics = dict(
         loss=objective.loss(sums, weights),
         tokens=(batch["segment_ids"] > 0).sum(dtype=jnp.float32),

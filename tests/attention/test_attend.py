@@ -19,6 +19,9 @@ CASES = [
     (CleanContext(13, 4, "token_causal"), 26),
     (CleanContext(300, 7), 600),
     (CleanContext(150, 1, "token_causal"), 300),
+    (CleanContext(12, 4, noisy_length=24), 36),  # two views
+    (CleanContext(60, 5, "token_causal", noisy_length=150), 210),  # two and a half: a chunk spans two of them
+    (CleanContext(20, 4, noisy_length=8), 28),
 ]
 
 
@@ -29,9 +32,8 @@ def random_inputs(seed, length, *, N=4, K=2, H=8, B=2):
 
 def random_segments(rng, pattern, length, B=2):
     """Sorted document ids with padding (0) in front, the same on both streams."""
-    stream = pattern.length if isinstance(pattern, CleanContext) else length
-    segments_BL = np.sort(rng.integers(0, 4, (B, stream)), axis=1).astype(np.int32)
-    return np.tile(segments_BL, length // stream)
+    columns = pattern.positions(length)
+    return np.sort(rng.integers(0, 4, (B, columns.max() + 1)), axis=1).astype(np.int32)[:, columns]
 
 
 def value_and_grad(function, pattern, inputs, segments, weight):
@@ -54,6 +56,33 @@ def test_attend_equals_the_dense_reference(pattern, length, packed):
     np.testing.assert_allclose(fast, dense, atol=2e-6, rtol=2e-5)
     for ours, reference in zip(fast_grads, dense_grads, strict=True):
         np.testing.assert_allclose(ours, reference, atol=2e-5, rtol=2e-4)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("clean", ["block_causal", "token_causal"])
+def test_chosen_copies_attend_as_the_columns_that_they_copy(packed, clean):
+    """In the row that has every block's copy once, a chosen copy is the same query over the same keys."""
+    rng, L, C, B = np.random.default_rng(), 30, 5, 2
+    blocks_BN = np.stack([rng.permutation(L // C)[:4] for _ in range(B)])
+    copies_BM = (blocks_BN[..., None] * C + np.arange(C)).reshape(B, -1)
+    M = copies_BM.shape[1]
+    columns_BT = np.concatenate([copies_BM, np.tile(np.arange(L, 2 * L), (B, 1))], axis=1)
+    whole = random_inputs(int(rng.integers(2**31)), 2 * L)
+    chosen = [jnp.take_along_axis(x, columns_BT[:, :, None, None], axis=1) for x in whole]
+    segments = random_segments(rng, CleanContext(L, C), 2 * L) if packed else None
+    own = np.take_along_axis(segments, columns_BT, axis=1) if packed else None
+    expected = attend(*whole, pattern=CleanContext(L, C, clean), q_segments_BT=segments, k_segments_BS=segments)
+    for queries in (M + L, M):
+        ours = attend(
+            chosen[0][:, :queries],
+            *chosen[1:],
+            pattern=CleanContext(L, C, clean, noisy_length=M),
+            q_segments_BT=own[:, :queries] if packed else None,
+            k_segments_BS=own,
+            copies_BM=jnp.asarray(copies_BM),
+        )
+        wanted = jnp.take_along_axis(expected, columns_BT[:, :queries, None, None], axis=1)
+        np.testing.assert_allclose(ours, wanted, atol=2e-6, rtol=2e-5)
 
 
 def test_the_dense_reference_equals_a_loop():

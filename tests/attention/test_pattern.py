@@ -38,6 +38,17 @@ def test_clean_context_says_who_may_look_token_by_token(clean):
             assert mask[q, k] == expected, (L, C, q, k)
 
 
+def test_views_share_one_clean_stream():
+    """A view is the noisy stream of a pattern of its own; the views do not see each other."""
+    L, C = 12, 4
+    one, two = CleanContext(L, C).dense(2 * L, 2 * L), CleanContext(L, C, noisy_length=2 * L).dense(3 * L, 3 * L)
+    first, second, clean = slice(0, L), slice(L, 2 * L), slice(2 * L, 3 * L)
+    for view, other in ((first, second), (second, first)):
+        assert (two[view, view] == one[:L, :L]).all() and (two[view, clean] == one[:L, L:]).all()
+        assert not two[view, other].any()
+    assert (two[clean, clean] == one[L:, L:]).all() and not two[clean, : 2 * L].any()
+
+
 @pytest.mark.parametrize(("L", "C"), [(12, 4), (64, 8), (30, 5), (16, 1), (16, 16)])
 def test_attended_pairs_are_those_of_the_method(L, C):
     assert CleanContext(L, C).dense(2 * L, 2 * L).sum() == L * L + L * C
@@ -49,6 +60,7 @@ def test_block_length_one_is_causal():
 
 def test_positions_run_on_each_stream():
     assert CleanContext(3, 1).positions(6).tolist() == [0, 1, 2, 0, 1, 2]
+    assert CleanContext(4, 2, noisy_length=6).positions(10).tolist() == [0, 1, 2, 3, 0, 1, 0, 1, 2, 3]
     assert Causal().positions(3).tolist() == [0, 1, 2]
 
 
@@ -62,3 +74,5 @@ def test_bad_patterns_are_refused():
         BlockCausal(0)
     with pytest.raises(InputError, match="'block_causal' or 'token_causal'"):
         CleanContext(8, 2, "causal")
+    with pytest.raises(InputError, match="must divide"):
+        CleanContext(8, 4, noisy_length=6)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edlm_jax.diffusion import EPSILON, corrupt
+from edlm_jax.diffusion import EPSILON, choose_copies, corrupt
 from edlm_jax.errors import InputError
 
 MASK = 99
@@ -83,3 +83,31 @@ def test_bad_half_lives_are_refused():
     for half_life in (-0.1, float("nan")):
         with pytest.raises(InputError, match="half_life"):
             draw(half_life=half_life)
+
+
+@pytest.mark.parametrize("noisy_length", [12, 36, 60])
+def test_copies_are_dealt_to_the_blocks_with_something_to_mask(noisy_length):
+    B, L, C = 2000, 48, 6
+    corruptible = np.zeros((B, L), bool)
+    corruptible[:, 7] = corruptible[:, 18:30] = corruptible[:, 47] = True  # blocks 1, 3, 4 and 7
+    keys = jax.random.split(jax.random.key(np.random.randint(2**31)), B)
+    copies = np.array(choose_copies(keys, corruptible, block_length=C, noisy_length=noisy_length))
+    blocks = copies[:, ::C] // C
+    assert (copies == (blocks[..., None] * C + np.arange(C)).reshape(B, -1)).all()  # whole blocks
+    counts = np.stack([(blocks == n).sum(1) for n in range(L // C)], axis=1)
+    assert not counts[:, [0, 2, 5, 6]].any()
+    counts = counts[:, [1, 3, 4, 7]]
+    assert (counts.max(1) - counts.min(1) <= 1).all()
+    share, wanted = counts.mean(0), noisy_length / C / 4  # every block has the same chance of one more
+    assert (abs(share - wanted) <= 5 * np.sqrt(0.25 / B)).all()
+
+
+def test_rows_without_anything_to_mask_stay_as_they_are():
+    copies = choose_copies(jax.random.split(jax.random.key(0), 3), np.zeros((3, 8)), block_length=4, noisy_length=8)
+    assert copies.shape == (3, 8) and ((copies >= 0) & (copies < 8)).all()
+
+
+def test_the_choice_of_a_row_follows_from_its_key_alone():
+    keys, corruptible = jax.random.split(jax.random.key(np.random.randint(2**31)), 5), np.random.rand(5, 40) < 0.2
+    choose = lambda rows: choose_copies(keys[rows], corruptible[rows], block_length=4, noisy_length=16)  # noqa: E731
+    np.testing.assert_array_equal(choose(slice(None))[3:4], choose(slice(3, 4)))

@@ -20,6 +20,8 @@ BAD = [
     ({"dtype": "float16"}, "dtype='float16' is unknown"),
     ({"remat": "some"}, "remat='some' is unknown"),
     ({"steps": 0}, "steps must be positive"),
+    ({"objective.noisy_length": 24}, "noisy_length=24 is not divisible by block_length=16"),
+    ({"objective.noisy_length": 32, "objective.pattern": "block_causal"}, "noisy_length means nothing"),
     ({"optimizer.schedule": "linear"}, "schedule='linear' is unknown"),
     ({"optimizer.schedule": "wsd"}, "decay_steps"),
     ({"optimizer.warmup_steps": 2000}, "longer than config.steps=1000"),

@@ -27,7 +27,7 @@ class Lookup:
         self.table_VD, self.column_SD = rng.normal(size=(vocab, 5)), rng.normal(size=(512, 5))
         self.head_DV = rng.normal(size=(5, vocab))
 
-    def hidden(self, tokens_BT, *, pattern, positions_BT, segment_ids_BT, remat, columns):
+    def hidden(self, tokens_BT, *, pattern, positions_BT, segment_ids_BT, copies_BM, remat, columns):
         self.pattern, self.streams = pattern, (positions_BT, segment_ids_BT)
         return (jnp.asarray(self.table_VD)[tokens_BT] + self.column_SD[None, : tokens_BT.shape[1]])[:, :columns]
 
@@ -67,13 +67,18 @@ def ar_reference(batch, log_probs):
     return total, count
 
 
-def diffusion_reference(batch, corruption, log_probs, *, shifted):
+def diffusion_reference(batch, corruption, log_probs, *, shifted, block_length=None):
+    """`block_length`: of two streams. Shifted, a block's first token is then read from the clean token before it."""
     total, bins, counts = 0, np.zeros(4), np.zeros(4)
-    for row, i in np.argwhere(corruption.masked_BL):
-        at, segments, t = i - shifted, batch["segment_ids"][row], corruption.noise_level_BL[row, i]
-        if at >= 0 and segments[at] == segments[i]:
-            ce = -log_probs[row, at, batch["tokens"][row, i]]
-            total, bins[int(t * 4)], counts[int(t * 4)] = total + ce / t, bins[int(t * 4)] + ce, counts[int(t * 4)] + 1
+    M = corruption.noisy_BM.shape[1]
+    for row, j in np.argwhere(corruption.masked_BM):
+        i = j if corruption.copies_BM is None else corruption.copies_BM[row, j]
+        segments, t = batch["segment_ids"][row], corruption.noise_level_BM[row, j]
+        if shifted and (i == 0 or segments[i - 1] != segments[i]):
+            continue
+        at = M + i - 1 if shifted and block_length and i % block_length == 0 else j - shifted
+        ce = -log_probs[row, at, batch["tokens"][row, i]]
+        total, bins[int(t * 4)], counts[int(t * 4)] = total + ce / t, bins[int(t * 4)] + ce, counts[int(t * 4)] + 1
     return total, bins, counts
 
 
@@ -82,18 +87,35 @@ def test_ar_loss_is_numpys():
     corruption = AR.corrupt(None, batch)
     loss, _, weights, _ = measure(AR, model, batch, corruption)
     total, count = ar_reference(batch, model.log_probs(batch["tokens"]))
-    assert weights.ar == count and not corruption.masked_BL.any()
+    assert weights.ar == count and not corruption.masked_BM.any()
     np.testing.assert_allclose(loss, total / count, rtol=1e-5)
 
 
-@pytest.mark.parametrize("pattern, alignment", [("block_causal", "same_position"), ("clean_context", "shifted")])
-def test_diffusion_loss_is_numpys(pattern, alignment):
-    objective = dataclasses.replace(CLEAN, pattern=pattern, alignment=alignment)
+@pytest.mark.parametrize(
+    "pattern, alignment, noisy_length",
+    [
+        ("block_causal", "same_position", 0),
+        ("block_causal", "shifted", 0),
+        ("clean_context", "shifted", 0),
+        ("clean_context", "same_position", 24),
+        ("clean_context", "shifted", 8),
+        ("clean_context", "shifted", 32),
+    ],
+)
+def test_diffusion_loss_is_numpys(pattern, alignment, noisy_length):
+    objective = dataclasses.replace(CLEAN, pattern=pattern, alignment=alignment, noisy_length=noisy_length)
     batch, model = random_batch(3, 16, documents=(5, 8), pad_left=3), Lookup()
     corruption = random_corruption(batch)
+    if noisy_length:
+        key = jax.random.key(np.random.default_rng().integers(1 << 30))
+        corruption = jax.device_get(objective.corrupt(example_keys(key, 3), batch))
+        assert corruption.masked_BM.any()
     loss, sums, weights, _ = measure(objective, model, batch, corruption)
-    log_probs = model.log_probs(corruption.noisy_BL)
-    total, bins, counts = diffusion_reference(batch, corruption, log_probs, shifted=alignment == "shifted")
+    two_streams = pattern == "clean_context"
+    streams = [corruption.noisy_BM, batch["tokens"]] if two_streams else [corruption.noisy_BM]
+    log_probs = model.log_probs(np.concatenate(streams, axis=1))
+    how = dict(shifted=alignment == "shifted", block_length=4 if two_streams else None)
+    total, bins, counts = diffusion_reference(batch, corruption, log_probs, **how)
     assert weights.diffusion == counts.sum() == sums.bin_count.sum()
     np.testing.assert_allclose(loss, total / counts.sum(), rtol=1e-5)
     np.testing.assert_allclose(sums.bin_ce, bins, rtol=1e-5)
@@ -103,7 +125,7 @@ def test_joint_loss_is_numpys_and_lays_out_two_streams():
     batch, model = random_batch(3, 16, documents=(5, 8), pad_left=3), Lookup()
     corruption = random_corruption(batch)
     loss, _, _, streams = measure(JOINT, model, batch, corruption)
-    log_probs = model.log_probs(np.concatenate([corruption.noisy_BL, batch["tokens"]], axis=1))
+    log_probs = model.log_probs(np.concatenate([corruption.noisy_BM, batch["tokens"]], axis=1))
     ar, ar_count = ar_reference(batch, log_probs[:, 16:])
     diffusion, _, counts = diffusion_reference(batch, corruption, log_probs[:, :16], shifted=False)
     expected = 1.0 * ar / ar_count + 0.3 * diffusion / counts.sum()
@@ -117,12 +139,35 @@ def test_noise_is_each_examples_own():
     batch = random_batch(1, 64, documents=(64,))
     batch = {name: np.repeat(value, 6, axis=0) for name, value in batch.items()}
     key = jax.random.key(np.random.default_rng().integers(1 << 30))
-    noisy, masked, _ = jax.jit(lambda key, batch: CLEAN.corrupt(example_keys(key, 6), batch))(key, batch)
+    noisy, masked, *_ = jax.jit(lambda key, batch: CLEAN.corrupt(example_keys(key, 6), batch))(key, batch)
     assert len(np.unique(np.asarray(noisy), axis=0)) == 6
     assert not np.any(masked & (batch["loss_mask"] == 0))
 
 
-@pytest.mark.parametrize("objective", [CLEAN, SEMI], ids=lambda objective: objective.pattern)
+def test_noisy_columns_are_copies():
+    """Of tokens, positions and documents alike; noisy where masked, and never of a block without loss."""
+    objective = dataclasses.replace(CLEAN, noisy_length=32)
+    batch, model = random_batch(3, 16, documents=(5, 8), pad_left=3), Lookup()
+    batch["loss_mask"][:, 4:8] = 0
+    key = jax.random.key(np.random.default_rng().integers(1 << 30))
+    corruption = jax.device_get(objective.corrupt(example_keys(key, 3), batch))
+    tokens_BM = np.take_along_axis(batch["tokens"], corruption.copies_BM, axis=1)
+    np.testing.assert_array_equal(corruption.noisy_BM, np.where(corruption.masked_BM, MASK_ID, tokens_BM))
+    loss_mask_BM = np.take_along_axis(batch["loss_mask"], corruption.copies_BM, axis=1)
+    assert loss_mask_BM.reshape(3, 8, 4).any(-1).all() and not np.any(corruption.masked_BM & (loss_mask_BM == 0))
+    measure(objective, model, batch, corruption)
+    assert model.pattern == CleanContext(16, 4, noisy_length=32)
+    streams = measure(objective, model, batch, corruption)[-1]
+    for name, seen in zip(("positions", "segment_ids"), streams, strict=True):
+        copied = np.take_along_axis(batch[name], corruption.copies_BM, axis=1)
+        np.testing.assert_array_equal(seen, np.concatenate([copied, batch[name]], axis=1))
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [CLEAN, SEMI, dataclasses.replace(CLEAN, alignment="shifted")],
+    ids=lambda objective: f"{objective.pattern} {objective.alignment}",
+)
 def test_no_leak(objective):
     """The gradient of a noisy block's loss reaches that block and strictly earlier clean blocks of its document alone.
 
@@ -173,8 +218,8 @@ def only(batch, corruption, start, stop, length):
 
 def stack_rows(*rows):
     batch, corruption = jax.tree.map(lambda *x: np.concatenate(x), *rows)
-    levels_BL = np.where(corruption.noise_level_BL > 0, corruption.noise_level_BL, 1)  # padding: any level but 0
-    return batch, corruption._replace(noise_level_BL=levels_BL)
+    levels_BL = np.where(corruption.noise_level_BM > 0, corruption.noise_level_BM, 1)  # padding: any level but 0
+    return batch, corruption._replace(noise_level_BM=levels_BL)
 
 
 def test_block_length_1_has_an_exact_likelihood():

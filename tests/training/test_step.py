@@ -1,5 +1,7 @@
 """The jitted step on a model of one table: what does not depend on the model."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,9 +96,18 @@ def test_attended_pairs_are_those_of_the_pattern(pattern):
     assert attended_pairs(objective, L) == objective.attention(L).dense(width, width).sum()
 
 
+def test_attended_pairs_of_two_views():
+    L, C = 24, 4
+    objective = Objective("clean_context", "same_position", C, 0.1, MASK_ID, 0.0, 1.0, noisy_length=2 * L)
+    assert attended_pairs(objective, L) == objective.attention(L).dense(3 * L, 3 * L).sum()
+
+
 def test_step_flops_by_hand():
     spec = random_model().spec
     objective = Objective("clean_context", "same_position", 4, 0.1, MASK_ID, 0.0, 1.0)
     matrices = 2 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48)  # 2 layers: q, o, k, v, and the FFN
     forward = 2 * (2 * 24) * matrices + 2 * 24 * 32 * 97 + 2 * 4 * 32 * (24 * 24 + 24 * 4)
     assert step_flops(spec, objective, rows=3, length=24) == 3 * 3 * forward
+    fewer = dataclasses.replace(objective, noisy_length=8)
+    forward = 2 * (8 + 24) * matrices + 2 * 8 * 32 * 97 + 2 * 4 * 32 * ((8 + 24) * (24 + 4) // 2)
+    assert step_flops(spec, fewer, rows=3, length=24) == 3 * 3 * forward
