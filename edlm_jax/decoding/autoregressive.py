@@ -57,9 +57,10 @@ def decode_autoregressive(
         return tokens_BX, cache, column, done_B | ended_B, counts_B, next_B1
 
     rotary_BP = rotary.at(jnp.maximum(columns_P - pad_B[:, None], 0))
-    x_BPD, cache = prefill(weights, prompts_BP, rotary_BP, attend_prompt, keep=P, length=P + room)
+    read = dict(read_mask_BTS=segments_BP[:, None] > 0)  # of the last layer, the last column
+    x_B1D, cache = prefill(weights, prompts_BP, rotary_BP, attend_prompt, keep=P, length=P + room, **read)
     tokens_BX = jnp.pad(prompts_BP, ((0, 0), (0, room)))
     zeros_B = jnp.zeros(B, jnp.int32)
-    first = keep(tokens_BX, cache, jnp.asarray(P), zeros_B > 0, zeros_B, choose(x_BPD[:, -1:], P))
+    first = keep(tokens_BX, cache, jnp.asarray(P), zeros_B > 0, zeros_B, choose(x_B1D, P))
     tokens_BX, _, _, _, counts_B, _ = jax.lax.while_loop(lambda carry: ~carry[3].all(), step, first)
     return tokens_BX, counts_B

@@ -139,8 +139,12 @@ class _Program:
             q, k, v, pattern=PromptThenBlock(P, c.prefill), q_segments_BT=segments_BT, k_segments_BS=segments_BT
         )
         rotary_BT = self.rotary.at(jnp.maximum(columns_T - self.pad_B[:, None], 0))
-        x_BTD, cache = prefill(self.weights, tokens_BX[:, : P + C], rotary_BT, attention, keep=P, length=self.S)
-        logits_BTV = self.weights.logits(x_BTD[:, P - c.shifted : P + C - c.shifted])
+        # Read are the block and, shifted, the column before it, which sees the whole prompt under every prefill.
+        end_R1 = jnp.where(columns_T[0, P - c.shifted :, None] < P, P, P + C)
+        read_mask_BRT = (columns_T[:, None] < end_R1[None]) & (segments_BT[:, None] > 0)
+        kept = dict(keep=P, length=self.S, read_mask_BTS=read_mask_BRT)
+        x_BRD, cache = prefill(self.weights, tokens_BX[:, : P + C], rotary_BT, attention, **kept)
+        logits_BCV = self.weights.logits(x_BRD[:, :C])
         zeros_B = jnp.zeros(B, jnp.int32)
         state = BlockState(
             tokens_BX=tokens_BX,
@@ -151,9 +155,9 @@ class _Program:
             done_B=zeros_B > 0,
             denoise_B=zeros_B,
             commit_B=zeros_B,
-            before_BV=logits_BTV[:, 0] if c.shifted else jnp.zeros((B, 0)),
+            before_BV=logits_BCV[:, 0] if c.shifted else jnp.zeros((B, 0)),
         )
-        return self._accept(state, logits_BTV)
+        return self._accept(state, logits_BCV)
 
     def denoise(self, s: BlockState) -> BlockState:
         """One step of every row's current block, nothing being pending."""
@@ -167,16 +171,18 @@ class _Program:
     def commit(self, s: BlockState) -> BlockState:
         """Writes the clean K/V of pending blocks; fused, the same forward is a step of every row's current block."""
         c, C = self.settings, self.settings.block_length
-        x_BTD, s = self._forward(s, s.start_B - C, 2 * C if c.fused_commit else C, where_B=s.pending_B)
+        # Read are the current block and, shifted, the last column of the one before it.
+        T, read = (2 * C, C + c.shifted) if c.fused_commit else (C, 1)
+        x_BRD, s = self._forward(s, s.start_B - C, T, where_B=s.pending_B, read=read)
         if c.shifted:
-            logits_B1V = self.weights.logits(x_BTD[:, C - 1 : C])
+            logits_B1V = self.weights.logits(x_BRD[:, :1])
             s = _replace(s, before_BV=jnp.where(s.pending_B[:, None], logits_B1V[:, 0], s.before_BV))
         if not c.fused_commit:
             return _replace(s, commit_B=s.commit_B + s.pending_B, pending_B=s.pending_B & False)
-        logits_BCV = self.weights.logits(x_BTD[:, C:] if not c.shifted else x_BTD[:, C:-1])
-        if c.shifted:
-            logits_BCV = jnp.concatenate([s.before_BV[:, None], logits_BCV], axis=1)
-        return self._accept(s, logits_BCV)
+        if not c.shifted:
+            return self._accept(s, self.weights.logits(x_BRD))
+        logits_BCV = self.weights.logits(x_BRD[:, 1:-1])
+        return self._accept(s, jnp.concatenate([s.before_BV[:, None], logits_BCV], axis=1))
 
     def _accept(self, s: BlockState, logits_BCV) -> BlockState:
         c, C = self.settings, self.settings.block_length
@@ -210,7 +216,7 @@ class _Program:
             ends_BC = ends_BC | (block_BC == c.eos_id) & (index_BC >= 0)
         return ~masked_BC.any(axis=1), (settled_BC & ends_BC).any(axis=1)
 
-    def _forward(self, s: BlockState, first_B, T, where_B=None):
+    def _forward(self, s: BlockState, first_B, T, where_B=None, read=None):
         """T columns from first_B on, block by block, against the cache they are written to.
 
         Rows outside `where_B` keep their first block in the cache as it is: what they compute there is not used.
@@ -222,7 +228,7 @@ class _Program:
         block_end_BT1 = first_B[:, None, None] + (columns_T // C * C + C)[None, :, None]
         mask_BTS = (columns_11S >= self.pad_B[:, None, None]) & (columns_11S < block_end_BT1)
         where_BT = None if where_B is None else where_B[:, None] | (columns_T >= C)[None]
-        x_BTD, cache = forward_cached(self.weights, s.cache, tokens_BT, rotary_BT, first_B, mask_BTS, where_BT)
+        x_BTD, cache = forward_cached(self.weights, s.cache, tokens_BT, rotary_BT, first_B, mask_BTS, where_BT, read)
         return x_BTD, _replace(s, cache=cache)
 
 

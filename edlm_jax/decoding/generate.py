@@ -16,7 +16,7 @@ from edlm_jax.models import Transformer
 from edlm_jax.models.cache import DecodingWeights
 
 MODES = ("diffusion", "ar", "self_speculation")
-_SHORTEST = 16  # columns of the smallest prompt bucket: buckets double from here, so mixed lengths compile few programs
+_SHORTEST = 8  # columns of the smallest prompt bucket: buckets double from here, so mixed lengths compile few programs
 
 
 @dataclass(frozen=True)

@@ -82,11 +82,12 @@ def decode_speculative(
         q, k, v, pattern=Causal(), q_segments_BT=segments_BP, k_segments_BS=segments_BP
     )
     rotary_BP = rotary.at(jnp.maximum(columns_P - pad_B[:, None], 0))
-    x_BPD, cache = prefill(weights, prompts_BP, rotary_BP, attend_prompt, keep=P, length=P + room + C)
+    read = dict(read_mask_BTS=segments_BP[:, None] > 0)  # of the last layer, the last column
+    x_B1D, cache = prefill(weights, prompts_BP, rotary_BP, attend_prompt, keep=P, length=P + room + C, **read)
     zeros_B = jnp.zeros(B, jnp.int32)
     tokens_BX = jnp.pad(prompts_BP, ((0, 0), (0, room + C)))
     before = (tokens_BX, jnp.zeros_like(tokens_BX), cache, zeros_B + P - 1, zeros_B, zeros_B + 1, zeros_B > 0)
-    started = settle(*before, best(x_BPD[:, -1:]), 1)
+    started = settle(*before, best(x_B1D), 1)
     tokens_BX, at_BX, _, _, counts_B, forwards_B, _ = jax.lax.while_loop(lambda s: ~s[-1].all(), cycle, started)
     return tokens_BX, at_BX, counts_B, forwards_B
 

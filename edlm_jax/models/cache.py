@@ -90,41 +90,70 @@ class Rotary:
         return cos_SR[positions_BT], sin_SR[positions_BT]
 
 
-def forward(weights: DecodingWeights, tokens_BT, rotary_BT, attention: Attention):
-    """Hidden states x_BTD after the final norm; `attention` decides what is seen and may keep keys and values."""
+def forward(weights: DecodingWeights, tokens_BT, rotary_BT, attention: Attention, read: int | None = None):
+    """Hidden states x_BTD after the final norm; `attention` decides what is seen and may keep keys and values.
+
+    Of the last layer only the last `read` columns (default: all) are computed: the others give keys and values alone.
+    """
     spec, x_BTD = weights.spec, weights.embedding_VD[tokens_BT]
-    for index, layer in enumerate(weights.layers):
-        x_BTD = layer_forward(spec, layer, x_BTD, rotary_BT, partial(attention, index))
+    columns = [slice(None)] * (spec.num_layers - 1) + [slice(-read if read else None, None)]
+    for index, (layer, wanted) in enumerate(zip(weights.layers, columns, strict=True)):
+        x_BTD = layer_forward(spec, layer, x_BTD, rotary_BT, partial(attention, index), wanted)
     return rms_norm(x_BTD, weights.final_norm_D, spec.norm_eps)
 
 
-def prefill(weights: DecodingWeights, tokens_BT, rotary_BT, attention: Attention, *, keep: int, length: int):
-    """(x_BTD, a cache of `length` columns that begins with the first `keep` of these)."""
+def prefill(
+    weights: DecodingWeights,
+    tokens_BT,
+    rotary_BT,
+    attention: Attention,
+    *,
+    keep: int,
+    length: int,
+    read_mask_BTS=None,
+):
+    """(x_BTD, a cache of `length` columns that begins with the first `keep` of these).
+
+    `read_mask_BTS`: only so many last columns are read, and this is what they see.
+    """
     keys, values = [], []
 
     def attend_and_keep(index, q, k, v):
         for kept, x_BTKH in ((keys, k), (values, v)):
             x_BKTH = x_BTKH[:, :keep].swapaxes(1, 2)
             kept.append(jnp.pad(x_BKTH, ((0, 0), (0, 0), (0, length - keep), (0, 0))))
+        if q.shape[1] < k.shape[1]:
+            return attend_cached(q, k.swapaxes(1, 2), v.swapaxes(1, 2), read_mask_BTS)
         return attention(index, q, k, v)
 
-    x_BTD = forward(weights, tokens_BT, rotary_BT, attend_and_keep)
+    read = None if read_mask_BTS is None else read_mask_BTS.shape[1]
+    x_BTD = forward(weights, tokens_BT, rotary_BT, attend_and_keep, read)
     return x_BTD, KVCache(tuple(keys), tuple(values))
 
 
-def forward_cached(weights: DecodingWeights, cache: KVCache, tokens_BT, rotary_BT, start, mask_BTS, where_BT=None):
+def forward_cached(
+    weights: DecodingWeights,
+    cache: KVCache,
+    tokens_BT,
+    rotary_BT,
+    start,
+    mask_BTS,
+    where_BT=None,
+    read: int | None = None,
+):
     """(x_BTD, cache): writes the new columns at `start`, an int or int32[B], then attends to the cache under the mask.
 
-    `where_BT` says which of them to write (default: all); the others keep what the cache has there.
+    `where_BT` says which of them to write (default: all); the others keep what the cache has there. `read`: as in
+    `forward`.
     """
     keys, values = list(cache.k_BKSH), list(cache.v_BKSH)
 
     def attention(index, q, k, v):
         keys[index] = _write(keys[index], k, start, where_BT)
         values[index] = _write(values[index], v, start, where_BT)
-        return attend_cached(q, keys[index], values[index], mask_BTS)
+        return attend_cached(q, keys[index], values[index], mask_BTS[:, -q.shape[1] :])
 
-    x_BTD = forward(weights, tokens_BT, rotary_BT, attention)
+    x_BTD = forward(weights, tokens_BT, rotary_BT, attention, read)
     return x_BTD, KVCache(tuple(keys), tuple(values))
 
 

@@ -107,8 +107,8 @@ class Transformer(nnx.Module):
             segments = {"q_segments_BT": q_segments_BT, "k_segments_BS": segment_ids_BT}
             return attend(q_BTNH, k_BSKH, v_BSKH, pattern=pattern, copies_BM=copies_BM, **segments)
 
-        def body(x_BTD, layer, columns=None):
-            return layer_forward(self.spec, layer, x_BTD, rotary, attention, columns), None
+        def body(x_BTD, layer, read=slice(None)):
+            return layer_forward(self.spec, layer, x_BTD, rotary, attention, read), None
 
         x_BTD, layers = self.embed(tokens_BT), self.layers.stacked(self.dtype)
         last = None
@@ -116,7 +116,7 @@ class Transformer(nnx.Module):
             layers, last = (jax.tree.map(lambda w: w[part], layers) for part in (slice(-1), -1))  # noqa: B023
         x_BTD, _ = jax.lax.scan(rematerialise(body, remat), x_BTD, layers)
         if last is not None:
-            x_BTD, _ = rematerialise(partial(body, columns=columns), remat, in_scan=False)(x_BTD, last)
+            x_BTD, _ = rematerialise(partial(body, read=slice(columns)), remat, in_scan=False)(x_BTD, last)
         return self.final_norm(x_BTD)
 
     def embed(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
@@ -133,24 +133,24 @@ class Transformer(nnx.Module):
         return jnp.einsum("BTD,DV->BTV", x_BTD, head_DV.astype(self.dtype), preferred_element_type=jnp.float32)
 
 
-def layer_forward(spec: ModelSpec, p: dict, x_BTD, rotary, attention, columns: int | None = None):
+def layer_forward(spec: ModelSpec, p: dict, x_BTD, rotary, attention, read: slice = slice(None)):  # noqa: B008
     """One pre-norm layer; `attention(q_BTNH, k_BSKH, v_BSKH) -> out_BTNH` decides who looks at whom.
 
-    With `columns` only the first so many are queries and come out; the others are keys and values.
+    Only the columns that somebody will `read` are queries and come out; the others are keys and values.
     """
-    x_BTD = x_BTD[:, :columns] + _attention_branch(spec, p, x_BTD, rotary, attention, columns)
+    x_BTD = x_BTD[:, read] + _attention_branch(spec, p, x_BTD, rotary, attention, read)
     h_BTD = rms_norm(x_BTD, p["mlp_norm_D"], spec.norm_eps)
     gate_BTF, up_BTF = _gate_and_up(p, h_BTD)
     return x_BTD + jnp.einsum("BTF,FD->BTD", jax.nn.silu(gate_BTF) * up_BTF, p["down_FD"]) + _bias(p, "down_bias_D")
 
 
-def _attention_branch(spec, p, x_BTD, rotary, attention, columns):
+def _attention_branch(spec, p, x_BTD, rotary, attention, read):
     h_BTD = rms_norm(x_BTD, p["attention_norm_D"], spec.norm_eps)
-    q_BTNH, k_BSKH, v_BSKH = _queries_keys_values(spec, p, h_BTD, columns)
+    q_BTNH, k_BSKH, v_BSKH = _queries_keys_values(spec, p, h_BTD, read)
     if spec.qk_norm:
         q_BTNH = rms_norm(q_BTNH, p["q_norm_H"], spec.norm_eps)
         k_BSKH = rms_norm(k_BSKH, p["k_norm_H"], spec.norm_eps)
-    q_rotary = [table_BTR[:, :columns] for table_BTR in rotary]
+    q_rotary = [table_BTR[:, read] for table_BTR in rotary]
     out_BTNH = attention(rotate(q_BTNH, *q_rotary), rotate(k_BSKH, *rotary), v_BSKH)
     out_BTNH = checkpoint_name(out_BTNH, "attention")
     w_ED = p["o_NHD"].reshape(-1, spec.width)  # flat, or the CPU compiler transposes it on every call
@@ -176,12 +176,12 @@ def fuse_projections(spec: ModelSpec, p: dict) -> dict:
     return fused | {name: value for name, value in p.items() if name not in parts}
 
 
-def _queries_keys_values(spec, p, h_BTD, columns):
+def _queries_keys_values(spec, p, h_BTD, read):
     if "qkv_DKMH" in p:
         qkv_BTKMH = jnp.einsum("BTD,DKMH->BTKMH", h_BTD, p["qkv_DKMH"]) + _bias(p, "qkv_bias_KMH")
-        q_BTNH = qkv_BTKMH[..., :-2, :].reshape(*h_BTD.shape[:2], spec.num_heads, spec.head_dim)
+        q_BTNH = qkv_BTKMH[:, read, :, :-2].reshape(h_BTD.shape[0], -1, spec.num_heads, spec.head_dim)
         return q_BTNH, qkv_BTKMH[..., -2, :], qkv_BTKMH[..., -1, :]
-    q_BTNH = jnp.einsum("BTD,DNH->BTNH", h_BTD[:, :columns], p["q_DNH"]) + _bias(p, "q_bias_NH")
+    q_BTNH = jnp.einsum("BTD,DNH->BTNH", h_BTD[:, read], p["q_DNH"]) + _bias(p, "q_bias_NH")
     k_BSKH = jnp.einsum("BSD,DKH->BSKH", h_BTD, p["k_DKH"]) + _bias(p, "k_bias_KH")
     v_BSKH = jnp.einsum("BSD,DKH->BSKH", h_BTD, p["v_DKH"]) + _bias(p, "v_bias_KH")
     return q_BTNH, k_BSKH, v_BSKH
