@@ -232,7 +232,7 @@ def test_mixed_prompts_share_programs():
     before = blocks.decode_blocks.num_programs()
     for length in (1, 2, 16, 17, 30, 40, 64):
         generate(model, prompts(rng, [length]), max_new_tokens=8, threshold=float(rng.uniform()))
-    assert blocks.decode_blocks.num_programs() == before + 3  # prompts of up to 16, 32 and 64 tokens; those of up to 8 were there
+    assert blocks.decode_blocks.num_programs() == before + 3  # of up to 16, 32 and 64 tokens; 8 was there
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,10 @@ CONFIG = {
 }
 
 
-@pytest.fixture(scope="module")
-def model():
-    return Transformer(ModelSpec.from_hf(CONFIG), rngs=nnx.Rngs(int(np.random.randint(1000))))
+@pytest.fixture(scope="module", params=[2, 5], ids=["written out", "scanned"])
+def model(request):
+    spec = ModelSpec.from_hf(CONFIG | {"num_hidden_layers": request.param})
+    return Transformer(spec, rngs=nnx.Rngs(int(np.random.randint(1000))))
 
 
 @pytest.mark.parametrize("pattern", [Causal(), BlockCausal(3)])
