@@ -20,6 +20,12 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
     parser.epilog = OVERRIDES_HELP
 
 
+def add_processes_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare --wait."""
+    what = "how long to wait at the start for the other processes of the run, if it has any (300)"
+    parser.add_argument("--wait", type=float, default=300.0, metavar="SECONDS", help=what)
+
+
 def load_config(path: str, overrides: Sequence[str] = ()):
     """The locked ConfigDict of FILE or FILE:ARGUMENT with the overrides, each --config.a.b=value, applied."""
     config = _load(*path.partition(":")[::2])

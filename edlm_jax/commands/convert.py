@@ -7,19 +7,28 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from edlm_jax.commands.config import add_config_argument, load_config
+from edlm_jax.commands.config import add_config_argument, add_processes_argument, load_config
+from edlm_jax.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add_config_argument(parser)
     parser.add_argument("--workdir", required=True, metavar="DIR", help="where the run keeps its files")
+    add_processes_argument(parser)
     parser.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Convert; returns the report."""
     config = load_config(args.config, args.overrides)
+    from edlm_jax.training.processes import connect
+
+    if (count := connect(args.wait)) > 1:
+        raise InputError(
+            f"edlm convert measures in one process, and {count} run it: run `edlm train` with the same --config and "
+            "--workdir on all of them, then `edlm convert` on one, which finds the training finished"
+        )
     from edlm_jax.commands.conversion import convert
 
     return convert(config, Path(args.workdir), name=Path(args.config.partition(":")[0]).stem)

@@ -75,11 +75,30 @@ def run(args: argparse.Namespace) -> None:
     absl_logging.get_absl_logger().addFilter(_keep)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is missing: we do not need it
     if args.json:
-        with contextlib.redirect_stdout(sys.stderr):  # stdout carries the JSON object and nothing else
+        with _chatter_to_stderr():  # stdout carries the JSON object and nothing else
             result = args.module.run(args)
+    else:
+        result = args.module.run(args)
+    if result is None:  # another process of this run has it
+        return
+    if args.json:
         print(json.dumps(result, indent=2))
     else:
-        args.module.show(args.module.run(args), args)
+        args.module.show(result, args)
+
+
+@contextlib.contextmanager
+def _chatter_to_stderr():
+    """What is printed to stdout goes to stderr, also what C++ prints: gloo does so when processes connect."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def _keep(record: logging.LogRecord) -> bool:
@@ -111,4 +130,12 @@ def _report(code: int, reason: str, argv: list[str]) -> int:
     if "--debug" in argv:
         traceback.print_exc()
     print(reason, file=sys.stderr)
+    if code != STOPPED and "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
+        # One of many processes failed. Its orderly end would wait for the others, which wait for it.
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
     return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

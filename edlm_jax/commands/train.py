@@ -1,11 +1,12 @@
 """Train a model as a config file says. Run it again with the same --workdir and it resumes where it stopped.
 
-The work directory gets config.json, checkpoints/, metrics.jsonl and tensorboard/."""
+The work directory gets config.json, checkpoints/, metrics.jsonl and tensorboard/. With many processes (see launch/)
+each runs this command, and the work directory is one that all of them share."""
 
 import argparse
 from typing import Any
 
-from edlm_jax.commands.config import add_config_argument, load_config
+from edlm_jax.commands.config import add_config_argument, add_processes_argument, load_config
 from edlm_jax.errors import StoppedError
 
 
@@ -13,17 +14,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add_config_argument(parser)
     parser.add_argument("--workdir", required=True, metavar="DIR", help="where the run keeps its files")
+    add_processes_argument(parser)
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Train; returns the run's summary."""
+def run(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Train; returns the run's summary, in process 0 alone."""
     config = load_config(args.config, args.overrides)
+    import jax
+
+    from edlm_jax.training.processes import connect
     from edlm_jax.training.train import train
+
+    connect(args.wait)
 
     summary = train(config, args.workdir)
     if not summary["completed"]:
         raise StoppedError(f"stopped at step {summary['step']} of {config.steps}; the same command continues")
-    return summary
+    return summary if jax.process_index() == 0 else None
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:

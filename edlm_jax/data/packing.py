@@ -27,6 +27,7 @@ from edlm_jax.data.documents import Tokens
 # documents; a resumed run has to tokenise it again (well under a second).
 WINDOW_TOKENS = 2**16
 MIN_WINDOW_ROWS = 32
+Row = dict[str, np.ndarray]  # tokens, segment_ids, positions, loss_mask; of a batch the same, stacked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +86,7 @@ def pack_documents(
     return rows.map(functools.partial(_finish_row, end_id=grid.end_id))
 
 
-def _finish_row(row: dict[str, np.ndarray], end_id: int) -> dict[str, np.ndarray]:
+def _finish_row(row: dict[str, np.ndarray], end_id: int) -> Row:
     tokens_L, loss_mask_L, positions_L = np.ascontiguousarray(row["piece"].T)
     segment_ids_L = np.where(positions_L >= 0, row["piece_segment_ids"], 0)
     return dict(
@@ -96,7 +97,7 @@ def _finish_row(row: dict[str, np.ndarray], end_id: int) -> dict[str, np.ndarray
     )
 
 
-def padding_row(grid: Grid) -> dict[str, np.ndarray]:
+def padding_row(grid: Grid) -> Row:
     """A row without a document, for the last batch of a finite set."""
     zeros_L = np.zeros(grid.length, np.int32)
     return dict(tokens=zeros_L + grid.end_id, segment_ids=zeros_L, positions=zeros_L, loss_mask=zeros_L)

@@ -1,12 +1,13 @@
-"""From sources to batches: shuffled, sharded over processes, packed, mixed by weight, and resumable exactly.
+"""From sources to batches: shuffled, sharded, packed, mixed by weight, and resumable exactly.
 
     source -> shuffle -> repeat -> shard -> tokenise -> cut, align -> pack --+
     source -> ...                                                          --+- mix rows by weight -> batch -> prefetch
 
 A source's weight is its share of rows, hence of tokens up to padding, however long its documents are. Each epoch has
-an order of its own, of which process p takes the documents p, p + count, ...: within an epoch no two share one.
+an order of its own, of which shard s takes the documents s, s + shards, ...: within an epoch no two share one. Shards
+belong to the batch and not to processes (shards.py): a step's batch follows from config, seed and step alone.
 `iter(dataset).get_state()` is a small dict of numbers; `set_state` of it gives bitwise the same batches from there on,
-in a process of the same index among as many.
+in any process.
 """
 
 import functools
@@ -18,13 +19,13 @@ import grain
 import numpy as np
 
 from edlm_jax.data.documents import tokenize
-from edlm_jax.data.packing import Grid, align_document, pack_documents, padding_row
+from edlm_jax.data.packing import Grid, Row, align_document, pack_documents, padding_row
+from edlm_jax.data.shards import ShardedBatches
 from edlm_jax.data.shuffle import shuffle
 from edlm_jax.data.sources import open_source
 from edlm_jax.errors import InputError
 
 MAX_PER_ROW = {"first_fit": None, "one_per_row": 1}
-Batch = dict[str, np.ndarray]
 
 
 class CutDocuments(grain.experimental.FlatMapTransform):
@@ -35,42 +36,42 @@ class CutDocuments(grain.experimental.FlatMapTransform):
         return pieces
 
 
-def make_dataset(
-    data, tokenizer, *, seed: int, block_length: int, process_index: int = 0, process_count: int = 1
-) -> grain.IterDataset:
-    """This process's share of the training batches of c.data, without end."""
-    grid = _make_grid(data, tokenizer, block_length, process_count)
-    rows = []
-    for number, source in enumerate(open_sources(data.sources, tokenizer, grid)):
-        # Every source has an order of its own; all of them follow from the seed.
-        order_seed, row_seed = (int(s) for s in np.random.SeedSequence([seed, number]).generate_state(2))
-        documents = grain.MapDataset.source(source)
-        if data.shuffle:
-            documents = shuffle(documents, order_seed)
-        documents = documents.repeat()[process_index::process_count]
-        rows.append(_make_rows(documents, data, tokenizer, grid, row_seed))
-    batches = _mix(rows, data.sources).batch(data.batch_size // process_count, drop_remainder=True)
-    return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=4)
+def make_dataset(data, tokenizer, *, seed: int, block_length: int, rows: Sequence[int] | None = None) -> ShardedBatches:
+    """The training batches of c.data, without end; of each batch the rows `rows` (None: all), in ascending order."""
+    grid = _make_grid(data, tokenizer, block_length)
+    sources = open_sources(data.sources, tokenizer, grid)
+
+    def open_shard(shard: int) -> grain.IterDataset:
+        mixed = []
+        for number, source in enumerate(sources):
+            # Every source has an order of its own; all of them follow from the seed.
+            order_seed, row_seed = (int(s) for s in np.random.SeedSequence([seed, number]).generate_state(2))
+            documents = grain.MapDataset.source(source)
+            if data.shuffle:
+                documents = shuffle(documents, order_seed)
+            documents = documents.repeat()[shard :: data.shards]
+            mixed.append(_make_rows(documents, data, tokenizer, grid, row_seed))
+        return _mix(mixed, data.sources)
+
+    rows = range(data.batch_size) if rows is None else rows
+    return ShardedBatches(open_shard, shards=data.shards, batch_size=data.batch_size, rows=rows)
 
 
-def make_eval_batches(
-    data, tokenizer, *, block_length: int, process_index: int = 0, process_count: int = 1
-) -> Iterator[Batch]:
-    """This process's rows of the held-out batches of c.data: each document once, until the first source ends or
-    eval_batches are made. The same batches whenever it is called; the last one may be filled with rows of padding.
+def make_eval_batches(data, tokenizer, *, block_length: int, rows: Sequence[int] | None = None) -> Iterator[Row]:
+    """The held-out batches of c.data, of each the rows `rows` (None: all): each document once, until the first source
+    ends or eval_batches are made. The same batches whenever it is called; the last one may be filled with padding.
 
     Each process packs the whole set, so that all of them see the same number of batches.
     """
-    grid = _make_grid(data, tokenizer, block_length, process_count)
+    grid = _make_grid(data, tokenizer, block_length)
     opened = open_sources(data.eval_sources, tokenizer, grid)
     documents = [shuffle(grain.MapDataset.source(source), 0) for source in opened]
-    rows = iter(_mix([_make_rows(d, data, tokenizer, grid, 0) for d in documents], data.eval_sources))
-    local = data.batch_size // process_count
+    mixed = iter(_mix([_make_rows(d, data, tokenizer, grid, 0) for d in documents], data.eval_sources))
     for _ in range(data.eval_batches):
-        if not (batch := list(itertools.islice(rows, data.batch_size))):
+        if not (batch := list(itertools.islice(mixed, data.batch_size))):
             return
         batch += [padding_row(grid)] * (data.batch_size - len(batch))
-        mine = batch[process_index * local : (process_index + 1) * local]
+        mine = batch if rows is None else [batch[row] for row in rows]
         yield {name: np.stack([row[name] for row in mine]) for name in mine[0]}
 
 
@@ -106,13 +107,13 @@ def _align(tokenizer, grid: Grid, document) -> list[np.ndarray] | None:
     return None if document is None else align_document(tokenize(document, tokenizer), grid) or None
 
 
-def _make_grid(data, tokenizer, block_length: int, process_count: int) -> Grid:
+def _make_grid(data, tokenizer, block_length: int) -> Grid:
     if block_length < 1:
         raise InputError(f"block_length must be positive, not {block_length}")
     if data.length < 1 or data.length % block_length:
         raise InputError(f"length {data.length} is not a positive multiple of block_length {block_length}")
-    if data.batch_size < 1 or data.batch_size % process_count:
-        raise InputError(f"batch_size {data.batch_size} is not a positive multiple of the {process_count} processes")
+    if data.shards < 1 or data.batch_size < 1 or data.batch_size % data.shards:
+        raise InputError(f"batch_size {data.batch_size} is not a positive multiple of shards {data.shards}")
     if data.packing not in MAX_PER_ROW:
         raise InputError(f"unknown packing {data.packing!r}; known: {', '.join(MAX_PER_ROW)}")
     if tokenizer.eos_token_id is None:

@@ -1,24 +1,27 @@
 """The work directory: config.json, model.json, and orbax checkpoints of parameters, optimizer and data iterator.
 
 Orbax writes a checkpoint under a temporary name and renames it when every process has finished, so that one killed
-at any moment leaves the last complete one usable. Restoring goes onto the current mesh, whatever mesh wrote it.
+at any moment leaves the last complete one usable. Restoring goes onto the current mesh and processes, whatever mesh
+and however many processes wrote it.
 """
 
 import json
 import os
 from pathlib import Path
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 from flax import nnx
 from ml_collections import ConfigDict
 
+from edlm_jax.data.shards import BatchIterator
 from edlm_jax.errors import InputError
 from edlm_jax.models.sharding import param_shardings
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.training.config import RESUMABLE, differing_keys, to_json
+from edlm_jax.training.data_state import DataRestore, DataSave
+from edlm_jax.training.processes import check_shared
 from edlm_jax.training.step import TrainState
 
 _POLICY = ocp.checkpoint_managers
@@ -42,21 +45,21 @@ class Checkpoints:
         """The newest complete checkpoint's step."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, data: grain.DatasetIterator) -> None:
+    def save(self, step: int, state: TrainState, data: BatchIterator) -> None:
         """Begins to write a checkpoint; what is passed may be changed or donated as soon as this returns."""
         items = dict(
             params=ocp.args.StandardSave(state.params),
             optimizer=ocp.args.StandardSave(dict(step=state.step, opt_state=state.opt_state)),
-            data=grain.checkpoint.CheckpointSave(data),
+            data=DataSave(data),
         )
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
-    def restore(self, step: int, abstract: TrainState, data: grain.DatasetIterator) -> TrainState:
+    def restore(self, step: int, abstract: TrainState, data: BatchIterator) -> TrainState:
         """The state of a step in the shardings of `abstract`; sets the data iterator back to that moment."""
         items = dict(
             params=ocp.args.StandardRestore(abstract.params),
             optimizer=ocp.args.StandardRestore(dict(step=abstract.step, opt_state=abstract.opt_state)),
-            data=grain.checkpoint.CheckpointRestore(data),
+            data=DataRestore(data),
         )
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
@@ -102,10 +105,15 @@ def check_workdir(workdir: Path, c: ConfigDict) -> None:
 
 
 def write_workdir(workdir: Path, c: ConfigDict, spec: ModelSpec) -> None:
-    """config.json, the resolved config, and model.json, the model's config.json and where its tokenizer is."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    _write_text(workdir / "model.json", json.dumps(dict(config=spec.to_hf(), source=spec.source), indent=2))
-    _write_text(workdir / "config.json", to_json(c))
+    """config.json, the resolved config, and model.json, the model's config.json and where its tokenizer is.
+
+    Process 0 writes them, and all see them when this returns.
+    """
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        _write_text(workdir / "model.json", json.dumps(dict(config=spec.to_hf(), source=spec.source), indent=2))
+        _write_text(workdir / "config.json", to_json(c))
+    check_shared(workdir / "config.json")
 
 
 def load_trained(
@@ -153,7 +161,7 @@ def _read_json(path: Path) -> dict:
 
 
 def _write_text(path: Path, text: str) -> None:
-    """Whole or not at all; every process of a run writes the same, one of them last."""
-    temporary = path.with_name(f"{path.name}.{jax.process_index()}.tmp")
+    """Whole or not at all."""
+    temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

@@ -20,8 +20,8 @@ CHOICES = {
 }
 # What a prompt sees at decoding time follows what training showed the model, unless the config says otherwise.
 _AUTO_PREFILL = {"bidirectional": "bidirectional", "semi_block": "causal"}
-_POSITIVE = ("steps", "log_every", "checkpoint.keep_last", "data.batch_size", "data.length", "objective.block_length")
-_POSITIVE += ("optimizer.learning_rate", "optimizer.accumulation")
+_POSITIVE = ("steps", "log_every", "checkpoint.keep_last", "data.batch_size", "data.length", "data.shards")
+_POSITIVE += ("objective.block_length", "optimizer.learning_rate", "optimizer.accumulation")
 _NOT_NEGATIVE = ("seed", "eval_every", "checkpoint.every", "checkpoint.keep_every", "objective.ar_weight")
 _NOT_NEGATIVE += ("objective.diffusion_weight", "objective.noisy_length", "optimizer.final_learning_rate")
 _NOT_NEGATIVE += ("optimizer.warmup_steps", "optimizer.decay_steps", "optimizer.weight_decay", "optimizer.clip_norm")
@@ -63,6 +63,7 @@ def default_config() -> ConfigDict:
         sources=(),  # dict(kind=..., path=..., weight=...) each
         eval_sources=(),  # the held-out set, the same way; () = no held-out loss
         eval_batches=16,  # at most this many batches of it
+        shards=1,  # streams that make a batch; with many processes as many of them, else each tokenises all documents
         packing="first_fit",
         shuffle=True,
     )

@@ -1,5 +1,7 @@
 """The device mesh, and batches on it: rows over `data` and `fsdp`, columns over `context`."""
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -27,8 +29,6 @@ def make_mesh(c: ConfigDict) -> Mesh:
             f"config.data.batch_size={c.data.batch_size} is not divisible by data x fsdp x accumulation = "
             f"{sizes[0]} x {sizes[1]} x {accumulation}"
         )
-    if rows % jax.process_count():
-        raise InputError(f"config.mesh: data x fsdp = {rows} is not divisible by the {jax.process_count()} processes")
     if c.data.length % sizes[3]:
         raise InputError(f"config.data.length={c.data.length} is not divisible by config.mesh.context={sizes[3]}")
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
@@ -43,7 +43,26 @@ def check_batch(batch: dict[str, np.ndarray], *, grid: int) -> None:
         raise InputError(f"a batch holds two documents in one block of {grid}: pack documents on block boundaries")
 
 
-def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a batch -> global arrays on the mesh."""
-    sharding = NamedSharding(mesh, BATCH_SPEC)
-    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
+    """The rows of the global batch that this process's devices hold, in ascending order.
+
+    They need not be consecutive (a TPU mesh follows the torus), nor this process's alone (its devices may share a row's
+    columns or a tensor axis with another's).
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(BATCH_SPEC[0]))
+    parts = [index[0].indices(batch_size) for index in sharding.addressable_devices_indices_map((batch_size,)).values()]
+    return sorted({row for part in parts for row in range(*part)})
+
+
+def to_global(batch: dict[str, np.ndarray], mesh: Mesh, rows: Sequence[int], batch_size: int) -> dict[str, jax.Array]:
+    """The rows `rows` of a batch, those of `local_rows` -> global arrays on the mesh."""
+    sharding, place = NamedSharding(mesh, BATCH_SPEC), {row: number for number, row in enumerate(rows)}
+
+    def put(value_BL: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(batch_size)
+            return value_BL[place[start] : place[start] + stop - start, index[1]]
+
+        return jax.make_array_from_callback((batch_size, value_BL.shape[1]), sharding, part)
+
+    return {name: put(value_BL) for name, value_BL in batch.items()}

@@ -6,19 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from edlm_jax.data.pipeline import make_dataset, make_eval_batches
+from edlm_jax.data.shards import BatchIterator
 from edlm_jax.errors import InputError
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.training.checkpoint import Checkpoints, check_workdir, latest_step, write_workdir
 from edlm_jax.training.config import grid, validate
 from edlm_jax.training.initial import abstract_state, initial_params, initial_state, read_spec
-from edlm_jax.training.mesh import check_batch, make_mesh, to_global
+from edlm_jax.training.mesh import check_batch, local_rows, make_mesh, to_global
 from edlm_jax.training.metrics import (
     Clock,
     MetricsFiles,
@@ -29,6 +29,7 @@ from edlm_jax.training.metrics import (
     weight_drift,
 )
 from edlm_jax.training.objective import Objective
+from edlm_jax.training.processes import agree, announce
 from edlm_jax.training.progress import Reporter
 from edlm_jax.training.step import TrainState, choose_block_length, make_eval_step, make_train_step
 from edlm_jax.training.stop import StopSignal
@@ -45,19 +46,26 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     check_workdir(workdir, config)
     mesh = make_mesh(config)
     spec, tokenizer = read_spec(config)
-    batches = Batches(config, tokenizer)
+    batches = Batches(config, tokenizer, mesh)
+    announce(mesh)
     with jax.set_mesh(mesh):
         return Run(config, workdir, mesh, spec, batches).loop()
 
 
 class Batches:
-    """This process's training batches, an iterator whose state is saved, and its held-out batches, read once."""
+    """This process's rows of the batches: training, an iterator whose state is saved, and held-out, read once."""
 
-    def __init__(self, c: ConfigDict, tokenizer):
-        split = dict(process_index=jax.process_index(), process_count=jax.process_count())
-        split["block_length"] = self.grid = grid(c)
-        self.train: grain.DatasetIterator = iter(make_dataset(c.data, tokenizer, seed=c.seed, **split))
-        self.held_out = list(make_eval_batches(c.data, tokenizer, **split)) if c.data.eval_sources else []
+    def __init__(self, c: ConfigDict, tokenizer, mesh: Mesh):
+        self.mesh, self.grid, self.batch_size = mesh, grid(c), c.data.batch_size
+        self.rows = local_rows(mesh, self.batch_size)
+        which = dict(block_length=self.grid, rows=self.rows)
+        self.train: BatchIterator = iter(make_dataset(c.data, tokenizer, seed=c.seed, **which))
+        self.held_out = list(make_eval_batches(c.data, tokenizer, **which)) if c.data.eval_sources else []
+
+    def to_global(self, batch: dict) -> dict[str, jax.Array]:
+        """A batch on the mesh, checked."""
+        check_batch(batch, grid=self.grid)
+        return to_global(batch, self.mesh, self.rows, self.batch_size)
 
 
 class Run:
@@ -110,10 +118,11 @@ class Run:
 
     def _restore(self) -> tuple[TrainState, int]:
         """The newest state, or the first one; only then is the work directory written to."""
-        continued = latest_step(self.workdir) is not None
-        state = (
-            None if continued else initial_state(self.c, initial_params(self.c, self.spec, self.mesh), self.abstract)
-        )
+        newest = latest_step(self.workdir)
+        agree(-1 if newest is None else newest, "its newest checkpoint (-1 = none)")
+        state = None
+        if newest is None:
+            state = initial_state(self.c, initial_params(self.c, self.spec, self.mesh), self.abstract)
         write_workdir(self.workdir, self.c, self.spec)
         self.checkpoints = Checkpoints(self.workdir, self.c.checkpoint.keep_last, self.c.checkpoint.keep_every)
         if state is not None:
@@ -123,7 +132,9 @@ class Run:
 
     def _evaluate(self, step: int, params: dict) -> None:
         with self.clock.pause():
-            scalars = held_out_loss(self.eval_step, self.objective, params, self.batches.held_out, self._to_global)
+            scalars = held_out_loss(
+                self.eval_step, self.objective, params, self.batches.held_out, self.batches.to_global
+            )
             if self.c.init.path:
                 before = initial_params(self.c, self.spec, self.mesh)  # read again: a copy would cost memory all along
                 scalars |= {name: float(value) for name, value in weight_drift(before, params).items()}
@@ -141,10 +152,10 @@ class Run:
     def _step(self, step: int, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         block_length = choose_block_length(self.c, step)
         if block_length in self.compiled:
-            return self.train_step(state, self._to_global(batch), block_length=block_length)
+            return self.train_step(state, self.batches.to_global(batch), block_length=block_length)
         with self.clock.pause():
             self.compiled.add(block_length)
-            return self.train_step(state, self._to_global(batch), block_length=block_length)
+            return self.train_step(state, self.batches.to_global(batch), block_length=block_length)
 
     def _log(self, step: int, metrics: dict, batch: dict) -> None:
         self._settle()
@@ -173,10 +184,6 @@ class Run:
             f"loss {metrics['loss']} and gradient norm {metrics['grad_norm']} at step {step}: the batch is in "
             f"{self.workdir / name}, the last good state in {self.workdir / 'checkpoints'}"
         )
-
-    def _to_global(self, batch: dict) -> dict[str, jax.Array]:
-        check_batch(batch, grid=self.batches.grid)
-        return to_global(batch, self.mesh)
 
     def _write(self, step: int, scalars: dict[str, float]) -> None:
         self.last |= scalars

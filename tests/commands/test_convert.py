@@ -7,6 +7,7 @@ import pytest
 from edlm_jax import load_pretrained
 from edlm_jax.commands import conversion
 from edlm_jax.commands.main import main
+from edlm_jax.training import processes
 
 
 def test_the_whole_job_and_its_repetition(tiny_config, tmp_path, monkeypatch, capsys):
@@ -40,3 +41,10 @@ def test_the_whole_job_and_its_repetition(tiny_config, tmp_path, monkeypatch, ca
     assert main([*argv, "--config.objective.block_length=8"]) == 2
     assert "objective.block_length" in capsys.readouterr().err
     assert json.loads((workdir / "report.json").read_text()) == report
+
+
+def test_many_processes_are_told_to_train_first(tiny_config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(processes, "connect", lambda timeout: 2)
+    assert main(["convert", f"--config={tiny_config}", f"--workdir={tmp_path / 'run'}"]) == 2
+    assert "edlm convert measures in one process, and 2 run it: run `edlm train`" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -25,7 +25,7 @@ def small_windows(monkeypatch):
 def make_data(sources, **kwargs):
     return SimpleNamespace(
         **dict(batch_size=4, length=LENGTH, packing="first_fit", shuffle=True, sources=sources, eval_sources=sources)
-        | dict(eval_batches=1000)
+        | dict(eval_batches=1000, shards=1)
         | kwargs
     )
 
@@ -120,18 +120,50 @@ def test_every_epoch_has_every_document_in_an_order_of_its_own(tmp_path, tokeniz
     assert windows[:5] == windows[5:] and windows[0] == sorted(f"doc{i}" for i in range(WINDOW))
 
 
-@pytest.mark.parametrize("process_count", [2, 3])
-def test_processes_share_no_document_of_an_epoch(process_count, tmp_path, tokenizer):
-    count = 6 * WINDOW  # for each process an epoch is a whole number of windows
+@pytest.mark.parametrize("shards", [2, 3])
+def test_shards_share_no_document_of_an_epoch(shards, tmp_path, tokenizer):
+    count = 6 * WINDOW  # for each shard an epoch is a whole number of windows
     sources = [write_texts(tmp_path / "a.jsonl", count)]
-    data = make_data(sources, batch_size=12, packing="one_per_row", length=128)
+    data = make_data(sources, batch_size=12, packing="one_per_row", length=128, shards=shards)
     shares = []
-    for p in range(process_count):
-        batches = take(data, tokenizer, count // 12, process_index=p, process_count=process_count)
-        assert batches[0]["tokens"].shape == (12 // process_count, 128)
+    for shard in range(shards):
+        rows = range(shard * 12 // shards, (shard + 1) * 12 // shards)
+        batches = take(data, tokenizer, count // 12, rows=rows)
+        assert batches[0]["tokens"].shape == (12 // shards, 128)
         shares.append(names_of(batches, tokenizer))
-    assert [len(share) for share in shares] == [count // process_count] * process_count
+    assert [len(share) for share in shares] == [count // shards] * shards
     assert sorted(sum(shares, [])) == sorted(f"doc{i}" for i in range(count))
+
+
+@pytest.mark.parametrize("shards", [1, 2, 4])
+def test_rows_are_those_of_the_whole_batch_whoever_reads_them(shards, tmp_path, tokenizer):
+    """Fewer readers than shards, as many, more; one that reads every second row, as devices may be numbered."""
+    sources = [write_texts(tmp_path / "a.jsonl", 40) | dict(weight=2.5), write_pairs(tmp_path / "b.jsonl", 33)]
+    data = make_data(sources, batch_size=8, shards=shards)
+    whole = take(data, tokenizer, 9)
+    for rows in (range(4), range(4, 8), range(2, 4), [1, 3, 5, 7], [6]):
+        part = [{name: value[list(rows)] for name, value in batch.items()} for batch in whole]
+        assert_same_batches(part, take(data, tokenizer, 9, rows=rows))
+    assert differ([{"tokens": b["tokens"][:4]} for b in whole], [{"tokens": b["tokens"][4:]} for b in whole])
+
+
+def test_states_of_many_readers_are_taken_over_by_others(tmp_path, tokenizer):
+    data = make_data([write_texts(tmp_path / "a.jsonl", 40)], batch_size=8, shards=4)
+    whole = take(data, tokenizer, 12)
+    states = {}
+    for rows in ([0, 1, 2, 3], [4, 5], [6, 7]):
+        iterator = iter(make_dataset(data, tokenizer, seed=0, block_length=BLOCK, rows=rows))
+        for _ in range(7):
+            next(iterator)
+        states |= json.loads(json.dumps(iterator.get_state()))
+        iterator.close()
+    assert sorted(states) == ["0", "1", "2", "3"]
+    for rows in (range(8), [2, 3, 4], [7]):
+        iterator = iter(make_dataset(data, tokenizer, seed=0, block_length=BLOCK, rows=rows))
+        iterator.set_state(states)
+        part = [{name: value[list(rows)] for name, value in batch.items()} for batch in whole[7:]]
+        assert_same_batches([next(iterator) for _ in range(5)], part)
+        iterator.close()
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 4095, 4096, 5000])
@@ -196,11 +228,11 @@ def test_held_out_batches_hold_each_document_once(tmp_path, tokenizer):
     assert_same_batches(batches[:2], list(make_eval_batches(few, tokenizer, block_length=BLOCK)))
 
 
-def test_held_out_batches_are_the_same_for_any_number_of_processes(tmp_path, tokenizer):
+def test_held_out_batches_are_the_same_whoever_reads_them(tmp_path, tokenizer):
     data = make_data([write_texts(tmp_path / "a.jsonl", 51), write_pairs(tmp_path / "b.jsonl", 30)])
     whole = list(make_eval_batches(data, tokenizer, block_length=BLOCK))
     halves = [
-        list(make_eval_batches(data, tokenizer, block_length=BLOCK, process_index=p, process_count=2)) for p in (0, 1)
+        list(make_eval_batches(data, tokenizer, block_length=BLOCK, rows=rows)) for rows in (range(1), range(1, 4))
     ]
     joined = [{name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(*halves, strict=True)]
     assert_same_batches(whole, joined)
@@ -229,12 +261,14 @@ def test_settings_refused(change, reason, tokenizer):
     assert "\n" not in str(caught.value)
 
 
-def test_block_and_process_counts_refused(tokenizer):
+def test_block_and_shard_counts_refused(tokenizer):
     data = make_data([dict(kind="tasks")])
     with pytest.raises(InputError, match="block_length must be positive, not 0"):
         make_dataset(data, tokenizer, seed=0, block_length=0)
-    with pytest.raises(InputError, match="batch_size 4 is not a positive multiple of the 3 processes"):
-        make_dataset(data, tokenizer, seed=0, block_length=BLOCK, process_count=3)
+    for shards in (0, 3):
+        data.shards = shards
+        with pytest.raises(InputError, match=f"batch_size 4 is not a positive multiple of shards {shards}"):
+            make_dataset(data, tokenizer, seed=0, block_length=BLOCK)
 
 
 def test_corpus_with_nothing_to_learn_is_refused(tmp_path, tokenizer):

@@ -1,0 +1,84 @@
+"""Batches that do not depend on who reads them: a batch is made of shards, each a stream of rows of its own.
+
+Eight rows in four shards, as two processes and as one read them:
+
+    shard        0     0     1     1     2     2     3     3
+    row          0     1     2     3     4     5     6     7
+    of two       p0    p0    p0    p0    p1    p1    p1    p1      each runs two streams
+    of one       p0    p0    p0    p0    p0    p0    p0    p0      it runs all four
+
+A process runs the shards that its rows are in and leaves out what other processes need of them. The state is one
+entry per shard, so that it can be restored among any number of processes.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import grain
+import numpy as np
+
+from edlm_jax.data.packing import Row
+
+PREFETCHED = 4  # batches
+
+
+class ShardedBatches:
+    """Rows `rows` of every batch of `batch_size`; `open_shard(shard)` is the stream of rows of one of `shards`."""
+
+    def __init__(
+        self, open_shard: Callable[[int], grain.IterDataset], *, shards: int, batch_size: int, rows: Sequence[int]
+    ):
+        self._streams: dict[str, grain.IterDataset] = {}
+        size = batch_size // shards
+        for shard in range(shards):
+            wanted = np.array([row - shard * size for row in rows if row // size == shard])
+            if len(wanted):
+                stream = open_shard(shard).batch(size, drop_remainder=True)
+                mine = stream if len(wanted) == size else stream.map(_Take(wanted))
+                prefetched = grain.experimental.ThreadPrefetchIterDataset(mine, prefetch_buffer_size=PREFETCHED)
+                self._streams[str(shard)] = prefetched
+
+    def __iter__(self) -> "BatchIterator":
+        return BatchIterator({shard: iter(stream) for shard, stream in self._streams.items()})
+
+
+class BatchIterator:
+    """One after the other, and where it stands: `get_state()` is {shard: numbers}, ready for JSON."""
+
+    def __init__(self, iterators: dict[str, grain.DatasetIterator]):
+        self._iterators = iterators
+
+    def __iter__(self) -> Iterator[Row]:
+        return self
+
+    def __next__(self) -> Row:
+        parts = [next(iterator) for iterator in self._iterators.values()]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def get_state(self) -> dict:
+        """The state of each shard that this process reads."""
+        return {shard: iterator.get_state() for shard, iterator in self._iterators.items()}
+
+    def set_state(self, state: dict) -> None:
+        """Goes on bitwise from there; `state` holds at least the shards that this process reads."""
+        for shard, iterator in self._iterators.items():
+            iterator.set_state(state[shard])
+
+    @property
+    def shards(self) -> list[str]:
+        """The shards that this process reads."""
+        return list(self._iterators)
+
+    def close(self) -> None:
+        """Ends the prefetching threads."""
+        for iterator in self._iterators.values():
+            iterator.close()
+
+
+class _Take(grain.transforms.Map):
+    """Some rows of a shard's part of the batch."""
+
+    def __init__(self, rows: np.ndarray):
+        self._rows = rows
+
+    def map(self, batch: Row) -> Row:
+        return {name: value[self._rows] for name, value in batch.items()}
