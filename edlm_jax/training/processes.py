@@ -87,12 +87,14 @@ def _initialize(described: dict, failed: list[Exception]) -> None:
             failed.append(error)
 
 
-def announce(mesh: Mesh) -> None:
-    """One line of each process on stderr: which one it is, its devices, the mesh."""
+def announce(mesh: Mesh, shards: int) -> None:
+    """One line of each process on stderr: which one it is, its devices, the mesh, whether others do its work."""
     here, kind = jax.local_device_count(), jax.devices()[0].device_kind
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     text = f"process {jax.process_index()} of {jax.process_count()}: {here} of {jax.device_count()} devices ({kind})"
-    print(f"{text}, mesh {axes}", file=sys.stderr, flush=True)
+    readers = -(-jax.process_count() // shards)
+    shared = f"; config.data.shards={shards}: each document is tokenised by {readers} processes" if readers > 1 else ""
+    print(f"{text}, mesh {axes}{shared}", file=sys.stderr, flush=True)
 
 
 def agree(value: int, what: str) -> None:

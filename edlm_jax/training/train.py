@@ -47,7 +47,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     mesh = make_mesh(config)
     spec, tokenizer = read_spec(config)
     batches = Batches(config, tokenizer, mesh)
-    announce(mesh)
+    announce(mesh, config.data.shards)
     with jax.set_mesh(mesh):
         return Run(config, workdir, mesh, spec, batches).loop()
 

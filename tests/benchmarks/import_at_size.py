@@ -90,7 +90,7 @@ def in_a_process(what: str, devices: int, directory: str) -> dict:
     return json.loads(done.stdout)
 
 
-def write_checkpoint(directory: Path, config: dict) -> int:
+def write_checkpoint(directory: Path, config: dict, file_bytes: int = FILE_BYTES) -> int:
     """Random bfloat16 weights as transformers would shard them; returns the number of files."""
     import ml_dtypes
     from safetensors.numpy import save_file
@@ -107,7 +107,7 @@ def write_checkpoint(directory: Path, config: dict) -> int:
     for place in places(ModelSpec.from_hf(config)):
         for name in place.hf_names:
             size = math.prod(place.hf_shape)
-            if used + 2 * size > FILE_BYTES and files[-1]:
+            if used + 2 * size > file_bytes and files[-1]:
                 files.append({})
                 used = 0
             files[-1][name] = (int(rng.integers(len(pool))), place.hf_shape)

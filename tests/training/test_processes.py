@@ -135,12 +135,27 @@ def test_two_processes_stopped_and_killed_end_where_one_ends_bitwise(runs):
     assert runs.finish("one", steps, devices_each=2)["completed"]
     assert runs.losses("two") == runs.losses("one")
     assert_close(runs.params("two", steps), runs.params("one", steps), 0.0)
+    assert_refused_when_not_shared(runs, "two", steps)
+
+
+def assert_refused_when_not_shared(runs, workdir: str, newest: int) -> None:
+    """Two processes, of which only the first sees the checkpoints: both say so."""
+    env = dict(JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{free_port()}", JAX_NUM_PROCESSES="2")
+    both = [
+        runs.start(name, newest + 1, JAX_PROCESS_ID=str(index), **env) for index, name in enumerate((workdir, "alone"))
+    ]
+    for process in both:
+        process.communicate(timeout=120)
+        lines = process.log.read_text().splitlines()
+        assert process.returncode == 2 and f"(-1 = none), by process: [{newest}, -1]" in lines[-1], lines
+    assert not (runs.directory / "alone").exists()
 
 
 def test_four_processes_killed_go_on_as_two_and_end_where_one_ends(runs):
     """The two shards of the data are read by two processes each, then by one each; in the reference by one process."""
     launcher = runs.start("four", 10**6, processes=4)
     assert signal_one_after_a_checkpoint(launcher, runs.directory / "four", 3, signal.SIGKILL) == 128 + signal.SIGKILL
+    assert "config.data.shards=2: each document is tokenised by 2 processes" in launcher.log.read_text()
     steps = latest_step(runs.directory / "four") + 1
     assert runs.finish("four", steps, processes=2, devices_each=2)["step"] == steps
     config = runpy.run_path(str(runs.directory / "config.py"))["get_config"]()
@@ -151,6 +166,12 @@ def test_four_processes_killed_go_on_as_two_and_end_where_one_ends(runs):
     # Not bitwise: the sums of four devices are added in another order between processes than within one.
     np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
     assert_close(runs.params("four", steps), runs.params("here", steps), 1e-5)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return free.getsockname()[1]
 
 
 def refused(runs, *argv: str, **env) -> str:
@@ -165,9 +186,7 @@ def refused(runs, *argv: str, **env) -> str:
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_peer_that_never_comes_is_a_timeout_that_says_so(index, runs):
-    with socket.socket() as free:
-        free.bind(("", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     env = dict(JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(index))
     line = refused(runs, "train", "--wait=2", **env)
     assert line.startswith(f"edlm: process {index} of 2 waited 2 s for the others (coordinator {address}): start all")

@@ -1,0 +1,20 @@
+"""Batches on a mesh: every row and column where it belongs, however the devices are numbered."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+
+from edlm_jax.training.mesh import AXES, local_rows, to_global
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 1, 1), (2, 1, 1, 2), (1, 2, 2, 1), (2, 2, 1, 1)])
+def test_a_batch_is_the_same_array_on_every_mesh(shape):
+    devices = np.random.default_rng().permutation(jax.devices()).reshape(shape)
+    mesh = Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 4)
+    rows = local_rows(mesh, 12)
+    assert rows == list(range(12))  # one process holds them all
+    value_BL = np.random.default_rng().integers(0, 99, (12, 6), np.int32)
+    array = to_global(dict(tokens=value_BL), mesh, rows, 12)["tokens"]
+    np.testing.assert_array_equal(array, value_BL)
+    assert {shard.data.shape for shard in array.addressable_shards} == {(12 // (shape[0] * shape[1]), 6 // shape[3])}
