@@ -2,6 +2,7 @@
 
 from edlm_jax.attention.attend import attend, attend_cached, attend_dense
 from edlm_jax.attention.pattern import Bidirectional, BlockCausal, Causal, CleanContext, Pattern, same_segment
+from edlm_jax.attention.splash import Tiles, attend_splash, count_tiles
 
 __all__ = [
     "Bidirectional",
@@ -9,8 +10,11 @@ __all__ = [
     "Causal",
     "CleanContext",
     "Pattern",
+    "Tiles",
     "attend",
     "attend_cached",
     "attend_dense",
+    "attend_splash",
+    "count_tiles",
     "same_segment",
 ]

@@ -8,9 +8,11 @@ never formed or gets `_NEVER`.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from edlm_jax.attention.pattern import BlockCausal, Causal, CleanContext, Pattern, same_segment
+from edlm_jax.attention.splash import Tiles, attend_splash, on_tpu
 
 # Finite, so that a fully masked tile cannot make NaN; its exp is exactly zero beside any allowed score.
 _NEVER = -(2.0**100)
@@ -26,11 +28,23 @@ def attend(
     q_segments_BT: Int[Array, "B T"] | None = None,
     k_segments_BS: Int[Array, "B S"] | None = None,
     copies_BM: Int[Array, "B M"] | None = None,
+    tiles: Tiles = Tiles(),  # noqa: B008 (frozen)
 ) -> Float[Array, "B T N H"]:
     """Scaled dot-product attention under `pattern` and, where segment ids are given, inside each document alone.
 
     Under `CleanContext`, `copies_BM` says which clean column each noisy one is a copy of, whole blocks at a time.
+
+    On TPU in tiles (`attend_splash`), whatever the shapes; elsewhere, and where the copies are only known inside the
+    step, by the exact split. The result is named "attention" for remat policies.
     """
+    segments = dict(q_segments_BT=q_segments_BT, k_segments_BS=k_segments_BS)
+    if on_tpu() and copies_BM is None:
+        return attend_splash(q_BTNH, k_BSKH, v_BSKH, pattern=pattern, tiles=tiles, **segments)
+    out_BTNH = _attend_split(q_BTNH, k_BSKH, v_BSKH, pattern=pattern, copies_BM=copies_BM, **segments)
+    return checkpoint_name(out_BTNH, "attention")
+
+
+def _attend_split(q_BTNH, k_BSKH, v_BSKH, *, pattern, q_segments_BT, k_segments_BS, copies_BM):
     T, S = q_BTNH.shape[1], k_BSKH.shape[1]
     if isinstance(pattern, CleanContext):
         return _clean_context(q_BTNH, k_BSKH, v_BSKH, pattern, q_segments_BT, k_segments_BS, copies_BM)
