@@ -2,7 +2,7 @@
 
 from edlm_jax.attention.attend import attend, attend_cached, attend_dense
 from edlm_jax.attention.pattern import Bidirectional, BlockCausal, Causal, CleanContext, Pattern, same_segment
-from edlm_jax.attention.splash import Tiles, attend_splash, count_tiles
+from edlm_jax.attention.splash import Tiles, attend_splash, count_tiles, platform
 
 __all__ = [
     "Bidirectional",
@@ -16,5 +16,6 @@ __all__ = [
     "attend_dense",
     "attend_splash",
     "count_tiles",
+    "platform",
     "same_segment",
 ]

@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from edlm_jax.attention.pattern import BlockCausal, Causal, CleanContext, Pattern, same_segment
-from edlm_jax.attention.splash import Tiles, attend_splash, on_tpu
+from edlm_jax.attention.splash import Tiles, attend_splash, platform
 
 # Finite, so that a fully masked tile cannot make NaN; its exp is exactly zero beside any allowed score.
 _NEVER = -(2.0**100)
@@ -38,7 +38,7 @@ def attend(
     step, by the exact split. The result is named "attention" for remat policies.
     """
     segments = dict(q_segments_BT=q_segments_BT, k_segments_BS=k_segments_BS)
-    if on_tpu() and copies_BM is None:
+    if platform() == "tpu" and copies_BM is None:
         return attend_splash(q_BTNH, k_BSKH, v_BSKH, pattern=pattern, tiles=tiles, **segments)
     out_BTNH = _attend_split(q_BTNH, k_BSKH, v_BSKH, pattern=pattern, copies_BM=copies_BM, **segments)
     return checkpoint_name(out_BTNH, "attention")

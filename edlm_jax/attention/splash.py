@@ -34,10 +34,10 @@ class Tiles:
     keys: int = 512
 
 
-def on_tpu() -> bool:
-    """Is what is being traced for TPU? A mesh that is set decides: another machine may compile for its chips."""
+def platform() -> str:
+    """What is being traced for: the devices of the mesh that is set, which need not be this machine's, or jax's own."""
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return (device.platform if device is not None else jax.default_backend()) == "tpu"
+    return device.platform if device is not None else jax.default_backend()
 
 
 def attend_splash(

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from edlm_jax.attention import attend_cached
+from edlm_jax.attention import attend_cached, platform
 from edlm_jax.models.rope import rotary_tables
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer, fuse_projections, layer_forward, rms_norm
@@ -36,7 +36,7 @@ class DecodingWeights:
     def of(cls, model: Transformer) -> "DecodingWeights":
         """Laid out once; later changes of the model are not followed."""
         # On CPU a product with the transposed embedding costs several times one with a head of its own (measured).
-        return _lay_out(*nnx.split(model), copy_head=jax.default_backend() == "cpu")
+        return _lay_out(*nnx.split(model), copy_head=platform() == "cpu")
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """float32[B, T, V] of final hidden states."""

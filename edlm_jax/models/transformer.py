@@ -11,12 +11,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from edlm_jax.attention import Causal, Pattern, attend
+from edlm_jax.attention import Causal, Pattern, Tiles, attend
 from edlm_jax.errors import InputError
+from edlm_jax.models.head import linear_cross_entropy
 from edlm_jax.models.rope import rotary_tables, rotate
+from edlm_jax.models.sharding import constrain
 from edlm_jax.models.spec import ModelSpec
 
 REMAT_POLICIES = {
@@ -61,11 +62,23 @@ class Layers(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """A decoder-only language model; `dtype` is what it computes in, `param_dtype` what it stores."""
+    """A decoder-only language model.
 
-    def __init__(self, spec: ModelSpec, *, rngs: nnx.Rngs, dtype: str = "float32", param_dtype: str = "float32"):
+    `dtype` is what it computes in, `param_dtype` what it stores, `tiles` what attention on TPU computes at once.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        rngs: nnx.Rngs,
+        dtype: str = "float32",
+        param_dtype: str = "float32",
+        tiles: Tiles = Tiles(),  # noqa: B008 (frozen)
+    ):
         self.spec = spec
         self.dtype = dtype
+        self.tiles = tiles
         self.embedding_VD = _init("embedding_VD", (spec.vocab_size, spec.width), rngs, param_dtype)
         self.layers = Layers(spec, rngs, param_dtype)
         self.final_norm_D = _init("final_norm_D", (spec.width,), rngs, param_dtype)
@@ -109,10 +122,11 @@ class Transformer(nnx.Module):
         def attention(q_BTNH, k_BSKH, v_BSKH):
             q_segments_BT = None if segment_ids_BT is None else segment_ids_BT[:, : q_BTNH.shape[1]]
             segments = {"q_segments_BT": q_segments_BT, "k_segments_BS": segment_ids_BT}
-            return attend(q_BTNH, k_BSKH, v_BSKH, pattern=pattern, copies_BM=copies_BM, **segments)
+            how = dict(pattern=pattern, copies_BM=copies_BM, tiles=self.tiles)
+            return attend(q_BTNH, k_BSKH, v_BSKH, **how, **segments)
 
         def body(x_BTD, layer, read=slice(None)):
-            return layer_forward(self.spec, layer, x_BTD, rotary, attention, read), None
+            return constrain(layer_forward(self.spec, layer, x_BTD, rotary, attention, read), "BL_"), None
 
         x_BTD, layers = self.embed(tokens_BT), self.layers.stacked(self.dtype)
         last = None
@@ -126,7 +140,7 @@ class Transformer(nnx.Module):
 
     def embed(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Token embeddings in the compute dtype."""
-        return self.embedding_VD[...].astype(self.dtype)[tokens_BT]
+        return constrain(self.embedding_VD[...].astype(self.dtype)[tokens_BT], "BL_")
 
     def final_norm(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """The norm before the head."""
@@ -134,8 +148,17 @@ class Transformer(nnx.Module):
 
     def logits(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """float32 scores over the vocabulary of final hidden states."""
-        head_DV = self.embedding_VD[...].T if self.spec.tied else self.head_DV[...]
-        return jnp.einsum("BTD,DV->BTV", x_BTD, head_DV.astype(self.dtype), preferred_element_type=jnp.float32)
+        head_DV = self._head().astype(self.dtype)
+        return jnp.einsum("BTD,DV->BTV", x_BTD, head_DV, preferred_element_type=jnp.float32)
+
+    def cross_entropy(
+        self, x_BTD: Float[Array, "B T D"], targets_BT: Int[Array, "B T"], supervised_BT: Bool[Array, "B T"]
+    ) -> Float[Array, "B T"]:
+        """That of the logits of `x_BTD` where it is asked for, 0 elsewhere; the logits never exist as a whole."""
+        return linear_cross_entropy(x_BTD, self._head(), targets_BT, supervised_BT)
+
+    def _head(self):
+        return self.embedding_VD[...].T if self.spec.tied else self.head_DV[...]
 
 
 def layer_forward(spec: ModelSpec, p: dict, x_BTD, rotary, attention, read: slice = slice(None)):  # noqa: B008
@@ -157,7 +180,6 @@ def _attention_branch(spec, p, x_BTD, rotary, attention, read):
         k_BSKH = rms_norm(k_BSKH, p["k_norm_H"], spec.norm_eps)
     q_rotary = [table_BTR[:, read] for table_BTR in rotary]
     out_BTNH = attention(rotate(q_BTNH, *q_rotary), rotate(k_BSKH, *rotary), v_BSKH)
-    out_BTNH = checkpoint_name(out_BTNH, "attention")
     w_ED = p["o_NHD"].reshape(-1, spec.width)  # flat, or the CPU compiler transposes it on every call
     return jnp.einsum("BTE,ED->BTD", out_BTNH.reshape(*out_BTNH.shape[:2], -1), w_ED) + _bias(p, "o_bias_D")
 

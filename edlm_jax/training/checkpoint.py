@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from ml_collections import ConfigDict
 
+from edlm_jax.attention import Tiles
 from edlm_jax.data.shards import BatchIterator
 from edlm_jax.errors import InputError
 from edlm_jax.models.sharding import param_shardings
@@ -136,10 +137,15 @@ def load_trained(
         checkpoints.close()
 
 
-def abstract_model(spec: ModelSpec, dtype: str, mesh: jax.sharding.Mesh | None) -> tuple[nnx.GraphDef, dict]:
+def abstract_model(
+    spec: ModelSpec,
+    dtype: str,
+    mesh: jax.sharding.Mesh | None,
+    tiles: Tiles = Tiles(),  # noqa: B008 (frozen)
+) -> tuple[nnx.GraphDef, dict]:
     """(graph definition, parameter tree of ShapeDtypeStructs with their shardings): nothing is allocated."""
-    model = nnx.eval_shape(lambda: Transformer(spec, rngs=nnx.Rngs(0), dtype=dtype, param_dtype="float32"))
-    graphdef, state = nnx.split(model)
+    settings = dict(dtype=dtype, param_dtype="float32", tiles=tiles)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Transformer(spec, rngs=nnx.Rngs(0), **settings)))
     abstract = nnx.to_pure_dict(state)
     if mesh is None:
         shardings = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), abstract)

@@ -21,13 +21,14 @@ CHOICES = {
 # What a prompt sees at decoding time follows what training showed the model, unless the config says otherwise.
 _AUTO_PREFILL = {"bidirectional": "bidirectional", "semi_block": "causal"}
 _POSITIVE = ("steps", "log_every", "checkpoint.keep_last", "data.batch_size", "data.length", "data.shards")
-_POSITIVE += ("objective.block_length", "optimizer.learning_rate", "optimizer.accumulation")
+_POSITIVE += ("objective.block_length", "optimizer.learning_rate")
 _NOT_NEGATIVE = ("seed", "eval_every", "checkpoint.every", "checkpoint.keep_every", "objective.ar_weight")
 _NOT_NEGATIVE += ("objective.diffusion_weight", "objective.noisy_length", "optimizer.final_learning_rate")
 _NOT_NEGATIVE += ("optimizer.warmup_steps", "optimizer.decay_steps", "optimizer.weight_decay", "optimizer.clip_norm")
+_NOT_NEGATIVE += ("optimizer.accumulation",)
 # A run may be continued with other values of these: none of them changes what a step computes from its state and batch,
 # except `steps`, which is how a run is made longer.
-RESUMABLE = ("steps", "log_every", "eval_every", "checkpoint", "mesh", "remat", "evaluation")
+RESUMABLE = ("steps", "log_every", "eval_every", "checkpoint", "mesh", "remat", "attention_tiles", "evaluation")
 
 
 def default_config() -> ConfigDict:
@@ -36,12 +37,13 @@ def default_config() -> ConfigDict:
     c.seed = 0  # of the random initialisation, the order of the data and the noise
     c.dtype = "bfloat16"  # of the computation; weights, gradients and moments are always float32
     c.remat = "none"  # what the backward pass computes again: none | full | dots | save_attention
+    c.attention_tiles = (512, 512)  # (queries, keys) that attention on TPU computes at once; elsewhere unused
     c.steps = 1000  # optimizer steps in all
     c.log_every = 10  # steps between lines of metrics.jsonl
     c.eval_every = 0  # steps between held-out losses; 0 = only at the end
     c.init = config_dict.create(
         path="",  # HF directory or hub id to start from; "" = random weights of init.hf_config
-        hf_config=ConfigDict(),  # a config.json as a dict
+        hf_config=ConfigDict(),  # a config.json as a dict; beside a path its shape, known without downloading it
         mask_token_id=-1,  # -1 = chosen by tokenizer family
         mask_embedding="keep",  # how the mask token's embedding starts: keep | mean | noise
     )
@@ -78,7 +80,7 @@ def default_config() -> ConfigDict:
         eps=1e-8,
         weight_decay=0.1,  # on matrices: not on norms, biases and the embedding
         clip_norm=1.0,  # of the global gradient; 0 = off
-        accumulation=1,  # micro-batches of a step
+        accumulation=1,  # micro-batches of a step; 0 = as many as leave each device group one row
     )
     c.checkpoint = config_dict.create(
         every=1000,  # steps; the last step is always saved; 0 = only the last
@@ -92,6 +94,7 @@ def default_config() -> ConfigDict:
         timed_prompts=8,  # prompts whose tokens/s are measured, one at a time
     )
     c.mesh = config_dict.create(data=1, fsdp=-1, tensor=1, context=1)  # devices per axis; -1 = what is left
+    # data=0 is one for each TPU slice: between slices the network is slow, and `data` alone crosses it.
     return c
 
 
@@ -106,11 +109,14 @@ def validate(c: ConfigDict) -> None:
             value = _get(c, path)
             if not (value >= 0 if low else value > 0):
                 raise InputError(f"config.{path} must be {word}, not {value}")
+    tiles = c.attention_tiles
+    if len(tiles) != 2 or not all(isinstance(size, int) and size > 0 and size % 128 == 0 for size in tiles):
+        raise InputError(f"config.attention_tiles must be two multiples of 128 (queries, keys), not {tuple(tiles)}")
     _check_objective(c)
     _check_schedule(c)
-    if bool(c.init.path) == bool(c.init.hf_config):
-        raise InputError("set exactly one of config.init.path (checkpoint) and config.init.hf_config (random weights)")
-    if c.data.batch_size % c.optimizer.accumulation:
+    if not c.init.path and not c.init.hf_config:
+        raise InputError("set config.init.path (a checkpoint) or config.init.hf_config (random weights)")
+    if c.data.batch_size % max(c.optimizer.accumulation, 1):
         raise InputError(
             f"config.data.batch_size={c.data.batch_size} is not divisible by "
             f"config.optimizer.accumulation={c.optimizer.accumulation}"

@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from edlm_jax.attention import Tiles
 from edlm_jax.errors import InputError
 from edlm_jax.models.sharding import param_shardings
 from edlm_jax.models.spec import ModelSpec
@@ -33,6 +34,7 @@ def read_spec(c: ConfigDict) -> tuple[ModelSpec, "PreTrainedTokenizerBase"]:
     if c.init.path:
         directory = find_directory(c.init.path)
         spec = ModelSpec.from_hf(read_config(directory), source=str(directory))
+        _check_shape(c, spec)
     else:
         spec = ModelSpec.from_hf(c.init.hf_config.to_dict(), source=c.data.tokenizer)
     tokenizer = _load_tokenizer(c.data.tokenizer or spec.source, spec.vocab_size)
@@ -45,9 +47,23 @@ def read_spec(c: ConfigDict) -> tuple[ModelSpec, "PreTrainedTokenizerBase"]:
     return dataclasses.replace(spec, conversion=conversion(c, mask_id)), tokenizer
 
 
+def planned_spec(c: ConfigDict) -> ModelSpec:
+    """The spec of what would be trained, without tokenizer or weights: all that compiling needs.
+
+    It comes from c.init.hf_config where that is set, so that a hub id need not be reachable.
+    """
+    if c.init.hf_config:
+        spec = ModelSpec.from_hf(c.init.hf_config.to_dict())
+    else:
+        directory = find_directory(c.init.path)
+        spec = ModelSpec.from_hf(read_config(directory), source=str(directory))
+    mask_id = max(c.init.mask_token_id, 0)  # which slot it is changes nothing in a program
+    return dataclasses.replace(spec, conversion=conversion(c, mask_id))
+
+
 def abstract_state(c: ConfigDict, spec: ModelSpec, mesh: Mesh) -> tuple[nnx.GraphDef, TrainState]:
     """(graph definition, state of ShapeDtypeStructs with their shardings)."""
-    graphdef, params = abstract_model(spec, c.dtype, mesh)
+    graphdef, params = abstract_model(spec, c.dtype, mesh, Tiles(*c.attention_tiles))
     state = jax.eval_shape(lambda p: TrainState(jnp.int32(0), p, make_optimizer(c).init(p)), params)
     return graphdef, with_shardings(state, param_shardings(mesh, state))
 
@@ -73,6 +89,17 @@ def initial_state(c: ConfigDict, params: dict, abstract: TrainState) -> TrainSta
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     opt_state = jax.jit(make_optimizer(c).init, out_shardings=shardings.opt_state)(params)
     return TrainState(jax.device_put(jnp.int32(0), shardings.step), params, opt_state)
+
+
+def _check_shape(c: ConfigDict, spec: ModelSpec) -> None:
+    """A config that says what shape its checkpoint has must be right about it."""
+    if not c.init.hf_config:
+        return
+    said = ModelSpec.from_hf(c.init.hf_config.to_dict())
+    names = [field.name for field in dataclasses.fields(spec) if field.name not in ("conversion", "hf_json", "source")]
+    wrong = [name for name in names if getattr(said, name) != getattr(spec, name)]
+    if wrong:
+        raise InputError(f"config.init.hf_config is not the shape of {c.init.path}: {', '.join(wrong)} differ")
 
 
 def _pure(model: Transformer) -> dict:

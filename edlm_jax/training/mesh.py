@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -13,17 +14,25 @@ AXES = ("data", "fsdp", "tensor", "context")
 BATCH_SPEC = PartitionSpec(("data", "fsdp"), "context")
 
 
-def make_mesh(c: ConfigDict) -> Mesh:
-    """The mesh of c.mesh (devices per axis, one of them may be -1), or the reason why these devices cannot form it."""
-    sizes = [c.mesh[axis] for axis in AXES]
-    count = jax.device_count()
+def make_mesh(c: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of c.mesh (devices per axis, one of them may be -1), or the reason why these devices cannot form it.
+
+    Devices default to all of this run's. Where they are several slices, joined by a slow network, `data` alone crosses
+    from one to another.
+    """
+    devices = jax.devices() if devices is None else devices
+    slices = len({_slice(device) for device in devices})
+    sizes = [slices if axis == "data" and c.mesh.data == 0 else c.mesh[axis] for axis in AXES]
+    count = len(devices)
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise InputError(f"config.mesh: each axis is a positive number, at most one of them -1, not {dict(c.mesh)}")
     known = int(np.prod([size for size in sizes if size != -1]))
     sizes = [count // known if size == -1 else size for size in sizes]
     if int(np.prod(sizes)) != count:
         raise InputError(f"config.mesh: {dict(c.mesh)} does not use all of the {count} devices exactly once")
-    rows, accumulation = sizes[0] * sizes[1], c.optimizer.accumulation
+    if sizes[0] % slices:
+        raise InputError(f"config.mesh.data={sizes[0]} is not divisible by the {slices} slices: 0 is one for each")
+    rows, accumulation = sizes[0] * sizes[1], max(c.optimizer.accumulation, 1)
     if c.data.batch_size % (rows * accumulation):
         raise InputError(
             f"config.data.batch_size={c.data.batch_size} is not divisible by data x fsdp x accumulation = "
@@ -31,7 +40,17 @@ def make_mesh(c: ConfigDict) -> Mesh:
         )
     if c.data.length % sizes[3]:
         raise InputError(f"config.data.length={c.data.length} is not divisible by config.mesh.context={sizes[3]}")
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    types = (AxisType.Auto,) * len(AXES)
+    if slices == 1:
+        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+    within, across = [sizes[0] // slices, *sizes[1:]], [slices, 1, 1, 1]
+    return Mesh(create_hybrid_device_mesh(within, across, devices), AXES, axis_types=types)
+
+
+def micro_batches(c: ConfigDict, rows: int) -> int:
+    """Into how many micro-batches a batch of `rows` is split: c.optimizer.accumulation, or as many as there can be."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return c.optimizer.accumulation or rows // (1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"])
 
 
 def check_batch(batch: dict[str, np.ndarray], *, grid: int) -> None:
@@ -66,3 +85,7 @@ def to_global(batch: dict[str, np.ndarray], mesh: Mesh, rows: Sequence[int], bat
         return jax.make_array_from_callback((batch_size, value_BL.shape[1]), sharding, part)
 
     return {name: put(value_BL) for name, value_BL in batch.items()}
+
+
+def _slice(device: jax.Device) -> int:
+    return getattr(device, "slice_index", None) or 0  # TPUs of several slices alone have one

@@ -20,11 +20,8 @@ from ml_collections import ConfigDict
 
 from edlm_jax.attention import Bidirectional, BlockCausal, Causal, CleanContext, Pattern
 from edlm_jax.diffusion import (
-    ar_loss,
     choose_copies,
     corrupt,
-    cross_entropy,
-    diffusion_loss,
     next_token_targets,
     shift_right,
     weighted_sum,
@@ -131,12 +128,16 @@ class Objective:
         x_BTD = model.hidden(pattern=self.attention(length), remat=remat, columns=columns, **streams)
         ar, diffusion, bins = jnp.zeros(()), jnp.zeros(()), (jnp.zeros(NOISE_BINS), jnp.zeros(NOISE_BINS))
         if self.ar_weight:
-            ar, _ = ar_loss(model.logits(x_BTD[:, -length:]), *_ar_targets(batch))
+            targets_BL, loss_mask_BL = _ar_targets(batch)
+            ce_BL = model.cross_entropy(x_BTD[:, -length:], targets_BL, loss_mask_BL)
+            ar, _ = weighted_sum(ce_BL, loss_mask_BL)
         if self.diffusion_weight:
-            logits_BMV = model.logits(self._aligned(x_BTD, corruption))
-            targets = (logits_BMV, corruption.copied(batch["tokens"]), self._predicted(batch, corruption))
-            diffusion, _ = diffusion_loss(*targets, corruption.noise_level_BM)
-            bins = _by_noise_level(*targets, corruption.noise_level_BM)
+            masked_BM, noise_level_BM = self._predicted(batch, corruption), corruption.noise_level_BM
+            ce_BM = model.cross_entropy(
+                self._aligned(x_BTD, corruption), corruption.copied(batch["tokens"]), masked_BM
+            )
+            diffusion, _ = weighted_sum(ce_BM / noise_level_BM, masked_BM)
+            bins = _by_noise_level(ce_BM, masked_BM, noise_level_BM)
         return Sums(ar, diffusion, *bins)
 
     def loss(self, sums: Sums, weights: Weights) -> jax.Array:
@@ -189,9 +190,8 @@ def _ar_targets(batch: Batch):
     return next_token_targets(batch["tokens"], batch["loss_mask"], batch["segment_ids"])
 
 
-def _by_noise_level(logits_BLV, targets_BL, masked_BL, noise_level_BL):
+def _by_noise_level(ce_BL, masked_BL, noise_level_BL):
     """(sum of ce, number) of masked tokens in each of NOISE_BINS bins; a metric, so no gradient flows."""
-    ce_BL = cross_entropy(jax.lax.stop_gradient(logits_BLV), targets_BL)
     bin_BL = jnp.minimum(jnp.ceil(noise_level_BL * NOISE_BINS).astype(int) - 1, NOISE_BINS - 1)
     pairs = [weighted_sum(ce_BL, masked_BL & (bin_BL == index)) for index in range(NOISE_BINS)]
     return tuple(jnp.stack(column) for column in zip(*pairs, strict=True))

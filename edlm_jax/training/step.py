@@ -12,6 +12,7 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
+from edlm_jax.training.mesh import micro_batches
 from edlm_jax.training.objective import Batch, Corruption, Objective, Sums, Weights, example_keys
 from edlm_jax.training.optimizer import make_optimizer, make_schedule
 
@@ -53,7 +54,8 @@ def make_train_step(c: ConfigDict, graphdef: nnx.GraphDef, objective: Objective,
         key = jax.random.fold_in(jax.random.key(c.seed), state.step)
         corruption = drawn.corrupt(example_keys(key, batch["tokens"].shape[0]), batch)
         weights = drawn.weights(batch, corruption)
-        accumulate = functools.partial(_accumulate, graphdef, drawn, c.optimizer.accumulation, c.remat)
+        count = micro_batches(c, batch["tokens"].shape[0])
+        accumulate = functools.partial(_accumulate, graphdef, drawn, count, c.remat, shardings.params)
         sums, grads = accumulate(state.params, batch, corruption, weights)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -77,17 +79,22 @@ def make_eval_step(c: ConfigDict, graphdef: nnx.GraphDef, objective: Objective) 
     return eval_step
 
 
-def _accumulate(graphdef, objective, count, remat, params, batch: Batch, corruption: Corruption, weights: Weights):
+def _accumulate(
+    graphdef, objective, count, remat, shardings, params, batch: Batch, corruption: Corruption, weights: Weights
+):
     """(sums, gradient) of the whole batch in `count` micro-batches.
 
     Each micro-batch's loss is its sums over the GLOBAL weights, hence their gradients add up to the gradient of the
     global mean: nothing is averaged over micro-batches, and ragged ones count by their tokens.
     """
 
-    @functools.partial(jax.grad, has_aux=True)
-    def grad(params, batch, corruption):
+    def total(params, batch, corruption):
         sums = objective.sums(nnx.merge(graphdef, params), batch, corruption, remat=remat)
         return objective.loss(sums, weights), sums
+
+    def grad(*args):
+        grads, sums = jax.grad(total, has_aux=True)(*args)
+        return jax.lax.with_sharding_constraint(grads, shardings), sums  # split at once, like the parameters
 
     if count == 1:
         grads, sums = grad(params, batch, corruption)

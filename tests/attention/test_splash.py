@@ -118,3 +118,23 @@ def test_the_last_layer_visits_the_noisy_rows_alone():
     whole, _ = count_tiles(CleanContext(1024, 16), 2048, 2048, Tiles(128, 128))
     noisy, _ = count_tiles(CleanContext(1024, 16), 1024, 2048, Tiles(128, 128))
     assert (whole, noisy) == (8 * 8 + 2 * 8, 8 + 8 * 9 // 2)
+
+
+def test_no_square_of_two_streams_is_ever_formed():
+    """Forward and backward, lowered for TPU: nothing has 2L x 2L elements, and key heads stay grouped."""
+    L, B, N, K, H = 1024, 1, 4, 2, 128
+    arrays = [jax.ShapeDtypeStruct((B, 2 * L, heads, H), jnp.bfloat16) for heads in (N, K, K)]
+    segments = jax.ShapeDtypeStruct((B, 2 * L), jnp.int32)
+
+    def text(function):
+        def total(q, k, v, ids):
+            return function(q, k, v, q_segments_BT=ids, k_segments_BS=ids).astype(jnp.float32).sum()
+
+        gradient = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
+        return gradient.trace(*arrays, segments).lower(lowering_platforms=("tpu",)).as_text()
+
+    pattern = CleanContext(L, 16)
+    ours, dense = text(partial(attend_splash, pattern=pattern)), text(partial(attend_dense, pattern=pattern))
+    assert ours.count("tpu_custom_call") == 3  # forward, dq, dk and dv
+    assert f"{2 * L}x{2 * L}x" in dense and f"{2 * L}x{2 * L}x" not in ours
+    assert f"{B}x{N}x{2 * L}x{H}xbf16" in ours and f"{B}x{K}x{2 * L}x{H}xbf16" in ours

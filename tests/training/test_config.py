@@ -19,6 +19,7 @@ BAD = [
     ({"objective.random_block_lengths": (4,), "objective.pattern": "bidirectional"}, "means nothing"),
     ({"dtype": "float16"}, "dtype='float16' is unknown"),
     ({"remat": "some"}, "remat='some' is unknown"),
+    ({"attention_tiles": (512, 100)}, "two multiples of 128"),
     ({"steps": 0}, "steps must be positive"),
     ({"objective.noisy_length": 24}, "noisy_length=24 is not divisible by block_length=16"),
     ({"objective.noisy_length": 32, "objective.pattern": "block_causal"}, "noisy_length means nothing"),
@@ -27,8 +28,8 @@ BAD = [
     ({"optimizer.warmup_steps": 2000}, "longer than config.steps=1000"),
     ({"optimizer.accumulation": 3}, "not divisible by config.optimizer.accumulation=3"),
     ({"optimizer.beta2": 1.0}, "beta2"),
-    ({"init.path": ""}, "exactly one of"),
-    ({"init.hf_config": {"model_type": "qwen3"}}, "exactly one of"),
+    ({"init.path": ""}, "config.init.path"),
+    ({"optimizer.accumulation": -1}, "accumulation must be zero or more"),
 ]
 
 

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from edlm_jax.attention import CleanContext
+from edlm_jax.models.head import linear_cross_entropy
 from edlm_jax.training.objective import Corruption, Objective, example_keys
 from tests.training.tiny import MASK_ID, random_batch, random_model
 
@@ -31,8 +32,8 @@ class Lookup:
         self.pattern, self.streams = pattern, (positions_BT, segment_ids_BT)
         return (jnp.asarray(self.table_VD)[tokens_BT] + self.column_SD[None, : tokens_BT.shape[1]])[:, :columns]
 
-    def logits(self, x_BTD):
-        return x_BTD @ self.head_DV
+    def cross_entropy(self, x_BTD, targets_BT, supervised_BT):
+        return linear_cross_entropy(x_BTD, jnp.asarray(self.head_DV), targets_BT, supervised_BT)
 
     def log_probs(self, tokens_BT):
         logits = (self.table_VD[tokens_BT] + self.column_SD[None, : tokens_BT.shape[1]]) @ self.head_DV

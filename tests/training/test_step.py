@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from edlm_jax.models.head import linear_cross_entropy
 from edlm_jax.training.config import default_config
 from edlm_jax.training.metrics import attended_pairs, step_flops
 from edlm_jax.training.objective import Objective
@@ -28,8 +29,8 @@ class Table(nnx.Module):
         x_BTD = self.embedding_VD[...][tokens_BT]
         return x_BTD + jnp.roll(x_BTD, 1, axis=1)
 
-    def logits(self, x_BTD):
-        return x_BTD @ self.head_DV[...]
+    def cross_entropy(self, x_BTD, targets_BT, supervised_BT):
+        return linear_cross_entropy(x_BTD, self.head_DV[...], targets_BT, supervised_BT)
 
 
 @pytest.fixture(scope="module")
