@@ -19,6 +19,7 @@ COMMANDS = {
     "generate": "complete prompts with a model, several tokens per forward pass",
     "evaluate": "task accuracy at several thresholds, speed, held-out loss",
     "bench": "speed of AR and diffusion side by side, and of transformers",
+    "compile": "what a config would need on TPUs: memory, collectives, FLOPs; needs no TPU",
     "export": "write a training run's newest checkpoint as a Hugging Face directory",
 }
 BAD_INPUT, INTERRUPTED, FAILED, STOPPED = 2, 130, 1, 128 + 15
@@ -69,8 +70,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def run(args: argparse.Namespace) -> None:
-    """Run the command and print what it found: for people, or with --json for machines."""
+def run(args: argparse.Namespace) -> int:
+    """Run the command and print what it found, for people or with --json for machines; returns the exit code."""
     absl_logging.set_verbosity(absl_logging.WARNING)
     absl_logging.get_absl_logger().addFilter(_keep)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is missing: we do not need it
@@ -80,11 +81,12 @@ def run(args: argparse.Namespace) -> None:
     else:
         result = args.module.run(args)
     if result is None:  # another process of this run has it
-        return
+        return 0
     if args.json:
         print(json.dumps(result, indent=2))
     else:
         args.module.show(result, args)
+    return args.module.exit_code(result) if hasattr(args.module, "exit_code") else 0
 
 
 @contextlib.contextmanager
@@ -110,8 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of `edlm`. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted, 143 stopped by SIGTERM."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        run(parse(argv))
-        return 0
+        return run(parse(argv))
     except InputError as error:
         return _report(BAD_INPUT, f"edlm: {error}", argv)
     except StoppedError as stopped:

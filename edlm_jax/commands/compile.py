@@ -1,0 +1,71 @@
+"""Compile a config's training step and decoder for TPUs that are not here, and say what they would need.
+
+Memory, collectives and attention tiles are the TPU compiler's own; nothing runs. Needs libtpu (pip install
+'edlm_jax[tpu]') and no TPU. Exit code 1: it does not fit."""
+
+import argparse
+import os
+from typing import Any
+
+from edlm_jax.commands.config import add_config_argument, load_config
+from edlm_jax.errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    add_config_argument(parser)
+    parser.add_argument("--topology", required=True, metavar="NAME", help="chips, for example v5e:4x4 or v5p:4x4x4")
+    parser.add_argument("--num_slices", type=int, default=1, metavar="N", help="so many of them, over a network (1)")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Compile; returns the report."""
+    if args.num_slices < 1:
+        raise InputError(f"--num_slices must be positive, not {args.num_slices}")
+    os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: a TPU that is here stays free for others
+    config = load_config(args.config, args.overrides)
+    from edlm_jax.evaluation.aot import compile_report
+
+    command = [f"--config={args.config}", f"--topology={args.topology}"]
+    command += [f"--num_slices={args.num_slices}"] if args.num_slices > 1 else []
+    command = " ".join(["edlm compile", *command, *args.overrides])
+    return dict(command=command, **compile_report(config, args.topology, args.num_slices))
+
+
+def show(result: dict[str, Any], args: argparse.Namespace) -> None:
+    """Print what fits where."""
+    mesh = " x ".join(f"{axis} {size}" for axis, size in result["mesh"].items() if size > 1)
+    memory = result["memory_per_device"]
+    print(f"{result['chips']} chips, {result['devices']} devices ({result['device_kind']}) as {mesh}")
+    for name in ("train_step", "decoder"):
+        if name in result:
+            print(f"\n{name.replace('_', ' ')}")
+            _show_program(result[name], memory)
+    print(f"\n{'fits' if result['fits'] else 'DOES NOT FIT'}")
+
+
+def exit_code(result: dict[str, Any]) -> int:
+    """1 where it does not fit."""
+    return 0 if result["fits"] else 1
+
+
+def _show_program(program: dict[str, Any], memory: int) -> None:
+    if "reason" in program:
+        print(f"  {program['reason']}")
+        return
+    gib = lambda size: f"{size / 2**30:.2f} GiB"  # noqa: E731
+    print(f"  memory of a device     {gib(program['peak_bytes'])} at the peak, of {gib(memory)}")
+    print(f"    arguments            {gib(program['argument_bytes'])}")
+    print(f"    temporaries          {gib(program['temporary_bytes'])}")
+    for kind, found in program["collectives"].items():
+        print(f"  {kind:22} {found['count']} of {gib(found['bytes'])} in all")
+    if "model_flops" in program:
+        tiles = program["attention_tiles"]
+        print(f"  model FLOPs            {program['model_flops']:.3e}, {program['flops_per_device']:.3e} a device")
+        print(f"  micro-batches          {program['micro_batches']}")
+        print(
+            f"  attention tiles        {tiles['visited']} of {tiles['total']} ({tiles['queries']} x {tiles['keys']}), "
+            f"{tiles['over_ideal']:.2f} times the fewest possible"
+        )
+    tracing, compiling = program["trace_seconds"], program["compile_seconds"]
+    print(f"  seconds                {tracing:.0f} to trace, {compiling:.0f} to compile")

@@ -1,0 +1,173 @@
+"""Ahead of time: the real training step and decoder compiled for TPUs that are not there, and what they would need.
+
+The compiler is libtpu's own, so memory and collectives are those of a run; times are not known without the chips.
+"""
+
+import math
+import os
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from edlm_jax.attention import BlockCausal, Tiles, count_tiles
+from edlm_jax.decoding.acceptance import Sampling, Threshold
+from edlm_jax.decoding.blocks import BlockSettings, Request, decode_blocks
+from edlm_jax.errors import InputError
+from edlm_jax.evaluation.hlo import collectives, shapes
+from edlm_jax.models.cache import DecodingWeights
+from edlm_jax.models.sharding import param_shardings
+from edlm_jax.models.spec import ModelSpec
+from edlm_jax.training.checkpoint import abstract_model, with_shardings
+from edlm_jax.training.config import validate
+from edlm_jax.training.initial import abstract_state, planned_spec
+from edlm_jax.training.mesh import AXES, BATCH_SPEC, make_mesh, micro_batches
+from edlm_jax.training.metrics import step_flops
+from edlm_jax.training.objective import Objective
+from edlm_jax.training.step import make_train_step
+
+GIB = 2**30
+# Memory of one device by jax's device_kind (vendor's data sheets). A TPU7x chip is two devices of 96 GiB.
+MEMORY = {"TPU v4": 32 * GIB, "TPU v5 lite": 16 * GIB, "TPU v5": 95 * GIB, "TPU v6 lite": 32 * GIB, "TPU7x": 96 * GIB}
+DEVICES_PER_CHIP = {"TPU7x": 2}
+PROMPT, NEW_TOKENS = 1024, 512  # columns of what the decoder is compiled for
+
+
+def compile_report(c: ConfigDict, topology: str, num_slices: int) -> dict[str, Any]:
+    """Compiles the step and, for a diffusion model, the decoder; returns what `edlm compile --json` prints."""
+    validate(c)
+    devices = topology_devices(topology, num_slices)
+    mesh, spec = make_mesh(c, devices), planned_spec(c)
+    kind = devices[0].device_kind
+    report = dict(
+        topology=topology,
+        num_slices=num_slices,
+        device_kind=kind,
+        devices=len(devices),
+        chips=len(devices) // DEVICES_PER_CHIP.get(kind, 1),
+        memory_per_device=MEMORY[kind],
+        mesh={axis: size for axis, size in mesh.shape.items()},
+        train_step=train_step_report(c, spec, mesh),
+    )
+    if spec.conversion is not None:
+        report["decoder"] = decoder_report(spec, c.dtype, devices)
+    report["fits"] = all(report[name]["fits"] for name in ("train_step", "decoder") if name in report)
+    return report
+
+
+def topology_devices(topology: str, num_slices: int = 1) -> list[jax.Device]:
+    """The devices of a TPU topology such as v5p:4x4x4, for compiling alone."""
+    for name, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost")):
+        os.environ.setdefault(name, value)  # or libtpu looks for the machine it is not on
+    from jax.experimental import topologies
+
+    slices = dict(num_slices=num_slices) if num_slices > 1 else {}
+    try:
+        return list(topologies.get_topology_desc(topology, platform="tpu", **slices).devices)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        if "libtpu" in reason or "tpu" in reason.lower() and "plugin" in reason.lower():
+            raise InputError(f"no TPU compiler here: pip install 'edlm_jax[tpu]' brings it ({reason[:120]})") from None
+        raise InputError(f"--topology={topology}: {reason[:200]}") from None
+
+
+def train_step_report(c: ConfigDict, spec: ModelSpec, mesh: Mesh) -> dict[str, Any]:
+    """The optimizer step of `edlm train` on this mesh."""
+    objective = Objective.from_config(c, max(c.init.mask_token_id, 0))
+    graphdef, state = abstract_state(c, spec, mesh)
+    step = make_train_step(c, graphdef, objective, jax.tree.map(lambda x: x.sharding, state))
+    B, L = c.data.batch_size, c.data.length
+    column = jax.ShapeDtypeStruct((B, L), jnp.int32, sharding=NamedSharding(mesh, BATCH_SPEC))
+    batch = {name: column for name in ("tokens", "segment_ids", "positions", "loss_mask")}
+    with jax.set_mesh(mesh):
+        count = micro_batches(c, B)
+        report = _compile(step, mesh, state, batch, block_length=objective.block_length)
+    flops = step_flops(spec, objective, B, L)
+    devices = math.prod(mesh.shape.values())
+    report |= dict(batch_size=B, length=L, micro_batches=count, model_flops=flops, flops_per_device=flops / devices)
+    return report | dict(attention_tiles=tiles_report(objective, L, Tiles(*c.attention_tiles)))
+
+
+def tiles_report(objective: Objective, length: int, tiles: Tiles) -> dict[str, Any]:
+    """Tiles of one head of one row that the forward kernel computes, against the fewest that tiles of that side can.
+
+    The ideal of a stream that sees what is before it is its lower triangle; a noisy stream adds its own diagonal
+    (density 1/4 + T / 2L of the two streams' square).
+    """
+    width = 2 * length if objective.two_streams else length
+    visited, total = count_tiles(objective.attention(length), width, width, tiles)
+    side = math.sqrt(width * width / total)
+    n = length / side
+    triangle = n * (n + 1) / 2
+    ideal = 2 * triangle + n if objective.two_streams else n * n if objective.pattern == "bidirectional" else triangle
+    return dict(queries=tiles.queries, keys=tiles.keys, visited=visited, total=total, over_ideal=visited / ideal)
+
+
+def decoder_report(spec: ModelSpec, dtype: str, devices: list[jax.Device]) -> dict[str, Any]:
+    """The block decoder: key heads over `tensor`, as far as they divide, and a row for each group of devices."""
+    tensor = math.gcd(spec.num_kv_heads, len(devices))
+    shape = (len(devices) // tensor, 1, tensor, 1)
+    types = (AxisType.Auto,) * len(AXES)
+    mesh = Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=types)
+    rows, C = shape[0], spec.conversion.block_length
+    graphdef, params = abstract_model(spec, dtype, mesh)
+    with jax.set_mesh(mesh):
+        weights = jax.eval_shape(lambda params: DecodingWeights.of(nnx.merge(graphdef, params)), params)
+    weights = with_shardings(weights, param_shardings(mesh, weights))
+    settings = BlockSettings(
+        block_length=C,
+        num_blocks=NEW_TOKENS // C,
+        mask_id=spec.conversion.mask_token_id,
+        eos_id=None,
+        shifted=spec.conversion.alignment == "shifted",
+        sampling=Sampling(),
+        fused_commit=True,
+        prefill=BlockCausal(C),
+    )
+    request = Request(
+        prompts_BP=jnp.zeros((rows, PROMPT), jnp.int32),
+        pad_B=jnp.zeros(rows, jnp.int32),
+        first_block_BC=jnp.zeros((rows, C), jnp.int32),
+        given_B=jnp.zeros(rows, jnp.int32),
+        seeds_B=jnp.zeros(rows, jnp.uint32),
+        limit=NEW_TOKENS,
+        rule=Threshold(np.float32(0.9)),
+        temperature=0.0,
+    )
+    by_row = lambda x: NamedSharding(mesh, PartitionSpec("data") if np.ndim(x) else PartitionSpec())  # noqa: E731
+    request = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), sharding=by_row(x)), request
+    )
+    decode = jax.jit(decode_blocks.__wrapped__, static_argnames="settings")
+    with jax.set_mesh(mesh):
+        report = _compile(decode, mesh, weights, request, settings)
+    return report | dict(mesh=dict(mesh.shape), rows=rows, prompt=PROMPT, new_tokens=NEW_TOKENS, block_length=C)
+
+
+def _compile(function, mesh: Mesh, *args, **kwargs) -> dict[str, Any]:
+    kind = mesh.devices.flat[0].device_kind
+    start = time.perf_counter()
+    lowered = function.lower(*args, **kwargs)
+    traced = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return dict(fits=False, reason=" ".join(str(error).split())[:300])
+    seconds = dict(trace_seconds=traced - start, compile_seconds=time.perf_counter() - traced)
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    sizes = dict(
+        argument_bytes=memory.argument_size_in_bytes,
+        temporary_bytes=memory.temp_size_in_bytes,
+        peak_bytes=memory.peak_memory_in_bytes,
+    )
+    widest = sorted(shapes(text), key=math.prod, reverse=True)[:8]
+    return dict(fits=sizes["peak_bytes"] <= MEMORY[kind], **sizes, **seconds) | dict(
+        collectives=collectives(text), widest_arrays=widest
+    )

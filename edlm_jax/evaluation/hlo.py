@@ -1,0 +1,83 @@
+"""What a compiled program's HLO text says: its collectives, how often they run, and its widest arrays."""
+
+import re
+from collections import defaultdict
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "f16": 16, "s16": 16, "u16": 16, "s8": 8, "u8": 8, "s64": 64}
+_BITS |= {"u64": 64, "f64": 64, "f8e4m3fn": 8, "f8e5m2": 8}
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$")
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.-]+)")
+_BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
+_TRIPS = re.compile(r'"?known_trip_count"?:\{"?n"?:"?(\d+)"?\}')
+
+
+def collectives(text: str) -> dict[str, dict[str, int]]:
+    """kind -> {"count", "bytes"} of one run of the program on one chip.
+
+    Loops count as often as they are known to turn, those of unknown length once. Bytes are those of the larger side:
+    what an all-gather gives, what a reduce-scatter takes.
+    """
+    bodies, entry = _computations(text)
+    found: dict[str, dict[str, int]] = defaultdict(lambda: dict(count=0, bytes=0))
+    for name, times in _runs(bodies, entry).items():
+        sizes = {result: _bytes(kind) for result, kind, _, _ in bodies[name]}
+        for result, kind, op, rest in bodies[name]:
+            base = op.removesuffix("-start")
+            if base in KINDS:
+                operands = [sizes.get(operand, 0) for operand in re.findall(r"%([\w.-]+)", rest.split(")")[0])]
+                # The type of an asynchronous start is (operands, results, ...): its largest array stands for it.
+                size = max([sizes[result], *operands]) if op == base else max(map(_array_bytes, _ARRAY.findall(kind)))
+                found[base]["count"] += times
+                found[base]["bytes"] += times * size
+    return {kind: found[kind] for kind in KINDS if kind in found}
+
+
+def shapes(text: str) -> set[tuple[int, ...]]:
+    """Of every array in the program."""
+    return {tuple(map(int, dims.split(","))) for _, dims in _ARRAY.findall(text) if dims}
+
+
+def _computations(text):
+    """(name -> [(result, type, op, rest of the line)], name of the entry)"""
+    bodies, entry, current = {}, None, None
+    for line in text.splitlines():
+        if match := _COMPUTATION.match(line):
+            current = bodies.setdefault(match[2], [])
+            entry = match[2] if match[1] else entry
+        elif current is not None and (match := _INSTRUCTION.match(line)):
+            current.append(match.groups())
+    return bodies, entry
+
+
+def _runs(bodies, entry) -> dict[str, int]:
+    """How often each computation runs: the sum over its callers, times the turns of a loop."""
+    runs: dict[str, int] = defaultdict(int)
+
+    def visit(name, times):
+        runs[name] += times
+        for _, _, op, rest in bodies[name]:
+            called = _CALLED.findall(rest)
+            for names in _BRANCHES.findall(rest):
+                called += re.findall(r"[\w.-]+", names)
+            trips = _TRIPS.search(rest)
+            turns = int(trips[1]) if op == "while" and trips else 1
+            for other in called:
+                if other in bodies:
+                    visit(other, times * turns)
+
+    visit(entry, 1)
+    return runs
+
+
+def _bytes(kind: str) -> int:
+    return sum(map(_array_bytes, _ARRAY.findall(kind)))
+
+
+def _array_bytes(array: tuple[str, str]) -> int:
+    count = 1
+    for size in filter(None, array[1].split(",")):
+        count *= int(size)
+    return count * _BITS.get(array[0], 32) // 8

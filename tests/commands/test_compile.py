@@ -1,0 +1,60 @@
+"""edlm compile: bad input, the exit code, what is printed; and docs/compile.md is what its JSON says."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edlm_jax.commands import compile as command
+from edlm_jax.commands.main import main
+from edlm_jax.evaluation import aot
+from edlm_jax.evaluation.compile_table import table
+
+ROOT = Path(__file__).parents[2]
+CONFIG = str(ROOT / "configs" / "efficient_dlm_8b.py")
+
+
+def report(fits):
+    program = dict(fits=fits, argument_bytes=2**30, temporary_bytes=2**31, peak_bytes=3 * 2**30, trace_seconds=1.0)
+    program |= dict(compile_seconds=2.0, collectives={"all-gather": dict(count=3, bytes=2**30)})
+    tiles = dict(queries=512, keys=512, visited=80, total=256, over_ideal=1.0)
+    step = program | dict(model_flops=1e15, flops_per_device=1e13, micro_batches=2, attention_tiles=tiles)
+    described = dict(chips=4, devices=4, device_kind="TPU v5 lite", mesh=dict(fsdp=4), memory_per_device=2**34)
+    return described | dict(train_step=step, decoder=program, fits=fits)
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_exit_code_says_whether_it_fits(monkeypatch, capsys, fits):
+    seen = []
+    monkeypatch.setattr(aot, "compile_report", lambda *args: seen.append(args) or report(fits))
+    arguments = ["compile", f"--config={CONFIG}", "--topology=v5e:2x2", "--num_slices=2", "--config.steps=7"]
+    assert main(arguments) == (0 if fits else 1)
+    (config, topology, slices), out = seen[0], capsys.readouterr().out
+    assert (config.steps, topology, slices) == (7, "v5e:2x2", 2)
+    assert "3.00 GiB at the peak, of 16.00 GiB" in out and "80 of 256" in out
+    assert out.strip().endswith("fits" if fits else "DOES NOT FIT")
+    assert main([*arguments, "--json"]) == (0 if fits else 1)
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["command"] == f"edlm compile --config={CONFIG} --topology=v5e:2x2 --num_slices=2 --config.steps=7"
+
+
+def test_a_program_that_the_compiler_gave_up_on_is_shown(capsys):
+    failed = report(False) | dict(train_step=dict(fits=False, reason="RESOURCE_EXHAUSTED: 17G of 16G"))
+    command.show(failed, None)
+    assert "17G of 16G" in capsys.readouterr().out
+
+
+def test_bad_input_is_one_line(capsys):
+    assert main(["compile", f"--config={CONFIG}", "--topology=v5e:2x2", "--num_slices=0"]) == 2
+    assert main(["compile", f"--config={CONFIG}", "--topology=v99:2x2"]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert "--num_slices" in lines[0] and ("v99" in lines[-1] or "libtpu" in lines[-1])
+
+
+def test_the_page_is_what_the_reports_say():
+    reports = [json.loads(path.read_text()) for path in sorted((ROOT / "docs" / "compile").glob("*.json"))]
+    assert len(reports) >= 6 and all(one["fits"] for one in reports)
+    assert (ROOT / "docs" / "compile.md").read_text() == table(reports)
+    for one in reports:
+        assert one["train_step"]["attention_tiles"]["over_ideal"] <= 1.15
+        assert one["train_step"]["batch_size"] // one["train_step"]["micro_batches"] * 2 >= one["chips"]

@@ -1,0 +1,61 @@
+"""The TPU compiler on a small model: it fits, and what must not be in the program is not. Needs libtpu."""
+
+import math
+
+import pytest
+from ml_collections import ConfigDict
+
+from edlm_jax.training.config import default_config
+from edlm_jax.training.initial import planned_spec
+
+SHAPE = dict(
+    architectures=["Qwen3ForCausalLM"],
+    model_type="qwen3",
+    vocab_size=3001,
+    hidden_size=256,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=128,
+    intermediate_size=384,
+    max_position_embeddings=4096,
+    rms_norm_eps=1e-6,
+    rope_theta=10000.0,
+    hidden_act="silu",
+    tie_word_embeddings=False,
+)
+
+
+def small_config():
+    c = default_config()
+    c.init.path = "nobody/has-this"  # never looked for: the shape is here
+    c.init.hf_config = ConfigDict(SHAPE)
+    c.init.mask_token_id = 5
+    c.objective.block_length = 32
+    c.data.update(batch_size=8, length=1024)
+    c.optimizer.accumulation = 0
+    c.attention_tiles = (128, 128)
+    c.remat = "full"
+    return c
+
+
+def test_the_spec_is_that_of_the_config():
+    spec = planned_spec(small_config())
+    assert (spec.width, spec.vocab_size) == (256, 3001)
+    assert (spec.conversion.mask_token_id, spec.conversion.block_length) == (5, 32)
+
+
+def test_a_small_step_and_its_decoder_on_four_chips():
+    pytest.importorskip("libtpu")
+    from edlm_jax.evaluation.aot import compile_report
+
+    report = compile_report(small_config(), "v5e:2x2", 1)
+    step, decoder = report["train_step"], report["decoder"]
+    assert report["fits"] and step["micro_batches"] == 2 and report["mesh"]["fsdp"] == 4
+    assert step["attention_tiles"]["over_ideal"] <= 1.15
+    assert step["collectives"]["all-gather"]["bytes"] > 0 and decoder["collectives"]["all-reduce"]["count"] > 0
+    for shape in step["widest_arrays"]:  # these would be among them
+        assert sum(size == 2 * 1024 for size in shape) < 2  # scores or a mask of two streams
+        assert not (3001 in shape and math.prod(shape) >= 1024 * 3001)  # logits of a row
+    weights = 3001 * 256 * 2 + 2 * (256 * 128 * 12 + 3 * 256 * 384)
+    assert 12 * weights / 4 < step["argument_bytes"] < 12.5 * weights / 4  # float32 parameters and moments, split

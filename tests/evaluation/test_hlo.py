@@ -1,0 +1,73 @@
+"""Collectives counted in a program's text: through calls and loops, with the bytes of the larger side."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from edlm_jax.evaluation.hlo import collectives, shapes
+
+TEXT = """HloModule jit_step, entry_computation_layout={(f32[4]{0})->f32[4]{0}}
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%inner (p: (s32[], bf16[8,16])) -> (s32[], bf16[8,16]) {
+  %p = (s32[], bf16[8,16]{1,0}) parameter(0)
+  %x = bf16[8,16]{1,0:T(8,128)(2,1)} get-tuple-element(%p), index=1
+  %part = bf16[2,16]{1,0} reduce-scatter(%x), channel_id=3, dimensions={0}, to_apply=%add
+  ROOT %t = (s32[], bf16[8,16]{1,0}) tuple(%i, %x)
+}
+
+%outer (p.1: (s32[], bf16[8,16])) -> (s32[], bf16[8,16]) {
+  %p.1 = (s32[], bf16[8,16]{1,0}) parameter(0)
+  ROOT %w = (s32[], bf16[8,16]{1,0}) while(%p.1), condition=%stop, body=%inner, backend_config={"known_trip_count":{"n":"3"}}
+}
+
+%stop (p.2: (s32[], bf16[8,16])) -> pred[] {
+  %p.2 = (s32[], bf16[8,16]{1,0}) parameter(0)
+  ROOT %done = pred[] constant(true)
+}
+
+ENTRY %main (arg: f32[4]) -> f32[4] {
+  %arg = f32[4]{0} parameter(0)
+  %start = (f32[4]{0}, f32[16]{0}) all-gather-start(%arg), channel_id=1, dimensions={0}
+  %gathered = f32[16]{0} all-gather-done(%start)
+  %w.1 = (s32[], bf16[8,16]{1,0}) while(%init), condition=%stop, body=%outer, backend_config={"known_trip_count":{"n":"5"}}
+  %w.2 = (s32[], bf16[8,16]{1,0}) while(%init), condition=%stop, body=%outer
+  ROOT %r = f32[4]{0} all-reduce(%arg), channel_id=2, to_apply=%add
+}
+"""  # noqa: E501
+
+
+def test_collectives_of_a_program_by_hand():
+    assert collectives(TEXT) == {
+        "all-gather": dict(count=1, bytes=16 * 4),
+        "all-reduce": dict(count=1, bytes=4 * 4),
+        "reduce-scatter": dict(count=(5 + 1) * 3, bytes=(5 + 1) * 3 * 8 * 16 * 2),
+    }
+    assert {(4,), (16,), (8, 16), (2, 16)} == shapes(TEXT)
+
+
+def test_collectives_of_a_program_that_was_compiled():
+    """Four layers scanned, weights split: each is gathered in its turn, and their product is summed once."""
+    mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(AxisType.Auto,))
+    split = NamedSharding(mesh, P(None, "fsdp", None))
+    w_LDD = jax.ShapeDtypeStruct((4, 32, 32), jnp.float32, sharding=split)
+    x_BD = jax.ShapeDtypeStruct((8, 32), jnp.float32, sharding=NamedSharding(mesh, P("fsdp", None)))
+
+    @jax.jit
+    def run(w_LDD, x_BD):
+        def layer(x_BD, w_DD):
+            w_DD = jax.lax.with_sharding_constraint(w_DD, NamedSharding(mesh, P(None, None)))
+            return jnp.tanh(x_BD @ w_DD), None
+
+        return jax.lax.scan(layer, x_BD, w_LDD)[0].sum()
+
+    found = collectives(run.lower(w_LDD, x_BD).compile().as_text())
+    assert found["all-gather"] == dict(count=4, bytes=4 * 32 * 32 * 4)
+    assert found["all-reduce"]["bytes"] == np.dtype(np.float32).itemsize
