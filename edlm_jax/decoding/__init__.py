@@ -1,6 +1,8 @@
-"""The jitted block decoder, its acceptance rules, and the AR mode on the same weights."""
+"""The jitted block decoder, its acceptance rules, and the other modes on the same weights."""
 
 from edlm_jax.decoding.acceptance import Rule, parse_rule
-from edlm_jax.decoding.generate import MODES, Decoder, Generation, generate
+from edlm_jax.decoding.generate import Decoder, generate
+from edlm_jax.decoding.generation import Generation
+from edlm_jax.decoding.modes import MODES
 
 __all__ = ["MODES", "Decoder", "Generation", "Rule", "generate", "parse_rule"]

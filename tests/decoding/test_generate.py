@@ -13,42 +13,9 @@ import edlm_jax.decoding.blocks as blocks
 from edlm_jax.attention import Causal
 from edlm_jax.decoding import generate
 from edlm_jax.errors import InputError
-from edlm_jax.models import Conversion, ModelSpec, Transformer
+from edlm_jax.models import ModelSpec, Transformer
 from tests.decoding import oracle
-
-VOCAB, MASK, EOS = 61, 60, 7
-CONFIG = {
-    "architectures": ["Qwen3ForCausalLM"],
-    "model_type": "qwen3",
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "intermediate_size": 48,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": False,
-    "max_position_embeddings": 256,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-}
-
-
-def make_model(alignment="same_position", prefill="block_causal", scale=40.0, seed=0):
-    """A random model whose tokens vary and whose confidences spread over (0, 1): a threshold decides something."""
-    model = Transformer(ModelSpec.from_hf(CONFIG), rngs=nnx.Rngs(seed))
-    for name in ("q_DNH", "k_DKH", "v_DKH", "o_NHD", "gate_DF", "up_DF", "down_FD"):
-        param = getattr(model.layers, name)
-        param[...] = param[...] * 10
-    model.head_DV[...] = model.head_DV[...] * scale
-    conversion = Conversion(mask_token_id=MASK, block_length=4, alignment=alignment, prefill=prefill)
-    model.spec = dataclasses.replace(model.spec, conversion=conversion)
-    return model
-
-
-def prompts(rng, lengths):
-    return [rng.integers(0, MASK - 1, n).tolist() for n in lengths]
+from tests.decoding.tiny import CONFIG, EOS, MASK, VOCAB, make_model, prompts
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,182 @@
+"""What the modes that settle tokens from left to right share: causal rows that grow, and the loops around a cycle.
+
+Shapes: B rows, P prompt columns (left-padded), T new columns of a forward, C block length, X token columns, S cache
+columns. The cache is causal: it holds what AR decoding would hold, so verified tokens are AR's. Every row keeps its own
+column, so a slow row never holds the others.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from edlm_jax.attention import Pattern, attend
+from edlm_jax.decoding.acceptance import Sampling
+from edlm_jax.decoding.compiled import compiled
+from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, forward_cached, prefill
+
+_LOOK = 8  # cycles between two looks of someone who watches; a choice: few enough to stop soon, enough to stay compiled
+
+
+@dataclass(frozen=True)
+class RowSettings:
+    """What a compiled program depends on; each mode has its own subclass, which names its program."""
+
+    block_length: int
+    room: int  # columns for new tokens
+    mask_id: int
+    eos_id: int | None
+    shifted: bool
+    sampling: Sampling
+
+    def program(self, weights: DecodingWeights, request: "RowRequest") -> "LeftToRight":
+        """The traced functions of the mode."""
+        raise NotImplementedError
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RowRequest:
+    """What is decoded: `pad_B` counts the padding columns before each prompt, `limit` caps the new tokens of a row."""
+
+    prompts_BP: jax.Array
+    pad_B: jax.Array
+    seeds_B: jax.Array
+    limit: int
+    threshold: float
+    temperature: float
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rows:
+    """The carry of the loop."""
+
+    tokens_BX: jax.Array
+    settled_at_BX: jax.Array  # the row's forward that settled a token, from 1; the prefill is the first
+    cache: KVCache
+    start_B: jax.Array  # the first column that is not settled
+    count_B: jax.Array  # new tokens
+    forwards_B: jax.Array
+    done_B: jax.Array
+    aside: Any  # what the mode itself carries
+
+    def settle(self, new_BT, settled_B, *, forwards: int, limit, eos_id: int | None) -> "Rows":
+        """Appends the first `settled_B` of new_BT, up to an EOS or the limit; `forwards` were spent on them."""
+        T = new_BT.shape[1]
+        index_1T = jnp.arange(T)[None]
+        ends_BT = self.count_B[:, None] + index_1T + 1 >= limit
+        if eos_id is not None:
+            ends_BT = ends_BT | (new_BT == eos_id)
+        first_end_B = jnp.where(ends_BT.any(axis=1), jnp.argmax(ends_BT, axis=1) + 1, T + 1)
+        kept_B = jnp.where(self.done_B, 0, jnp.minimum(settled_B, first_end_B))
+        kept_BT = index_1T < kept_B[:, None]
+        forwards_B = self.forwards_B + forwards * ~self.done_B
+        at_BT = jnp.broadcast_to(forwards_B[:, None], new_BT.shape)
+        return replace(
+            self,
+            tokens_BX=put(self.tokens_BX, new_BT, self.start_B, kept_BT),
+            settled_at_BX=put(self.settled_at_BX, at_BT, self.start_B, kept_BT),
+            start_B=self.start_B + kept_B,
+            count_B=self.count_B + kept_B,
+            forwards_B=forwards_B,
+            done_B=self.done_B | (kept_B == first_end_B),
+        )
+
+
+class LeftToRight:
+    """The base of the modes' programs: shared arrays, the prefill and the forward over a window of each row."""
+
+    width: int  # columns of a cycle's forward
+
+    def __init__(self, weights: DecodingWeights, request: RowRequest, settings: RowSettings):
+        self.weights, self.request, self.settings, self.pad_B = weights, request, settings, request.pad_B
+        self.P = request.prompts_BP.shape[1]
+        self.S = self.P + settings.room + self.width
+        self.rotary = Rotary.of(weights.spec, self.S)
+
+    def begin(self) -> Rows:
+        """Prefills and settles the first tokens."""
+        raise NotImplementedError
+
+    def cycle(self, rows: Rows) -> Rows:
+        """Settles at least one token of each row that is not done."""
+        raise NotImplementedError
+
+    def prefill(self, masks: int, pattern: Pattern):
+        """(rows with nothing settled, x_BTD): one forward over the prompt and so many masks; the prompt is kept."""
+        prompts_BP = self.request.prompts_BP
+        B, P = prompts_BP.shape
+        tokens_BX = jnp.pad(prompts_BP, ((0, 0), (0, self.S - P)), constant_values=self.settings.mask_id)
+        columns_T = jnp.arange(P + masks)[None]
+        segments_BT = (columns_T >= self.pad_B[:, None]).astype(jnp.int32)
+        attention = lambda _, q, k, v: attend(  # noqa: E731
+            q, k, v, pattern=pattern, q_segments_BT=segments_BT, k_segments_BS=segments_BT
+        )
+        rotary_BT = self.rotary.at(jnp.maximum(columns_T - self.pad_B[:, None], 0))
+        x_BTD, cache = prefill(self.weights, tokens_BX[:, : P + masks], rotary_BT, attention, keep=P, length=self.S)
+        zeros_B = jnp.zeros(B, jnp.int32)
+        return Rows(tokens_BX, jnp.zeros_like(tokens_BX), cache, zeros_B + P, zeros_B, zeros_B, zeros_B > 0, ()), x_BTD
+
+    def forward(self, cache: KVCache, tokens_BT, start_B, seen_BTT, offset_T=None):
+        """(x_BTD, cache): a window of T columns from start_B on, which sees what lies before it and `seen` of itself.
+
+        `offset_T` are the positions of its columns, counted from start_B's own (default: 0, 1, 2, ...).
+        """
+        B, T = tokens_BT.shape
+        offset_T = jnp.arange(T) if offset_T is None else jnp.asarray(offset_T)
+        columns_BTS = jnp.broadcast_to(jnp.arange(self.S), (B, T, self.S))
+        before_BTS = (columns_BTS >= self.pad_B[:, None, None]) & (columns_BTS < start_B[:, None, None])
+        seen_BTT = jnp.broadcast_to(seen_BTT, (B, T, T))
+        put_columns = jax.vmap(lambda old, new, start: jax.lax.dynamic_update_slice_in_dim(old, new, start, 1))
+        mask_BTS = put_columns(before_BTS, seen_BTT, start_B)
+        rotary_BT = self.rotary.at(jnp.maximum(start_B[:, None] + offset_T[None] - self.pad_B[:, None], 0))
+        return forward_cached(self.weights, cache, tokens_BT, rotary_BT, start_B, mask_BTS)
+
+    def best(self, x_BTD):
+        """int32[B, T]: the greedy tokens, never the mask token."""
+        logits_BTV = self.weights.logits(x_BTD).at[..., self.settings.mask_id].set(-jnp.inf)
+        return jnp.argmax(logits_BTV, axis=-1).astype(jnp.int32)
+
+    def settle(self, rows: Rows, new_BT, settled_B, forwards: int) -> Rows:
+        """`Rows.settle` with what the request says about a row's end."""
+        limit, eos_id = self.request.limit, self.settings.eos_id
+        return rows.settle(new_BT, settled_B, forwards=forwards, limit=limit, eos_id=eos_id)
+
+
+@compiled(static_argnames="settings")
+def decode_rows(weights: DecodingWeights, request: RowRequest, settings: RowSettings) -> Rows:
+    """Decodes until every row is done."""
+    program = settings.program(weights, request)
+    return jax.lax.while_loop(lambda rows: ~rows.done_B.all(), program.cycle, program.begin())
+
+
+@compiled(static_argnames="settings")
+def begin_rows(weights: DecodingWeights, request: RowRequest, settings: RowSettings) -> Rows:
+    """Prefills: `decode_rows` in pieces, for someone who watches."""
+    return settings.program(weights, request).begin()
+
+
+@compiled(static_argnames="settings", donate_argnames="rows")
+def next_rows(weights: DecodingWeights, request: RowRequest, settings: RowSettings, rows: Rows) -> Rows:
+    """Goes on for a few cycles, or until all rows are done."""
+    program = settings.program(weights, request)
+    goes_on = lambda carry: (carry[0] < _LOOK) & ~carry[1].done_B.all()  # noqa: E731
+    cycle = lambda carry: (carry[0] + 1, program.cycle(carry[1]))  # noqa: E731
+    return jax.lax.while_loop(goes_on, cycle, (0, rows))[1]
+
+
+def window(x_BX, start_B, length: int):
+    """[B, length]: each row from its own column on."""
+    return jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, length))(x_BX, start_B)
+
+
+def put(x_BX, new_BT, start_B, where_BT):
+    """x_BX with each row's new columns from its own start on, where they are wanted."""
+
+    def row(x_X, new_T, start, where_T):
+        old_T = jax.lax.dynamic_slice_in_dim(x_X, start, new_T.shape[0])
+        return jax.lax.dynamic_update_slice_in_dim(x_X, jnp.where(where_T, new_T, old_T), start, 0)
+
+    return jax.vmap(row)(x_BX, new_BT, start_B, where_BT)

@@ -1,0 +1,64 @@
+"""MARS: left-to-right acceptance by threshold under causal attention (arXiv 2604.07023), for models tuned on all-mask
+blocks that are causal inside.
+
+Shapes as in left_to_right.py. There are no blocks to finish: C masks always follow what is settled, and each step
+settles the first of them and those after it while the confidence is at least the threshold. One forward a step:
+
+    cache (causal) | window
+    a b c          | M M M M           the prefill: d e stand, the third is not sure
+    a b c          | d e | M M M M     their K/V ride along with the next masks: f stands
+    a b c d e      | f | M M M M
+
+The tokens are those of greedy AR where only one is taken (threshold 1) and the model reads shifted logits: the first
+mask's token is then read at the last settled one. The window has 2C columns for every row, because a compiled shape
+cannot follow how many stood. The paper's code also accepts by margin or entropy; here the probability decides.
+"""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edlm_jax.attention import Causal
+from edlm_jax.decoding.left_to_right import LeftToRight, Rows, RowSettings, window
+
+
+@dataclass(frozen=True)
+class MarsSettings(RowSettings):
+    """`aside` of its rows is the first column that is not in the cache."""
+
+    def program(self, weights, request):
+        """Masks that slide."""
+        return _Mars(weights, request, self)
+
+
+class _Mars(LeftToRight):
+    def __init__(self, weights, request, settings):
+        self.width = 2 * settings.block_length
+        super().__init__(weights, request, settings)
+        self.keys_B = jax.vmap(jax.random.key)(request.seeds_B)
+
+    def begin(self) -> Rows:
+        C, first = self.settings.block_length, self.P - self.settings.shifted
+        rows, x_BTD = self.prefill(C, Causal())
+        return self._accept(rows, x_BTD[:, first : first + C])
+
+    def cycle(self, rows: Rows) -> Rows:
+        C, cached_B = self.settings.block_length, rows.aside
+        tokens_BT = window(rows.tokens_BX, cached_B, 2 * C)
+        causal_1TT = np.tri(2 * C, dtype=bool)[None]
+        x_BTD, cache = self.forward(rows.cache, tokens_BT, cached_B, causal_1TT)
+        first_B = rows.start_B - cached_B - self.settings.shifted
+        x_BCD = jnp.take_along_axis(x_BTD, (first_B[:, None] + jnp.arange(C)[None])[..., None], axis=1)
+        return self._accept(replace(rows, cache=cache), x_BCD)
+
+    def _accept(self, rows: Rows, x_BCD) -> Rows:
+        """Keeps the first token and those after it while they are sure; what was settled before is now cached."""
+        request, c = self.request, self.settings
+        logits_BCV, count_B = self.weights.logits(x_BCD), rows.forwards_B + 1
+        proposal = c.sampling.propose(logits_BCV, self.keys_B, count_B, request.temperature, banned_id=c.mask_id)
+        # As for the rule of that name, 1 is one token a forward: float32 may round a probability to it.
+        sure_BC = (proposal.confidence_BC >= request.threshold) & (request.threshold < 1)
+        settled_B = 1 + jnp.cumprod(sure_BC[:, 1:], axis=1).sum(axis=1)
+        return self.settle(replace(rows, aside=rows.start_B), proposal.tokens_BC, settled_B, forwards=1)

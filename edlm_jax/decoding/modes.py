@@ -1,0 +1,153 @@
+"""The modes by name: what each asks of a call, and how it runs, whole or in pieces."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from edlm_jax.attention import Bidirectional, BlockCausal, Causal
+from edlm_jax.decoding.autoregressive import decode_autoregressive
+from edlm_jax.decoding.blocks import BlockSettings, Request, begin_blocks, decode_blocks, next_blocks
+from edlm_jax.decoding.generation import Generation, collect_autoregressive, collect_blocks, collect_rows
+from edlm_jax.decoding.left_to_right import RowRequest, RowSettings, begin_rows, decode_rows, next_rows
+from edlm_jax.decoding.mars import MarsSettings
+from edlm_jax.decoding.options import Options
+from edlm_jax.decoding.prompts import pad_prompts, split_prompts
+from edlm_jax.decoding.quadratic import QuadraticSettings
+from edlm_jax.decoding.speculation import LinearSettings
+from edlm_jax.errors import InputError
+from edlm_jax.models.cache import DecodingWeights
+
+
+@dataclass(frozen=True)
+class Run:
+    """One decoding. A state is whatever the programs pass on; its `done_B` says which rows have ended."""
+
+    whole: Callable[[], Any]
+    begin: Callable[[], Any]
+    advance: Callable[[Any], Any]
+    collect: Callable[[Any], Generation]
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One mode: `start(weights, prompts, options)` is its run; the rest is what it refuses or warns of."""
+
+    start: Callable[[DecodingWeights, list[list[int]], Options], Run]
+    masks: bool = True  # it puts the mask token into the model
+    greedy: bool = False  # it verifies tokens, or revises them: no sampling
+    threshold_only: bool = False  # it has its own way of accepting, by the threshold alone
+    causal: bool = False  # it reads next tokens from a causal stream, which not every conversion trains
+
+    def check(self, name: str, options: Options) -> None:
+        """Raises InputError for what the mode cannot do."""
+        if self.masks and options.mask_id is None:
+            raise InputError("this model was never converted and has no mask token; convert it or use mode='ar'")
+        if self.masks and self.causal and options.spec.conversion is None:
+            raise InputError("this model was never converted; convert it or use mode='ar'")
+        if self.masks and options.block_length is None:
+            raise InputError("block_length must be a positive number of tokens, not None")
+        if self.greedy and options.temperature > 0:
+            raise InputError(f"{name} is greedy: it compares tokens with its own best ones; use temperature 0")
+        if self.threshold_only and options.rule is not None:
+            raise InputError(f"{name} accepts by its threshold alone; leave out the rule")
+
+
+def _diffusion(weights, prompts, options) -> Run:
+    return _blocks(weights, prompts, options, BlockSettings(**_block_fields(options)))
+
+
+def _block_fields(options: Options) -> dict[str, Any]:
+    spec, C = options.spec, options.block_length
+    patterns = {"block_causal": BlockCausal(C), "bidirectional": Bidirectional(), "causal": Causal()}
+    return dict(
+        block_length=C,
+        # Counted from position 0, up to block_length - 1 tokens of the prompt lie in the first block.
+        num_blocks=-(-(options.max_new_tokens + (C - 1) * spec.on_position_grid) // C),
+        mask_id=options.mask_id,
+        eos_id=options.eos_id,
+        shifted=options.shifted,
+        sampling=options.sampling,
+        fused_commit=options.commit == "fused",
+        prefill=patterns[options.prefill],
+    )
+
+
+def _blocks(weights, prompts, options, settings: BlockSettings) -> Run:
+    C, spec = settings.block_length, options.spec
+    prompts, given = split_prompts(prompts, C if spec.on_position_grid else 1)
+    prompts_BP, pad_B = pad_prompts(prompts, C, spec.max_length)
+    request = Request(
+        prompts_BP=prompts_BP,
+        pad_B=pad_B,
+        first_block_BC=np.array([row + [settings.mask_id] * (C - len(row)) for row in given], np.int32),
+        given_B=np.array([len(row) for row in given], np.int32),
+        seeds_B=options.seeds_B,
+        limit=options.max_new_tokens,
+        rule=jax.tree.map(np.float32, options.acceptance),  # of one type always, or an int would compile again
+        temperature=options.temperature,
+    )
+    arguments = (weights, request, settings)
+    return Run(
+        whole=partial(decode_blocks, *arguments),
+        begin=partial(begin_blocks, *arguments),
+        advance=partial(next_blocks, *arguments),
+        collect=partial(collect_blocks, request=request, settings=settings),
+    )
+
+
+def _left_to_right(settings_class: type[RowSettings], weights, prompts, options) -> Run:
+    prompts_BP, pad_B = pad_prompts(prompts, 1, options.spec.max_length)
+    settings = settings_class(
+        block_length=options.block_length,
+        room=options.max_new_tokens,
+        mask_id=options.mask_id,
+        eos_id=options.eos_id,
+        shifted=options.shifted,
+        sampling=options.sampling,
+    )
+    limits = (options.max_new_tokens, options.threshold, options.temperature)
+    request = RowRequest(prompts_BP, pad_B, options.seeds_B, *limits)
+    arguments = (weights, request, settings)
+    return Run(
+        whole=partial(decode_rows, *arguments),
+        begin=partial(begin_rows, *arguments),
+        advance=partial(next_rows, *arguments),
+        collect=partial(collect_rows, request=request),
+    )
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """The final state of a mode that has no pieces."""
+
+    tokens_BX: np.ndarray
+    count_B: np.ndarray
+    done_B: np.ndarray
+
+
+def _autoregressive(weights, prompts, options) -> Run:
+    prompts_BP, pad_B = pad_prompts(prompts, 1, options.spec.max_length)
+
+    def whole() -> _Whole:
+        arrays = (weights, prompts_BP, pad_B, options.seeds_B, options.max_new_tokens, options.temperature)
+        shape = dict(room=options.max_new_tokens, eos_id=options.eos_id, banned_id=options.mask_id)
+        tokens_BX, count_B = jax.device_get(decode_autoregressive(*arrays, **shape, sampling=options.sampling))
+        return _Whole(tokens_BX, count_B, np.ones(len(prompts), bool))
+
+    def collect(state: _Whole) -> Generation:
+        return collect_autoregressive(state.tokens_BX, state.count_B, prompts_BP.shape[1])
+
+    return Run(whole, whole, lambda state: state, collect)
+
+
+MODES = {
+    "diffusion": Mode(_diffusion),
+    "ar": Mode(_autoregressive, masks=False, causal=True),
+    "self_speculation": Mode(partial(_left_to_right, LinearSettings), greedy=True, causal=True),
+    "quadratic_speculation": Mode(partial(_left_to_right, QuadraticSettings), greedy=True, causal=True),
+    "mars": Mode(partial(_left_to_right, MarsSettings), threshold_only=True, causal=True),
+}

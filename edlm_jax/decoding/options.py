@@ -1,0 +1,128 @@
+"""The arguments of one decoding call: checked, completed from the checkpoint, compared with what it was trained for."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edlm_jax.decoding.acceptance import Rule, Sampling, Threshold, parse_rule
+from edlm_jax.errors import InputError
+from edlm_jax.models import ModelSpec
+from edlm_jax.models.spec import PREFILLS
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a mode reads of a call; the checkpoint's conversion fills in what the call leaves open."""
+
+    spec: ModelSpec
+    max_new_tokens: int
+    block_length: int | None  # None: an AR model that was never converted
+    prefill: str
+    mask_id: int | None
+    eos_id: int | None
+    threshold: float
+    rule: Rule | None  # None: the call names none
+    sampling: Sampling
+    temperature: float
+    seeds_B: np.ndarray
+    commit: str
+    draft_depth: int
+
+    @property
+    def shifted(self) -> bool:
+        """Does logit i predict token i + 1?"""
+        return self.spec.conversion is not None and self.spec.conversion.alignment == "shifted"
+
+    @property
+    def acceptance(self) -> Rule:
+        """The rule that diffusion accepts by."""
+        return self.rule or Threshold(self.threshold)
+
+
+def read_options(
+    spec: ModelSpec,
+    *,
+    max_new_tokens,
+    block_length,
+    threshold,
+    rule,
+    temperature,
+    top_k,
+    top_p,
+    seeds_B,
+    eos_id,
+    prefill,
+    commit,
+    mask_id,
+    draft_depth,
+) -> Options:
+    """The options of `Decoder.__call__`, or an InputError that names the one that cannot be."""
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens must be positive, not {max_new_tokens}")
+    if temperature < 0:
+        raise InputError(f"temperature must not be negative, not {temperature}")
+    if top_k < 0 or not 0 < top_p <= 1:
+        raise InputError(f"top_k must not be negative and top_p must lie in (0, 1], not {top_k} and {top_p}")
+    if commit not in ("fused", "separate"):
+        raise InputError(f"commit {commit!r} is unknown; choose 'fused' or 'separate'")
+    if prefill is not None and prefill not in PREFILLS:
+        raise InputError(f"prefill {prefill!r} is unknown; choose one of {', '.join(PREFILLS)}")
+    if block_length is not None and block_length < 1:
+        raise InputError(f"block_length must be a positive number of tokens, not {block_length}")
+    if draft_depth < 0:
+        raise InputError(f"draft_depth must not be negative, not {draft_depth}")
+    rule = parse_rule(rule) if isinstance(rule, str) else rule
+    (rule or Threshold(threshold)).check()
+    conversion = spec.conversion
+    _warn_of_untrained(conversion, block_length, prefill)
+    return Options(
+        spec=spec,
+        max_new_tokens=max_new_tokens,
+        block_length=block_length or (conversion.block_length if conversion else None),
+        prefill=prefill or (conversion.prefill if conversion else "block_causal"),
+        mask_id=conversion.mask_token_id if mask_id is None and conversion else mask_id,
+        eos_id=eos_id,
+        threshold=float(threshold),
+        rule=rule,
+        sampling=Sampling(False, top_k, top_p) if temperature > 0 else Sampling(),
+        temperature=float(temperature),
+        seeds_B=seeds_B,
+        commit=commit,
+        draft_depth=draft_depth,
+    )
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], options: Options, masks: bool) -> None:
+    """Raises InputError for a prompt that cannot be decoded; with `masks`, it may not hold the mask token."""
+    spec, new = options.spec, options.max_new_tokens
+    for index, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise InputError(f"prompt {index} is empty; give at least one token")
+        if len(prompt) + new > spec.max_length:
+            raise InputError(
+                f"prompt {index}: {len(prompt)} tokens and {new} new ones exceed the model's cache of "
+                f"{spec.max_length}; shorten it or ask for fewer"
+            )
+        if masks and options.mask_id in prompt:
+            raise InputError(f"prompt {index} holds the mask token {options.mask_id}; remove it")
+        if not all(0 <= token < spec.vocab_size for token in prompt):
+            raise InputError(f"prompt {index} holds a token outside the vocabulary of {spec.vocab_size}")
+
+
+def _warn_of_untrained(conversion, block_length, prefill) -> None:
+    if conversion is None:
+        return
+    if block_length is not None and block_length > conversion.block_length:
+        warnings.warn(
+            f"block_length {block_length} is above the {conversion.block_length} this checkpoint was converted with: "
+            "it never saw so many masks at once",
+            stacklevel=4,
+        )
+    if prefill is not None and prefill != conversion.prefill:
+        warnings.warn(
+            f"prefill {prefill!r} is not the {conversion.prefill!r} this checkpoint was converted for: "
+            "its prompts will look unlike those of training",
+            stacklevel=4,
+        )

@@ -1,0 +1,39 @@
+"""Prompts as the compiled programs take them: left-padded to few lengths, with a seed a row."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edlm_jax.errors import InputError
+
+_SHORTEST = 8  # columns of the smallest prompt bucket: buckets double from here, so mixed lengths compile few programs
+
+
+def pad_prompts(prompts: Sequence[Sequence[int]], block_length: int, max_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """(prompts_BP, pad_B): left-padded to end at column P, a multiple of the block length, from few sizes."""
+    longest = max(map(len, prompts))
+    P = _SHORTEST
+    while P < longest:
+        P *= 2
+    P = -(-(min(P, max_length) if longest <= max_length else longest) // block_length) * block_length
+    pad_B = np.array([P - len(prompt) for prompt in prompts], np.int32)
+    prompts_BP = np.zeros((len(prompts), P), np.int32)
+    for row, prompt, pad in zip(prompts_BP, prompts, pad_B, strict=True):
+        row[pad:] = prompt
+    return prompts_BP, pad_B
+
+
+def split_prompts(prompts: Sequence[Sequence[int]], block_length: int) -> tuple[list[list[int]], list[list[int]]]:
+    """(whole blocks of each prompt, the rest of it)."""
+    cuts = [len(prompt) // block_length * block_length for prompt in prompts]
+    pairs = [(list(prompt[:cut]), list(prompt[cut:])) for prompt, cut in zip(prompts, cuts, strict=True)]
+    return [whole for whole, _ in pairs], [rest for _, rest in pairs]
+
+
+def row_seeds(seed: int | Sequence[int], count: int) -> np.ndarray:
+    """uint32[count]: one a row, so that a row draws the same noise in any batch."""
+    if isinstance(seed, int | np.integer):
+        return np.random.SeedSequence(seed).generate_state(count)
+    if len(seed) != count:
+        raise InputError(f"seed: {len(seed)} seeds for {count} prompts; give one, or one a prompt")
+    return np.asarray(seed, np.uint32)

@@ -1,0 +1,116 @@
+"""MARS and both self-speculations against their definitions in plain Python: the same tokens from the same forwards."""
+
+import numpy as np
+import pytest
+
+from edlm_jax.decoding import Decoder
+from edlm_jax.errors import InputError
+from tests.decoding import dense
+from tests.decoding.tiny import EOS, MASK, make_model, prompts
+
+SPECULATIVE = {"self_speculation": 2, "quadratic_speculation": 1}  # forwards a cycle
+
+
+def mars(weights, prompt, *, C, threshold, limit, shifted):
+    """(new tokens, the forward that settled each): C masks after what is settled, accepted from the left."""
+    tokens, at = list(prompt), []
+    while True:
+        row = tokens + [MASK] * C
+        p_TV = dense.probabilities(dense.predict(weights, row, dense.causal(len(row)), MASK))
+        forward, first = max(at, default=0) + 1, len(tokens) - shifted
+        for index, p_V in enumerate(p_TV[first : first + C]):
+            if index and (p_V.max() < threshold or threshold >= 1):
+                break
+            tokens.append(int(p_V.argmax()))
+            at.append(forward)
+            if tokens[-1] == EOS or len(at) == limit:
+                return tokens[len(prompt) :], at
+
+
+def speculative(weights, prompt, *, C, limit, shifted, mode):
+    """(new tokens, the forward that settled each): AR decides every token, drafts decide in which forward."""
+    tokens = greedy(weights, prompt, limit)
+    at = [1]
+    while len(at) < len(tokens):
+        # Linear drafts follow the last known token, in its block; quadratic ones follow the token before it.
+        behind = mode == "quadratic_speculation"
+        known = prompt + tokens[: len(at) - behind]
+        row = known + [MASK] * (C - 1 + behind)
+        logits_TV = dense.predict(weights, row, dense.causal(len(row), len(known) - 1 + behind), MASK)
+        first = len(known) - shifted + behind
+        drafts = logits_TV[first : first + C - 1].argmax(-1).tolist()
+        wanted = tokens[len(at) :]
+        right = next((i for i, (a, b) in enumerate(zip(drafts, wanted, strict=False)) if a != b), C - 1)
+        at += [at[-1] + SPECULATIVE[mode]] * min(right + 1, len(wanted))
+    return tokens, at
+
+
+def greedy(weights, prompt, limit):
+    tokens = list(prompt)
+    while len(tokens) < len(prompt) + limit and (len(tokens) == len(prompt) or tokens[-1] != EOS):
+        tokens.append(int(dense.predict(weights, tokens, dense.causal(len(tokens)), MASK)[-1].argmax()))
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("alignment", ["same_position", "shifted"])
+@pytest.mark.parametrize("mode", ["mars", *SPECULATIVE])
+def test_modes_equal_their_oracles(mode, alignment):
+    rng, shifted = np.random.default_rng(), alignment == "shifted"
+    for C in (3, 1) if shifted else (4,):
+        model = make_model(alignment, seed=int(rng.integers(1000)))
+        if mode != "mars":
+            model.layers.o_NHD[...] = model.layers.o_NHD[...] * 0.02  # tokens then follow from the last one
+        decoder, given = Decoder(model), prompts(rng, [1, 6, 11])
+        settings = dict(max_new_tokens=13, block_length=C, threshold=0.4, eos_id=EOS, mode=mode)
+        result, settled = decoder(given, **settings), 0
+        for row, prompt in enumerate(given):
+            shape = dict(C=C, limit=13, shifted=shifted)
+            shape |= dict(threshold=0.4) if mode == "mars" else dict(mode=mode)
+            tokens, at = (mars if mode == "mars" else speculative)(decoder.weights, prompt, **shape)
+            assert result.tokens[row] == tokens
+            assert result.accepted_at[row] == at and result.row_denoise_forwards[row] == at[-1]
+            settled += len(at)
+        assert result.commit_forwards == 0
+        if C == 3:  # drafts are read where AR reads, and confidences spread: several tokens a forward
+            assert result.denoise_forwards < settled * SPECULATIVE.get(mode, 1)
+
+
+@pytest.mark.parametrize("mode", ["mars", *SPECULATIVE])
+def test_a_row_alone_equals_the_row_in_a_batch(mode):
+    rng = np.random.default_rng()
+    decoder, given = Decoder(make_model("shifted")), prompts(rng, [2, 11, 6])
+    settings = dict(max_new_tokens=9, threshold=0.3, temperature=0.7 if mode == "mars" else 0.0, eos_id=EOS, mode=mode)
+    batch = decoder(given, seed=[5, 6, 7], **settings)
+    for row, prompt in enumerate(given):
+        alone = decoder([prompt], seed=[5 + row], **settings)
+        assert alone.tokens[0] == batch.tokens[row] and alone.accepted_at[0] == batch.accepted_at[row]
+
+
+def test_mars_at_threshold_one_is_ar():
+    rng = np.random.default_rng()
+    decoder, given = Decoder(make_model("shifted", scale=3000.0)), prompts(rng, [3, 9])
+    mars, ar = (decoder(given, max_new_tokens=10, threshold=1.0, mode=mode) for mode in ("mars", "ar"))
+    assert mars == ar
+
+
+@pytest.mark.parametrize("mode", ["mars", "quadratic_speculation"])
+def test_watching_changes_nothing(mode):
+    rng = np.random.default_rng()
+    decoder, given, seen = Decoder(make_model()), prompts(rng, [2, 7]), []
+    settings = dict(max_new_tokens=25, threshold=0.9, mode=mode)
+    assert decoder(given, on_block=seen.append, **settings) == decoder(given, **settings)
+    assert len(seen) > 1 and all(len(tokens) == 2 for tokens in seen)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (dict(mode="quadratic_speculation", temperature=1.0), "is greedy"),
+        (dict(mode="self_speculation", temperature=1.0), "is greedy"),
+        (dict(mode="mars", rule="fixed:2"), "threshold alone"),
+        (dict(mode="mars", threshold=1.5), "threshold must lie"),
+    ],
+)
+def test_what_a_mode_cannot_do_is_refused(settings, reason):
+    with pytest.raises(InputError, match=reason):
+        Decoder(make_model())([[1, 2]], max_new_tokens=4, **settings)
