@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a prompt; may be repeated")
     parser.add_argument("--prompts-file", metavar="FILE", help="prompts, one a line; - reads stdin")
     parser.add_argument("--chat", action="store_true", help="put each prompt into the tokenizer's chat template")
-    modes = ("diffusion", "ar", "self_speculation", "quadratic_speculation", "mars")
+    modes = ("diffusion", "ar", "self_speculation", "quadratic_speculation", "psd", "dmax", "mars")
     parser.add_argument("--mode", choices=modes, help="default: diffusion if the model was converted")
     parser.add_argument("--threshold", type=float, default=0.9, metavar="P", help="confidence to accept at (0.9)")
     parser.add_argument(

@@ -112,7 +112,7 @@ class Factor(Rule):
     high = float("inf")
 
     def __call__(self, proposal: Proposal, masked_BC):
-        rank_BC = _rank(proposal.confidence_BC, masked_BC)
+        rank_BC = rank(proposal.confidence_BC, masked_BC)
         fits_BC = (rank_BC + 2) * (1 - proposal.confidence_BC) < self.factor
         best_BC = jnp.max(jnp.where(fits_BC & masked_BC, rank_BC, 0), axis=-1, keepdims=True)
         return masked_BC & (rank_BC <= best_BC)
@@ -127,7 +127,7 @@ class Fixed(Rule):
     low, high = 1, float("inf")
 
     def __call__(self, proposal: Proposal, masked_BC):
-        return masked_BC & (_rank(proposal.confidence_BC, masked_BC) < self.tokens)
+        return masked_BC & (rank(proposal.confidence_BC, masked_BC) < self.tokens)
 
 
 @jax.tree_util.register_dataclass
@@ -139,7 +139,7 @@ class EntropyBound(Rule):
     high = float("inf")
 
     def __call__(self, proposal: Proposal, masked_BC):
-        rank_BC = _rank(-proposal.entropy_BC, masked_BC)
+        rank_BC = rank(-proposal.entropy_BC, masked_BC)
         earlier_BCC = (rank_BC[:, None, :] < rank_BC[:, :, None]) & masked_BC[:, None, :]
         before_BC = jnp.sum(jnp.where(earlier_BCC, proposal.entropy_BC[:, None, :], 0), axis=-1)
         return masked_BC & ((before_BC <= self.entropy) | (rank_BC < 1))
@@ -198,7 +198,7 @@ def _best(score_BC, masked_BC):
     return jnp.arange(score_BC.shape[-1])[None] == best_B1
 
 
-def _rank(score_BC, masked_BC):
+def rank(score_BC, masked_BC):
     """int32[B, C]: 0 for the highest score among masked positions, ties by position; the others come last."""
     score_BC = jnp.where(masked_BC, score_BC, NEVER)
     return jnp.argsort(jnp.argsort(-score_BC, axis=-1), axis=-1)

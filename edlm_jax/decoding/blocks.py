@@ -15,7 +15,7 @@ writes a finished block's clean K/V in the first denoising forward of the next b
 exact: the same K/V as a forward of its own); `"separate"` spends that forward of its own.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,10 @@ class BlockSettings:
     sampling: Sampling
     fused_commit: bool
     prefill: Pattern
+
+    def program(self, weights: DecodingWeights, request: "Request") -> "BlockProgram":
+        """The traced functions; modes that decode blocks in another way have a subclass of these settings."""
+        return BlockProgram(weights, request, self)
 
 
 @dataclass(frozen=True)
@@ -92,23 +96,23 @@ class Request:
 @compiled(static_argnames="settings")
 def decode_blocks(weights: DecodingWeights, request: Request, settings: BlockSettings) -> BlockState:
     """Prefills, then decodes until every row is done."""
-    program = _Program(weights, request, settings)
+    program = settings.program(weights, request)
     return jax.lax.while_loop(lambda s: ~s.done_B.all(), program.turn, program.prefill())
 
 
 @compiled(static_argnames="settings")
 def begin_blocks(weights: DecodingWeights, request: Request, settings: BlockSettings) -> BlockState:
     """Prefills: `decode_blocks` in pieces, for someone who watches."""
-    return _Program(weights, request, settings).prefill()
+    return settings.program(weights, request).prefill()
 
 
 @compiled(static_argnames="settings", donate_argnames="state")
 def next_blocks(weights: DecodingWeights, request: Request, settings: BlockSettings, state: BlockState) -> BlockState:
     """Goes on until some row has finished a block, or all are done."""
-    return _Program(weights, request, settings).turn(state)
+    return settings.program(weights, request).turn(state)
 
 
-class _Program:
+class BlockProgram:
     """The traced functions of one decoding program around their shared arrays."""
 
     def __init__(self, weights: DecodingWeights, request: Request, settings: BlockSettings):
@@ -157,16 +161,16 @@ class _Program:
             commit_B=zeros_B,
             before_BV=logits_BCV[:, 0] if c.shifted else jnp.zeros((B, 0)),
         )
-        return self._accept(state, logits_BCV)
+        return self.accept(self.start(state), logits_BCV)
 
     def denoise(self, s: BlockState) -> BlockState:
         """One step of every row's current block, nothing being pending."""
         c, C = self.settings, self.settings.block_length
         x_BCD, s = self._forward(s, s.start_B, C)
         if not c.shifted:
-            return self._accept(s, self.weights.logits(x_BCD))
+            return self.accept(s, self.weights.logits(x_BCD))
         logits_BCV = self.weights.logits(x_BCD[:, :-1])
-        return self._accept(s, jnp.concatenate([s.before_BV[:, None], logits_BCV], axis=1))
+        return self.accept(s, jnp.concatenate([s.before_BV[:, None], logits_BCV], axis=1))
 
     def commit(self, s: BlockState) -> BlockState:
         """Writes the clean K/V of pending blocks; fused, the same forward is a step of every row's current block."""
@@ -176,15 +180,24 @@ class _Program:
         x_BRD, s = self._forward(s, s.start_B - C, T, where_B=s.pending_B, read=read)
         if c.shifted:
             logits_B1V = self.weights.logits(x_BRD[:, :1])
-            s = _replace(s, before_BV=jnp.where(s.pending_B[:, None], logits_B1V[:, 0], s.before_BV))
+            s = replace(s, before_BV=jnp.where(s.pending_B[:, None], logits_B1V[:, 0], s.before_BV))
         if not c.fused_commit:
-            return _replace(s, commit_B=s.commit_B + s.pending_B, pending_B=s.pending_B & False)
+            return replace(s, commit_B=s.commit_B + s.pending_B, pending_B=s.pending_B & False)
         if not c.shifted:
-            return self._accept(s, self.weights.logits(x_BRD))
+            return self.accept(s, self.weights.logits(x_BRD))
         logits_BCV = self.weights.logits(x_BRD[:, 1:-1])
-        return self._accept(s, jnp.concatenate([s.before_BV[:, None], logits_BCV], axis=1))
+        return self.accept(s, jnp.concatenate([s.before_BV[:, None], logits_BCV], axis=1))
 
-    def _accept(self, s: BlockState, logits_BCV) -> BlockState:
+    def start(self, s: BlockState) -> BlockState:
+        """A state before its first denoising step; a mode may carry more in it."""
+        return s
+
+    def inputs(self, s: BlockState, first_B, T):
+        """What T columns from first_B on put into the model: token ids, or embeddings [B, T, D]."""
+        return _window(s.tokens_BX, first_B, T)
+
+    def accept(self, s: BlockState, logits_BCV) -> BlockState:
+        """Keeps what the rule accepts in every row's current block; a full block becomes pending, or ends its row."""
         c, C = self.settings, self.settings.block_length
         denoise_B = s.denoise_B + ~s.done_B
         proposal = c.sampling.propose(logits_BCV, self.keys_B, denoise_B, self.request.temperature, banned_id=c.mask_id)
@@ -194,7 +207,7 @@ class _Program:
         at_BC = jnp.where(accepted_BC, denoise_B[:, None], _window(s.accepted_at_BX, s.start_B, C))
         full_B, finished_B = self._progress(block_BC, s.start_B)
         moves_B = full_B & ~finished_B & ~s.done_B
-        return _replace(
+        return replace(
             s,
             tokens_BX=_put_window(s.tokens_BX, block_BC, s.start_B),
             accepted_at_BX=_put_window(s.accepted_at_BX, at_BC, s.start_B),
@@ -223,17 +236,13 @@ class _Program:
         """
         C = self.settings.block_length
         columns_T, columns_11S = jnp.arange(T), jnp.arange(self.S)[None, None]
-        tokens_BT = _window(s.tokens_BX, first_B, T)
+        inputs_BT = self.inputs(s, first_B, T)
         rotary_BT = self.rotary.at(jnp.maximum(first_B[:, None] + columns_T[None] - self.pad_B[:, None], 0))
         block_end_BT1 = first_B[:, None, None] + (columns_T // C * C + C)[None, :, None]
         mask_BTS = (columns_11S >= self.pad_B[:, None, None]) & (columns_11S < block_end_BT1)
         where_BT = None if where_B is None else where_B[:, None] | (columns_T >= C)[None]
-        x_BTD, cache = forward_cached(self.weights, s.cache, tokens_BT, rotary_BT, first_B, mask_BTS, where_BT, read)
-        return x_BTD, _replace(s, cache=cache)
-
-
-def _replace(state: BlockState, **changes) -> BlockState:
-    return BlockState(**{**vars(state), **changes})
+        x_BTD, cache = forward_cached(self.weights, s.cache, inputs_BT, rotary_BT, first_B, mask_BTS, where_BT, read)
+        return x_BTD, replace(s, cache=cache)
 
 
 def _window(x_BX, start_B, length):

@@ -62,8 +62,9 @@ class Decoder:
             batch.
           mode: "diffusion"; "ar", one token a forward on the same weights, causally; "self_speculation" and
             "quadratic_speculation", the tokens of greedy "ar" from drafted blocks that are verified causally, in two
-            forwards a cycle or in one wide one; "mars", from left to right while confident, causally. Their files in
-            edlm_jax/decoding/ say more.
+            forwards a cycle or in one wide one; "mars", from left to right while confident, causally; "psd", diffusion
+            with guesses `draft_depth` tokens deep that the next forward verifies; "dmax", soft tokens that are revised
+            until they agree. Their files in edlm_jax/decoding/ say more.
           commit: "fused" (in the next block's first forward) or "separate".
           on_block: called with every row's settled tokens whenever a block has finished, for a person who watches.
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from edlm_jax.attention import Pattern, attend
 from edlm_jax.decoding.acceptance import Sampling
 from edlm_jax.decoding.compiled import compiled
-from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, forward_cached, prefill
+from edlm_jax.decoding.windows import forward_window, put
+from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, prefill
 
 _LOOK = 8  # cycles between two looks of someone who watches; a choice: few enough to stop soon, enough to stay compiled
 
@@ -125,14 +127,10 @@ class LeftToRight:
         `offset_T` are the positions of its columns, counted from start_B's own (default: 0, 1, 2, ...).
         """
         B, T = tokens_BT.shape
-        offset_T = jnp.arange(T) if offset_T is None else jnp.asarray(offset_T)
-        columns_BTS = jnp.broadcast_to(jnp.arange(self.S), (B, T, self.S))
-        before_BTS = (columns_BTS >= self.pad_B[:, None, None]) & (columns_BTS < start_B[:, None, None])
+        offset_BT = jnp.broadcast_to(np.arange(T) if offset_T is None else offset_T, (B, T))
         seen_BTT = jnp.broadcast_to(seen_BTT, (B, T, T))
-        put_columns = jax.vmap(lambda old, new, start: jax.lax.dynamic_update_slice_in_dim(old, new, start, 1))
-        mask_BTS = put_columns(before_BTS, seen_BTT, start_B)
-        rotary_BT = self.rotary.at(jnp.maximum(start_B[:, None] + offset_T[None] - self.pad_B[:, None], 0))
-        return forward_cached(self.weights, cache, tokens_BT, rotary_BT, start_B, mask_BTS)
+        rows = (self.rotary, self.pad_B, start_B)
+        return forward_window(self.weights, cache, tokens_BT, *rows, seen_BTT=seen_BTT, offset_BT=offset_BT)
 
     def best(self, x_BTD):
         """int32[B, T]: the greedy tokens, never the mask token."""
@@ -165,18 +163,3 @@ def next_rows(weights: DecodingWeights, request: RowRequest, settings: RowSettin
     goes_on = lambda carry: (carry[0] < _LOOK) & ~carry[1].done_B.all()  # noqa: E731
     cycle = lambda carry: (carry[0] + 1, program.cycle(carry[1]))  # noqa: E731
     return jax.lax.while_loop(goes_on, cycle, (0, rows))[1]
-
-
-def window(x_BX, start_B, length: int):
-    """[B, length]: each row from its own column on."""
-    return jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, length))(x_BX, start_B)
-
-
-def put(x_BX, new_BT, start_B, where_BT):
-    """x_BX with each row's new columns from its own start on, where they are wanted."""
-
-    def row(x_X, new_T, start, where_T):
-        old_T = jax.lax.dynamic_slice_in_dim(x_X, start, new_T.shape[0])
-        return jax.lax.dynamic_update_slice_in_dim(x_X, jnp.where(where_T, new_T, old_T), start, 0)
-
-    return jax.vmap(row)(x_BX, new_BT, start_B, where_BT)

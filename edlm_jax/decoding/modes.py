@@ -11,11 +11,13 @@ import numpy as np
 from edlm_jax.attention import Bidirectional, BlockCausal, Causal
 from edlm_jax.decoding.autoregressive import decode_autoregressive
 from edlm_jax.decoding.blocks import BlockSettings, Request, begin_blocks, decode_blocks, next_blocks
+from edlm_jax.decoding.dmax import DMaxSettings
 from edlm_jax.decoding.generation import Generation, collect_autoregressive, collect_blocks, collect_rows
 from edlm_jax.decoding.left_to_right import RowRequest, RowSettings, begin_rows, decode_rows, next_rows
 from edlm_jax.decoding.mars import MarsSettings
 from edlm_jax.decoding.options import Options
 from edlm_jax.decoding.prompts import pad_prompts, split_prompts
+from edlm_jax.decoding.psd import PSDSettings
 from edlm_jax.decoding.quadratic import QuadraticSettings
 from edlm_jax.decoding.speculation import LinearSettings
 from edlm_jax.errors import InputError
@@ -58,6 +60,16 @@ class Mode:
 
 def _diffusion(weights, prompts, options) -> Run:
     return _blocks(weights, prompts, options, BlockSettings(**_block_fields(options)))
+
+
+def _dmax(weights, prompts, options) -> Run:
+    return _blocks(weights, prompts, options, DMaxSettings(**_block_fields(options)))
+
+
+def _psd(weights, prompts, options) -> Run:
+    if options.commit != "fused":
+        raise InputError("psd commits a block in the next one's first forward; leave commit at 'fused'")
+    return _blocks(weights, prompts, options, PSDSettings(**_block_fields(options), depth=options.draft_depth))
 
 
 def _block_fields(options: Options) -> dict[str, Any]:
@@ -149,5 +161,7 @@ MODES = {
     "ar": Mode(_autoregressive, masks=False, causal=True),
     "self_speculation": Mode(partial(_left_to_right, LinearSettings), greedy=True, causal=True),
     "quadratic_speculation": Mode(partial(_left_to_right, QuadraticSettings), greedy=True, causal=True),
+    "psd": Mode(_psd, greedy=True),
+    "dmax": Mode(_dmax, greedy=True, threshold_only=True),
     "mars": Mode(partial(_left_to_right, MarsSettings), threshold_only=True, causal=True),
 }

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from edlm_jax.attention import Causal
-from edlm_jax.decoding.left_to_right import LeftToRight, Rows, RowSettings, window
+from edlm_jax.decoding.left_to_right import LeftToRight, Rows, RowSettings
+from edlm_jax.decoding.windows import window
 
 
 @dataclass(frozen=True)

@@ -93,9 +93,11 @@ class Rotary:
 def forward(weights: DecodingWeights, tokens_BT, rotary_BT, attention: Attention, read: int | None = None):
     """Hidden states x_BTD after the final norm; `attention` decides what is seen and may keep keys and values.
 
-    Of the last layer only the last `read` columns (default: all) are computed: the others give keys and values alone.
+    `tokens_BT` are ids; embeddings [B, T, D] may stand in their place. Of the last layer only the last `read` columns
+    (default: all) are computed: the others give keys and values alone.
     """
-    spec, x_BTD = weights.spec, weights.embedding_VD[tokens_BT]
+    spec = weights.spec
+    x_BTD = tokens_BT if tokens_BT.ndim == 3 else weights.embedding_VD[tokens_BT]
     columns = [slice(None)] * (spec.num_layers - 1) + [slice(-read if read else None, None)]
     for index, (layer, wanted) in enumerate(zip(weights.layers, columns, strict=True)):
         x_BTD = layer_forward(spec, layer, x_BTD, rotary_BT, partial(attention, index), wanted)

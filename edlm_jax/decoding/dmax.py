@@ -1,0 +1,105 @@
+"""DMax: soft parallel decoding of blocks, tokens revised until they agree (arXiv 2604.08302, soft parallel decoding).
+
+Shapes as in blocks.py. In each forward of a block,
+ - the longest run of masks from the left with at least the threshold's confidence becomes tokens, and always one;
+ - every token that the block already has is read anew and may change;
+ - a token goes in as p e(token) + (1 - p) e(mask), p its probability, at the length p |e(token)| + (1 - p) |e(mask)|.
+
+    M M M M | a b M M | a c d e | a c d e       b was revised; nothing changed in the last forward: the block is done
+
+A block is done when it has no mask and either nothing changed, or every token is sure (0.9, as in the paper), or it has
+taken C forwards, as many as one token a forward would. Then its hard tokens are committed as in blocks.py. It takes a
+model trained on its own errors; others fall apart, the paper says. Its thresholds are low: 0.5 for mathematics, 0.65
+for code.
+
+Our choices where the paper is silent: the mask token is never a token, so p is taken without it; an EOS may be revised
+like any token, so a row ends with the block that holds it; each row stops alone, where the paper's code waits for the
+batch. A token counts as accepted in the forward that last changed it.
+"""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+
+from edlm_jax.decoding.blocks import BlockProgram, BlockSettings, BlockState
+from edlm_jax.decoding.windows import put, window
+
+_SURE = 0.9  # the paper's confidence of a whole block that needs no further look
+
+
+@dataclass(frozen=True)
+class DMaxSettings(BlockSettings):
+    """The request's rule is a threshold."""
+
+    def program(self, weights, request):
+        """Soft inputs and revisions."""
+        return _DMax(weights, request, self)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DMaxState(BlockState):
+    """A block state that remembers how sure each token was."""
+
+    p_BX: jax.Array  # 1 outside the current block: hard embeddings
+    steps_B: jax.Array  # forwards of the current block
+
+
+class _DMax(BlockProgram):
+    def start(self, s: BlockState) -> DMaxState:
+        return DMaxState(**vars(s), p_BX=jnp.ones(s.tokens_BX.shape), steps_B=jnp.zeros_like(s.start_B))
+
+    def inputs(self, s: DMaxState, first_B, T):
+        tokens_BT, p_BT1 = window(s.tokens_BX, first_B, T), window(s.p_BX, first_B, T)[..., None]
+        hard_BTD = self.weights.embedding_VD[tokens_BT].astype(jnp.float32)
+        mask_11D = self.weights.embedding_VD[self.settings.mask_id].astype(jnp.float32)[None, None]
+        soft_BTD = p_BT1 * hard_BTD + (1 - p_BT1) * mask_11D
+        length_BT1 = p_BT1 * _norm(hard_BTD) + (1 - p_BT1) * _norm(mask_11D)
+        soft_BTD = soft_BTD * length_BT1 / jnp.maximum(_norm(soft_BTD), 1e-6)
+        return jnp.where(p_BT1 < 1, soft_BTD, hard_BTD).astype(self.weights.embedding_VD.dtype)
+
+    def accept(self, s: DMaxState, logits_BCV) -> DMaxState:
+        c, request, C = self.settings, self.request, self.settings.block_length
+        denoise_B, steps_B = s.denoise_B + ~s.done_B, s.steps_B + 1
+        proposal = c.sampling.propose(logits_BCV, self.keys_B, denoise_B, request.temperature, banned_id=c.mask_id)
+        block_BC = window(s.tokens_BX, s.start_B, C)
+        masked_BC = block_BC == c.mask_id
+        index_BC = s.start_B[:, None] + jnp.arange(C)[None] - self.P - request.given_B[:, None]
+        active_BC = (index_BC >= 0) & ~s.done_B[:, None]
+        written_BC = active_BC & (~masked_BC | _run(proposal.confidence_BC, masked_BC, request.rule.threshold))
+        changed_BC = written_BC & (proposal.tokens_BC != block_BC)
+        block_BC = jnp.where(written_BC, proposal.tokens_BC, block_BC)
+        sure_B = ((proposal.confidence_BC >= _SURE) | ~active_BC).all(axis=1)
+        over_B = ~changed_BC.any(axis=1) | sure_B | (steps_B >= C)
+        full_B = (block_BC != c.mask_id).all(axis=1) & over_B & ~s.done_B
+        ends_BC = index_BC == request.limit - 1
+        if c.eos_id is not None:
+            ends_BC = ends_BC | (block_BC == c.eos_id) & (index_BC >= 0)
+        finished_B = full_B & ends_BC.any(axis=1)
+        moves_B = full_B & ~finished_B
+        p_BC = jnp.where(written_BC & ~full_B[:, None], proposal.confidence_BC, 1.0)
+        everywhere_BC = jnp.ones_like(masked_BC)
+        at_BC = jnp.broadcast_to(denoise_B[:, None], block_BC.shape)
+        return replace(
+            s,
+            tokens_BX=put(s.tokens_BX, block_BC, s.start_B, everywhere_BC),
+            accepted_at_BX=put(s.accepted_at_BX, at_BC, s.start_B, changed_BC),
+            p_BX=put(s.p_BX, p_BC, s.start_B, everywhere_BC),
+            steps_B=jnp.where(moves_B, 0, steps_B),
+            start_B=s.start_B + jnp.where(moves_B, C, 0),
+            pending_B=moves_B,
+            done_B=s.done_B | finished_B,
+            denoise_B=denoise_B,
+        )
+
+
+def _run(confidence_BC, masked_BC, threshold):
+    """The first mask, and those after it as far as all are sure."""
+    first_BC = masked_BC & (jnp.cumsum(masked_BC, axis=1) == 1)
+    sure_BC = (confidence_BC >= threshold) & (threshold < 1)
+    return masked_BC & (jnp.cumsum(masked_BC & ~first_BC & ~sure_BC, axis=1) == 0)
+
+
+def _norm(x_BTD):
+    return jnp.linalg.norm(x_BTD, axis=-1, keepdims=True)

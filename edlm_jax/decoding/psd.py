@@ -1,0 +1,119 @@
+"""PSD, parallel speculative decoding: several denoising steps of a block in one forward (arXiv 2605.15609).
+
+Shapes as in blocks.py, with G guesses at a block side by side. Training-free. After a forward,
+ 1. the rule unmasks tokens, as in diffusion mode;
+ 2. guesses of depth 1 to d fill one more mask each, in order of confidence, with what the same forward proposed;
+ 3. the next forward takes the unmasked block and all its guesses at once, each alone with the cache;
+ 4. a guess stands if the one before it stands and, in this forward, proposed the token that it adds; the deepest that
+    stands goes on to 1, with what it proposed itself.
+
+    cache | a b M M | a b c M | a b c d       proposes c from the first and e, not d, from the second:
+                                              a b c M goes on, where diffusion mode would stand at a b M M
+
+So each forward is worth at least one of diffusion mode's, and depth 0 is diffusion mode. When the block is full
+already, the forward takes [block | next masks] instead: its commit rides along, as in blocks.py.
+
+Our choices where the paper is silent: one token a depth; a draft's tokens need not be sure, only agreed upon; G = d + 1
+windows of one row instead of a batch, so that the cache is not copied. The paper finds little beyond d = 3.
+"""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+
+from edlm_jax.decoding.acceptance import rank
+from edlm_jax.decoding.blocks import BlockProgram, BlockSettings, BlockState
+from edlm_jax.decoding.windows import forward_window, put, window
+
+
+@dataclass(frozen=True)
+class PSDSettings(BlockSettings):
+    """Diffusion with guesses."""
+
+    depth: int
+
+    def program(self, weights, request):
+        """Guesses side by side."""
+        return _PSD(weights, request, self)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PSDState(BlockState):
+    """A block state that keeps what the last forward proposed for the current block."""
+
+    proposed_BC: jax.Array
+    confidence_BC: jax.Array
+
+
+class _PSD(BlockProgram):
+    def __init__(self, weights, request, settings):
+        super().__init__(weights, request, settings)
+        self.G = max(settings.depth, 1) + 1  # a pending block and the next one need two windows
+        self.S += self.G * settings.block_length
+
+    def start(self, s: BlockState) -> PSDState:
+        zeros_BC = jnp.zeros((s.start_B.shape[0], self.settings.block_length))
+        return PSDState(**vars(s), proposed_BC=zeros_BC.astype(jnp.int32), confidence_BC=zeros_BC)
+
+    def turn(self, s: PSDState) -> PSDState:
+        """At least one cycle, until some row has finished a block."""
+        goes_on = lambda carry: carry[0] | ~(carry[1].pending_B.any() | carry[1].done_B.all())  # noqa: E731
+        cycle = lambda carry: (jnp.zeros((), bool), self._cycle(carry[1]))  # noqa: E731
+        return jax.lax.while_loop(goes_on, cycle, (jnp.ones((), bool), s))[1]
+
+    def accept(self, s: PSDState, logits_BCV) -> PSDState:
+        """As in diffusion mode; what was proposed is kept for the guesses."""
+        proposal = self.settings.sampling.propose(logits_BCV, None, None, 0.0, banned_id=self.settings.mask_id)
+        s = super().accept(s, logits_BCV)
+        return replace(s, proposed_BC=proposal.tokens_BC, confidence_BC=proposal.confidence_BC)
+
+    def _cycle(self, s: PSDState) -> PSDState:
+        guesses_BGC = self._guesses(s)
+        logits_BGCV, s = self._forward_all(s, guesses_BGC)
+        agreed_BGC = jnp.argmax(logits_BGCV.at[..., self.settings.mask_id].set(-jnp.inf), axis=-1)
+        added_BGC = guesses_BGC[:, 1:] != guesses_BGC[:, :-1]
+        stands_BG = (~added_BGC | (agreed_BGC[:, :-1] == guesses_BGC[:, 1:])).all(axis=-1)
+        deepest_B = jnp.where(s.pending_B, 1, jnp.cumprod(stands_BG, axis=1).sum(axis=1))
+        logits_BCV = jnp.take_along_axis(logits_BGCV, deepest_B[:, None, None, None], axis=1)[:, 0]
+        block_BC = jnp.take_along_axis(guesses_BGC, deepest_B[:, None, None], axis=1)[:, 0]
+        added_BC = (block_BC != window(s.tokens_BX, s.start_B, block_BC.shape[1])) & ~s.done_B[:, None]
+        at_BC = jnp.broadcast_to(s.denoise_B[:, None] + 1, block_BC.shape)
+        s = replace(
+            s,
+            tokens_BX=put(s.tokens_BX, block_BC, s.start_B, added_BC),
+            accepted_at_BX=put(s.accepted_at_BX, at_BC, s.start_B, added_BC),
+        )
+        return self.accept(s, logits_BCV)
+
+    def _guesses(self, s: PSDState):
+        """int32[B, G, C]: the block and ever deeper guesses at it; of a pending row the full block, then masks."""
+        c, C = self.settings, self.settings.block_length
+        block_B1C = window(s.tokens_BX, s.start_B, C)[:, None]
+        masked_B1C = block_B1C == c.mask_id
+        rank_B1C = rank(s.confidence_BC, masked_B1C[:, 0])[:, None]
+        depth_1G1 = jnp.minimum(jnp.arange(self.G), c.depth)[None, :, None]
+        guesses_BGC = jnp.where(masked_B1C & (rank_B1C < depth_1G1), s.proposed_BC[:, None], block_B1C)
+        full_B1C = window(s.tokens_BX, s.start_B - C, C)[:, None]
+        two_BGC = jnp.where(jnp.arange(self.G)[None, :, None] == 0, full_B1C, block_B1C)
+        return jnp.where(s.pending_B[:, None, None], two_BGC, guesses_BGC)
+
+    def _forward_all(self, s: PSDState, guesses_BGC):
+        """(logits_BGCV, s): each guess sees the cache and itself; the windows of a pending row also its full block."""
+        c, (B, G, C) = self.settings, guesses_BGC.shape
+        group_T = jnp.arange(G * C) // C
+        pending_B11 = s.pending_B[:, None, None]
+        seen_BTT = (group_T[None, :, None] == group_T[None, None]) | pending_B11 & (group_T == 0)[None, None]
+        next_BT = s.pending_B[:, None] & (group_T > 0)[None]
+        offset_BT = jnp.arange(G * C)[None] % C + jnp.where(next_BT, C, 0)
+        rows = (self.rotary, self.pad_B, s.start_B - jnp.where(s.pending_B, C, 0))
+        tokens_BT = guesses_BGC.reshape(B, G * C)
+        x_BTD, cache = forward_window(self.weights, s.cache, tokens_BT, *rows, seen_BTT=seen_BTT, offset_BT=offset_BT)
+        logits_BGCV = self.weights.logits(x_BTD).reshape(B, G, C, -1)
+        if c.shifted:
+            before_BV = jnp.where(s.pending_B[:, None], logits_BGCV[:, 0, -1], s.before_BV)
+            first_BG1V = jnp.broadcast_to(before_BV[:, None, None], (B, G, 1, before_BV.shape[-1]))
+            logits_BGCV = jnp.concatenate([first_BG1V, logits_BGCV[:, :, :-1]], axis=2)
+            s = replace(s, before_BV=before_BV)
+        return logits_BGCV, replace(s, cache=cache)

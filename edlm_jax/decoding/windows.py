@@ -1,0 +1,42 @@
+"""A window of columns of each row, wherever the row stands: read, written, and forwarded against the cache.
+
+Shapes: B rows, T columns of the window, X token columns, S cache columns.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, forward_cached
+
+
+def forward_window(
+    weights: DecodingWeights, cache: KVCache, tokens_BT, rotary: Rotary, pad_B, start_B, *, seen_BTT, offset_BT
+):
+    """(x_BTD, cache): a window from start_B on sees what the cache holds before it, and `seen` of itself.
+
+    Its columns are written to the cache side by side; their positions are start_B's plus `offset_BT`, so that several
+    guesses at the same tokens can lie in one window.
+    """
+    T, S = tokens_BT.shape[1], cache.k_BKSH[0].shape[2]
+    columns_11S = jnp.arange(S)[None, None]
+    before_B1S = (columns_11S >= pad_B[:, None, None]) & (columns_11S < start_B[:, None, None])
+    before_BTS = jnp.broadcast_to(before_B1S, (tokens_BT.shape[0], T, S))
+    put_columns = jax.vmap(lambda old_TS, new_TT, start: jax.lax.dynamic_update_slice_in_dim(old_TS, new_TT, start, 1))
+    rotary_BT = rotary.at(jnp.maximum(start_B[:, None] + offset_BT - pad_B[:, None], 0))
+    mask_BTS = put_columns(before_BTS, seen_BTT, start_B)
+    return forward_cached(weights, cache, tokens_BT, rotary_BT, start_B, mask_BTS)
+
+
+def window(x_BX, start_B, length: int):
+    """[B, length]: each row from its own column on."""
+    return jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, length))(x_BX, start_B)
+
+
+def put(x_BX, new_BT, start_B, where_BT):
+    """x_BX with each row's new columns from its own start on, where they are wanted."""
+
+    def row(x_X, new_T, start, where_T):
+        old_T = jax.lax.dynamic_slice_in_dim(x_X, start, new_T.shape[0])
+        return jax.lax.dynamic_update_slice_in_dim(x_X, jnp.where(where_T, new_T, old_T), start, 0)
+
+    return jax.vmap(row)(x_BX, new_BT, start_B, where_BT)
