@@ -6,6 +6,7 @@ a single prompt's blocks appear as they finish."""
 import argparse
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--block-length", type=int, metavar="C", help="default: the one the model was converted with")
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="at most this many a prompt (128)")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before it; may be repeated")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 takes the best token (0)")
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="sample among the K best tokens (0: all)")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="and the smallest set that holds P (1)")
@@ -55,6 +57,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         top_p=args.top_p,
         seed=args.seed,
         eos_id=tokenizer.eos_token_id,
+        stop=args.stop,
+        detokenize=partial(tokenizer.decode, skip_special_tokens=True),
     )
     tokens = [_encode(tokenizer, prompt, args.chat) for prompt in prompts]
     decoder = Decoder(model)
@@ -67,12 +71,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     result = decoder(tokens, **decoding, on_block=on_block)
     seconds = time.perf_counter() - start
+    if on_block:
+        on_block.show(result.texts[0])  # with a stop string the text may go on where its last token is left out
     new_tokens = sum(len(row) for row in result.tokens)
     return {
         "mode": decoding["mode"],
         "completions": [
-            {"prompt": prompt, "text": tokenizer.decode(row, skip_special_tokens=True), "new_tokens": len(row)}
-            for prompt, row in zip(prompts, result.tokens, strict=True)
+            {"prompt": prompt, "text": text, "new_tokens": len(row)}
+            for prompt, text, row in zip(prompts, result.texts, result.tokens, strict=True)
         ],
         "streamed": on_block is not None,
         "tokens_per_forward": result.tokens_per_forward,
@@ -103,7 +109,10 @@ class _Printer:
 
     def __call__(self, tokens: list[list[int]]) -> None:
         """Prints what is new."""
-        text = self.tokenizer.decode(tokens[0], skip_special_tokens=True).rstrip("\ufffd")
+        self.show(self.tokenizer.decode(tokens[0], skip_special_tokens=True).rstrip("\ufffd"))
+
+    def show(self, text: str) -> None:
+        """Prints what of this text is new."""
         print(text[self.printed :], end="", flush=True)
         self.printed = len(text)
 

@@ -125,9 +125,11 @@ class BlockProgram:
     def turn(self, s: BlockState) -> BlockState:
         """Commits what is pending, then denoises until something is.
 
-        Two loops that take turns, instead of a branch in one: the cache is then updated in place throughout.
+        Two loops that take turns, instead of a branch in one: the cache is then updated in place throughout. The first
+        runs at most once, for a fused commit may finish the next block, and whoever watches wants to see that.
         """
-        s = jax.lax.while_loop(lambda s: s.pending_B.any(), self.commit, s)
+        commit = lambda carry: (carry[0] & False, self.commit(carry[1]))  # noqa: E731
+        _, s = jax.lax.while_loop(lambda carry: carry[0], commit, (s.pending_B.any(), s))
         return jax.lax.while_loop(lambda s: ~s.pending_B.any() & ~s.done_B.all(), self.denoise, s)
 
     def prefill(self) -> BlockState:

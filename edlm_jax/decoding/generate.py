@@ -1,6 +1,7 @@
 """`generate`: prompts in, tokens and honest counts out, whatever the mode."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from edlm_jax.decoding.generation import Generation
 from edlm_jax.decoding.modes import MODES, Run
 from edlm_jax.decoding.options import check_prompts, read_options
 from edlm_jax.decoding.prompts import row_seeds
+from edlm_jax.decoding.stopping import Detokenize, Reader, check_stop
 from edlm_jax.errors import InputError
 from edlm_jax.models import Transformer
 from edlm_jax.models.cache import DecodingWeights
@@ -44,6 +46,8 @@ class Decoder:
         commit: str = "fused",
         mask_id: int | None = None,
         draft_depth: int = 3,
+        stop: str | Sequence[str] = (),
+        detokenize: Detokenize | None = None,
         on_block: Callable[[list[list[int]]], None] | None = None,
     ) -> Generation:
         """Decodes a batch of prompts of any lengths.
@@ -66,11 +70,16 @@ class Decoder:
             with guesses `draft_depth` tokens deep that the next forward verifies; "dmax", soft tokens that are revised
             until they agree. Their files in edlm_jax/decoding/ say more.
           commit: "fused" (in the next block's first forward) or "separate".
-          on_block: called with every row's settled tokens whenever a block has finished, for a person who watches.
+          stop, detokenize: a row also ends before the first of these strings in its text, which `detokenize` makes of
+            its tokens (a tokenizer's decode); a token that holds the string's first character is left out. With
+            `detokenize` the result has texts, cut to the character.
+          on_block: called with every row's settled tokens whenever a block has finished, or every few tokens in the
+            modes without blocks, for a person who watches.
 
         Raises:
           InputError: an unknown mode, a threshold outside [0, 1], a prompt that is empty, too long or holds the mask
-            token (named by index), or diffusion from a model that was never converted.
+            token (named by index), a stop string without `detokenize`, what a mode cannot do, or any mode but "ar" from
+            a model that was never converted.
         """
         if mode not in MODES:
             raise InputError(f"mode {mode!r} is unknown; choose one of {', '.join(MODES)}")
@@ -92,19 +101,26 @@ class Decoder:
         )
         MODES[mode].check(mode, options)
         check_prompts(prompts, options, MODES[mode].masks)
+        stop = check_stop(stop, detokenize)
         if not prompts:
             return Generation([], [], [], [])
         run = MODES[mode].start(self.weights, prompts, options)
-        return run.collect(run.whole()) if on_block is None else _watch(run, on_block)
+        reader = Reader(stop, detokenize, len(prompts)) if detokenize else None
+        if on_block or stop:
+            return _in_pieces(run, reader, on_block)
+        return reader.read(run.whole()) if reader else run.whole()
 
 
-def _watch(run: Run, on_block) -> Generation:
-    """Decodes in pieces and shows what each has added."""
+def _in_pieces(run: Run, reader: Reader | None, on_block) -> Generation:
+    """Reads and shows what each piece has added; a row that was stopped costs no further forward."""
     state, seen = run.begin(), None
     while True:
-        result = run.collect(state)
-        if result.tokens != seen:
+        result, done_B = run.collect(state), np.asarray(state.done_B)
+        if reader:
+            result = reader.read(result)
+            done_B = done_B | reader.stopped_B
+        if on_block and result.tokens != seen:
             on_block(result.tokens)
-        if np.all(state.done_B):
+        if done_B.all():
             return result
-        seen, state = result.tokens, run.advance(state)
+        seen, state = result.tokens, run.advance(replace(state, done_B=done_B))

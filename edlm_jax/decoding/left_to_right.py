@@ -27,7 +27,7 @@ class RowSettings:
 
     block_length: int
     room: int  # columns for new tokens
-    mask_id: int
+    mask_id: int | None  # None: stepwise decoding of an AR model
     eos_id: int | None
     shifted: bool
     sampling: Sampling
@@ -110,7 +110,8 @@ class LeftToRight:
         """(rows with nothing settled, x_BTD): one forward over the prompt and so many masks; the prompt is kept."""
         prompts_BP = self.request.prompts_BP
         B, P = prompts_BP.shape
-        tokens_BX = jnp.pad(prompts_BP, ((0, 0), (0, self.S - P)), constant_values=self.settings.mask_id)
+        filler = 0 if self.settings.mask_id is None else self.settings.mask_id
+        tokens_BX = jnp.pad(prompts_BP, ((0, 0), (0, self.S - P)), constant_values=filler)
         columns_T = jnp.arange(P + masks)[None]
         segments_BT = (columns_T >= self.pad_B[:, None]).astype(jnp.int32)
         attention = lambda _, q, k, v: attend(  # noqa: E731

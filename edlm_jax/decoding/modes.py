@@ -1,7 +1,8 @@
 """The modes by name: what each asks of a call, and how it runs, whole or in pieces."""
 
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,15 +21,16 @@ from edlm_jax.decoding.prompts import pad_prompts, split_prompts
 from edlm_jax.decoding.psd import PSDSettings
 from edlm_jax.decoding.quadratic import QuadraticSettings
 from edlm_jax.decoding.speculation import LinearSettings
+from edlm_jax.decoding.stepwise import StepwiseSettings
 from edlm_jax.errors import InputError
 from edlm_jax.models.cache import DecodingWeights
 
 
 @dataclass(frozen=True)
 class Run:
-    """One decoding. A state is whatever the programs pass on; its `done_B` says which rows have ended."""
+    """One decoding, whole or in pieces. A state is what the programs pass on; its `done_B` says which rows ended."""
 
-    whole: Callable[[], Any]
+    whole: Callable[[], Generation]
     begin: Callable[[], Any]
     advance: Callable[[Any], Any]
     collect: Callable[[Any], Generation]
@@ -45,7 +47,7 @@ class Mode:
     causal: bool = False  # it reads next tokens from a causal stream, which not every conversion trains
 
     def check(self, name: str, options: Options) -> None:
-        """Raises InputError for what the mode cannot do."""
+        """Raises InputError for what the mode cannot do, warns of what the checkpoint was not trained for."""
         if self.masks and options.mask_id is None:
             raise InputError("this model was never converted and has no mask token; convert it or use mode='ar'")
         if self.masks and self.causal and options.spec.conversion is None:
@@ -56,6 +58,13 @@ class Mode:
             raise InputError(f"{name} is greedy: it compares tokens with its own best ones; use temperature 0")
         if self.threshold_only and options.rule is not None:
             raise InputError(f"{name} accepts by its threshold alone; leave out the rule")
+        conversion = options.spec.conversion
+        if self.causal and conversion is not None and conversion.pattern != "semi_block":
+            warnings.warn(
+                f"{name} reads next tokens from a causal stream, which this checkpoint's conversion "
+                f"({conversion.pattern!r}) did not train; 'semi_block' does",
+                stacklevel=3,
+            )
 
 
 def _diffusion(weights, prompts, options) -> Run:
@@ -103,11 +112,12 @@ def _blocks(weights, prompts, options, settings: BlockSettings) -> Run:
         temperature=options.temperature,
     )
     arguments = (weights, request, settings)
+    collect = partial(collect_blocks, request=request, settings=settings)
     return Run(
-        whole=partial(decode_blocks, *arguments),
+        whole=lambda: collect(decode_blocks(*arguments)),
         begin=partial(begin_blocks, *arguments),
         advance=partial(next_blocks, *arguments),
-        collect=partial(collect_blocks, request=request, settings=settings),
+        collect=collect,
     )
 
 
@@ -124,36 +134,26 @@ def _left_to_right(settings_class: type[RowSettings], weights, prompts, options)
     limits = (options.max_new_tokens, options.threshold, options.temperature)
     request = RowRequest(prompts_BP, pad_B, options.seeds_B, *limits)
     arguments = (weights, request, settings)
+    collect = partial(collect_rows, request=request)
     return Run(
-        whole=partial(decode_rows, *arguments),
+        whole=lambda: collect(decode_rows(*arguments)),
         begin=partial(begin_rows, *arguments),
         advance=partial(next_rows, *arguments),
-        collect=partial(collect_rows, request=request),
+        collect=collect,
     )
 
 
-@dataclass(frozen=True)
-class _Whole:
-    """The final state of a mode that has no pieces."""
-
-    tokens_BX: np.ndarray
-    count_B: np.ndarray
-    done_B: np.ndarray
-
-
 def _autoregressive(weights, prompts, options) -> Run:
+    """Whole, by its own program, in which all rows share a column; in pieces, row by row."""
     prompts_BP, pad_B = pad_prompts(prompts, 1, options.spec.max_length)
 
-    def whole() -> _Whole:
+    def whole() -> Generation:
         arrays = (weights, prompts_BP, pad_B, options.seeds_B, options.max_new_tokens, options.temperature)
         shape = dict(room=options.max_new_tokens, eos_id=options.eos_id, banned_id=options.mask_id)
         tokens_BX, count_B = jax.device_get(decode_autoregressive(*arrays, **shape, sampling=options.sampling))
-        return _Whole(tokens_BX, count_B, np.ones(len(prompts), bool))
+        return collect_autoregressive(tokens_BX, count_B, prompts_BP.shape[1])
 
-    def collect(state: _Whole) -> Generation:
-        return collect_autoregressive(state.tokens_BX, state.count_B, prompts_BP.shape[1])
-
-    return Run(whole, whole, lambda state: state, collect)
+    return replace(_left_to_right(StepwiseSettings, weights, prompts, options), whole=whole)
 
 
 MODES = {

@@ -6,6 +6,7 @@ import pytest
 
 from edlm_jax.commands.generate import _encode, _Printer
 from edlm_jax.commands.main import main
+from edlm_jax.decoding import MODES
 from edlm_jax.errors import InputError
 
 
@@ -44,12 +45,30 @@ def test_chat_uses_the_template():
         _encode(tokenizer, "hi", True)
 
 
-@pytest.mark.parametrize("how", [["--rule=fixed:2"], ["--mode=self_speculation"], ["--temperature=1", "--top-k=5"]])
+HOW = [["--rule=fixed:2"], ["--mode=self_speculation"], ["--temperature=1", "--top-k=5"], ["--mode=psd", "--stop=never"]]
+
+
+@pytest.mark.parametrize("how", HOW)
 def test_rules_modes_and_sampling(tiny_converted_dir, capsys, how):
     command = ["generate", f"--model={tiny_converted_dir}", "--prompt=sort b a ->", "--max-new-tokens=6", "--json"]
     assert main([*command, *how]) == 0
     result = json.loads(capsys.readouterr().out)
     assert 0 < result["completions"][0]["new_tokens"] <= 6 and result["tokens_per_forward"] > 0
+
+
+def test_text_ends_before_a_stop_string(tiny_converted_dir, capsys):
+    command = ["generate", f"--model={tiny_converted_dir}", "--prompt=sort b a ->", "--max-new-tokens=6", "--json"]
+    texts = []
+    for stop in ([], ["--stop={}"]):
+        assert main([*command, *(option.format(texts[0][1]) for option in stop)]) == 0
+        texts.append(json.loads(capsys.readouterr().out)["completions"][0]["text"])
+    assert texts[1] == texts[0][: texts[0].find(texts[0][1])]
+
+
+def test_every_mode_can_be_chosen(capsys):
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    assert f"--mode {{{','.join(MODES)}}}" in capsys.readouterr().out
 
 
 def test_bad_rules_are_one_line(tiny_converted_dir, capsys):

@@ -6,7 +6,7 @@ import pytest
 from edlm_jax.decoding import Decoder
 from edlm_jax.errors import InputError
 from tests.decoding import dense
-from tests.decoding.tiny import EOS, MASK, make_model, prompts
+from tests.decoding.tiny import EOS, MASK, VOCAB, make_model, prompts
 
 SPECULATIVE = {"self_speculation": 2, "quadratic_speculation": 1}  # forwards a cycle
 
@@ -45,6 +45,13 @@ def speculative(weights, prompt, *, C, limit, shifted, mode):
     return tokens, at
 
 
+def say_little(model):
+    """Leaves the model few tokens to choose from: many drafts are right then, by chance."""
+    scale_V = np.zeros(VOCAB, np.float32)
+    scale_V[[0, 1, 2, EOS]] = 1, 1, 1, 0.4
+    model.head_DV[...] = model.head_DV[...] * scale_V[None]
+
+
 def greedy(weights, prompt, limit):
     tokens = list(prompt)
     while len(tokens) < len(prompt) + limit and (len(tokens) == len(prompt) or tokens[-1] != EOS):
@@ -59,7 +66,7 @@ def test_modes_equal_their_oracles(mode, alignment):
     for C in (3, 1) if shifted else (4,):
         model = make_model(alignment, seed=int(rng.integers(1000)))
         if mode != "mars":
-            model.layers.o_NHD[...] = model.layers.o_NHD[...] * 0.02  # tokens then follow from the last one
+            say_little(model)
         decoder, given = Decoder(model), prompts(rng, [1, 6, 11])
         settings = dict(max_new_tokens=13, block_length=C, threshold=0.4, eos_id=EOS, mode=mode)
         result, settled = decoder(given, **settings), 0
@@ -71,7 +78,7 @@ def test_modes_equal_their_oracles(mode, alignment):
             assert result.accepted_at[row] == at and result.row_denoise_forwards[row] == at[-1]
             settled += len(at)
         assert result.commit_forwards == 0
-        if C == 3:  # drafts are read where AR reads, and confidences spread: several tokens a forward
+        if C > 1:
             assert result.denoise_forwards < settled * SPECULATIVE.get(mode, 1)
 
 
@@ -91,15 +98,6 @@ def test_mars_at_threshold_one_is_ar():
     decoder, given = Decoder(make_model("shifted", scale=3000.0)), prompts(rng, [3, 9])
     mars, ar = (decoder(given, max_new_tokens=10, threshold=1.0, mode=mode) for mode in ("mars", "ar"))
     assert mars == ar
-
-
-@pytest.mark.parametrize("mode", ["mars", "quadratic_speculation"])
-def test_watching_changes_nothing(mode):
-    rng = np.random.default_rng()
-    decoder, given, seen = Decoder(make_model()), prompts(rng, [2, 7]), []
-    settings = dict(max_new_tokens=25, threshold=0.9, mode=mode)
-    assert decoder(given, on_block=seen.append, **settings) == decoder(given, **settings)
-    assert len(seen) > 1 and all(len(tokens) == 2 for tokens in seen)
 
 
 @pytest.mark.parametrize(
