@@ -28,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="another rule: factor:1, fixed:2 (tokens a step), entropy:0.1 (nats), margin:0.5, prefix:0.9",
     )
     parser.add_argument("--block-length", type=int, metavar="C", help="default: the one the model was converted with")
+    parser.add_argument("--sub-block-length", type=int, metavar="U", help="finish blocks in parts of so many tokens")
+    parser.add_argument("--dual-cache", action="store_true", help="forward the active part of a block alone")
+    parser.add_argument("--draft-depth", type=int, default=3, metavar="D", help="tokens that --mode=psd guesses (3)")
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="at most this many a prompt (128)")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before it; may be repeated")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 takes the best token (0)")
@@ -51,6 +54,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         threshold=args.threshold,
         rule=args.rule,
         block_length=args.block_length,
+        sub_block_length=args.sub_block_length,
+        dual_cache=args.dual_cache,
+        draft_depth=args.draft_depth,
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
         top_k=args.top_k,

@@ -168,7 +168,7 @@ class BlockProgram:
     def denoise(self, s: BlockState) -> BlockState:
         """One step of every row's current block, nothing being pending."""
         c, C = self.settings, self.settings.block_length
-        x_BCD, s = self._forward(s, s.start_B, C)
+        x_BCD, s = self.forward(s, s.start_B, C)
         if not c.shifted:
             return self.accept(s, self.weights.logits(x_BCD))
         logits_BCV = self.weights.logits(x_BCD[:, :-1])
@@ -179,7 +179,7 @@ class BlockProgram:
         c, C = self.settings, self.settings.block_length
         # Read are the current block and, shifted, the last column of the one before it.
         T, read = (2 * C, C + c.shifted) if c.fused_commit else (C, 1)
-        x_BRD, s = self._forward(s, s.start_B - C, T, where_B=s.pending_B, read=read)
+        x_BRD, s = self.forward(s, s.start_B - C, T, where_B=s.pending_B, read=read)
         if c.shifted:
             logits_B1V = self.weights.logits(x_BRD[:, :1])
             s = replace(s, before_BV=jnp.where(s.pending_B[:, None], logits_B1V[:, 0], s.before_BV))
@@ -198,13 +198,21 @@ class BlockProgram:
         """What T columns from first_B on put into the model: token ids, or embeddings [B, T, D]."""
         return _window(s.tokens_BX, first_B, T)
 
+    def open(self, block_BC):
+        """bool[B, C]: the masks that the rule may choose from."""
+        return block_BC == self.settings.mask_id
+
+    def written(self, s: BlockState, first_B, T, where_B):
+        """Which of T columns a forward writes to the cache; None is all."""
+        return None if where_B is None else where_B[:, None] | (jnp.arange(T) >= self.settings.block_length)[None]
+
     def accept(self, s: BlockState, logits_BCV) -> BlockState:
         """Keeps what the rule accepts in every row's current block; a full block becomes pending, or ends its row."""
         c, C = self.settings, self.settings.block_length
         denoise_B = s.denoise_B + ~s.done_B
         proposal = c.sampling.propose(logits_BCV, self.keys_B, denoise_B, self.request.temperature, banned_id=c.mask_id)
         block_BC = _window(s.tokens_BX, s.start_B, C)
-        accepted_BC = self.request.rule(proposal, block_BC == c.mask_id) & ~s.done_B[:, None]
+        accepted_BC = self.request.rule(proposal, self.open(block_BC)) & ~s.done_B[:, None]
         block_BC = jnp.where(accepted_BC, proposal.tokens_BC, block_BC)
         at_BC = jnp.where(accepted_BC, denoise_B[:, None], _window(s.accepted_at_BX, s.start_B, C))
         full_B, finished_B = self._progress(block_BC, s.start_B)
@@ -231,7 +239,7 @@ class BlockProgram:
             ends_BC = ends_BC | (block_BC == c.eos_id) & (index_BC >= 0)
         return ~masked_BC.any(axis=1), (settled_BC & ends_BC).any(axis=1)
 
-    def _forward(self, s: BlockState, first_B, T, where_B=None, read=None):
+    def forward(self, s: BlockState, first_B, T, where_B=None, read=None):
         """T columns from first_B on, block by block, against the cache they are written to.
 
         Rows outside `where_B` keep their first block in the cache as it is: what they compute there is not used.
@@ -242,7 +250,7 @@ class BlockProgram:
         rotary_BT = self.rotary.at(jnp.maximum(first_B[:, None] + columns_T[None] - self.pad_B[:, None], 0))
         block_end_BT1 = first_B[:, None, None] + (columns_T // C * C + C)[None, :, None]
         mask_BTS = (columns_11S >= self.pad_B[:, None, None]) & (columns_11S < block_end_BT1)
-        where_BT = None if where_B is None else where_B[:, None] | (columns_T >= C)[None]
+        where_BT = self.written(s, first_B, T, where_B)
         x_BTD, cache = forward_cached(self.weights, s.cache, inputs_BT, rotary_BT, first_B, mask_BTS, where_BT, read)
         return x_BTD, replace(s, cache=cache)
 

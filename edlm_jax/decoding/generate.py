@@ -46,6 +46,8 @@ class Decoder:
         commit: str = "fused",
         mask_id: int | None = None,
         draft_depth: int = 3,
+        sub_block_length: int | None = None,
+        dual_cache: bool = False,
         stop: str | Sequence[str] = (),
         detokenize: Detokenize | None = None,
         on_block: Callable[[list[list[int]]], None] | None = None,
@@ -70,6 +72,8 @@ class Decoder:
             with guesses `draft_depth` tokens deep that the next forward verifies; "dmax", soft tokens that are revised
             until they agree. Their files in edlm_jax/decoding/ say more.
           commit: "fused" (in the next block's first forward) or "separate".
+          sub_block_length: diffusion finishes sub-blocks of so many tokens from left to right inside a block (Fast-dLLM
+            v2: 8 in blocks of 32); `dual_cache` then forwards the active one alone where it can, an approximation.
           stop, detokenize: a row also ends before the first of these strings in its text, which `detokenize` makes of
             its tokens (a tokenizer's decode); a token that holds the string's first character is left out. With
             `detokenize` the result has texts, cut to the character.
@@ -98,6 +102,8 @@ class Decoder:
             commit=commit,
             mask_id=mask_id,
             draft_depth=draft_depth,
+            sub_block_length=sub_block_length,
+            dual_cache=dual_cache,
         )
         MODES[mode].check(mode, options)
         check_prompts(prompts, options, MODES[mode].masks)

@@ -22,6 +22,7 @@ from edlm_jax.decoding.psd import PSDSettings
 from edlm_jax.decoding.quadratic import QuadraticSettings
 from edlm_jax.decoding.speculation import LinearSettings
 from edlm_jax.decoding.stepwise import StepwiseSettings
+from edlm_jax.decoding.sub_blocks import SubBlockSettings
 from edlm_jax.errors import InputError
 from edlm_jax.models.cache import DecodingWeights
 
@@ -58,6 +59,10 @@ class Mode:
             raise InputError(f"{name} is greedy: it compares tokens with its own best ones; use temperature 0")
         if self.threshold_only and options.rule is not None:
             raise InputError(f"{name} accepts by its threshold alone; leave out the rule")
+        if options.sub_block_length is not None and name != "diffusion":
+            raise InputError(f"sub-blocks belong to diffusion mode; leave out sub_block_length with {name}")
+        if options.dual_cache and options.sub_block_length is None:
+            raise InputError("dual_cache needs sub_block_length: it keeps the block around the active sub-block")
         conversion = options.spec.conversion
         if self.causal and conversion is not None and conversion.pattern != "semi_block":
             warnings.warn(
@@ -68,7 +73,13 @@ class Mode:
 
 
 def _diffusion(weights, prompts, options) -> Run:
-    return _blocks(weights, prompts, options, BlockSettings(**_block_fields(options)))
+    fields, U = _block_fields(options), options.sub_block_length
+    if U is None:
+        return _blocks(weights, prompts, options, BlockSettings(**fields))
+    if U < 1 or options.block_length % U:
+        raise InputError(f"sub_block_length {U} must divide the block length {options.block_length}")
+    settings = SubBlockSettings(**fields, sub_block_length=U, dual_cache=options.dual_cache)
+    return _blocks(weights, prompts, options, settings)
 
 
 def _dmax(weights, prompts, options) -> Run:

@@ -29,6 +29,8 @@ class Options:
     seeds_B: np.ndarray
     commit: str
     draft_depth: int
+    sub_block_length: int | None
+    dual_cache: bool
 
     @property
     def shifted(self) -> bool:
@@ -57,6 +59,8 @@ def read_options(
     commit,
     mask_id,
     draft_depth,
+    sub_block_length,
+    dual_cache,
 ) -> Options:
     """The options of `Decoder.__call__`, or an InputError that names the one that cannot be."""
     if max_new_tokens < 1:
@@ -91,6 +95,8 @@ def read_options(
         seeds_B=seeds_B,
         commit=commit,
         draft_depth=draft_depth,
+        sub_block_length=sub_block_length,
+        dual_cache=dual_cache,
     )
 
 

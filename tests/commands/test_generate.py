@@ -45,7 +45,12 @@ def test_chat_uses_the_template():
         _encode(tokenizer, "hi", True)
 
 
-HOW = [["--rule=fixed:2"], ["--mode=self_speculation"], ["--temperature=1", "--top-k=5"], ["--mode=psd", "--stop=never"]]
+HOW = [
+    ["--rule=fixed:2"],
+    ["--mode=self_speculation"],
+    ["--temperature=1", "--top-k=5"],
+    ["--mode=psd", "--stop=never"],
+]
 
 
 @pytest.mark.parametrize("how", HOW)

@@ -1,0 +1,109 @@
+"""Sub-blocks, finished from left to right inside a block, and their dual cache (Fast-dLLM v2, arXiv 2509.26328).
+
+Shapes as in blocks.py, with sub-blocks of U tokens. Tokens are only accepted in the active sub-block, the first that
+has a mask. With the dual cache, once its first token is known, only the active sub-block is forwarded: the rest of the
+block stays in the cache as the last full forward left it, masks and all, which is an approximation.
+
+    a b M M | M M M M     full while the active sub-block's first token is unknown (shifted logits are read before it)
+        ^^^               then these two alone, against the cached K/V of the other six
+
+Our choices: the prefill keeps the prompt alone, so the first block's second forward is full; the paper's code takes a
+block's first token from the commit's logits whatever its confidence, here it is accepted like any other.
+"""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+
+from edlm_jax.decoding.blocks import BlockProgram, BlockSettings, BlockState
+from edlm_jax.decoding.windows import window
+from edlm_jax.models.cache import forward_cached
+
+
+@dataclass(frozen=True)
+class SubBlockSettings(BlockSettings):
+    """Diffusion in blocks of blocks."""
+
+    sub_block_length: int
+    dual_cache: bool
+
+    def program(self, weights, request):
+        """Without the dual cache every forward is of the whole block."""
+        return (_DualCache if self.dual_cache else _SubBlocks)(weights, request, self)
+
+
+class _SubBlocks(BlockProgram):
+    def open(self, block_BC):
+        """The masks of the first sub-block that has any."""
+        U, masked_BC = self.settings.sub_block_length, block_BC == self.settings.mask_id
+        sub_C = jnp.arange(block_BC.shape[1]) // U
+        return masked_BC & (sub_C[None] == _active(masked_BC, U)[:, None])
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DualCacheState(BlockState):
+    """A block state that knows whether the current block's K/V lie in the cache."""
+
+    cached_B: jax.Array
+
+
+class _DualCache(_SubBlocks):
+    def start(self, s: BlockState) -> DualCacheState:
+        return DualCacheState(**vars(s), cached_B=jnp.zeros_like(s.done_B))
+
+    def turn(self, s: DualCacheState) -> DualCacheState:
+        """Commits what is pending, then forwards whole blocks as long as any row needs it, then sub-blocks."""
+        commit = lambda carry: (carry[0] & False, self.commit(carry[1]))  # noqa: E731
+        _, s = jax.lax.while_loop(lambda carry: carry[0], commit, (s.pending_B.any(), s))
+        goes_on = lambda s: ~s.pending_B.any() & ~s.done_B.all()  # noqa: E731
+        s = jax.lax.while_loop(lambda s: goes_on(s) & self._needs_full(s).any(), self.denoise, s)
+        return jax.lax.while_loop(lambda s: goes_on(s) & ~self._needs_full(s).any(), self._narrow, s)
+
+    def accept(self, s: DualCacheState, logits_BCV) -> DualCacheState:
+        s = super().accept(s, logits_BCV)
+        return replace(s, cached_B=s.cached_B & ~s.pending_B)
+
+    def written(self, s: DualCacheState, first_B, T, where_B):
+        """Of its current block a row writes all or, where that would do, what its own narrow forward would write."""
+        U, masked_BC = self.settings.sub_block_length, self._masked(s)
+        offset_BT = (first_B - s.start_B)[:, None] + jnp.arange(T)[None]
+        active_BT = offset_BT // U == _active(masked_BC, U)[:, None]
+        current_BT = self._needs_full(s)[:, None] | active_BT
+        before_B = jnp.zeros_like(s.done_B) if where_B is None else where_B
+        return jnp.where(offset_BT >= 0, current_BT, before_B[:, None])
+
+    def forward(self, s: DualCacheState, first_B, T, where_B=None):
+        x_BTD, s = super().forward(s, first_B, T, where_B)
+        has_current = where_B is None or T == 2 * self.settings.block_length
+        return x_BTD, replace(s, cached_B=s.cached_B | has_current)
+
+    def _narrow(self, s: DualCacheState) -> DualCacheState:
+        """One step of every row's active sub-block, whose first token is known."""
+        c, C, U = self.settings, self.settings.block_length, self.settings.sub_block_length
+        inside_B = _active(self._masked(s), U) * U
+        first_B, columns_11S = s.start_B + inside_B, jnp.arange(self.S)[None, None]
+        rotary_BU = self.rotary.at(jnp.maximum(first_B[:, None] + jnp.arange(U)[None] - self.pad_B[:, None], 0))
+        mask_B1S = (columns_11S >= self.pad_B[:, None, None]) & (columns_11S < s.start_B[:, None, None] + C)
+        mask_BUS = jnp.broadcast_to(mask_B1S, (mask_B1S.shape[0], U, self.S))
+        tokens_BU = window(s.tokens_BX, first_B, U)
+        x_BUD, cache = forward_cached(self.weights, s.cache, tokens_BU, rotary_BU, first_B, mask_BUS)
+        logits_BUV = self.weights.logits(x_BUD[:, : U - c.shifted])
+        empty_BCV = jnp.zeros((logits_BUV.shape[0], C, logits_BUV.shape[-1]))
+        put = jax.vmap(lambda old, new, start: jax.lax.dynamic_update_slice_in_dim(old, new, start, 0))
+        return self.accept(replace(s, cache=cache), put(empty_BCV, logits_BUV, inside_B + c.shifted))
+
+    def _masked(self, s: DualCacheState):
+        return window(s.tokens_BX, s.start_B, self.settings.block_length) == self.settings.mask_id
+
+    def _needs_full(self, s: DualCacheState):
+        masked_BC = self._masked(s)
+        first_B1 = (_active(masked_BC, self.settings.sub_block_length) * self.settings.sub_block_length)[:, None]
+        first_masked_B = jnp.take_along_axis(masked_BC, first_B1, axis=1)[:, 0]
+        return (~s.cached_B | first_masked_B) & ~s.done_B
+
+
+def _active(masked_BC, U):
+    """int32[B]: the first sub-block with a mask."""
+    return jnp.argmax(masked_BC, axis=1) // U
