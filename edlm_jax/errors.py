@@ -1,8 +1,18 @@
 """What commands turn into one line and an exit code of its own."""
 
+from typing import Any
+
 
 class InputError(ValueError):
     """Bad input. The message is one line: what is wrong, where, and what to do about it. Exit code 2."""
+
+
+class PartlyRefusedError(InputError):
+    """Part of the input was bad, the rest is done: `result` is printed as any other, then the reason. Exit code 2."""
+
+    def __init__(self, reason: str, result: dict[str, Any]):
+        super().__init__(reason)
+        self.result = result
 
 
 class StoppedError(Exception):

@@ -1,7 +1,8 @@
 """Complete prompts with a converted model (several tokens per forward pass) or, with --mode=ar, one token at a time.
 
 Prompts come from --prompt, from --prompts-file (one a line; - is stdin), or from stdin when it is piped. On a terminal
-a single prompt's blocks appear as they finish."""
+a single prompt's blocks appear as they finish. Of several prompts those that are empty, too long or hold the mask token
+are refused by their index (the first is 0), the others are completed, and the exit code is 2."""
 
 import argparse
 import sys
@@ -10,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edlm_jax.errors import InputError
+from edlm_jax.errors import InputError, PartlyRefusedError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draft-depth", type=int, default=3, metavar="D", help="tokens that --mode=psd guesses (3)")
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="at most this many a prompt (128)")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before it; may be repeated")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="prompts decoded at a time (32)")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 takes the best token (0)")
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="sample among the K best tokens (0: all)")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="and the smallest set that holds P (1)")
@@ -43,62 +45,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Decode the prompts; returns the texts and the counts."""
+    if args.batch_size < 1:
+        raise InputError(f"--batch-size must be positive, not {args.batch_size}")
     prompts = _read_prompts(args)
     from edlm_jax.decoding import Decoder
+    from edlm_jax.evaluation.batches import prompt_seeds
     from edlm_jax.pretrained import load_pretrained, load_tokenizer
 
     model = load_pretrained(args.model, dtype=args.dtype)
     tokenizer = load_tokenizer(model.spec.source)
-    decoding = dict(
-        mode=args.mode or ("diffusion" if model.spec.conversion else "ar"),
-        threshold=args.threshold,
-        rule=args.rule,
-        block_length=args.block_length,
-        sub_block_length=args.sub_block_length,
-        dual_cache=args.dual_cache,
-        draft_depth=args.draft_depth,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        seed=args.seed,
-        eos_id=tokenizer.eos_token_id,
-        stop=args.stop,
-        detokenize=partial(tokenizer.decode, skip_special_tokens=True),
-    )
+    decoding = _settings(args, model.spec, tokenizer)
     tokens = [_encode(tokenizer, prompt, args.chat) for prompt in prompts]
-    decoder = Decoder(model)
-    on_block = None
+    refused = _refuse(model.spec, prompts, tokens, decoding)
+    if len(prompts) == 1 and refused:
+        raise InputError(refused[0]["reason"])
+    kept = [index for index in range(len(prompts)) if index not in {entry["index"] for entry in refused}]
+    seeds = prompt_seeds(args.seed, len(prompts))
     if len(prompts) == 1 and sys.stdout.isatty() and not args.json:
         print(prompts[0], end="", flush=True)
-        on_block = _Printer(tokenizer)
-    if args.warm:
-        decoder(tokens, **decoding, on_block=on_block and (lambda tokens: None))
-    start = time.perf_counter()
-    result = decoder(tokens, **decoding, on_block=on_block)
-    seconds = time.perf_counter() - start
-    if on_block:
-        on_block.show(result.texts[0])  # with a stop string the text may go on where its last token is left out
-    new_tokens = sum(len(row) for row in result.tokens)
-    return {
+        decoding["on_block"] = _Printer(tokenizer)
+    tokens, seeds = [tokens[i] for i in kept], [seeds[i] for i in kept]
+    decoded, seconds = _decode(Decoder(model), tokens, seeds, decoding, args.batch_size, args.warm)
+    if "on_block" in decoding:  # with a stop string the text may go on where its last token is left out
+        decoding["on_block"].show(decoded[0].text)
+    new_tokens = sum(len(row.tokens) for row in decoded)
+    result = {
         "mode": decoding["mode"],
         "completions": [
-            {"prompt": prompt, "text": text, "new_tokens": len(row)}
-            for prompt, text, row in zip(prompts, result.texts, result.tokens, strict=True)
+            {"index": i, "prompt": prompts[i], "text": row.text, "new_tokens": len(row.tokens)}
+            for i, row in zip(kept, decoded, strict=True)
         ],
-        "streamed": on_block is not None,
-        "tokens_per_forward": result.tokens_per_forward,
+        "refused": refused,
+        "streamed": "on_block" in decoding,
+        "tokens_per_forward": new_tokens / max(sum(row.denoise_forwards for row in decoded), 1),
         "tokens_per_second": new_tokens / seconds,
         "compilation_included": not args.warm,
         "seconds": seconds,
     }
+    if refused:
+        indices = ", ".join(str(entry["index"]) for entry in refused)
+        raise PartlyRefusedError(f"{len(refused)} of {len(prompts)} prompts were refused: {indices}", result)
+    return result
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
-    """Print each prompt with its completion, then the counts."""
+    """Print each prompt with its completion, then what was refused and the counts."""
     for completion in result["completions"]:
         print("" if result["streamed"] else completion["prompt"] + completion["text"])
         print()
+    for entry in result["refused"]:
+        print(entry["reason"], file=sys.stderr)
     timing = "compilation included, --warm leaves it out" if result["compilation_included"] else "compilation excluded"
     print(
         f"{sum(c['new_tokens'] for c in result['completions'])} tokens, "
@@ -121,6 +117,62 @@ class _Printer:
         """Prints what of this text is new."""
         print(text[self.printed :], end="", flush=True)
         self.printed = len(text)
+
+
+def _settings(args, spec, tokenizer) -> dict[str, Any]:
+    """The decoder's settings."""
+    return dict(
+        mode=args.mode or ("diffusion" if spec.conversion else "ar"),
+        threshold=args.threshold,
+        rule=args.rule,
+        block_length=args.block_length,
+        sub_block_length=args.sub_block_length,
+        dual_cache=args.dual_cache,
+        draft_depth=args.draft_depth,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        eos_id=tokenizer.eos_token_id,
+        stop=args.stop,
+        detokenize=partial(tokenizer.decode, skip_special_tokens=True),
+    )
+
+
+def _decode(decoder, tokens, seeds, decoding, batch_size, warm):
+    """(results, seconds); `warm` decodes once before and leaves that out."""
+    from edlm_jax.evaluation.batches import decode_batches
+    from edlm_jax.evaluation.progress import Progress
+
+    size = max(1, min(batch_size, len(tokens)))
+    how = dict(batch_size=size, seeds=seeds, **decoding)
+    if warm:
+        decode_batches(decoder, tokens, **how | ({"on_block": lambda tokens: None} if "on_block" in how else {}))
+    start = time.perf_counter()
+    if len(tokens) <= size:
+        return decode_batches(decoder, tokens, **how), time.perf_counter() - start
+    with Progress(len(tokens), "prompts") as progress:
+        return decode_batches(decoder, tokens, on_batch=progress.done, **how), time.perf_counter() - start
+
+
+def _refuse(spec, prompts: list[str], tokens: list[list[int]], decoding: dict[str, Any]) -> list[dict[str, Any]]:
+    """The prompts that cannot be decoded, with their index and the reason, as the decoder would say it."""
+    mask_id = spec.conversion.mask_token_id if spec.conversion and decoding["mode"] != "ar" else None
+    refused = []
+    for index, (prompt, row) in enumerate(zip(prompts, tokens, strict=True)):
+        if not prompt.strip() or not row:
+            reason = "is empty; give at least one token"
+        elif len(row) + decoding["max_new_tokens"] > spec.max_length:
+            reason = (
+                f"is too long: {len(row)} tokens and {decoding['max_new_tokens']} new ones exceed the model's cache of "
+                f"{spec.max_length}; shorten it or ask for fewer"
+            )
+        elif mask_id in row:
+            reason = f"holds the mask token {mask_id}; remove it"
+        else:
+            continue
+        refused.append({"index": index, "prompt": prompt, "reason": f"prompt {index} {reason}"})
+    return refused
 
 
 def _encode(tokenizer, prompt: str, chat: bool) -> list[int]:
@@ -148,4 +200,5 @@ def _read_lines(name: str) -> list[str]:
         raise InputError(f"cannot read --prompts-file={name}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"prompts in {name} are not UTF-8: byte {error.start}") from None
-    return [line for line in text.splitlines() if line.strip()]
+    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    return lines if any(line.strip() for line in lines) else []  # an empty line keeps its index, an empty file has none

@@ -8,10 +8,11 @@ import logging
 import os
 import sys
 import traceback
+from typing import Any
 
 from absl import logging as absl_logging
 
-from edlm_jax.errors import InputError, StoppedError
+from edlm_jax.errors import InputError, PartlyRefusedError, StoppedError
 
 COMMANDS = {
     "train": "train a model as a config file says; resumes where it stopped",
@@ -75,18 +76,26 @@ def run(args: argparse.Namespace) -> int:
     absl_logging.set_verbosity(absl_logging.WARNING)
     absl_logging.get_absl_logger().addFilter(_keep)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is missing: we do not need it
-    if args.json:
-        with _chatter_to_stderr():  # stdout carries the JSON object and nothing else
+    try:
+        if args.json:
+            with _chatter_to_stderr():  # stdout carries the JSON object and nothing else
+                result = args.module.run(args)
+        else:
             result = args.module.run(args)
-    else:
-        result = args.module.run(args)
+    except PartlyRefusedError as error:
+        _show(error.result, args)
+        raise
     if result is None:  # another process of this run has it
         return 0
+    _show(result, args)
+    return args.module.exit_code(result) if hasattr(args.module, "exit_code") else 0
+
+
+def _show(result: dict[str, Any], args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(result, indent=2))
     else:
         args.module.show(result, args)
-    return args.module.exit_code(result) if hasattr(args.module, "exit_code") else 0
 
 
 @contextlib.contextmanager

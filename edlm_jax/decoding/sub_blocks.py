@@ -74,8 +74,8 @@ class _DualCache(_SubBlocks):
         before_B = jnp.zeros_like(s.done_B) if where_B is None else where_B
         return jnp.where(offset_BT >= 0, current_BT, before_B[:, None])
 
-    def forward(self, s: DualCacheState, first_B, T, where_B=None):
-        x_BTD, s = super().forward(s, first_B, T, where_B)
+    def forward(self, s: DualCacheState, first_B, T, where_B=None, read=None):
+        x_BTD, s = super().forward(s, first_B, T, where_B, read)
         has_current = where_B is None or T == 2 * self.settings.block_length
         return x_BTD, replace(s, cached_B=s.cached_B | has_current)
 

@@ -12,6 +12,7 @@ from edlm_jax.data.documents import tokenize
 from edlm_jax.data.sources import open_source
 from edlm_jax.decoding import Decoder
 from edlm_jax.errors import InputError
+from edlm_jax.evaluation.batches import decode_batches
 
 Decoding = Mapping[str, Any]  # keyword arguments of a Decoder: mode, threshold, ...
 
@@ -62,28 +63,27 @@ def load_tasks(sources: Sequence[Mapping[str, Any]], tokenizer) -> list[Task]:
 
 def score_tasks(decoder: Decoder, tasks: Sequence[Task], tokenizer, *, batch_size: int, decoding: Decoding) -> Score:
     """Decode every task in batches; an answer counts when its text up to the end token is exactly the wanted one."""
-    max_new_tokens = longest_answer(tasks)
-    order = sorted(range(len(tasks)), key=lambda i: len(tasks[i].prompt))  # alike lengths together: little padding
-    correct, new_tokens, denoise, commit = np.zeros(len(tasks)), 0, 0, 0
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        filled = list(itertools.islice(itertools.cycle(chosen), batch_size))  # one batch shape, one compilation
-        result = decoder(
-            [tasks[i].prompt for i in filled],
-            max_new_tokens=max_new_tokens,
-            eos_id=tokenizer.eos_token_id,
-            **decoding,
-        )
-        for row, i in enumerate(chosen):
-            correct[i] = answer_text(result.tokens[row], tokenizer) == tasks[i].answer
-            new_tokens += len(result.tokens[row])
-            denoise += result.row_denoise_forwards[row]
-            commit += result.row_commit_forwards[row]
+    decoded = decode_batches(
+        decoder,
+        [task.prompt for task in tasks],
+        batch_size=batch_size,
+        max_new_tokens=longest_answer(tasks),
+        eos_id=tokenizer.eos_token_id,
+        **decoding,
+    )
+    rows = zip(decoded, tasks, strict=True)
+    correct = np.array([answer_text(row.tokens, tokenizer) == task.answer for row, task in rows], float)
     kinds = {
         kind: float(np.mean([correct[i] for i, task in enumerate(tasks) if task.kind == kind]))
         for kind in dict.fromkeys(task.kind for task in tasks)
     }
-    return Score(float(correct.mean()), kinds, new_tokens, denoise, commit)
+    return Score(
+        accuracy=float(correct.mean()),
+        kinds=kinds,
+        new_tokens=sum(len(row.tokens) for row in decoded),
+        denoise_forwards=sum(row.denoise_forwards for row in decoded),
+        commit_forwards=sum(row.commit_forwards for row in decoded),
+    )
 
 
 def longest_answer(tasks: Sequence[Task]) -> int:

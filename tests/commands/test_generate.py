@@ -1,5 +1,6 @@
 """`edlm generate`: rules and modes from the command line, chat templates, text that appears block by block."""
 
+import io
 import json
 
 import pytest
@@ -79,3 +80,54 @@ def test_every_mode_can_be_chosen(capsys):
 def test_bad_rules_are_one_line(tiny_converted_dir, capsys):
     assert main(["generate", f"--model={tiny_converted_dir}", "--prompt=a", "--rule=magic:1"]) == 2
     assert "choose one of threshold, factor" in capsys.readouterr().err
+
+
+def test_bad_prompts_of_a_file_are_refused_by_index_and_the_rest_goes_on(tiny_converted_dir, tmp_path, capsys):
+    lines = ["sort b a ->", "", "a" * 600, "sort q x ->\r", "say <|fim_pad|>", " ", "add 3+4 ->"]
+    (tmp_path / "prompts").write_text("\n".join(lines) + "\n", newline="")
+    command = ["generate", f"--model={tiny_converted_dir}", "--max-new-tokens=6", "--dtype=float32"]
+    file = [f"--prompts-file={tmp_path / 'prompts'}", "--batch-size=2"]
+    assert main([*command, *file, "--json"]) == 2
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert [(c["index"], c["prompt"]) for c in result["completions"]] == [
+        (0, "sort b a ->"), (3, "sort q x ->"), (6, "add 3+4 ->")
+    ]  # fmt: skip
+    reasons = {entry["index"]: entry["reason"] for entry in result["refused"]}
+    assert list(reasons) == [1, 2, 4, 5]
+    assert "prompt 1 is empty" in reasons[1] and "prompt 5 is empty" in reasons[5]
+    assert "prompt 2 is too long: 600 tokens and 6 new ones exceed the model's cache of 512" in reasons[2]
+    assert "prompt 4 holds the mask token 258" in reasons[4]
+    *progress, reason = captured.err.strip().splitlines()
+    assert reason == "edlm: 4 of 7 prompts were refused: 1, 2, 4, 5"
+    assert [line.partition(" ")[0] for line in progress] == ["[2/3]", "[3/3]"]
+
+    assert main([*command, *file]) == 2
+    captured = capsys.readouterr()
+    assert "add 3+4 ->" in captured.out and "prompt 4 holds the mask token" in captured.err
+
+    prompts = [f"--prompt={completion['prompt']}" for completion in result["completions"]]
+    assert main([*command, *prompts, "--json"]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert [c["text"] for c in alone["completions"]] == [c["text"] for c in result["completions"]]
+    assert alone["refused"] == []
+
+
+def test_a_file_of_bad_prompts_alone_is_named_too(tiny_converted_dir, tmp_path, capsys):
+    (tmp_path / "prompts").write_text("a" * 600 + "\n\n")
+    command = ["generate", f"--model={tiny_converted_dir}", f"--prompts-file={tmp_path / 'prompts'}", "--json"]
+    assert main(command) == 2
+    result = json.loads(capsys.readouterr().out)
+    assert result["completions"] == [] and [entry["index"] for entry in result["refused"]] == [0, 1]
+
+
+def test_prompts_come_from_a_pipe(tiny_converted_dir, monkeypatch, capsys):
+    class Pipe:
+        buffer = io.BytesIO(b"sort b a ->\n\nsort c a ->")
+
+        def isatty(self):
+            return False
+
+    monkeypatch.setattr("sys.stdin", Pipe())
+    assert main(["generate", f"--model={tiny_converted_dir}", "--max-new-tokens=4", "--json"]) == 2
+    assert [entry["index"] for entry in json.loads(capsys.readouterr().out)["refused"]] == [1]

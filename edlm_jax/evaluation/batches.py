@@ -1,0 +1,57 @@
+"""Many prompts decoded batch by batch: one batch shape, so that one compiled program serves a whole file."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edlm_jax.decoding import Decoder
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What one prompt became, and the forwards that its row took."""
+
+    tokens: list[int]
+    text: str | None  # where the decoder got a `detokenize`
+    denoise_forwards: int
+    commit_forwards: int
+
+
+def decode_batches(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    *,
+    batch_size: int,
+    seeds: Sequence[int] | None = None,
+    on_batch: Callable[[int], None] | None = None,
+    **decoding,
+) -> list[Decoded]:
+    """Every prompt's result, in the order of the prompts.
+
+    Args:
+      batch_size: rows decoded at a time; the last batch is filled up with rows that count for nothing.
+      seeds: one a prompt (default: those of seed 0), so that a prompt draws the same noise in any batch.
+      on_batch: called after each batch with the number of prompts that are finished.
+      decoding: the decoder's other settings.
+    """
+    seeds = prompt_seeds(0, len(prompts)) if seeds is None else seeds
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths together: little padding
+    decoded: dict[int, Decoded] = {}
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        filled = list(itertools.islice(itertools.cycle(chosen), batch_size))
+        result = decoder([prompts[i] for i in filled], seed=[seeds[i] for i in filled], **decoding)
+        texts = result.texts or [None] * batch_size
+        rows = zip(result.tokens, texts, result.row_denoise_forwards, result.row_commit_forwards, strict=True)
+        for i, row in zip(chosen, rows, strict=False):
+            decoded[i] = Decoded(*row)
+        if on_batch is not None:
+            on_batch(len(decoded))
+    return [decoded[i] for i in range(len(prompts))]
+
+
+def prompt_seeds(seed: int, count: int) -> list[int]:
+    """One seed a prompt, as the decoder draws them from one: a prompt's own does not depend on how many follow."""
+    return np.random.SeedSequence(seed).generate_state(count).tolist()

@@ -1,0 +1,50 @@
+"""Decoding a file of prompts in batches is decoding them one by one."""
+
+import numpy as np
+import pytest
+
+from edlm_jax.decoding import Decoder, Generation
+from edlm_jax.evaluation.batches import decode_batches, prompt_seeds
+from edlm_jax.evaluation.progress import Progress, show_seconds
+from edlm_jax.pretrained import load_pretrained
+
+
+def test_rows_come_back_in_order_and_fillers_count_for_nothing():
+    lengths, batches, finished = [5, 1, 4, 2, 3], [], []
+
+    def decoder(prompts, *, seed, answer):
+        batches.append([len(prompt) for prompt in prompts])
+        rows = [[answer, len(prompt), noise] for prompt, noise in zip(prompts, seed, strict=True)]
+        return Generation(rows, rows, [len(prompt) for prompt in prompts], [7] * len(prompts))
+
+    decoded = decode_batches(
+        decoder, [[0] * n for n in lengths], batch_size=2, seeds=range(5), on_batch=finished.append, answer=9
+    )
+    assert batches == [[1, 2], [3, 4], [5, 5]] and finished == [2, 4, 5]
+    assert [row.tokens for row in decoded] == [[9, n, seed] for seed, n in enumerate(lengths)]
+    assert [row.denoise_forwards for row in decoded] == lengths and {row.commit_forwards for row in decoded} == {7}
+
+
+def test_the_batch_size_changes_nothing_of_what_is_sampled(tiny_converted_dir):
+    decoder = Decoder(load_pretrained(tiny_converted_dir, "float32"))
+    prompts = [np.random.randint(0, 250, n).tolist() for n in (3, 9, 5)]
+    settings = dict(max_new_tokens=7, temperature=1.0, threshold=0.5, eos_id=256)
+    two = decode_batches(decoder, prompts, batch_size=2, **settings)
+    assert two == decode_batches(decoder, prompts, batch_size=1, **settings)
+    assert [row.tokens for row in two] == decoder(prompts, seed=0, **settings).tokens
+    other = decode_batches(decoder, prompts, batch_size=2, seeds=prompt_seeds(1, 3), **settings)
+    assert [row.tokens for row in other] != [row.tokens for row in two]
+    assert prompt_seeds(3, 5)[:2] == prompt_seeds(3, 2)
+
+
+def test_progress_says_what_is_left(capsys):
+    clock = iter([0.0, 10.0, 60.0])
+    with Progress(6, "cells", clock=lambda: next(clock)) as progress:
+        progress.done(1, "seed 0")
+        progress.done(6)
+    assert capsys.readouterr().err.splitlines() == ["[1/6] cells: seed 0, 50 s left", "[6/6] cells"]
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(48.2, "48 s"), (720, "12 min"), (11520, "3.2 h")])
+def test_seconds_are_shown_for_people(seconds, text):
+    assert show_seconds(seconds) == text
