@@ -3,9 +3,12 @@
   tasks     exact-match accuracy, tokens per forward and tokens/s at batch 1; a converted model at each threshold
   heldout   nats per token: next-token loss of an AR model, the diffusion bound of a converted one
 
-With --baseline, the AR model stands beside the converted one in the same engine."""
+With --baseline, the AR model stands beside the converted one in the same engine. With --sweep, tasks are decoded at
+every threshold in blocks of every length: sweep.json and sweep.png show accuracy against tokens per forward and
+tokens/s."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--count", type=int, default=256, metavar="N", help="generated tasks (256)")
     parser.add_argument("--thresholds", default="1,0.9,0.8", metavar="P,P", help="of a converted model (1,0.9,0.8)")
+    parser.add_argument("--sweep", action="store_true", help="measure thresholds x block lengths")
+    parser.add_argument("--block-lengths", metavar="C,C", help="of a sweep (half, once and twice the model's own)")
+    parser.add_argument("--out", default="sweep", metavar="DIR", help="where a sweep writes its two files (sweep)")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows decoded at a time (32)")
     parser.add_argument("--timed-prompts", type=int, default=8, metavar="N", help="prompts timed at batch 1 (8)")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="to compute in (bfloat16)")
@@ -41,6 +47,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if vars(args)[name] < 1:
             raise InputError(f"--{name.replace('_', '-')} must be positive, not {vars(args)[name]}")
     source = _choose_source(args)
+    block_lengths = _check_sweep(args)
     from edlm_jax.evaluation.report import describe_machine
     from edlm_jax.pretrained import load_pretrained, load_tokenizer
 
@@ -48,6 +55,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     baseline = load_pretrained(args.baseline, dtype=args.dtype) if args.baseline else None
     if baseline and not model.spec.conversion:
         raise InputError(f"{args.model} was never converted; --baseline is for a converted model")
+    if args.sweep:
+        return _measure_sweep(args, model, baseline, source, tokenizer, thresholds, block_lengths)
     models = {"ar": baseline, "diffusion": model} if model.spec.conversion else {"ar": model}
     models = {mode: model for mode, model in models.items() if model is not None}
     measure = _measure_heldout if args.task == "heldout" else _measure_tasks
@@ -74,6 +83,37 @@ def _measure_tasks(args, models, source, tokenizer, thresholds) -> dict[str, Any
     return results_by_mode(decodings, accuracy, compare_speed(ways, tasks, tokenizer, args.timed_prompts))
 
 
+def _measure_sweep(args, model, baseline, source, tokenizer, thresholds, block_lengths) -> dict[str, Any]:
+    from edlm_jax.decoding import Decoder
+    from edlm_jax.evaluation.plot_sweep import plot_sweep
+    from edlm_jax.evaluation.report import describe_machine, write_report
+    from edlm_jax.evaluation.sweep import sweep, sweep_points
+    from edlm_jax.evaluation.tasks import load_tasks
+
+    if not model.spec.conversion:
+        raise InputError(f"{args.model} was never converted; --sweep is for a converted model")
+    own = model.spec.conversion.block_length
+    block_lengths = block_lengths or sorted({max(own // 2, 1), own, 2 * own})
+    if max(block_lengths) > model.spec.max_length:
+        raise InputError(f"--block-lengths: {max(block_lengths)} is longer than the model's {model.spec.max_length}")
+    result = sweep(
+        Decoder(model),
+        sweep_points(thresholds, block_lengths),
+        load_tasks([source], tokenizer),
+        tokenizer,
+        baseline=Decoder(baseline) if baseline else None,
+        batch_size=args.batch_size,
+        timed_prompts=args.timed_prompts,
+    )
+    report = {"model": args.model, **result, **describe_machine()}
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_report(report, out / "sweep.json")
+    plot_sweep(report, out / "sweep.png")
+    print(f"sweep: {out / 'sweep.json'}, {out / 'sweep.png'}", file=sys.stderr)
+    return report
+
+
 def _measure_heldout(args, models, source, tokenizer, thresholds) -> dict[str, Any]:
     from edlm_jax.evaluation.heldout import heldout_config, heldout_loss
 
@@ -92,6 +132,25 @@ def _parse_thresholds(text: str) -> list[float]:
         if not 0 <= threshold <= 1:
             raise InputError(f"--thresholds must lie in [0, 1], not {threshold}")
     return thresholds
+
+
+def _check_sweep(args: argparse.Namespace) -> list[int]:
+    """The block lengths of a sweep, empty where they are left to the model; refuses what does not go together."""
+    if not args.sweep:
+        if args.block_lengths:
+            raise InputError("--block-lengths is for --sweep; without it the model's own block length is measured")
+        return []
+    if args.task != "tasks":
+        raise InputError("--sweep measures task accuracy; use it with --task=tasks")
+    if Path(args.out).exists() and not Path(args.out).is_dir():
+        raise InputError(f"--out={args.out} is not a directory")
+    try:
+        lengths = [int(part) for part in (args.block_lengths or "").split(",") if args.block_lengths]
+    except ValueError:
+        raise InputError(f"--block-lengths takes numbers separated by commas, not {args.block_lengths!r}") from None
+    if min(lengths, default=1) < 1:
+        raise InputError(f"--block-lengths must be positive, not {args.block_lengths!r}")
+    return lengths
 
 
 def _choose_source(args: argparse.Namespace) -> dict[str, Any]:

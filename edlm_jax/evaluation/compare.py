@@ -1,7 +1,7 @@
 """The AR model and its conversion on the same tasks: accuracy, tokens per forward and speed in one engine."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -52,11 +52,18 @@ def compare_accuracy(ways: Sequence[tuple[Decoder, Decoding]], tasks: Sequence[T
     ]
 
 
-def compare_speed(ways: Sequence[tuple[Decoder, Decoding]], tasks: Sequence[Task], tokenizer, timed_prompts: int):
+def compare_speed(
+    ways: Sequence[tuple[Decoder, Decoding]],
+    tasks: Sequence[Task],
+    tokenizer,
+    timed_prompts: int,
+    on_prompt: Callable[[int], None] | None = None,
+):
     """One dict per way: tokens per second at batch 1, over prompts drawn from all tasks."""
     drawn = random.Random(0).sample(tasks, min(timed_prompts, len(tasks)))
     prompts = [task.prompt for task in drawn]
-    speeds = measure_speed(ways, prompts, max_new_tokens=longest_answer(tasks), eos_id=tokenizer.eos_token_id)
+    limits = dict(max_new_tokens=longest_answer(tasks), eos_id=tokenizer.eos_token_id)
+    speeds = measure_speed(ways, prompts, **limits, on_prompt=on_prompt)
     return [{"tokens_per_second": speed} for speed in speeds]
 
 

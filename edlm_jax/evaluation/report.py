@@ -70,8 +70,10 @@ def print_report(report: Report, markdown: bool = False) -> None:
 def _all_rows(report: Report) -> Iterator[Rows]:
     columns = {"AR": report["ar"]} if "ar" in report else {}
     columns |= {f"diffusion, threshold {entry['threshold']:g}": entry for entry in report.get("diffusion", ())}
+    points = {f"block {e['block_length']}, threshold {e['threshold']:g}": e for e in report.get("sweep", ())}
+    if columns or points:
+        yield _result_rows(columns | points)
     if columns:
-        yield _result_rows(columns)
         yield _kind_rows(columns)
     if facts := _fact_rows(report):
         yield ["measure", "value"], facts

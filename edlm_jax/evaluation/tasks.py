@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -104,14 +104,15 @@ def measure_speed(
     max_new_tokens: int,
     eos_id: int,
     repeats: int = 3,
+    on_prompt: Callable[[int], None] | None = None,
 ) -> list[float]:
     """Generated tokens per second at batch 1 for each (decoder, its settings), compilation excluded.
 
     The ways take turns on each prompt, so that a machine that slows down slows all of them; a prompt's time is the
-    median of its repeats.
+    median of its repeats. `on_prompt` is called with the number of prompts that are finished.
     """
     seconds, new_tokens = [0.0] * len(ways), [0] * len(ways)
-    for prompt in prompts:
+    for count, prompt in enumerate(prompts, 1):
         times_WR = np.zeros((len(ways), repeats))
         for repeat, (way, (decoder, decoding)) in itertools.product(range(-1, repeats), enumerate(ways)):
             start = time.perf_counter()
@@ -122,4 +123,6 @@ def measure_speed(
                 new_tokens[way] += len(result.tokens[0])
         for way, median in enumerate(np.median(times_WR, axis=1)):
             seconds[way] += float(median)
+        if on_prompt is not None:
+            on_prompt(count)
     return [tokens / time_spent for tokens, time_spent in zip(new_tokens, seconds, strict=True)]
