@@ -48,6 +48,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
+        "lm-eval": ["lm-eval>=0.4.13"],  # edlm_jax.evaluation.harness; asks for no torch by itself
         "test": TEST,
         "dev": [*TEST, "ruff"],
     },

@@ -32,6 +32,7 @@ class Likelihood:
     log_likelihood: float
     standard_error: float  # 0 where it is exact
     num_samples: int
+    greedy: bool | None = None  # AR: whether every token is the likeliest one; an estimate by masks does not say
 
 
 def log_likelihood(
@@ -63,14 +64,16 @@ def log_likelihood(
         _check(index, context, continuation, model.spec.max_length)
         # As in decoding, the continuation begins a block, unless blocks are counted from position 0.
         row = _row(context, continuation, C, 0 if model.spec.on_position_grid else -len(context) % C)
+        greedy = None
         if mode == "ar":
-            estimates_S = np.array([_ar(graphdef, state, *row, mask_id)])
+            total, greedy = jax.device_get(_ar(graphdef, state, *row, mask_id))
+            estimates_S, greedy = np.array([total]), bool(greedy)
         else:
             key = jax.random.fold_in(jax.random.key(seed), index)
             shifted = conversion.alignment == "shifted"
             estimates_S = np.array(_bound(graphdef, state, *row, key, C, mask_id, shifted, num_samples))
         error = float(estimates_S.std(ddof=1) / num_samples**0.5) if num_samples > 1 else 0.0
-        results.append(Likelihood(float(estimates_S.mean()), error, num_samples))
+        results.append(Likelihood(float(estimates_S.mean()), error, num_samples, greedy))
     return results
 
 
@@ -109,8 +112,10 @@ def _ar(graphdef, state, tokens_L, positions_L, segments_L, unknown_L, mask_id):
     x_1LD = model.hidden(
         tokens_L[None], pattern=Causal(), positions_BT=positions_L[None], segment_ids_BT=segments_L[None]
     )
-    log_p_L = _log_p(model, x_1LD[0, :-1], tokens_L[1:], mask_id)
-    return jnp.sum(log_p_L * unknown_L[1:])
+    log_p_LV = _log_p(model, x_1LD[0, :-1], mask_id)
+    wanted_L = tokens_L[1:]
+    log_p_L = jnp.take_along_axis(log_p_LV, wanted_L[:, None], axis=1)[:, 0]
+    return jnp.sum(log_p_L * unknown_L[1:]), jnp.all((jnp.argmax(log_p_LV, axis=1) == wanted_L) | ~unknown_L[1:])
 
 
 @partial(jax.jit, static_argnames=("graphdef", "C", "mask_id", "shifted", "num_samples"))
@@ -136,7 +141,8 @@ def _bound(
         if shifted:  # as the decoder reads it: a block's first token from the clean token before the block
             before_TD = jnp.roll(x_TD.reshape(2, L, -1), 1, axis=1)
             x_LD = jnp.where(begins_block_L1, before_TD[1], before_TD[0])
-        return jnp.sum(_log_p(model, x_LD, tokens_L, mask_id) * masked_L * weight_L)
+        log_p_L = jnp.take_along_axis(_log_p(model, x_LD, mask_id), tokens_L[:, None], axis=1)[:, 0]
+        return jnp.sum(log_p_L * masked_L * weight_L)
 
     return jax.lax.map(sample, jax.random.split(key, num_samples), batch_size=min(_AT_ONCE, num_samples))
 
@@ -154,9 +160,9 @@ def draw_masks(key: jax.Array, unknown_L: jax.Array, C: int) -> tuple[jax.Array,
     return ((rank_NC < k_N1) & unknown_NC).reshape(-1), weight_NC.reshape(-1)
 
 
-def _log_p(model, x_LD, targets_L, mask_id):
-    """log p of each target; the mask token, which is never proposed, gets none of the probability."""
+def _log_p(model, x_LD, mask_id):
+    """float32[L, V]; the mask token, which is never proposed, gets none of the probability."""
     logits_LV = model.logits(x_LD[None])[0]
     if mask_id is not None:
         logits_LV = logits_LV.at[:, mask_id].set(-jnp.inf)
-    return jnp.take_along_axis(jax.nn.log_softmax(logits_LV), targets_L[:, None], axis=1)[:, 0]
+    return jax.nn.log_softmax(logits_LV)

@@ -1,0 +1,180 @@
+"""Our models in EleutherAI's lm-evaluation-harness, as `edlm_jax`. Needs `pip install 'edlm_jax[lm-eval]'`; no torch.
+
+    python -m edlm_jax.evaluation.harness run --model edlm_jax --model_args pretrained=DIR,threshold=0.9 --tasks gsm8k
+
+is the harness's own command line with the model registered; in Python, import this module before `simple_evaluate`.
+Model arguments: those of `EdlmLM`. Likelihoods of a converted model are estimates of a lower bound (likelihood.py), so
+a multiple-choice score has their noise; `mode=ar` takes the same weights' exact AR likelihoods.
+"""
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lm_eval.__main__ import cli_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
+
+from edlm_jax.decoding import Decoder
+from edlm_jax.errors import InputError
+from edlm_jax.evaluation.batches import decode_batches, prompt_seeds
+from edlm_jax.evaluation.likelihood import Likelihood, log_likelihood
+from edlm_jax.pretrained import load_pretrained, load_tokenizer
+
+_LOGGER = logging.getLogger("lm_eval.models.edlm_jax")  # heard where the harness's own are
+_NEW_TOKENS = 256  # where a task does not say how many
+
+
+@register_model("edlm_jax")
+class EdlmLM(TemplateLM):
+    """A model directory that answers the harness's three kinds of request.
+
+    Args:
+      pretrained: Hugging Face directory or hub id, AR or converted.
+      mode: "diffusion", "ar" or "self_speculation" (default: diffusion if the model was converted).
+      threshold, rule, block_length: of diffusion decoding, as for `generate`.
+      num_samples: of a diffusion likelihood's estimate.
+      batch_size: rows decoded at a time; likelihoods are computed one by one.
+      seed: of the sampling and of the estimates.
+      max_batch_size, device: the harness passes them; devices are jax's business.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        dtype: str = "bfloat16",
+        mode: str | None = None,
+        threshold: float = 0.9,
+        rule: str | None = None,
+        block_length: int | None = None,
+        num_samples: int = 32,
+        batch_size: int | str = 32,
+        seed: int = 0,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+    ):
+        super().__init__()
+        if not str(batch_size).isdecimal() or int(batch_size) < 1:
+            raise InputError(f"batch_size must be a positive number, not {batch_size!r}")
+        self.model = load_pretrained(pretrained, dtype=dtype)
+        self.tokenizer = load_tokenizer(self.model.spec.source)
+        self.decoder = Decoder(self.model)
+        self.mode = mode or ("diffusion" if self.model.spec.conversion else "ar")
+        self.settings = dict(threshold=threshold, rule=rule, block_length=block_length)
+        self.num_samples, self.batch_size, self.seed = num_samples, int(batch_size), seed
+
+    @property
+    def eot_token_id(self) -> int:
+        """The end token; also what stands before a text without context."""
+        return self.tokenizer.eos_token_id
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Names the cache of tokenised requests."""
+        return self.tokenizer.name_or_path.replace("/", "__")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
+        """Tokens of a text; one that a chat template gave a start token gets no second one."""
+        if add_special_tokens is None:
+            start = self.tokenizer.bos_token
+            add_special_tokens = not (start and string.startswith(start))
+        return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The conversation as the tokenizer's template writes it."""
+        how = dict(add_generation_prompt=add_generation_prompt, continue_final_message=not add_generation_prompt)
+        return self.tokenizer.apply_chat_template(chat_history, tokenize=False, **how)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Completions up to the first stop string. Too long contexts lose their beginning."""
+        groups: dict[str, list[int]] = defaultdict(list)
+        for index, request in enumerate(requests):
+            groups[json.dumps(request.args[1], sort_keys=True)].append(index)
+        texts, new_tokens, forwards = [""] * len(requests), 0, 0
+        with tqdm(total=len(requests), desc="generate_until", disable=disable_tqdm) as bar:
+            for members in groups.values():
+                begun, kwargs = bar.n, normalize_gen_kwargs(requests[members[0]].args[1], _NEW_TOKENS)
+                seeds = prompt_seeds(self.seed, len(requests))
+                decoded = decode_batches(
+                    self.decoder,
+                    [self._prompt(requests[i].args[0], kwargs["max_gen_toks"]) for i in members],
+                    batch_size=self.batch_size,
+                    seeds=[seeds[i] for i in members],
+                    on_batch=lambda done, begun=begun: bar.update(begun + done - bar.n),
+                    **self._decoding(kwargs),
+                )
+                for i, row in zip(members, decoded, strict=True):
+                    texts[i] = _until(self.tokenizer.decode(row.tokens, skip_special_tokens=True), kwargs["until"])
+                    self.cache_hook.add_partial("generate_until", requests[i].args, texts[i])
+                new_tokens += sum(len(row.tokens) for row in decoded)
+                forwards += sum(row.denoise_forwards for row in decoded)
+        _LOGGER.info("edlm_jax: %d new tokens, %.2f per forward", new_tokens, new_tokens / max(forwards, 1))
+        return texts
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Nats of whole texts, each token with as much context as the model holds."""
+        results = []
+        for request in tqdm(requests, desc="loglikelihood_rolling", disable=disable_tqdm):
+            tokens = self.tok_encode(request.args[0], add_special_tokens=False)
+            windows = get_rolling_token_windows(tokens, self.prefix_token_id, self.model.spec.max_length - 1, 1)
+            scores = [self._score(*make_disjoint_window(window), seed=len(results)) for window in windows]
+            results.append(sum(score.log_likelihood for score in scores))
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, results[-1])
+        return results
+
+    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs) -> list[tuple[float, bool]]:
+        """(nats, whether greedy decoding gives exactly this) of each continuation."""
+        requests = list(requests)
+        pairs = [(context[-(self.model.spec.max_length - len(new)) :], new) for _, context, new in requests]
+        scores = []
+        for context, new in tqdm(pairs, desc="loglikelihood", disable=disable_tqdm):
+            scores.append(self._score(context, new, seed=len(scores)))
+        greedy = [score.greedy for score in scores] if self.mode != "diffusion" else self._is_greedy(pairs)
+        results = [(score.log_likelihood, exact) for score, exact in zip(scores, greedy, strict=True)]
+        for (texts, _, _), result in zip(requests, results, strict=True):
+            self.cache_hook.add_partial("loglikelihood", texts, result)
+        return results
+
+    def _score(self, context: list[int], new: list[int], seed: int) -> Likelihood:
+        mode = "diffusion" if self.mode == "diffusion" else "ar"
+        how = dict(mode=mode, num_samples=self.num_samples, seed=self.seed + seed)
+        return log_likelihood(self.model, [(context, new)], **how)[0]
+
+    def _is_greedy(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[bool]:
+        """Whether greedy block decoding begins with the continuation.
+
+        All are decoded to the longest one's length, which changes no earlier token: another length would compile again.
+        """
+        longest = max((len(new) for _, new in pairs), default=1)
+        prompts = [context[-(self.model.spec.max_length - longest) :] for context, _ in pairs]
+        how = self._decoding(dict(max_gen_toks=longest)) | dict(eos_id=None)
+        decoded = decode_batches(self.decoder, prompts, batch_size=self.batch_size, **how)
+        return [row.tokens[: len(new)] == list(new) for row, (_, new) in zip(decoded, pairs, strict=True)]
+
+    def _decoding(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        sampling = dict(top_k=kwargs.get("top_k", 0), top_p=kwargs.get("top_p", 1.0))
+        return self.settings | sampling | dict(
+            mode=self.mode,
+            max_new_tokens=kwargs["max_gen_toks"],
+            temperature=kwargs.get("temperature", 0.0),
+            eos_id=self.eot_token_id,
+        )
+
+    def _prompt(self, context: str, new_tokens: int) -> list[int]:
+        tokens = self.tok_encode(context) or [self.prefix_token_id]
+        return tokens[-(self.model.spec.max_length - new_tokens) :]
+
+
+def _until(text: str, stops: list[str]) -> str:
+    """The text before the first of the stop strings."""
+    return text[: min((text.index(stop) for stop in stops if stop and stop in text), default=len(text))]
+
+
+if __name__ == "__main__":
+    cli_evaluate()

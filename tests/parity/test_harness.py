@@ -1,0 +1,164 @@
+"""Inside lm-evaluation-harness: local task files, no network; what it reports is what our own functions say."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.tasks import TaskManager
+
+import edlm_jax
+from edlm_jax import load_pretrained, save_pretrained
+from edlm_jax.evaluation.harness import EdlmLM
+from edlm_jax.evaluation.likelihood import log_likelihood
+from edlm_jax.pretrained import load_tokenizer
+
+pytestmark = pytest.mark.parity
+MAX_LENGTH, VOCABULARY, EOS = 512, 259, 256
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {data}}}
+test_split: test
+output_type: {kind}
+doc_to_text: "{{{{prompt}}}}"
+{more}
+"""
+KINDS = {
+    "generate_until": """doc_to_target: "{{response}}"
+generation_kwargs: {until: ["e", "\\n"], max_gen_toks: 9, do_sample: false}
+metric_list: [{metric: exact_match}]""",
+    "multiple_choice": """doc_to_choice: ["yes", "no way"]
+doc_to_target: 0
+metric_list: [{metric: acc}]""",
+    "loglikelihood_rolling": """doc_to_target: "{{response}}"
+metric_list: [{metric: byte_perplexity}]""",
+}
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path):
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+
+
+@pytest.fixture
+def evaluate(tmp_path):
+    """(results, samples) of one kind of task with three documents."""
+    rows = [dict(prompt=f"say {word} ->", response=f"{word} it is") for word in ("one", "twenty", "three hundred")]
+    (tmp_path / "docs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def run(kind, **model_args):
+        (tmp_path / f"{kind}.yaml").write_text(
+            TASK.format(name=f"local_{kind}", data=tmp_path / "docs.jsonl", kind=kind, more=KINDS[kind])
+        )
+        manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+        arguments = ",".join(f"{name}={value}" for name, value in model_args.items())
+        found = simple_evaluate(
+            "edlm_jax", model_args=arguments, tasks=[f"local_{kind}"], task_manager=manager, batch_size=2
+        )
+        return found["results"][f"local_{kind}"], found["samples"][f"local_{kind}"]
+
+    return run
+
+
+@pytest.mark.parametrize("mode", ["diffusion", "ar"])
+def test_generation_is_ours_up_to_the_stop_string(evaluate, tiny_converted_dir, mode):
+    _, samples = evaluate(
+        "generate_until", pretrained=tiny_converted_dir, dtype="float32", mode=mode, threshold=0.5, block_length=3
+    )
+    model, tokenizer = load_pretrained(tiny_converted_dir, "float32"), load_tokenizer(tiny_converted_dir)
+    texts = []
+    for sample in samples:
+        prompt = tokenizer.encode(sample["doc"]["prompt"])
+        how = dict(max_new_tokens=9, mode=mode, threshold=0.5, block_length=3, eos_id=EOS)
+        (tokens,) = edlm_jax.generate(model, [prompt], **how).tokens
+        texts.append(tokenizer.decode(tokens, skip_special_tokens=True).split("e")[0].split("\n")[0])
+    assert [sample["filtered_resps"][0] for sample in samples] == texts
+    assert any(texts)
+
+
+def test_stop_strings_cut_and_settings_group(tiny_ar_dir):
+    lm = EdlmLM(str(tiny_ar_dir), dtype="float32", batch_size=2)
+    (long,) = lm.generate_until([request("generate_until", "abc", {"until": [], "max_gen_toks": 12})])
+    stop = long[5:7]
+    several = [("abc", {"until": [stop], "max_gen_toks": 12}), ("x", {"until": stop}), ("abc", {"max_gen_toks": 3})]
+    cut, _, short = lm.generate_until([request("generate_until", *pair) for pair in several])
+    assert cut == long[: long.index(stop)] and long.startswith(short) and len(short) <= 3
+    (late,) = lm.generate_until([request("generate_until", "y" * 600 + "abc", {"until": [], "max_gen_toks": 12})])
+    (kept,) = lm.generate_until([request("generate_until", "y" * 497 + "abc", {"until": [], "max_gen_toks": 12})])
+    assert late == kept  # a context too long loses its beginning
+
+
+def test_multiple_choice_compares_exact_likelihoods(evaluate, tiny_ar_dir):
+    results, samples = evaluate("multiple_choice", pretrained=tiny_ar_dir, dtype="float32")
+    model = load_pretrained(tiny_ar_dir, "float32")
+    right = []
+    for sample in samples:
+        context = list(sample["doc"]["prompt"].encode())
+        expected = [dense_nats(model, context, list(f" {choice}".encode())) for choice in ("yes", "no way")]
+        got = [float(response[0]) for response in sample["filtered_resps"]]
+        np.testing.assert_allclose(got, expected, rtol=1e-4)
+        right.append(expected[0] > expected[1])
+    assert results["acc,none"] == pytest.approx(np.mean(right))
+
+
+def dense_nats(model, context, continuation):
+    """The tokenizer of the tests has a token for each byte, in the order of byte-level letters."""
+    tokens = np.array([byte_tokens(context + continuation)])
+    log_p_TV = np.array(jax.nn.log_softmax(model(tokens)))[0]
+    return sum(log_p_TV[len(context) + i - 1, tokens[0, len(context) + i]] for i in range(len(continuation)))
+
+
+def byte_tokens(values):
+    from tokenizers import pre_tokenizers
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    return [letters.index(bytes_to_unicode()[value]) for value in values]
+
+
+def request(kind, *args):
+    return Instance(request_type=kind, doc={}, arguments=args, idx=0)
+
+
+@pytest.mark.parametrize("mode", ["ar", "diffusion"])
+def test_what_decoding_says_is_greedy_and_nothing_else(tiny_converted_dir, mode):
+    lm = EdlmLM(str(tiny_converted_dir), dtype="float32", mode=mode, num_samples=4, batch_size=2)
+    contexts = ["say one ->", "and two"]
+    decoded = [
+        edlm_jax.generate(lm.model, [lm.tok_encode(text)], max_new_tokens=6, mode=mode, eos_id=None).tokens[0]
+        for text in contexts
+    ]
+    pairs = [(("", ""), lm.tok_encode(text), tokens[:n]) for text, tokens, n in zip(contexts, decoded, (6, 4))]  # noqa: B905
+    wrong = [(texts, context, [*new[:-1], (new[-1] + 1) % 256]) for texts, context, new in pairs]
+    scores = lm._loglikelihood_tokens(pairs + wrong, disable_tqdm=True)
+    assert [greedy for _, greedy in scores] == [True, True, False, False]
+    for seed, ((_, context, new), (nats, _)) in enumerate(zip(pairs + wrong, scores, strict=True)):
+        (alone,) = log_likelihood(lm.model, [(context, new)], mode=mode, num_samples=4, seed=seed)
+        assert nats == pytest.approx(alone.log_likelihood, rel=1e-5)
+
+
+def test_rolling_counts_every_token_once(evaluate, tiny_ar_dir, tmp_path):
+    model = load_pretrained(tiny_ar_dir, "float32")
+    model.embedding_VD[...] = 0 * model.embedding_VD[...]  # tied: every token is as likely as any other
+    save_pretrained(model, tmp_path / "uniform", dtype="float32")
+    lm = EdlmLM(str(tmp_path / "uniform"), dtype="float32")
+    lengths = (3, MAX_LENGTH - 1, MAX_LENGTH, MAX_LENGTH + 189)
+    texts = ["a" * length for length in lengths]
+    nats = lm.loglikelihood_rolling([request("loglikelihood_rolling", text) for text in texts], disable_tqdm=True)
+    np.testing.assert_allclose(nats, [-length * math.log(VOCABULARY) for length in lengths], rtol=1e-5)
+    results, _ = evaluate("loglikelihood_rolling", pretrained=tmp_path / "uniform", dtype="float32")
+    assert results["byte_perplexity,none"] == pytest.approx(VOCABULARY, rel=1e-4)
+
+
+def test_no_context_is_the_end_token(tiny_ar_dir):
+    lm = EdlmLM(str(tiny_ar_dir), dtype="float32")
+    ((nats, _),) = lm.loglikelihood([request("loglikelihood", "", "hi")], disable_tqdm=True)
+    (expected,) = log_likelihood(nnx.merge(*nnx.split(lm.model)), [([EOS], lm.tok_encode("hi"))])
+    assert nats == pytest.approx(expected.log_likelihood, rel=1e-5)
