@@ -34,17 +34,42 @@ def load_config(path: str, overrides: Sequence[str] = ()):
     return _apply(config, overrides)
 
 
+def load_study(path: str, overrides: Sequence[str] = ()):
+    """(name, docstring, locked ConfigDict, sweep) of a study; its sweep(add) calls add(arm, changes) for each arm."""
+    namespace = _run_file(path)
+    if "sweep" not in namespace:
+        raise InputError(f"{path} is not a study: it has no sweep(add), see configs/studies/")
+    config = _get_config(path, namespace)
+    for override in overrides:
+        _check_known(config, override)
+    return Path(path).stem, namespace["__doc__"] or "", _apply(config, overrides), namespace["sweep"]
+
+
 def _load(path: str, argument: str):
+    return _get_config(path, _run_file(path), *([argument] if argument else []))
+
+
+def _run_file(path: str) -> dict:
     if not Path(path).is_file():
         raise InputError(f"no config file {path}; give --config=FILE, for example configs/quickstart.py")
     try:
-        namespace = runpy.run_path(path)
+        return runpy.run_path(path)
+    except Exception as error:
+        raise _does_not_load(path, error) from error
+
+
+def _get_config(path: str, namespace: dict, *arguments: str):
+    try:
         if "get_config" not in namespace:
             raise NameError("it has no get_config()")
-        return namespace["get_config"](*([argument] if argument else []))
+        return namespace["get_config"](*arguments)
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"config file {path} does not load: {reason}") from error
+        raise _does_not_load(path, error) from error
+
+
+def _does_not_load(path: str, error: Exception) -> InputError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return InputError(f"config file {path} does not load: {reason}")
 
 
 def _apply(config, overrides: Sequence[str]):

@@ -19,6 +19,7 @@ COMMANDS = {
     "convert": "the whole job: port an AR model, convert it, export it, evaluate both, report",
     "generate": "complete prompts with a model, several tokens per forward pass",
     "evaluate": "task accuracy at several thresholds, speed, held-out loss",
+    "study": "train and measure every cell of a study, with standard errors over seeds",
     "bench": "speed of AR and diffusion side by side, and of transformers",
     "compile": "what a config would need on TPUs: memory, collectives, FLOPs; needs no TPU",
     "export": "write a training run's newest checkpoint as a Hugging Face directory",

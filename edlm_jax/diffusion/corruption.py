@@ -23,7 +23,7 @@ def corrupt(
     *,
     block_length: int,
     mask_id: int,
-    half_life: float | None = 0.1,
+    half_life: float | Float[Array, ""] | None = 0.1,
 ) -> tuple[Int[Array, "B L"], Bool[Array, "B L"], Float[Array, "B L"]]:
     """Masks tokens; returns (noisy tokens, what was masked, the noise level t of each position).
 
@@ -42,9 +42,10 @@ def corrupt(
       block_length: C; the last block may be short.
       mask_id: the token that hides.
       half_life: lambda, as a fraction of the block. `inf` is uniform within the block, 0 always hides the rightmost k.
+        An array is taken to be positive: a compiled program serves them all, but 0 is another one.
         `None` is the uniform baseline: one t per row, every position masked independently with probability t.
     """
-    if half_life is not None and not half_life >= 0:
+    if half_life is not None and not isinstance(half_life, jax.Array) and not half_life >= 0:
         raise InputError(f"half_life must be >= 0 (inf: uniform, 0: rightmost first) or None, not {half_life}")
     B = tokens_BL.shape[0]
     keys_B = key if key.ndim else jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(B))
@@ -102,9 +103,11 @@ def _mask_blocks(key, corruptible_L, C, half_life):
     level_key, gumbel_key = jax.random.split(key)
     level_N1 = _draw_level(level_key, (N, 1))
     count_N1 = jnp.round(level_N1 * corruptible_NC.sum(-1, keepdims=True))
-    score_NC = _log_weight(level_N1, C, half_life)
-    if half_life > 0:
+    if isinstance(half_life, jax.Array) or half_life > 0:
+        score_NC = _log_weight(level_N1, C, half_life)
         score_NC = score_NC + jax.random.gumbel(gumbel_key, (N, C))  # Gumbel top-k: sampling without replacement
+    else:
+        score_NC = jnp.arange(C, dtype=jnp.float32)[None]
     score_NC = jnp.where(corruptible_NC, score_NC, -jnp.inf)
     rank_NC = jnp.argsort(jnp.argsort(-score_NC, axis=-1), axis=-1)
     masked_NC = (rank_NC < count_N1) & corruptible_NC
@@ -115,6 +118,4 @@ def _mask_blocks(key, corruptible_L, C, half_life):
 def _log_weight(level_N1, C, half_life):
     """log w_i(t) = beta * (1 - t) * i for i = 0..C-1."""
     index_C = jnp.arange(C, dtype=jnp.float32)
-    if half_life == 0:
-        return index_C[None]
     return math.log(2) / (half_life * C) * (1 - level_N1) * index_C[None]

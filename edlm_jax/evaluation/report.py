@@ -59,9 +59,9 @@ def print_report(report: Report, markdown: bool = False) -> None:
     console = Console()
     for header, rows in _all_rows(report):
         if markdown:
-            print(_markdown_table(header, rows))
+            print(markdown_table(header, rows))
         else:
-            console.print(_terminal_table(header, rows))
+            console.print(terminal_table(header, rows))
 
 
 # --- Tables as (header, rows) ---
@@ -116,7 +116,8 @@ def _fact_rows(report: Report) -> list[list[str]]:
     return rows
 
 
-def _terminal_table(header: list[str], rows: list[list[str]]) -> Table:
+def terminal_table(header: list[str], rows: list[list[str]]) -> Table:
+    """For rich's console; the first column is text, the others are numbers."""
     table = Table(header_style="bold")
     table.add_column(header[0])
     for name in header[1:]:
@@ -126,6 +127,7 @@ def _terminal_table(header: list[str], rows: list[list[str]]) -> Table:
     return table
 
 
-def _markdown_table(header: list[str], rows: list[list[str]]) -> str:
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """The same in Markdown, each row ended by a newline."""
     rule = ["---", *["---:"] * (len(header) - 1)]
     return "".join(f"| {' | '.join(row)} |\n" for row in (header, rule, *rows))

@@ -5,10 +5,13 @@ import optax
 from ml_collections import ConfigDict
 
 
-def make_schedule(c: ConfigDict) -> optax.Schedule:
-    """Step (from 0) -> learning rate. Warm-up ends at the peak on step warmup_steps; step 0 already learns."""
+def make_schedule(c: ConfigDict, peak=None, final=None) -> optax.Schedule:
+    """Step (from 0) -> learning rate. Warm-up ends at the peak on step warmup_steps; step 0 already learns.
+
+    `peak` and `final` stand for those of the config, so that a compiled step may take them as arguments.
+    """
     o = c.optimizer
-    peak, final = o.learning_rate, o.final_learning_rate
+    peak, final = (o.learning_rate, o.final_learning_rate) if peak is None else (peak, final)
     after = c.steps - o.warmup_steps
     if o.schedule == "cosine":
         main = optax.cosine_decay_schedule(peak, max(after, 1), alpha=final / peak)
@@ -35,11 +38,13 @@ def decay_mask(params):
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def make_optimizer(c: ConfigDict) -> optax.GradientTransformation:
-    """The gradient transformation of c.optimizer; its state is float32 because the parameters are."""
+def make_optimizer(c: ConfigDict, peak=None, final=None) -> optax.GradientTransformation:
+    """The gradient transformation of c.optimizer; its state is float32 because the parameters are.
+
+    `peak` and `final` as for `make_schedule`.
+    """
     o = c.optimizer
     clip = optax.clip_by_global_norm(o.clip_norm) if o.clip_norm > 0 else optax.identity()
-    adamw = optax.adamw(
-        make_schedule(c), b1=o.beta1, b2=o.beta2, eps=o.eps, weight_decay=o.weight_decay, mask=decay_mask
-    )
+    schedule = make_schedule(c, peak, final)
+    adamw = optax.adamw(schedule, b1=o.beta1, b2=o.beta2, eps=o.eps, weight_decay=o.weight_decay, mask=decay_mask)
     return optax.chain(clip, adamw)

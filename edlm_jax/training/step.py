@@ -27,6 +27,26 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
+class Numbers(NamedTuple):
+    """What runs may differ in and still share a compiled program, which takes these as arguments."""
+
+    seed: np.uint32
+    learning_rate: np.float32
+    final_learning_rate: np.float32
+    half_life: np.float32  # looked at where the config's is a positive number: 0 and None are other programs
+
+    @classmethod
+    def from_config(cls, c: ConfigDict) -> "Numbers":
+        """The numbers of a run."""
+        rates = (np.float32(c.optimizer.learning_rate), np.float32(c.optimizer.final_learning_rate))
+        return cls(np.uint32(c.seed % 2**32), *rates, np.float32(c.objective.half_life or 0))
+
+    def objective(self, objective: Objective, **changes) -> Objective:
+        """With the half-life as an argument."""
+        half_life = self.half_life if objective.half_life else objective.half_life
+        return dataclasses.replace(objective, half_life=half_life, **changes)
+
+
 def choose_block_length(c: ConfigDict, step: int) -> int:
     """The block length of a step, drawn on the host from (seed, step): each length is its own compiled program.
 
@@ -40,8 +60,11 @@ def choose_block_length(c: ConfigDict, step: int) -> int:
 
 
 def make_train_step(c: ConfigDict, graphdef: nnx.GraphDef, objective: Objective, shardings: TrainState) -> Callable:
-    """`train_step(state, batch, *, block_length) -> (state, replicated metrics)`; the state is donated."""
-    optimizer, schedule = make_optimizer(c), make_schedule(c)
+    """`train_step(state, batch, numbers, *, block_length) -> (state, replicated metrics)`; the state is donated.
+
+    Without `numbers` those of the config are constants of the program.
+    """
+    own = Numbers.from_config(c)
 
     @functools.partial(
         jax.jit,
@@ -49,9 +72,11 @@ def make_train_step(c: ConfigDict, graphdef: nnx.GraphDef, objective: Objective,
         donate_argnums=0,
         out_shardings=(shardings, shardings.step),
     )
-    def train_step(state: TrainState, batch: Batch, *, block_length: int):
-        drawn = dataclasses.replace(objective, block_length=block_length)
-        key = jax.random.fold_in(jax.random.key(c.seed), state.step)
+    def train_step(state: TrainState, batch: Batch, numbers: Numbers = own, *, block_length: int):
+        drawn = numbers.objective(objective, block_length=block_length)
+        rates = (numbers.learning_rate, numbers.final_learning_rate)
+        optimizer, schedule = make_optimizer(c, *rates), make_schedule(c, *rates)
+        key = jax.random.fold_in(jax.random.key(numbers.seed), state.step)
         corruption = drawn.corrupt(example_keys(key, batch["tokens"].shape[0]), batch)
         weights = drawn.weights(batch, corruption)
         count = micro_batches(c, batch["tokens"].shape[0])
@@ -70,13 +95,14 @@ def make_eval_step(c: ConfigDict, graphdef: nnx.GraphDef, objective: Objective) 
     """`eval_step(params, batch, index) -> (Sums, Weights)`: the noise of a batch is the same at every evaluation."""
 
     @jax.jit
-    def eval_step(params: dict, batch: Batch, index: jax.Array):
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(c.seed), _EVALUATION), index)
-        corruption = objective.corrupt(example_keys(key, batch["tokens"].shape[0]), batch)
-        sums = objective.sums(nnx.merge(graphdef, params), batch, corruption, remat=c.remat)
-        return sums, objective.weights(batch, corruption)
+    def eval_step(params: dict, batch: Batch, index: jax.Array, numbers: Numbers):
+        measured = numbers.objective(objective)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(numbers.seed), _EVALUATION), index)
+        corruption = measured.corrupt(example_keys(key, batch["tokens"].shape[0]), batch)
+        sums = measured.sums(nnx.merge(graphdef, params), batch, corruption, remat=c.remat)
+        return sums, measured.weights(batch, corruption)
 
-    return eval_step
+    return functools.partial(eval_step, numbers=Numbers.from_config(c))
 
 
 def _accumulate(

@@ -31,7 +31,7 @@ from edlm_jax.training.metrics import (
 from edlm_jax.training.objective import Objective
 from edlm_jax.training.processes import agree, announce
 from edlm_jax.training.progress import Reporter
-from edlm_jax.training.step import TrainState, choose_block_length, make_eval_step, make_train_step
+from edlm_jax.training.step import Numbers, TrainState, choose_block_length, make_eval_step, make_train_step
 from edlm_jax.training.stop import StopSignal
 
 
@@ -151,11 +151,12 @@ class Run:
 
     def _step(self, step: int, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         block_length = choose_block_length(self.c, step)
+        batch, numbers = self.batches.to_global(batch), Numbers.from_config(self.c)
         if block_length in self.compiled:
-            return self.train_step(state, self.batches.to_global(batch), block_length=block_length)
+            return self.train_step(state, batch, numbers, block_length=block_length)
         with self.clock.pause():
             self.compiled.add(block_length)
-            return self.train_step(state, self.batches.to_global(batch), block_length=block_length)
+            return self.train_step(state, batch, numbers, block_length=block_length)
 
     def _log(self, step: int, metrics: dict, batch: dict) -> None:
         self._settle()

@@ -58,6 +58,15 @@ def test_ar_is_the_sum_of_next_token_log_probabilities():
     assert got.log_likelihood == pytest.approx(expected, rel=1e-5) and got.standard_error == 0
 
 
+def test_ar_says_what_greedy_decoding_would_give():
+    model = converted(4)
+    first = int(log_probabilities(model, CONTEXT, Causal())[-1].argmax())
+    second = int(log_probabilities(model, [*CONTEXT, first], Causal())[-1].argmax())
+    others = [[first, second], [first, (second + 1) % 50], [first, (second - 1) % 50], [(first + 1) % 50, second]]
+    scores = log_likelihood(model, [(CONTEXT, continuation) for continuation in others], mode="ar")
+    assert [score.greedy for score in scores] == [True, False, False, False]
+
+
 @pytest.mark.parametrize("alignment", ["same_position", "shifted"])
 def test_blocks_of_one_token_are_exact(alignment):
     model, shifted = converted(1, alignment), alignment == "shifted"

@@ -87,7 +87,8 @@ def test_stop_strings_cut_and_settings_group(tiny_ar_dir):
     lm = EdlmLM(str(tiny_ar_dir), dtype="float32", batch_size=2)
     (long,) = lm.generate_until([request("generate_until", "abc", {"until": [], "max_gen_toks": 12})])
     stop = long[5:7]
-    several = [("abc", {"until": [stop], "max_gen_toks": 12}), ("x", {"until": stop}), ("abc", {"max_gen_toks": 3})]
+    several = [("abc", {"until": [long[9:11], stop], "max_gen_toks": 12}), ("x", {"until": stop})]
+    several.append(("abc", {"max_gen_toks": 3}))
     cut, _, short = lm.generate_until([request("generate_until", *pair) for pair in several])
     assert cut == long[: long.index(stop)] and long.startswith(short) and len(short) <= 3
     (late,) = lm.generate_until([request("generate_until", "y" * 600 + "abc", {"until": [], "max_gen_toks": 12})])
@@ -136,7 +137,8 @@ def test_what_decoding_says_is_greedy_and_nothing_else(tiny_converted_dir, mode)
         for text in contexts
     ]
     pairs = [(("", ""), lm.tok_encode(text), tokens[:n]) for text, tokens, n in zip(contexts, decoded, (6, 4))]  # noqa: B905
-    wrong = [(texts, context, [*new[:-1], (new[-1] + 1) % 256]) for texts, context, new in pairs]
+    other = (1, -1)  # a token after the greedy one, and one before it
+    wrong = [(texts, context, [*new[:-1], (new[-1] + d) % 256]) for (texts, context, new), d in zip(pairs, other)]  # noqa: B905
     scores = lm._loglikelihood_tokens(pairs + wrong, disable_tqdm=True)
     assert [greedy for _, greedy in scores] == [True, True, False, False]
     for seed, ((_, context, new), (nats, _)) in enumerate(zip(pairs + wrong, scores, strict=True)):

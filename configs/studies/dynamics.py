@@ -1,0 +1,45 @@
+"""What training brings when: accuracy from cautious to bold, and how far the weights move.
+
+The paper reports (arXiv 2512.14067) that longer training keeps improving accuracy where few forwards are spent, and
+that the weights drift from the AR model's more without clean context than with it, most under bidirectional attention,
+and more with longer blocks; no table of numbers.
+
+Here: the quickstart's model and data, its checkpoints measured on the way. The schedule is a constant rate after
+warm-up, so that a step's checkpoint does not depend on how long the run goes on.
+
+    edlm study --config=configs/studies/dynamics.py --workdir=runs/dynamics
+
+Hardware and result: not yet run; 15 cells of about 10 minutes on the quickstart's two cores.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from edlm_jax.studies.cells import study_config
+
+QUICKSTART = runpy.run_path(str(Path(__file__).parents[1] / "quickstart.py"))["get_config"]
+ARMS = {
+    "bidirectional": {"objective.pattern": "bidirectional"},
+    "block-causal": {"objective.pattern": "block_causal"},
+    "clean context, blocks of 4": {"objective.block_length": 4},
+    "clean context, blocks of 8": {},
+    "clean context, blocks of 16": {"objective.block_length": 16},
+}
+
+
+def get_config() -> ConfigDict:
+    """The quickstart, measured at 1/8, 1/4, 1/2 and all of its steps."""
+    c = study_config(QUICKSTART())
+    c.x = "step"
+    c.eval_steps = (125, 250, 500, 1000)
+    c.base.optimizer.schedule = "constant"
+    c.base.evaluation.thresholds = (1.0, 0.9, 0.6)
+    return c
+
+
+def sweep(add) -> None:
+    """Patterns, and block lengths of the chosen one."""
+    for name, changes in ARMS.items():
+        add(name, changes)

@@ -1,0 +1,38 @@
+"""How fast to convert: too slow leaves an AR model, too fast forgets it.
+
+The paper's comparison of learning rates (arXiv 2512.14067; Qwen3-4B, mean accuracy):
+
+    1e-4  50.95    3e-5  56.59    1e-5  60.63    3e-6  60.11    1e-6  54.56
+
+Here: the quickstart's model, data and steps; its model is 2000 times smaller and its rates are higher. The schedule
+ends at 1/200 of its peak in every arm. All cells share one compiled program.
+
+    edlm study --config=configs/studies/learning_rate.py --workdir=runs/learning_rate
+
+Hardware and result: not yet run; 15 cells of about 10 minutes on the quickstart's two cores.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from edlm_jax.studies.cells import study_config
+
+QUICKSTART = runpy.run_path(str(Path(__file__).parents[1] / "quickstart.py"))["get_config"]
+RATES = (2e-4, 6e-4, 2e-3, 6e-3, 2e-2)
+
+
+def get_config() -> ConfigDict:
+    """The quickstart at one token a forward and at threshold 0.9."""
+    c = study_config(QUICKSTART())
+    c.x = "optimizer.learning_rate"
+    c.base.checkpoint.keep_last = 1
+    c.base.evaluation.thresholds = (1.0, 0.9)
+    return c
+
+
+def sweep(add) -> None:
+    """The peak and, in proportion, the end."""
+    for rate in RATES:
+        add(f"{rate:g}", {"optimizer.learning_rate": rate, "optimizer.final_learning_rate": rate / 200})

@@ -1,0 +1,51 @@
+"""Which tokens of a block hide: uniform, or the later ones more often.
+
+The paper's comparison of masking schemes (arXiv 2512.14067; Qwen3-4B, blocks of 64), mean accuracy at tokens per
+forward:
+
+                     1      2.8    4      5.6
+    uniform          60.27  57.12  51.11  33.99
+    half-life 0.25   60.41  58.56  50.97  34.55
+    half-life 0.1    62.02  58.79  53.75  38.37
+    half-life 0.05   60.51  57.68  53.06  37.38
+    rightmost        38.21  27.55  18.60  14.13
+
+Here: the quickstart's model, data and steps. The half-lives, infinity (uniform in a block) among them, share one
+compiled program.
+
+    edlm study --config=configs/studies/masking.py --workdir=runs/masking
+
+Hardware and result: not yet run; 21 cells of about 10 minutes on the quickstart's two cores.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from edlm_jax.studies.cells import study_config
+
+QUICKSTART = runpy.run_path(str(Path(__file__).parents[1] / "quickstart.py"))["get_config"]
+NOISE = {
+    "uniform per sequence": None,
+    "uniform per block": float("inf"),
+    "half-life 0.5": 0.5,
+    "half-life 0.25": 0.25,
+    "half-life 0.1": 0.1,
+    "half-life 0.05": 0.05,
+    "rightmost": 0.0,
+}
+
+
+def get_config() -> ConfigDict:
+    """The quickstart, decoded from cautious to bold."""
+    c = study_config(QUICKSTART())
+    c.base.checkpoint.keep_last = 1
+    c.base.evaluation.thresholds = (1.0, 0.95, 0.9, 0.8, 0.6, 0.4)
+    return c
+
+
+def sweep(add) -> None:
+    """The noise alone."""
+    for name, half_life in NOISE.items():
+        add(name, {"objective.half_life": half_life})

@@ -1,0 +1,103 @@
+"""Train and measure every cell of a study: the arms that its config file adds, times its seeds.
+
+The work directory gets cells/, results.json, NAME.md and NAME.png. Run it again with the same --workdir and finished
+cells are not repeated; with --cells several machines share one study. --report writes the page again from a
+results.json alone, without training:
+
+  edlm study --config=configs/studies/masking.py --workdir=runs/masking
+  edlm study --config=configs/studies/masking.py --report=docs/studies      reads masking.json, if it is there"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from edlm_jax.commands.config import add_config_argument, load_study
+from edlm_jax.errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    add_config_argument(parser)
+    parser.epilog += "\nOf a study itself: --config.quick=True --config.seeds=(0,1); of its runs: --config.base.steps=9"
+    parser.add_argument("--workdir", metavar="DIR", help="where the study keeps its files")
+    parser.add_argument("--cells", default="", metavar="A:B", help="only these cells, counted from 0, B left out")
+    parser.add_argument("--report", metavar="DIR", help="write DIR/NAME.md and NAME.png from DIR/NAME.json, and stop")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Run the cells, or write the page; returns the results."""
+    name, doc, config, sweep = load_study(args.config, args.overrides)
+    if bool(args.workdir) == bool(args.report):
+        raise InputError("give --workdir=DIR to run the study, or --report=DIR to write its page")
+    if args.report:
+        return _report(Path(args.report), name, doc)
+    from edlm_jax.studies.cells import cell_range, expand
+    from edlm_jax.studies.run import Study
+
+    cells = expand(config, sweep)
+    wanted = cell_range(args.cells, cells)
+    return _run(Study(config, cells, Path(args.workdir)), name, doc, wanted)
+
+
+def show(results: dict[str, Any], args: argparse.Namespace) -> None:
+    """Print the table."""
+    if results["arms"]:
+        _print_table(results)
+
+
+def _run(study, name: str, doc: str, wanted: range) -> dict[str, Any]:
+    from edlm_jax.evaluation.progress import Progress
+    from edlm_jax.evaluation.report import write_report
+    from edlm_jax.studies.page import page
+    from edlm_jax.studies.plot import plot_study
+
+    todo = [index for index in wanted if study.finished(index) is None]
+    baseline, fresh = study.baseline(), 0
+    with Progress(len(todo), "cells") as progress:
+
+        def on_cell(index: int, result: dict[str, Any], new: bool) -> None:
+            nonlocal fresh
+            fresh += new
+            cell = study.cells[index]
+            if new:
+                programs = f"{result['compiled']['all']} programs compiled, {result['compiled']['reused']} reused"
+                progress.done(fresh, f"{cell.name} in {result['seconds']:.0f} s, {programs}")
+                _print_table(study.results(name, doc, baseline), stderr=True)
+            else:
+                print(f"{cell.name}: done before", file=sys.stderr)
+
+        study.run(wanted, on_cell)
+    results = study.results(name, doc, baseline)
+    write_report(results, study.workdir / "results.json")
+    (study.workdir / f"{name}.md").write_text(page(results), encoding="utf-8")
+    plot_study(results, study.workdir / f"{name}.png")
+    print(f"study: {study.workdir / 'results.json'}, {name}.md, {name}.png", file=sys.stderr)
+    return results
+
+
+def _report(directory: Path, name: str, doc: str) -> dict[str, Any]:
+    """The page from its results; of a study without any, one that says so."""
+    from edlm_jax.studies.page import empty_page, page
+    from edlm_jax.studies.plot import plot_study
+    from edlm_jax.studies.results import read_results
+
+    if not directory.is_dir():
+        raise InputError(f"--report={directory} is not a directory")
+    path = directory / f"{name}.json"
+    if not path.exists():
+        (directory / f"{name}.md").write_text(empty_page(name, doc), encoding="utf-8")
+        return {"study": name, "arms": []}
+    results = read_results(path)
+    (directory / f"{name}.md").write_text(page(results), encoding="utf-8")
+    plot_study(results, directory / f"{name}.png")
+    return results
+
+
+def _print_table(results: dict[str, Any], stderr: bool = False) -> None:
+    from rich.console import Console
+
+    from edlm_jax.evaluation.report import terminal_table
+    from edlm_jax.studies.page import accuracy_rows
+
+    Console(stderr=stderr).print(terminal_table(*accuracy_rows(results)))

@@ -1,0 +1,122 @@
+"""What a study is: arms (settings to compare) times seeds, each a cell that is trained and measured by itself."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from edlm_jax.errors import InputError
+from edlm_jax.evaluation.compare import check_evaluation
+from edlm_jax.training.config import validate
+
+QUICK_STEPS = 2
+AXES = ("tokens_per_forward", "step", "block_length")  # what curves run over, unless it is a field that the arms change
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One training run and its measurements."""
+
+    arm: str
+    changes: Mapping[str, Any]  # dotted fields of the training config
+    seed: int
+    config: ConfigDict
+
+    @property
+    def name(self) -> str:
+        """Of its directory."""
+        return f"{re.sub(r'[^a-z0-9.]+', '-', self.arm.lower()).strip('-')}-seed{self.seed}"
+
+
+def study_config(base: ConfigDict) -> ConfigDict:
+    """The defaults that every configs/studies/*.py starts from; `base` is the training config that its arms change."""
+    c = ConfigDict()
+    c.quick = False  # one seed, few steps, few tasks: to see that a study runs
+    c.seeds = (0, 1, 2)  # of each arm: standard errors are over these
+    c.eval_steps = ()  # measure the checkpoints of these steps; () = the last one
+    c.eval_block_lengths = ()  # decode in blocks of these lengths; () = as trained
+    c.x = "tokens_per_forward"  # of the curves; or step, block_length, or a field that the arms change
+    c.base = base
+    return c
+
+
+def expand(c: ConfigDict, sweep: Callable[[Callable], None]) -> list[Cell]:
+    """All cells of a study, one arm's seeds after the other's; refuses what could only fail hours later."""
+    c = make_quick(c) if c.quick else c
+    _check(c)
+    arms: dict[str, Mapping[str, Any]] = {}
+
+    def add(arm: str, changes: Mapping[str, Any]) -> None:
+        if arm in arms:
+            raise InputError(f"the study adds {arm!r} twice")
+        arms[arm] = dict(changes)
+
+    sweep(add)
+    cells = [_make_cell(c, arm, changes, seed) for arm, changes in arms.items() for seed in c.seeds]
+    if len({cell.name for cell in cells}) < len(cells):
+        raise InputError(f"two arms of the study have names that make one directory: {', '.join(arms)}")
+    return cells
+
+
+def make_quick(c: ConfigDict) -> ConfigDict:
+    """The same study with one seed, two steps, four tasks, and the ends of what is measured."""
+    c = c.copy_and_resolve_references()
+    base, ends = c.base, lambda values: tuple(dict.fromkeys((values[0], values[-1]))) if values else ()
+    c.seeds, c.eval_steps = tuple(c.seeds[:1]), (1, QUICK_STEPS) if c.eval_steps else ()
+    c.eval_block_lengths = ends(c.eval_block_lengths)
+    base.update(steps=QUICK_STEPS, log_every=1)
+    base.optimizer.update(warmup_steps=0, schedule="constant", decay_steps=0)
+    base.data.eval_batches = 1
+    tasks = (dict(source, size=4) if source["kind"] == "tasks" else source for source in base.evaluation.tasks)
+    base.evaluation.tasks = tuple(tasks)
+    base.evaluation.update(thresholds=ends(base.evaluation.thresholds), batch_size=4)
+    return c
+
+
+def _make_cell(c: ConfigDict, arm: str, changes: Mapping[str, Any], seed: int) -> Cell:
+    config = c.base.copy_and_resolve_references()
+    try:
+        with config.ignore_type():  # `validate` knows what fits; here half_life may become None
+            config.update_from_flattened_dict(changes)
+    except (KeyError, AttributeError) as error:
+        raise InputError(f"arm {arm!r} of the study changes a field that there is not: {error}") from None
+    config.seed = seed
+    if c.eval_steps:
+        every = math.gcd(*c.eval_steps)
+        config.checkpoint.update(every=every, keep_every=every)
+    validate(config)
+    if config.objective.pattern == "causal":
+        raise InputError(f"arm {arm!r} of the study trains an AR model: a study compares conversions")
+    if max(c.eval_steps, default=0) > config.steps:
+        raise InputError(f"config.eval_steps: arm {arm!r} stops at step {config.steps}, before {max(c.eval_steps)}")
+    return Cell(arm, changes, seed, config)
+
+
+def _check(c: ConfigDict) -> None:
+    if not c.seeds or len(set(c.seeds)) < len(c.seeds):
+        raise InputError(f"config.seeds must be different numbers, at least one, not {tuple(c.seeds)}")
+    for name in ("eval_steps", "eval_block_lengths"):
+        if any(not isinstance(value, int) or value < 1 for value in c[name]):
+            raise InputError(f"config.{name} must be positive numbers, not {tuple(c[name])}")
+    if not c.base.init.path:
+        raise InputError("config.base.init.path is empty: a study converts an AR checkpoint")
+    check_evaluation(c.base)
+
+
+def cell_range(text: str, cells: Sequence[Cell]) -> range:
+    """The indices that `--cells=3`, `--cells=0:7` (the end is left out) or nothing asks for."""
+    count = len(cells)
+    if not text:
+        return range(count)
+    first, colon, last = text.partition(":")
+    try:
+        start = int(first or 0)
+        stop = (int(last) if last else count) if colon else start + 1
+    except ValueError:
+        raise InputError(f"--cells takes a number or a range such as 0:7, not {text!r}") from None
+    if not 0 <= start < stop <= count:
+        raise InputError(f"--cells={text} lies outside the study's cells 0 to {count - 1}")
+    return range(start, stop)

@@ -1,0 +1,93 @@
+"""The page of a study, docs/studies/NAME.md, from its results.json alone: no training, no model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from edlm_jax.evaluation.report import Rows, markdown_table
+from edlm_jax.studies.results import PLACE, Results
+
+_SHOWN = {"step": "step {}", "block_length": "block {}", "threshold": "threshold {:g}"}
+
+
+def accuracy_rows(results: Results) -> Rows:
+    """Arms down, places across: accuracy, its standard error, and tokens per forward."""
+    columns = places(results)
+    header = ["arm", "seeds", *(place_name(place, columns) for place in columns)]
+    rows = [["AR, unconverted", "", *([_value(results["ar"]["accuracy"])] * len(columns))]]
+    for arm in results["arms"]:
+        points = {_place(point): point for point in arm["points"]}
+        cells = [_cell(points[place]) if place in points else "" for place in columns]
+        rows.append([arm["arm"], str(len(arm["seeds"])), *cells])
+    return header, rows
+
+
+def drift_rows(results: Results) -> Rows:
+    """How far attention and FFN weights moved from the AR model's, mean over layers."""
+    steps = list(dict.fromkeys(point["step"] for arm in results["arms"] for point in arm["points"]))
+    header = ["weight drift"]
+    header += [f"step {step}, {group}" if step else group for step in steps for group in ("attention", "FFN")]
+    rows = []
+    for arm in results["arms"]:
+        points = {point["step"]: point for point in arm["points"]}
+        moved = [points.get(step) for step in steps]
+        fields = ("drift_attention", "drift_ffn")
+        rows.append([arm["arm"], *(_statistic(point[field]) if point else "" for point in moved for field in fields)])
+    return header, rows
+
+
+def page(results: Results) -> str:
+    """The whole page in Markdown."""
+    name = results["study"]
+    parts = [_head(name, results["doc"])]
+    quick = "a quick form (one seed, two steps: no result), " if results["quick"] else ""
+    parts.append(f"Run: {quick}{results['finished']} of {results['cells_in_all']} cells; {_machine(results)}\n")
+    caption = "Exact match on held-out tasks, mean ± standard error over seeds; after @, tokens per forward.\n"
+    parts += [caption, markdown_table(*accuracy_rows(results)), f"![{name}]({name}.png)\n"]
+    caption = "Norm of the change over that of the AR weights, mean over layers.\n"
+    parts += [caption, markdown_table(*drift_rows(results))]
+    return "\n".join(parts)
+
+
+def empty_page(name: str, doc: str) -> str:
+    """The page of a study that was never run."""
+    return "\n".join([_head(name, doc), "Not yet run.\n"])
+
+
+def places(results: Results) -> list[tuple]:
+    """Every (step, block length, threshold) of any arm, in the order of measurement; None: each arm's own."""
+    return list(dict.fromkeys(_place(point) for arm in results["arms"] for point in arm["points"]))
+
+
+def place_name(place: tuple, columns: Sequence[tuple]) -> str:
+    """Its coordinates, as far as they tell columns apart."""
+    varying = [i for i in range(len(PLACE)) if len({column[i] for column in columns}) > 1]
+    parts = [_SHOWN[PLACE[i]].format(place[i]) for i in varying or (2,)]
+    return ", ".join(parts)
+
+
+def _place(point: dict[str, Any]) -> tuple:
+    return tuple(point[name] for name in PLACE)
+
+
+def _cell(point: dict[str, Any]) -> str:
+    return f"{_statistic(point['accuracy'])} @ {point['tokens_per_forward']['mean']:.2f}"
+
+
+def _statistic(value: dict[str, float | None]) -> str:
+    error = value["standard_error"]
+    return _value(value["mean"]) + (f" ± {_value(error)}" if error is not None else "")
+
+
+def _value(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _head(name: str, doc: str) -> str:
+    title, _, text = doc.strip().partition("\n")
+    return f"# {name.replace('_', ' ')}: {title}\n{text}\n"
+
+
+def _machine(results: Results) -> str:
+    hardware, versions = results["hardware"], results["versions"]
+    devices = f"{len(hardware['devices'])} x {hardware['devices'][0]}"
+    return f"{devices}, {hardware['processor']}, {hardware['cpu_cores']} cores; jax {versions['jax']}."

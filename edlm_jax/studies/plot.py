@@ -1,0 +1,69 @@
+"""NAME.png: accuracy of every arm over what the study is about, with standard errors; weight drift beside it."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from edlm_jax.evaluation.plot import AR_COLOUR, STYLE
+from edlm_jax.studies.results import PLACE, Results
+
+LABELS = {
+    "tokens_per_forward": "tokens per denoising forward",
+    "step": "training step",
+    "block_length": "block length of decoding",
+}
+_AXIS_TAKES = {"tokens_per_forward": "threshold", "step": "step", "block_length": "block_length"}
+Curves = dict[str, list[dict[str, Any]]]
+
+
+def plot_study(results: Results, path: Path) -> None:
+    """Draw the curves."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(12, 5), layout="constrained")
+        accuracy, drift = figure.subplots(1, 2, width_ratios=(2, 1))
+        _accuracy(accuracy, results)
+        _drift(drift, results)
+        figure.savefig(path, dpi=130)
+
+
+def curves(results: Results) -> Curves:
+    """{label: points with "x", in its order}: one curve for whatever varies beside the axis."""
+    axis = results["x"]
+    flat = [{"arm": arm["arm"], **arm["changes"], **point} for arm in results["arms"] for point in arm["points"]]
+    names = [name for name in ("arm", *PLACE) if name != _AXIS_TAKES.get(axis, "arm")]
+    varying = [name for name in names if len({point[name] for point in flat}) > 1]
+    found: Curves = {}
+    for point in flat:
+        label = ", ".join(point[name] if name == "arm" else f"{name} {point[name]:g}" for name in varying)
+        x = point[axis]["mean"] if axis == "tokens_per_forward" else point[axis]
+        found.setdefault(label or "conversion", []).append(point | {"x": x})
+    return {label: sorted(points, key=lambda point: point["x"]) for label, points in found.items()}
+
+
+def _accuracy(axes, results: Results) -> None:
+    found = curves(results)
+    colours = matplotlib.colormaps["tab10" if len(found) <= 10 else "viridis"]
+    for index, (label, points) in enumerate(found.items()):
+        colour = colours(index) if len(found) <= 10 else colours(index / len(found))
+        errors = [point["accuracy"]["standard_error"] or 0.0 for point in points]
+        values = [point["accuracy"]["mean"] for point in points]
+        axes.errorbar([p["x"] for p in points], values, errors, fmt="o-", capsize=2, color=colour, label=label)
+    axes.axhline(results["ar"]["accuracy"], color=AR_COLOUR, linestyle="--", linewidth=1, label="AR, unconverted")
+    if results["x"] != "tokens_per_forward" and min(p["x"] for points in found.values() for p in points) > 0:
+        axes.set_xscale("log", base=10 if results["x"] not in LABELS else 2)
+    axes.set(title="Accuracy", xlabel=LABELS.get(results["x"], results["x"]), ylabel="exact match")
+    axes.legend(fontsize=7)
+
+
+def _drift(axes, results: Results) -> None:
+    """The last measured step's, a pair of bars for each arm."""
+    for offset, (group, colour) in enumerate((("attention", "#e07a5f"), ("ffn", "#81b29a"))):
+        values = [arm["points"][-1][f"drift_{group}"]["mean"] for arm in results["arms"]]
+        axes.barh([i + 0.4 * offset for i in range(len(values))], values, height=0.38, color=colour, label=group)
+    axes.set_yticks([i + 0.2 for i in range(len(results["arms"]))], [arm["arm"] for arm in results["arms"]], fontsize=7)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set(title="Weight drift from the AR model", xlabel="norm of the change / norm before")
+    axes.legend(fontsize=7)

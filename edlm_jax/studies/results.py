@@ -1,0 +1,72 @@
+"""results.json: the measurements of all cells, and of each arm the mean and its standard error over seeds."""
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edlm_jax.errors import InputError
+
+PLACE = ("step", "block_length", "threshold")  # where an arm is measured
+METRICS = ("accuracy", "tokens_per_forward", "drift_attention", "drift_ffn")
+Results = dict[str, Any]
+
+
+def collect(
+    name: str, doc: str, settings: Mapping[str, Any], cells: Sequence[dict], total: int, ar: dict, machine: dict
+) -> Results:
+    """The results of the cells that are finished, of `total`; `settings` and `doc` are those of the study's file."""
+    arms: dict[str, list[dict]] = {}
+    for cell in cells:
+        arms.setdefault(cell["arm"], []).append(cell)
+    return {
+        "study": name,
+        "doc": doc,
+        "x": settings["x"],
+        "quick": settings["quick"],
+        "finished": len(cells),
+        "cells_in_all": total,
+        "ar": ar,
+        "arms": [summarise(arm, runs) for arm, runs in arms.items()],
+        "cells": [{key: value for key, value in cell.items() if key != "config"} for cell in cells],
+        "config": settings["base"],
+        **machine,
+    }
+
+
+def summarise(arm: str, runs: Sequence[dict]) -> dict[str, Any]:
+    """One arm over its seeds."""
+    by_place: dict[tuple, list[dict]] = {}
+    for run in runs:
+        for point in run["points"]:
+            by_place.setdefault(tuple(point[name] for name in PLACE), []).append(point)
+    return {
+        "arm": arm,
+        "changes": runs[0]["changes"],
+        "seeds": [run["seed"] for run in runs],
+        "points": [
+            dict(zip(PLACE, place, strict=True)) | {name: mean_and_error([p[name] for p in points]) for name in METRICS}
+            for place, points in by_place.items()
+        ],
+    }
+
+
+def mean_and_error(values: Sequence[float]) -> dict[str, float | None]:
+    """The mean and its standard error, None for a single value."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "standard_error": error}
+
+
+def read_results(path: Path) -> Results:
+    """A results.json."""
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from None
+    if not isinstance(results, dict) or "arms" not in results:
+        raise InputError(f"{path} is not the results.json of a study")
+    return results

@@ -1,0 +1,169 @@
+"""Runs the cells of a study: train, measure, keep the result; what is finished is not repeated."""
+
+import functools
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax import monitoring
+from ml_collections import ConfigDict
+
+from edlm_jax.decoding import Decoder
+from edlm_jax.errors import InputError, StoppedError
+from edlm_jax.evaluation.compare import AR, compare_accuracy
+from edlm_jax.evaluation.drift import weight_drift
+from edlm_jax.evaluation.report import describe_machine, write_report
+from edlm_jax.evaluation.sweep import sweep_points
+from edlm_jax.evaluation.tasks import load_tasks
+from edlm_jax.pretrained import load_pretrained, load_tokenizer
+from edlm_jax.studies.cells import Cell, make_quick
+from edlm_jax.studies.results import Results, collect
+from edlm_jax.training.checkpoint import load_trained
+from edlm_jax.training.config import to_json
+from edlm_jax.training.train import train
+
+_MEASURED = ("accuracy", "tokens_per_forward")
+
+
+class Study:
+    """The cells of a study in a work directory: cells/NAME/ holds a training run and, once measured, cell.json.
+
+    Cells that differ in seed, learning rate or half-life alone run the same programs (training/step.py): compiled/
+    keeps them from cell to cell, from run to run, and for other machines of the same kind that share the directory.
+    """
+
+    def __init__(self, c: ConfigDict, cells: Sequence[Cell], workdir: Path):
+        self.c, self.cells, self.workdir = make_quick(c) if c.quick else c, cells, workdir
+
+    def run(self, wanted: Iterable[int], on_cell: Callable[[int, dict[str, Any], bool], None]) -> None:
+        """Finishes these cells; `on_cell(index, result, fresh)` after each."""
+        if jax.config.jax_compilation_cache_dir is None:
+            jax.config.update("jax_compilation_cache_dir", str((self.workdir / "compiled").absolute()))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        for index in wanted:
+            result = self.finished(index)
+            fresh = result is None
+            if fresh:
+                result = self._run_cell(self.cells[index])
+                write_report(result, self._directory(self.cells[index]) / "cell.json")
+            on_cell(index, result, fresh)
+
+    def finished(self, index: int) -> dict[str, Any] | None:
+        """The result of a cell that was measured, here or on another machine."""
+        cell = self.cells[index]
+        path = self._directory(cell) / "cell.json"
+        if not path.exists():
+            return None
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if result["config"] != _plain(self._measured_config(cell)):
+            raise InputError(f"{path} was made under another config; choose another --workdir or remove that directory")
+        return result
+
+    def baseline(self) -> dict[str, Any]:
+        """The AR model that all cells start from, on the same tasks; measured once."""
+        path = self.workdir / "ar.json"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_report(self._score(Decoder(self._ar), AR), path)
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def results(self, name: str, doc: str, baseline: dict[str, Any]) -> Results:
+        """Of all cells that are finished so far."""
+        finished = [result for index in range(len(self.cells)) if (result := self.finished(index)) is not None]
+        settings = dict(x=self.c.x, quick=self.c.quick, base=_plain(self.c.base))
+        return collect(name, doc, settings, finished, len(self.cells), baseline, describe_machine())
+
+    def _run_cell(self, cell: Cell) -> dict[str, Any]:
+        directory, began = self._directory(cell), time.perf_counter()
+        with Compilations() as compilations:
+            summary = train(cell.config, directory)
+            if not summary["completed"]:
+                raise StoppedError(f"stopped in {cell.name} at step {summary['step']}; the same command continues")
+            training_compiled = compilations.compiled
+            points = [point for step in self.c.eval_steps or (None,) for point in self._measure(cell, directory, step)]
+        return {
+            "arm": cell.arm,
+            "seed": cell.seed,
+            "changes": {name: _finite(value) for name, value in cell.changes.items()},
+            "points": points,
+            "training": {name: value for name, value in summary.items() if name in ("step", "loss", "eval_loss")},
+            "seconds": time.perf_counter() - began,
+            "compiled": {"training": training_compiled, "all": compilations.compiled, "reused": compilations.reused},
+            "config": _plain(self._measured_config(cell)),
+        }
+
+    def _measure(self, cell: Cell, directory: Path, step: int | None) -> list[dict[str, Any]]:
+        """Every way of decoding one checkpoint; step and block length are None where each cell has its own."""
+        model = load_trained(directory, step=step, dtype=cell.config.dtype)
+        decoder, drift = Decoder(model), weight_drift(self._ar, model)
+        drifts = {f"drift_{group}": sum(d["relative"]) / len(d["relative"]) for group, d in drift.items()}
+        lengths = self.c.eval_block_lengths or (cell.config.objective.block_length,)
+        return [
+            {
+                "step": step,
+                "block_length": how["block_length"] if self.c.eval_block_lengths else None,
+                "threshold": how["threshold"],
+                **self._score(decoder, how),
+                **drifts,
+            }
+            for how in sweep_points(cell.config.evaluation.thresholds, lengths)
+        ]
+
+    def _score(self, decoder: Decoder, how) -> dict[str, float]:
+        (score,) = compare_accuracy([(decoder, how)], self._tasks, self._tokenizer, self.c.base.evaluation.batch_size)
+        return {name: score[name] for name in _MEASURED}
+
+    def _directory(self, cell: Cell) -> Path:
+        return self.workdir / "cells" / cell.name
+
+    def _measured_config(self, cell: Cell) -> ConfigDict:
+        c = ConfigDict(dict(training=cell.config, eval_steps=self.c.eval_steps))
+        c.eval_block_lengths = self.c.eval_block_lengths
+        return c
+
+    @functools.cached_property
+    def _ar(self):
+        return load_pretrained(self.c.base.init.path, dtype=self.c.base.dtype)
+
+    @functools.cached_property
+    def _tokenizer(self):
+        return load_tokenizer(self.c.base.data.tokenizer or self.c.base.init.path)
+
+    @functools.cached_property
+    def _tasks(self):
+        return load_tasks(self.c.base.evaluation.tasks, self._tokenizer)
+
+
+class Compilations:
+    """Counts, while it is open, the programs that XLA compiled and those that the persistent cache had."""
+
+    def __init__(self):
+        self._requests, self.reused = 0, 0
+
+    @property
+    def compiled(self) -> int:
+        """Programs that had to be compiled so far."""
+        return self._requests - self.reused
+
+    def __enter__(self) -> "Compilations":
+        monitoring.register_event_listener(self._hear)
+        return self
+
+    def __exit__(self, *exception):
+        monitoring.unregister_event_listener(self._hear)
+
+    def _hear(self, event: str, **_) -> None:
+        self._requests += event == "/jax/compilation_cache/compile_requests_use_cache"
+        self.reused += event == "/jax/compilation_cache/cache_hits"
+
+
+def _plain(c: ConfigDict) -> dict[str, Any]:
+    """As JSON gives it back, infinities as text."""
+    return json.loads(to_json(c), parse_constant=str)
+
+
+def _finite(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and abs(value) == float("inf") else value

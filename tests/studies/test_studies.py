@@ -1,0 +1,202 @@
+"""The study engine on a tiny model: cells, restart, sharing, results; every committed study in its quick form."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import jax
+import pytest
+
+from edlm_jax.commands.config import load_study
+from edlm_jax.commands.main import main
+from edlm_jax.errors import InputError
+from edlm_jax.studies import run as study_run
+from edlm_jax.studies.cells import cell_range, expand
+from edlm_jax.studies.page import accuracy_rows, page
+from edlm_jax.studies.plot import curves
+from edlm_jax.studies.results import mean_and_error, summarise
+
+ROOT = Path(__file__).parents[2]
+STUDIES = sorted(path.stem for path in (ROOT / "configs" / "studies").glob("*.py"))
+STUDY = '''"""A title.
+
+What it is about.
+"""
+
+import runpy
+
+from edlm_jax.studies.cells import study_config
+
+
+def get_config():
+    c = study_config(runpy.run_path({config!r})["get_config"]())
+    c.seeds = (0, 5)
+    c.base.data.eval_sources = ()
+    return c
+
+
+def sweep(add):
+    add("low rate", {{"optimizer.learning_rate": 1e-3}})
+    add("high rate, other noise", {{"optimizer.learning_rate": 1e-2, "objective.half_life": 0.3}})
+'''
+
+
+@pytest.fixture
+def study_file(tiny_config, tmp_path) -> str:
+    path = tmp_path / "rates.py"
+    path.write_text(STUDY.format(config=tiny_config))
+    return str(path)
+
+
+@pytest.fixture
+def keep_every_program():
+    """As in a study of its own, where the cache keeps small programs, too."""
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    yield
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+
+
+def test_a_study_shares_cells_programs_and_restarts(keep_every_program, study_file, tmp_path, capsys, monkeypatch):
+    workdir = tmp_path / "runs" / "rates"
+    argv = ["study", f"--config={study_file}", f"--workdir={workdir}"]
+    assert main([*argv, "--cells=2:4"]) == 0  # one machine
+    assert "2 of 4 cells" in (workdir / "rates.md").read_text()
+    assert "high rate, other noise" in capsys.readouterr().out
+    assert main([*argv, "--cells=0:2", "--json"]) == 0  # another one
+    captured = capsys.readouterr()
+    results = json.loads(captured.out)
+    assert "[1/2] cells: low-rate-seed0 in" in captured.err and "[2/2] cells: low-rate-seed5 in" in captured.err
+    assert (results["finished"], results["cells_in_all"]) == (4, 4)
+    assert [(cell["arm"], cell["seed"]) for cell in results["cells"]] == [
+        (arm, seed) for arm in ("low rate", "high rate, other noise") for seed in (0, 5)
+    ]
+    for cell in results["cells"]:  # [2] ran first and compiled for all of them
+        assert cell["compiled"]["training"] == 0 or cell is results["cells"][2]
+    assert results["cells"][2]["compiled"]["training"] > 0
+    low, high = results["arms"]
+    assert [point["threshold"] for point in low["points"]] == [1.0, 0.0]
+    drifts = [cell["points"][0]["drift_ffn"] for cell in results["cells"]]
+    assert high["points"][0]["drift_ffn"]["mean"] == pytest.approx((drifts[2] + drifts[3]) / 2)
+    assert high["points"][0]["drift_ffn"]["standard_error"] == pytest.approx(abs(drifts[2] - drifts[3]) / 2)
+    assert drifts[2] > 2 * drifts[0]  # ten times the rate
+    assert (workdir / "rates.png").read_bytes().startswith(b"\x89PNG")
+
+    monkeypatch.setattr(study_run, "train", lambda *_: pytest.fail("trained again"))
+    assert main([*argv, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == results
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    shutil.copy(workdir / "results.json", pages / "rates.json")
+    assert main(["study", f"--config={study_file}", f"--report={pages}"]) == 0
+    assert (pages / "rates.md").read_text() == (workdir / "rates.md").read_text()
+    assert main([*argv, "--config.base.optimizer.beta2=0.5"]) == 2
+    assert "another config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_cell_of_a_committed_study_can_start(name):
+    _, doc, config, sweep = load_study(str(ROOT / "configs" / "studies" / f"{name}.py"))
+    cells = expand(config, sweep)
+    assert len(config.seeds) >= 3 and len(cells) % len(config.seeds) == 0
+    assert "arXiv 2512.14067" in doc and f"configs/studies/{name}.py" in doc
+    assert f"{len(cells)} cells" in doc
+    config.quick = True
+    quick = expand(config, sweep)
+    assert [cell.arm for cell in quick] == list(dict.fromkeys(cell.arm for cell in cells))
+    assert {cell.seed for cell in quick} == {0} and {cell.config.steps for cell in quick} == {2}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_quick_form_of_every_study_runs(name, tiny_ar_dir, tmp_path, capsys):
+    argv = ["study", f"--config={ROOT / 'configs' / 'studies' / f'{name}.py'}", f"--workdir={tmp_path}"]
+    sources = "({'kind': 'tasks', 'kinds': ('sort',)},)"
+    tiny = dict(init_path=tiny_ar_dir, data_eval_sources=(), data_length=64, data_sources=sources)
+    overrides = [f"--config.base.{name.replace('_', '.', 1)}={value}" for name, value in tiny.items()]
+    assert main([*argv, "--config.quick=True", "--cells=0", *overrides]) == 0
+    text = (tmp_path / f"{name}.md").read_text()
+    assert "a quick form (one seed, two steps: no result), 1 of" in text and "| AR, unconverted |" in text
+    assert (tmp_path / f"{name}.png").exists()
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_committed_page_is_what_its_results_say(name, tmp_path):
+    pages, study = ROOT / "docs" / "studies", ROOT / "configs" / "studies" / f"{name}.py"
+    if (pages / f"{name}.json").exists():
+        shutil.copy(pages / f"{name}.json", tmp_path)
+    assert main(["study", f"--config={study}", f"--report={tmp_path}"]) == 0
+    assert (tmp_path / f"{name}.md").read_text() == (pages / f"{name}.md").read_text()
+
+
+def point(threshold, accuracy, forward, **place):
+    drift = dict(drift_attention=0.1, drift_ffn=0.2)
+    where = dict(step=None, block_length=None, threshold=threshold) | place
+    return where | dict(accuracy=accuracy, tokens_per_forward=forward) | drift
+
+
+def results_of(x, arms):
+    """{arm: [points of a seed, ...]} -> results."""
+    runs = {
+        arm: [dict(seed=seed, points=points, changes={"rate": len(arm)}) for seed, points in enumerate(seeds)]
+        for arm, seeds in arms.items()
+    }
+    machine = dict(hardware=dict(devices=["cpu"], processor="abacus", cpu_cores=1), versions=dict(jax="0"))
+    counts = dict(finished=3, cells_in_all=4, quick=False)
+    summaries = [summarise(arm, seeds) for arm, seeds in runs.items()]
+    return dict(study="some", doc="T\n\nText.", x=x, ar=dict(accuracy=0.9), arms=summaries, **counts, **machine)
+
+
+def test_tables_have_means_and_standard_errors_over_seeds():
+    seeds = [[point(1.0, a, 1.0), point(0.5, a / 2, f)] for a, f in ((0.8, 2.0), (0.6, 3.0), (0.7, 4.0))]
+    results = results_of("tokens_per_forward", {"one": seeds, "lonely": seeds[:1]})
+    header, rows = accuracy_rows(results)
+    assert header == ["arm", "seeds", "threshold 1", "threshold 0.5"]
+    error = math.sqrt((0.1**2 + 0.1**2) / 2 / 3)
+    assert rows[1] == ["one", "3", f"0.700 ± {error:.3f} @ 1.00", f"0.350 ± {error / 2:.3f} @ 3.00"]
+    assert rows[2][2] == "0.800 @ 1.00"
+    assert "| one | 3 | 0.700 ± 0.058 @ 1.00 |" in page(results) and "3 of 4 cells" in page(results)
+    assert mean_and_error([2.0]) == dict(mean=2.0, standard_error=None)
+
+
+def test_curves_run_over_what_the_study_is_about():
+    arms = {"a": [[point(1.0, 0.9, 1.0), point(0.5, 0.7, 3.0)]], "bb": [[point(1.0, 0.8, 1.0), point(0.5, 0.6, 2.0)]]}
+    drawn = lambda x: {  # noqa: E731
+        name: [(p["x"], p["accuracy"]["mean"]) for p in points] for name, points in curves(results_of(x, arms)).items()
+    }
+    assert drawn("tokens_per_forward") == {"a": [(1.0, 0.9), (3.0, 0.7)], "bb": [(1.0, 0.8), (2.0, 0.6)]}
+    assert drawn("rate") == {"threshold 1": [(1, 0.9), (2, 0.8)], "threshold 0.5": [(1, 0.7), (2, 0.6)]}
+    arms = {"a": [[point(1.0, 0.5, 1.0, step=8), point(1.0, 0.2, 1.0, step=4)]]}
+    assert drawn("step") == {"conversion": [(4, 0.2), (8, 0.5)]}
+
+
+def test_what_no_study_can_be_is_refused(study_file, tiny_config, tmp_path, capsys):
+    _, _, config, sweep = load_study(study_file)
+    for change, reason in [
+        (dict(seeds=()), "config.seeds"),
+        (dict(eval_block_lengths=(0,)), "eval_block_lengths must be positive"),
+        (dict(eval_steps=(50,)), "stops at step 3, before 50"),
+    ]:
+        with pytest.raises(InputError, match=reason):
+            changed = config.copy_and_resolve_references()
+            changed.update(change)
+            expand(changed, sweep)
+    for arms, reason in [
+        ([("a", {}), ("a", {})], "adds 'a' twice"),
+        ([("a!", {}), ("a?", {})], "one directory"),
+        ([("a", {"objective.patern": "causal"})], "a field that there is not"),
+        ([("a", {"objective.pattern": "causal"})], "trains an AR model"),
+        ([("a", {"objective.block_length": 5})], "not divisible"),
+    ]:
+        with pytest.raises(InputError, match=reason):
+            expand(config, lambda add, arms=arms: [add(*arm) for arm in arms])
+    cells = expand(config, sweep)
+    assert list(cell_range("1:3", cells)) == [1, 2] and list(cell_range("2:", cells)) == [2, 3]
+    assert list(cell_range("3", cells)) == [3] and list(cell_range("", cells)) == [0, 1, 2, 3]
+    for text in ("4", "2:1", "0:5", "x"):
+        with pytest.raises(InputError, match="--cells"):
+            cell_range(text, cells)
+    assert main(["study", f"--config={tiny_config}", f"--workdir={tmp_path / 'w'}"]) == 2
+    assert "not a study" in capsys.readouterr().err
+    assert main(["study", f"--config={study_file}"]) == 2
+    assert "--workdir" in capsys.readouterr().err and not (tmp_path / "w").exists()
