@@ -52,9 +52,10 @@ def _run(study, name: str, doc: str, wanted: range) -> dict[str, Any]:
     from edlm_jax.studies.page import page
     from edlm_jax.studies.plot import plot_study
 
+    study.keep_programs()
     todo = [index for index in wanted if study.finished(index) is None]
     baseline, fresh = study.baseline(), 0
-    with Progress(len(todo), "cells") as progress:
+    with Progress(len(todo), "cells", live=False) as progress:
 
         def on_cell(index: int, result: dict[str, Any], new: bool) -> None:
             nonlocal fresh

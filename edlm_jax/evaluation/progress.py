@@ -10,12 +10,12 @@ from rich.progress import Progress as Bar
 
 
 class Progress:
-    """Counts finished parts on stderr; a context manager."""
+    """Counts finished parts on stderr; a context manager. `live=False` leaves the terminal's last line to others."""
 
-    def __init__(self, total: int, what: str, clock: Callable[[], float] = time.perf_counter):
+    def __init__(self, total: int, what: str, live: bool = True, clock: Callable[[], float] = time.perf_counter):
         self._total, self._what, self._clock, self._began = total, what, clock, clock()
         self._bar = None
-        if sys.stderr.isatty():
+        if live and sys.stderr.isatty():
             columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
             self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
             self._task = self._bar.add_task(what, total=total)

@@ -38,11 +38,14 @@ class Study:
     def __init__(self, c: ConfigDict, cells: Sequence[Cell], workdir: Path):
         self.c, self.cells, self.workdir = make_quick(c) if c.quick else c, cells, workdir
 
-    def run(self, wanted: Iterable[int], on_cell: Callable[[int, dict[str, Any], bool], None]) -> None:
-        """Finishes these cells; `on_cell(index, result, fresh)` after each."""
+    def keep_programs(self) -> None:
+        """Begins to keep compiled programs, unless the process keeps them elsewhere. Comes before the first of them."""
         if jax.config.jax_compilation_cache_dir is None:
             jax.config.update("jax_compilation_cache_dir", str((self.workdir / "compiled").absolute()))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+    def run(self, wanted: Iterable[int], on_cell: Callable[[int, dict[str, Any], bool], None]) -> None:
+        """Finishes these cells; `on_cell(index, result, fresh)` after each."""
         for index in wanted:
             result = self.finished(index)
             fresh = result is None
@@ -141,22 +144,26 @@ class Compilations:
     """Counts, while it is open, the programs that XLA compiled and those that the persistent cache had."""
 
     def __init__(self):
-        self._requests, self.reused = 0, 0
+        self._prepared, self.reused = 0, 0
 
     @property
     def compiled(self) -> int:
         """Programs that had to be compiled so far."""
-        return self._requests - self.reused
+        return self._prepared - self.reused
 
     def __enter__(self) -> "Compilations":
-        monitoring.register_event_listener(self._hear)
+        monitoring.register_event_duration_secs_listener(self._hear_prepared)
+        monitoring.register_event_listener(self._hear_reused)
         return self
 
     def __exit__(self, *exception):
-        monitoring.unregister_event_listener(self._hear)
+        monitoring.unregister_event_duration_listener(self._hear_prepared)
+        monitoring.unregister_event_listener(self._hear_reused)
 
-    def _hear(self, event: str, **_) -> None:
-        self._requests += event == "/jax/compilation_cache/compile_requests_use_cache"
+    def _hear_prepared(self, event: str, *_, **__) -> None:
+        self._prepared += event == "/jax/core/compile/backend_compile_duration"
+
+    def _hear_reused(self, event: str, **_) -> None:
         self.reused += event == "/jax/compilation_cache/cache_hits"
 
 
