@@ -21,9 +21,9 @@ from ml_collections import ConfigDict
 import edlm_jax
 from edlm_jax.training.config import default_config
 
-# What quickstart_ar solves. Under block diffusion the first three take longest to learn again, so they get more rows.
-SLOW_KINDS = ("count", "sums", "sort")
-FAST_KINDS = ("reverse", "brackets", "init", "record", "spell")
+# What quickstart_ar solves. Under block diffusion the first four take longest to learn again, so they get more rows.
+SLOW_KINDS = ("count", "sums", "sort", "brackets")
+FAST_KINDS = ("reverse", "init", "record", "spell")
 KINDS = SLOW_KINDS + FAST_KINDS
 AR_MODEL = str(Path(edlm_jax.__file__).parent / "pretrained" / "quickstart_ar")  # made by configs/quickstart_ar.py
 
@@ -32,22 +32,21 @@ def get_config() -> ConfigDict:
     """quickstart_ar converted on the kind of data it was trained on."""
     c = default_config()
     c.dtype = "float32"  # bfloat16 is slower on most CPUs
-    c.steps = 1000
+    c.steps = 1100
     c.log_every = 25
     c.init.path = AR_MODEL
     c.init.mask_embedding = "mean"  # the slot was never trained
     c.objective.pattern = "clean_context"
-    # The paper's own choice, same_position, is ahead after 50B tokens. Here there is about a million, and an AR model
-    # that keeps predicting the next token has less to unlearn. Early trials, one each: 0.60 exact after 125 steps,
-    # against 0.35 after 275; with other shares 0.723 after 375, against 0.727 after 500. The latter stopped there.
-    c.objective.alignment = "shifted"
+    c.objective.alignment = "same_position"
     c.objective.block_length = 8
     c.objective.half_life = 0.1
+    # Half of the blocks are prompts: dealt to the others, as many noisy columns are two views of every response.
+    c.objective.noisy_length = 128
     c.data.batch_size = 8
     c.data.length = 128
     c.data.sources = (
-        dict(kind="tasks", kinds=SLOW_KINDS, split="train", seed=2, weight=0.62),
-        dict(kind="tasks", kinds=FAST_KINDS, split="train", seed=2, weight=0.36),
+        dict(kind="tasks", kinds=SLOW_KINDS, split="train", seed=2, weight=0.70),
+        dict(kind="tasks", kinds=FAST_KINDS, split="train", seed=2, weight=0.28),
         dict(kind="stdlib", split="train", weight=0.02),
     )
     c.data.eval_sources = (
@@ -58,7 +57,7 @@ def get_config() -> ConfigDict:
     c.optimizer.final_learning_rate = 1e-5
     c.optimizer.warmup_steps = 50
     c.checkpoint.every = 500
-    c.evaluation.tasks = (dict(kind="tasks", kinds=KINDS, split="test", seed=9, size=512),)
+    c.evaluation.tasks = (dict(kind="tasks", kinds=KINDS, split="test", seed=10, size=512),)
     c.evaluation.thresholds = (1.0, 0.95, 0.9, 0.8)
     c.evaluation.batch_size = 64
     c.evaluation.timed_prompts = 16

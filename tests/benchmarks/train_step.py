@@ -3,9 +3,9 @@
     .venv-parity/bin/python -m tests.benchmarks.train_step [--length 128] [--json docs/benchmarks/train_step_cpu.json]
 
 `make test-parity` makes that virtual environment. Both sides do one AdamW step of the two-stream objective in float32
-on all cores: forward over [noisy | clean], head on the noisy half, cross-entropy over t, backward, clipping, update.
-Ours also draws the noise inside the step; torch gets its noise ready-made. The sides take turns, and what counts is the
-ratio of each pair.
+on all cores: forward over [noisy | clean], head on the noisy stream, cross-entropy over t, backward, clipping, update.
+Both get the same noisy columns. Ours also chooses and draws them inside the step; torch gets them ready-made. The sides
+take turns, and what counts is the ratio of each pair.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def packed_batch(spec, B, L, C):
-    """Rows of four documents each, all of whose tokens carry loss."""
+    """Rows of four documents each, the second half of each a response, which carries loss."""
     rng = np.random.default_rng(0)
     document_L = np.arange(L) // max(L // 4 // C * C, C)
     start_L = np.array([np.argmax(document_L == document) for document in document_L])
@@ -80,7 +80,7 @@ def packed_batch(spec, B, L, C):
         tokens=rng.integers(8, spec.vocab_size, (B, L), dtype=np.int32),
         segment_ids=rows(document_L + 1),
         positions=rows(np.arange(L) - start_L),
-        loss_mask=rows(np.ones(L)),
+        loss_mask=rows(np.arange(L) - start_L >= max(L // 4 // C * C, C) // 2 // C * C),
     )
 
 
@@ -101,19 +101,28 @@ def our_step(c, spec, batch):
 
 
 def torch_step(c, spec, batch):
-    """The same work by transformers' Qwen3 with SDPA and the dense 2L x 2L mask, corruption given."""
+    """The same work by transformers' Qwen3 with SDPA and the dense mask of both streams, corruption given."""
+    if c.objective.alignment != "same_position":
+        raise SystemExit("the torch side knows the same-position alignment alone")
     objective = Objective.from_config(c, mask_id=6)
     noise = objective.corrupt(example_keys(jax.random.key(0), len(batch["tokens"])), batch)
-    noisy, masked, level = (torch.from_numpy(np.array(x)) for x in noise)
-    tokens = torch.from_numpy(batch["tokens"]).long()
-    B, L = tokens.shape
-    segments = torch.from_numpy(np.tile(batch["segment_ids"], 2))
-    pattern = torch.from_numpy(CleanContext(L, c.objective.block_length).dense(2 * L, 2 * L))
-    allowed = pattern[None] & (segments[:, :, None] == segments[:, None, :])
+    (B, L), M = batch["tokens"].shape, noise.noisy_BM.shape[1]
+    copies_BM = np.tile(np.arange(L), (B, 1)) if noise.copies_BM is None else np.array(noise.copies_BM)
+    noisy, masked, level = (torch.from_numpy(np.array(x)) for x in noise[:3])
+    both = lambda x_BL: np.concatenate([np.take_along_axis(x_BL, copies_BM, axis=1), x_BL], axis=1)  # noqa: E731
+    segments_BT, positions_BT = both(batch["segment_ids"]), both(batch["positions"])
+    # In the row that has every block's noisy copy once, these are the columns of ours.
+    columns_BT = np.concatenate([copies_BM, np.tile(np.arange(L, 2 * L), (B, 1))], axis=1)
+    dense = CleanContext(L, c.objective.block_length).dense(2 * L, 2 * L)
+    allowed_BTT = dense[columns_BT[:, :, None], columns_BT[:, None, :]]
+    allowed_BTT &= segments_BT[:, :, None] == segments_BT[:, None, :]
+    slot_T = np.concatenate([np.arange(M), np.full(L, -1)]) // c.objective.block_length
+    allowed_BTT &= (slot_T[:, None] == slot_T[None]) | (slot_T < 0)[None]  # two views of a block do not mix
+    tokens = torch.from_numpy(np.take_along_axis(batch["tokens"], copies_BM, axis=1)).long()
     inputs = dict(
-        input_ids=torch.cat([noisy.long(), tokens], 1),
-        position_ids=torch.from_numpy(np.tile(batch["positions"], 2)).long(),
-        attention_mask=allowed[:, None],
+        input_ids=torch.cat([noisy.long(), torch.from_numpy(batch["tokens"]).long()], 1),
+        position_ids=torch.from_numpy(positions_BT).long(),
+        attention_mask=torch.from_numpy(allowed_BTT)[:, None],
         use_cache=False,
     )
     config = transformers.Qwen3Config(**json.loads(spec.hf_json), attn_implementation="sdpa")
@@ -121,9 +130,9 @@ def torch_step(c, spec, batch):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
 
     def step():
-        hidden = model.model(**inputs).last_hidden_state[:, :L]
+        hidden = model.model(**inputs).last_hidden_state[:, :M]
         logits = model.lm_head(hidden).flatten(0, 1)
-        ce = torch.nn.functional.cross_entropy(logits, tokens.flatten(), reduction="none").view(B, L)
+        ce = torch.nn.functional.cross_entropy(logits, tokens.flatten(), reduction="none").view(B, M)
         loss = (ce / level * masked).sum() / masked.sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
