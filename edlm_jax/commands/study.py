@@ -89,7 +89,7 @@ def _report(directory: Path, name: str, doc: str) -> dict[str, Any]:
     if not path.exists():
         (directory / f"{name}.md").write_text(empty_page(name, doc), encoding="utf-8")
         return {"study": name, "arms": []}
-    results = read_results(path)
+    results = read_results(path) | {"doc": doc}  # the file may have learned since what the run found
     (directory / f"{name}.md").write_text(page(results), encoding="utf-8")
     plot_study(results, directory / f"{name}.png")
     return results

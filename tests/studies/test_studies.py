@@ -58,41 +58,62 @@ def keep_every_program():
     jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
 
 
-def test_a_study_shares_cells_programs_and_restarts(keep_every_program, study_file, tmp_path, capsys, monkeypatch):
-    workdir = tmp_path / "runs" / "rates"
+def test_cells_that_differ_in_numbers_compile_once(keep_every_program, study_file, tmp_path, capsys):
+    argv = ["study", f"--config={study_file}", f"--workdir={tmp_path / 'runs'}", "--config.seeds=(3,)", "--json"]
+    assert main([*argv, "--config.base.evaluation.thresholds=(0.0,)"]) == 0
+    captured = capsys.readouterr()
+    results = json.loads(captured.out)
+    first, second = results["cells"]
+    assert first["compiled"]["training"] > 0 == second["compiled"]["training"] == second["compiled"]["all"]
+    assert second["compiled"]["reused"] > 0
+    assert "[1/2] cells: low-rate-seed3 in" in captured.err and "0 programs compiled" in captured.err
+    low, high = (cell["points"][0]["drift_ffn"] for cell in results["cells"])
+    assert high > 2 * low > 0  # ten times the rate
+    assert results["ar"]["tokens_per_forward"] == 1 < second["points"][0]["tokens_per_forward"]
+    assert (tmp_path / "runs" / "rates.png").read_bytes().startswith(b"\x89PNG")
+
+
+def stand_in(monkeypatch):
+    """Cells that cost nothing: accuracy is a tenth of the seed plus one; returns the names of those that ran."""
+    ran = []
+
+    def run_cell(study, cell):
+        ran.append(cell.name)
+        (study.workdir / "cells" / cell.name).mkdir(parents=True)
+        points = [point(threshold, (cell.seed + 1) / 10, 2.0) for threshold in cell.config.evaluation.thresholds]
+        compiled = dict(training=0, all=0, reused=0)
+        facts = dict(arm=cell.arm, seed=cell.seed, changes=dict(cell.changes), points=points, training={}, seconds=1.0)
+        return facts | dict(compiled=compiled, config=study_run._plain(study._measured_config(cell)))
+
+    monkeypatch.setattr(study_run.Study, "_run_cell", run_cell)
+    monkeypatch.setattr(study_run.Study, "baseline", lambda study: dict(accuracy=0.9, tokens_per_forward=1.0))
+    return ran
+
+
+def test_machines_share_cells_and_nothing_runs_twice(study_file, tmp_path, capsys, monkeypatch):
+    ran, workdir, pages = stand_in(monkeypatch), tmp_path / "runs" / "rates", tmp_path / "pages"
     argv = ["study", f"--config={study_file}", f"--workdir={workdir}"]
     assert main([*argv, "--cells=2:4"]) == 0  # one machine
     assert "2 of 4 cells" in (workdir / "rates.md").read_text()
+    assert main([*argv, "--cells=1"]) == 0  # another one
     assert "high rate, other noise" in capsys.readouterr().out
-    assert main([*argv, "--cells=0:2", "--json"]) == 0  # another one
+    assert main([*argv, "--json"]) == 0  # the rest
+    assert ran == ["high-rate-other-noise-seed0", "high-rate-other-noise-seed5", "low-rate-seed5", "low-rate-seed0"]
     captured = capsys.readouterr()
+    assert "[1/1] cells: low-rate-seed0 in 1 s" in captured.err and "low-rate-seed5: done before" in captured.err
     results = json.loads(captured.out)
-    assert "[1/2] cells: low-rate-seed0 in" in captured.err and "[2/2] cells: low-rate-seed5 in" in captured.err
     assert (results["finished"], results["cells_in_all"]) == (4, 4)
-    assert [(cell["arm"], cell["seed"]) for cell in results["cells"]] == [
-        (arm, seed) for arm in ("low rate", "high rate, other noise") for seed in (0, 5)
-    ]
-    for cell in results["cells"]:  # [2] ran first and compiled for all of them
-        assert cell["compiled"]["training"] == 0 or cell is results["cells"][2]
-    assert results["cells"][2]["compiled"]["training"] > 0
-    low, high = results["arms"]
-    assert [point["threshold"] for point in low["points"]] == [1.0, 0.0]
-    drifts = [cell["points"][0]["drift_ffn"] for cell in results["cells"]]
-    assert high["points"][0]["drift_ffn"]["mean"] == pytest.approx((drifts[2] + drifts[3]) / 2)
-    assert high["points"][0]["drift_ffn"]["standard_error"] == pytest.approx(abs(drifts[2] - drifts[3]) / 2)
-    assert drifts[2] > 2 * drifts[0]  # ten times the rate
-    assert (workdir / "rates.png").read_bytes().startswith(b"\x89PNG")
+    assert [arm["arm"] for arm in results["arms"]] == ["low rate", "high rate, other noise"]
+    for arm in results["arms"]:
+        assert arm["seeds"] == [0, 5] and [entry["threshold"] for entry in arm["points"]] == [1.0, 0.0]
+        assert arm["points"][0]["accuracy"] == dict(mean=pytest.approx(0.35), standard_error=pytest.approx(0.25))
 
-    monkeypatch.setattr(study_run, "train", lambda *_: pytest.fail("trained again"))
-    assert main([*argv, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == results
-    pages = tmp_path / "pages"
     pages.mkdir()
     shutil.copy(workdir / "results.json", pages / "rates.json")
     assert main(["study", f"--config={study_file}", f"--report={pages}"]) == 0
     assert (pages / "rates.md").read_text() == (workdir / "rates.md").read_text()
     assert main([*argv, "--config.base.optimizer.beta2=0.5"]) == 2
-    assert "another config" in capsys.readouterr().err
+    assert "another config" in capsys.readouterr().err and len(ran) == 4
 
 
 @pytest.mark.parametrize("name", STUDIES)
