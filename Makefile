@@ -18,7 +18,7 @@ quickstart: $(VENV)/installed  ## port, convert and evaluate the embedded model;
 	$(VENV)/bin/edlm convert --config=configs/quickstart.py --workdir=$(WORKDIR)
 
 test: $(VENV)/installed-test  ## run the tests (no torch needed)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses=4
 
 test-parity: $(PARITY)/installed  ## compare live with torch, transformers and lm-eval, in a virtual environment of its own
 	$(PARITY)/bin/python -m pytest -m parity tests/parity

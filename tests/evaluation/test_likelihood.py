@@ -60,8 +60,8 @@ def test_ar_is_the_sum_of_next_token_log_probabilities():
 
 def test_ar_says_what_greedy_decoding_would_give():
     model = converted(4)
-    first = int(log_probabilities(model, CONTEXT, Causal())[-1].argmax())
-    second = int(log_probabilities(model, [*CONTEXT, first], Causal())[-1].argmax())
+    first = int(log_probabilities(model, CONTEXT, Causal())[len(CONTEXT) - 1].argmax())
+    second = int(log_probabilities(model, [*CONTEXT, first], Causal())[len(CONTEXT)].argmax())
     others = [[first, second], [first, (second + 1) % 50], [first, (second - 1) % 50], [(first + 1) % 50, second]]
     scores = log_likelihood(model, [(CONTEXT, continuation) for continuation in others], mode="ar")
     assert [score.greedy for score in scores] == [True, False, False, False]

@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ def commands_in(text: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("script", sorted(LAUNCH.glob("*.sh")), ids=lambda script: script.name)
 def test_shellcheck_finds_nothing(script):
-    command = ["shellcheck", "--external-sources", f"launch/{script.name}"]
+    command = [Path(sys.executable).with_name("shellcheck"), "--external-sources", f"launch/{script.name}"]
     done = subprocess.run(command, cwd=LAUNCH.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert os.access(script, os.X_OK) == (script.stem in ENOUGH)
