@@ -62,8 +62,10 @@ def compile_report(c: ConfigDict, topology: str, num_slices: int) -> dict[str, A
 
 def topology_devices(topology: str, num_slices: int = 1) -> list[jax.Device]:
     """The devices of a TPU topology such as v5p:4x4x4, for compiling alone."""
-    for name, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost")):
-        os.environ.setdefault(name, value)  # or libtpu looks for the machine it is not on
+    # Or libtpu looks for the machine it is not on, and refuses to compile beside a run.
+    settings = dict(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
     from jax.experimental import topologies
 
     slices = dict(num_slices=num_slices) if num_slices > 1 else {}

@@ -72,13 +72,13 @@ def _cross_entropy(x_BTD, head_DV, targets_BT, supervised_BT, axes):
 
 
 def _forward(x_BTD, head_DV, targets_BT, supervised_BT, axes):
-    local = axes.run(partial(_forward_local, axes), ("BT_", "DV", "BT", "BT"), ("BT", "BT"))
-    ce_BT, lse_BT = local(x_BTD, head_DV, targets_BT, supervised_BT)
-    return ce_BT, (x_BTD, head_DV, targets_BT, supervised_BT, lse_BT)
+    local = axes.run(partial(_forward_local, axes), ("BT_", "DV", "BT", "BT"), ("BT", "BT", "BT"))
+    ce_BT, lse_BT, order_BT = local(x_BTD, head_DV, targets_BT, supervised_BT)
+    return ce_BT, (x_BTD, head_DV, targets_BT, supervised_BT, lse_BT, order_BT)
 
 
 def _backward(axes, residuals, g_BT):
-    local = axes.run(partial(_backward_local, axes), ("BT_", "DV", "BT", "BT", "BT", "BT"), ("BT_", "DV"))
+    local = axes.run(partial(_backward_local, axes), ("BT_", "DV", "BT", "BT", "BT", "BT", "BT"), ("BT_", "DV"))
     dx_BTD, dhead_DV = local(*residuals, g_BT)
     return dx_BTD, dhead_DV, None, None
 
@@ -87,8 +87,9 @@ _cross_entropy.defvjp(_forward, _backward)
 
 
 def _forward_local(axes, x_BTD, head_DV, targets_BT, supervised_BT):
-    """(cross-entropy, log of the sum of exponentials)"""
-    order = _Order(supervised_BT, axes)
+    """(cross-entropy, log of the sum of exponentials, order of the columns)"""
+    order_BT = jnp.argsort(~supervised_BT, axis=1, stable=True)
+    order = _Order(order_BT, supervised_BT, axes)
     x_BTD, targets_BT = order.first(x_BTD), order.first(targets_BT)
     head_DV = _gather(head_DV, x_BTD.dtype, axes)
 
@@ -102,12 +103,12 @@ def _forward_local(axes, x_BTD, head_DV, targets_BT, supervised_BT):
 
     zeros_BT = jnp.zeros(targets_BT.shape, jnp.float32)
     ce_BT, lse_BT = jax.lax.fori_loop(0, order.chunks, chunk, (zeros_BT, zeros_BT))
-    return jnp.where(supervised_BT, order.back(ce_BT), 0), order.back(lse_BT)
+    return jnp.where(supervised_BT, order.back(ce_BT), 0), order.back(lse_BT), order_BT
 
 
-def _backward_local(axes, x_BTD, head_DV, targets_BT, supervised_BT, lse_BT, g_BT):
+def _backward_local(axes, x_BTD, head_DV, targets_BT, supervised_BT, lse_BT, order_BT, g_BT):
     """(gradient of x, gradient of this device's part of the head)"""
-    order = _Order(supervised_BT, axes)
+    order = _Order(order_BT, supervised_BT, axes)
     g_BT = jnp.where(supervised_BT, g_BT, 0)
     x_BTD, targets_BT, lse_BT, g_BT = (order.first(array) for array in (x_BTD, targets_BT, lse_BT, g_BT))
     whole_DV = _gather(head_DV, x_BTD.dtype, axes)
@@ -132,13 +133,14 @@ def _backward_local(axes, x_BTD, head_DV, targets_BT, supervised_BT, lse_BT, g_B
 class _Order:
     """Columns with the supervised ones first, in chunks; only the first `chunks` of them hold any."""
 
-    def __init__(self, supervised_BT, axes):
+    def __init__(self, order_BT, supervised_BT, axes):
         T = supervised_BT.shape[1]
         self.columns = min(-(-T // _CHUNKS), _MOST_COLUMNS)
         self.padding = -T % self.columns
-        self.order_BT = jnp.argsort(~supervised_BT, axis=1, stable=True)
-        self.back_BT = jnp.argsort(self.order_BT, axis=1)
-        most = jax.lax.pmax(supervised_BT.sum(1).max(), axes.rows + axes.columns)  # devices keep step
+        before_BT = jnp.cumsum(supervised_BT, axis=1)  # supervised ones up to here
+        others_BT = before_BT[:, -1:] + jnp.arange(T)[None] - before_BT
+        self.order_BT, self.back_BT = order_BT, jnp.where(supervised_BT, before_BT - 1, others_BT)
+        most = jax.lax.pmax(before_BT[:, -1].max(), axes.rows + axes.columns)  # devices keep step
         self.chunks = -(-most // self.columns)
 
     def first(self, x):
