@@ -2,7 +2,6 @@
 
 from edlm_jax.diffusion.corruption import EPSILON, choose_copies, corrupt
 from edlm_jax.diffusion.objective import (
-    ar_loss,
     cross_entropy,
     diffusion_loss,
     next_token_targets,
@@ -12,7 +11,6 @@ from edlm_jax.diffusion.objective import (
 
 __all__ = [
     "EPSILON",
-    "ar_loss",
     "choose_copies",
     "corrupt",
     "cross_entropy",

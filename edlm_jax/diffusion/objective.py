@@ -15,13 +15,6 @@ def diffusion_loss(
     return weighted_sum(cross_entropy(logits_BLV, targets_BL) / noise_level_BL, masked_BL)
 
 
-def ar_loss(
-    logits_BLV: Float[Array, "B L V"], targets_BL: Int[Array, "B L"], loss_mask_BL: Bool[Array, "B L"]
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """(sum of ce over supervised positions, their number); `next_token_targets` makes targets and mask."""
-    return weighted_sum(cross_entropy(logits_BLV, targets_BL), loss_mask_BL)
-
-
 def next_token_targets(tokens_BL, loss_mask_BL, segment_ids_BL):
     """(targets, mask) with position i predicting token i + 1 of the same document, where that token carries loss."""
     targets_BL = jnp.roll(tokens_BL, -1, axis=1)

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from edlm_jax.diffusion import ar_loss, diffusion_loss, next_token_targets, shift_right
+from edlm_jax.diffusion import diffusion_loss, next_token_targets, shift_right
 
 
 def log_softmax(logits):
@@ -43,13 +43,6 @@ def test_next_token_targets_stop_at_documents_prompts_and_the_end():
     assert mask[0].tolist() == [False, True, False, True, False, False]
     whole = next_token_targets(tokens, jnp.ones_like(tokens), jnp.ones_like(tokens))[1]
     assert whole[0].tolist() == [True] * 5 + [False]  # the last column has no successor, not the first column
-
-
-def test_ar_loss_is_mean_free():
-    logits = jnp.zeros((2, 3, 4))
-    total, weight = ar_loss(logits, jnp.zeros((2, 3), int), jnp.array([[True, True, False], [False, False, True]]))
-    np.testing.assert_allclose(total, 3 * np.log(4), rtol=1e-6)
-    assert weight == 3
 
 
 def test_shift_right_reads_the_logit_before():
