@@ -1,4 +1,4 @@
-"""Efficient-DLM 1.5B (arXiv 2512.14067) on TPU: Qwen2.5-1.5B to block diffusion. Not yet run; it compiles and fits.
+"""Efficient-DLM 1.5B (arXiv 2512.14067) on TPU: Qwen2.5-1.5B to block diffusion. Not yet run or compiled at size.
 
     edlm train --config=configs/efficient_dlm_1p5b.py --workdir=runs/efficient_dlm_1p5b \\
         --config.data.sources="({'kind': 'array_record', 'path': 'corpus/*.array_record'},)"
@@ -7,7 +7,7 @@
 From the paper: clean context, no shift, blocks of 16, half-life 0.1, AdamW, 1e-5 -> 3e-6 by cosine, 300B tokens (its
 ablations saw 50B). Its data is Nemotron-Nano-2's mix, MegaMath, SwallowCode and SwallowMath in ratios not published.
 Not published either: batch, length, warm-up, weight decay; batch 512 x 4096, warm-up 1 %, weight decay 0.1, beta2 0.95
-and clipping at 1 are the successor's (arXiv 2607.05722). docs/compile.md says which chips it fits on.
+and clipping at 1 are the successor's (arXiv 2607.05722). `edlm compile` says which chips it fits on.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""Efficient-DLM 4B (arXiv 2512.14067) on TPU: Qwen3-4B to block diffusion. Not yet run; it compiles and fits.
+"""Efficient-DLM 4B (arXiv 2512.14067) on TPU: Qwen3-4B to block diffusion. Not yet run or compiled at size.
 
     edlm train --config=configs/efficient_dlm_4b.py --workdir=runs/efficient_dlm_4b \\
         --config.data.sources="({'kind': 'array_record', 'path': 'corpus/*.array_record'},)"
@@ -6,7 +6,7 @@
 
 From the paper: clean context, no shift, blocks of 64 (decoded in blocks of 32), half-life 0.1, AdamW, 1e-5 -> 3e-6 by
 cosine, 300B tokens (its ablations saw 25B); 67.18 is its mean over twelve tasks at 3.01 tokens per forward. What it
-does not publish, and from where that comes here, is in configs/efficient_dlm_1p5b.py. docs/compile.md says which chips
+does not publish, and from where that comes here, is in configs/efficient_dlm_1p5b.py. `edlm compile` says which chips
 it fits on.
 """
 

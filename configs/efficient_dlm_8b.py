@@ -1,4 +1,4 @@
-"""Efficient-DLM 8B (arXiv 2512.14067) on TPU: Qwen3-8B to block diffusion. Not yet run; it compiles and fits.
+"""Efficient-DLM 8B (arXiv 2512.14067) on TPU: Qwen3-8B to block diffusion. Not yet run or compiled at size.
 
     edlm train --config=configs/efficient_dlm_8b.py --workdir=runs/efficient_dlm_8b \\
         --config.data.sources="({'kind': 'array_record', 'path': 'corpus/*.array_record'},)"
@@ -7,7 +7,7 @@
 From the paper: clean context, no shift, blocks of 64 (decoded in blocks of 32), half-life 0.1, AdamW, 1e-5 -> 3e-6 by
 cosine, 500B tokens; 70.65 is its mean over twelve tasks at 3.27 tokens per forward. What it does not publish, and from
 where that comes here, is in configs/efficient_dlm_1p5b.py; the batch is 1024 x 4096 rather than 512, so that two slices
-of 512 chips have a row each. docs/compile.md says which chips it fits on.
+of 512 chips have a row each. `edlm compile` says which chips it fits on.
 """
 
 from ml_collections import ConfigDict

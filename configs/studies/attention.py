@@ -37,6 +37,7 @@ ALIGNMENTS = {"shifted": "shifted", "same position": "same_position"}
 def get_config() -> ConfigDict:
     """The quickstart with one uniform noise level a row."""
     c = study_config(QUICKSTART())
+    c.base.objective.noisy_length = 0  # one noisy copy of every block, as a single stream has
     with c.base.ignore_type():
         c.base.objective.half_life = None
     c.base.checkpoint.keep_last = 1

@@ -60,9 +60,9 @@ def _show_program(program: dict[str, Any], memory: int) -> None:
     for kind, found in program["collectives"].items():
         print(f"  {kind:22} {found['count']} of {gib(found['bytes'])} in all")
     if "model_flops" in program:
-        tiles = program["attention_tiles"]
         print(f"  model FLOPs            {program['model_flops']:.3e}, {program['flops_per_device']:.3e} a device")
         print(f"  micro-batches          {program['micro_batches']}")
+    if tiles := program.get("attention_tiles"):
         print(
             f"  attention tiles        {tiles['visited']} of {tiles['total']} ({tiles['queries']} x {tiles['keys']}), "
             f"{tiles['over_ideal']:.2f} times the fewest possible"

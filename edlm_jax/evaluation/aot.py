@@ -92,7 +92,9 @@ def train_step_report(c: ConfigDict, spec: ModelSpec, mesh: Mesh) -> dict[str, A
     flops = step_flops(spec, objective, B, L)
     devices = math.prod(mesh.shape.values())
     report |= dict(batch_size=B, length=L, micro_batches=count, model_flops=flops, flops_per_device=flops / devices)
-    return report | dict(attention_tiles=tiles_report(objective, L, Tiles(*c.attention_tiles)))
+    if not objective.noisy_length:  # chosen copies are attended to by the exact split, without tiles
+        report["attention_tiles"] = tiles_report(objective, L, Tiles(*c.attention_tiles))
+    return report
 
 
 def tiles_report(objective: Objective, length: int, tiles: Tiles) -> dict[str, Any]:

@@ -17,8 +17,8 @@ _TRIPS = re.compile(r'"?known_trip_count"?:\{"?n"?:"?(\d+)"?\}')
 def collectives(text: str) -> dict[str, dict[str, int]]:
     """kind -> {"count", "bytes"} of one run of the program on one chip.
 
-    Loops count as often as they are known to turn, those of unknown length once. Bytes are those of the larger side:
-    what an all-gather gives, what a reduce-scatter takes.
+    Loops count as often as they are known to turn, those of unknown length (chunks of the loss, blocks of a decoding)
+    once. Bytes are those of the larger side: what an all-gather gives, what a reduce-scatter takes.
     """
     bodies, entry = _computations(text)
     found: dict[str, dict[str, int]] = defaultdict(lambda: dict(count=0, bytes=0))
@@ -26,6 +26,8 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
         sizes = {result: _bytes(kind) for result, kind, _, _ in bodies[name]}
         for result, kind, op, rest in bodies[name]:
             base = op.removesuffix("-start")
+            if base == "all-reduce" and "reduce-scatter" in name:  # TPUs have it as a fusion of that name
+                op = base = "reduce-scatter"
             if base in KINDS:
                 operands = [sizes.get(operand, 0) for operand in re.findall(r"%([\w.-]+)", rest.split(")")[0])]
                 # The type of an asynchronous start is (operands, results, ...): its largest array stands for it.
@@ -62,14 +64,22 @@ def _runs(bodies, entry) -> dict[str, int]:
             called = _CALLED.findall(rest)
             for names in _BRANCHES.findall(rest):
                 called += re.findall(r"[\w.-]+", names)
-            trips = _TRIPS.search(rest)
-            turns = int(trips[1]) if op == "while" and trips else 1
+            turns = _turns(bodies, rest) if op == "while" else 1
             for other in called:
                 if other in bodies:
                     visit(other, times * turns)
 
     visit(entry, 1)
     return runs
+
+
+def _turns(bodies, rest: str) -> int:
+    """Of a loop: what the compiler noted, or the constant that its condition counts up to; without either 1."""
+    if trips := _TRIPS.search(rest):
+        return int(trips[1])
+    condition = bodies[re.search(r"condition=%?([\w.-]+)", rest)[1]]
+    limits = [text for _, kind, op, text in condition if op == "constant" and kind.startswith("s32[]")]
+    return int(limits[0].split(")")[0]) if len(limits) == 1 else 1
 
 
 def _bytes(kind: str) -> int:

@@ -6,6 +6,7 @@ and however many processes wrote it.
 """
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from edlm_jax.models.sharding import param_shardings
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.training.config import RESUMABLE, differing_keys, to_json
-from edlm_jax.training.data_state import DataRestore, DataSave
+from edlm_jax.training.data_state import DataHandler, DataRestore, DataSave
 from edlm_jax.training.processes import check_shared
 from edlm_jax.training.step import TrainState
 
@@ -29,17 +30,22 @@ _POLICY = ocp.checkpoint_managers
 
 
 class Checkpoints:
-    """The checkpoints of one work directory; saving is asynchronous, `close` waits for it."""
+    """The checkpoints of one work directory; saving is asynchronous, `close` waits for it.
 
-    def __init__(self, workdir: Path, keep_last: int, keep_every: int = 0, read_only: bool = False):
+    `abstract` is the tree of parameters, or of all that is saved: its largest array decides how much is read at a time.
+    """
+
+    def __init__(self, workdir: Path, abstract, *, keep_last: int, keep_every: int = 0, read_only: bool = False):
         policies = [_POLICY.LatestN(keep_last)] + ([_POLICY.EveryNSteps(keep_every)] if keep_every else [])
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_POLICY.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
         )
-        names = ("params", "optimizer", "data")
-        self._manager = ocp.CheckpointManager(workdir.absolute() / "checkpoints", options=options, item_names=names)
+        handlers = dict(params=_array_handler(abstract), optimizer=_array_handler(abstract), data=DataHandler())
+        self._manager = ocp.CheckpointManager(
+            workdir.absolute() / "checkpoints", options=options, item_handlers=handlers
+        )
 
     @property
     def latest_step(self) -> int | None:
@@ -130,7 +136,7 @@ def load_trained(
     wanted, step = step, latest_step(workdir) if step is None else step
     if step is None or not (workdir / "checkpoints" / str(step)).is_dir():
         raise InputError(f"{workdir} holds no complete checkpoint{'' if wanted is None else f' of step {wanted}'}")
-    checkpoints = Checkpoints(workdir, keep_last=1, read_only=True)
+    checkpoints = Checkpoints(workdir, abstract, keep_last=1, read_only=True)
     try:
         return nnx.merge(graphdef, checkpoints.restore_params(step, abstract))
     finally:
@@ -157,6 +163,15 @@ def abstract_model(
 def with_shardings(abstract, shardings):
     """A tree of ShapeDtypeStructs that carry shardings."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+
+
+def _array_handler(abstract) -> ocp.StandardCheckpointHandler:
+    """Restores about one array at a time. By itself orbax reads up to 96 GB before the devices have taken any of it: on
+    one device a model would be in memory twice."""
+    largest = max(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(abstract))
+    # Orbax refuses an array above the limit, and counts whole chunks of the file: hence half as much again. It adds and
+    # subtracts bytes of a limit in GB: 1/1024 GB is a number that floating point has.
+    return ocp.StandardCheckpointHandler(restore_concurrent_gb=math.ceil(1.5 * largest / 1e9 * 1024) / 1024)
 
 
 def _read_json(path: Path) -> dict:

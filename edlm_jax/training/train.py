@@ -124,7 +124,8 @@ class Run:
         if newest is None:
             state = initial_state(self.c, initial_params(self.c, self.spec, self.mesh), self.abstract)
         write_workdir(self.workdir, self.c, self.spec)
-        self.checkpoints = Checkpoints(self.workdir, self.c.checkpoint.keep_last, self.c.checkpoint.keep_every)
+        keep = dict(keep_last=self.c.checkpoint.keep_last, keep_every=self.c.checkpoint.keep_every)
+        self.checkpoints = Checkpoints(self.workdir, self.abstract, **keep)
         if state is not None:
             return state, 0
         step = self.checkpoints.latest_step

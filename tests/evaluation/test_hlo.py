@@ -25,12 +25,25 @@ TEXT = """HloModule jit_step, entry_computation_layout={(f32[4]{0})->f32[4]{0}}
 
 %outer (p.1: (s32[], bf16[8,16])) -> (s32[], bf16[8,16]) {
   %p.1 = (s32[], bf16[8,16]{1,0}) parameter(0)
-  ROOT %w = (s32[], bf16[8,16]{1,0}) while(%p.1), condition=%stop, body=%inner, backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %w = (s32[], bf16[8,16]{1,0}) while(%p.1), condition=%three, body=%inner
 }
 
 %stop (p.2: (s32[], bf16[8,16])) -> pred[] {
   %p.2 = (s32[], bf16[8,16]{1,0}) parameter(0)
   ROOT %done = pred[] constant(true)
+}
+
+%three (p.3: (s32[], bf16[8,16])) -> pred[] {
+  %p.3 = (s32[], bf16[8,16]{1,0:T(8,128)(2,1)}) parameter(0)
+  %i.3 = s32[]{:T(128)} get-tuple-element(%p.3), index=0
+  %limit = s32[]{:T(128)} constant(3)
+  ROOT %less = pred[]{:T(512)} compare(%i.3, %limit), direction=LT
+}
+
+%all-reduce-scatter.1 (x.1: f32[8]) -> f32[2] {
+  %x.1 = f32[8]{0} parameter(0)
+  %whole = f32[8]{0} all-reduce(%x.1), channel_id=4, to_apply=%add
+  ROOT %piece = f32[2]{0} dynamic-slice(%whole, %rank), dynamic_slice_sizes={2}
 }
 
 ENTRY %main (arg: f32[4]) -> f32[4] {
@@ -39,6 +52,7 @@ ENTRY %main (arg: f32[4]) -> f32[4] {
   %gathered = f32[16]{0} all-gather-done(%start)
   %w.1 = (s32[], bf16[8,16]{1,0}) while(%init), condition=%stop, body=%outer, backend_config={"known_trip_count":{"n":"5"}}
   %w.2 = (s32[], bf16[8,16]{1,0}) while(%init), condition=%stop, body=%outer
+  %s = f32[2]{0} fusion(%arg), kind=kCustom, calls=%all-reduce-scatter.1
   ROOT %r = f32[4]{0} all-reduce(%arg), channel_id=2, to_apply=%add
 }
 """  # noqa: E501
@@ -48,9 +62,9 @@ def test_collectives_of_a_program_by_hand():
     assert collectives(TEXT) == {
         "all-gather": dict(count=1, bytes=16 * 4),
         "all-reduce": dict(count=1, bytes=4 * 4),
-        "reduce-scatter": dict(count=(5 + 1) * 3, bytes=(5 + 1) * 3 * 8 * 16 * 2),
+        "reduce-scatter": dict(count=(5 + 1) * 3 + 1, bytes=(5 + 1) * 3 * 8 * 16 * 2 + 8 * 4),
     }
-    assert {(4,), (16,), (8, 16), (2, 16)} == shapes(TEXT)
+    assert shapes(TEXT) == {(4,), (16,), (8, 16), (2, 16), (8,), (2,)}
 
 
 def test_collectives_of_a_program_that_was_compiled():

@@ -21,6 +21,7 @@ from edlm_jax.training.processes import ADDRESS, COUNT, INDEX, connect
 from edlm_jax.training.train import train
 
 ROOT = Path(__file__).parents[2]
+PATIENCE = 1200  # seconds, of a busy machine: what hangs is seen all the same
 EDLM = [sys.executable, "-m", "edlm_jax.commands.main"]
 CONFIG = """
 import pathlib
@@ -39,7 +40,7 @@ class Runs:
     """Starts `edlm train`, as one process or through the launcher; their stderr goes to files."""
 
     def __init__(self, directory: Path, config: str):
-        self.directory, self.logs = directory, 0
+        self.directory, self.started = directory, []
         (directory / "config.py").write_text(config)
         self.env = os.environ | {
             "PYTHONPATH": str(ROOT),
@@ -55,8 +56,7 @@ class Runs:
         launcher = [str(ROOT / "launch" / "local.sh"), f"--processes={processes}", f"--devices-each={devices_each}"]
         command = EDLM if processes == 1 else [*launcher, "--grace=5", "--"]
         command = [*command, "train", f"--config={self.directory / 'config.py'}", f"--config.steps={steps}", "--json"]
-        self.logs += 1
-        log = self.directory / f"{self.logs}.log"
+        log = self.directory / f"{len(self.started)}.log"
         with log.open("w") as file:
             process = subprocess.Popen(
                 [*command, f"--workdir={self.directory / workdir}"],
@@ -67,12 +67,13 @@ class Runs:
                 text=True,
             )
         process.log = log
+        self.started.append(process)
         return process
 
     def finish(self, *args, **kwargs) -> dict:
         """The summary of a run that finishes."""
         process = self.start(*args, **kwargs)
-        out, _ = process.communicate(timeout=300)
+        out, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, process.log.read_text()
         return json.loads(out)
 
@@ -86,7 +87,12 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs(corpus, checkpoint, tmp_path_factory):
-    return Runs(tmp_path_factory.mktemp("runs"), CONFIG.format(corpus=str(corpus), checkpoint=str(checkpoint)))
+    runs = Runs(tmp_path_factory.mktemp("runs"), CONFIG.format(corpus=str(corpus), checkpoint=str(checkpoint)))
+    yield runs
+    for process in runs.started:
+        if process.poll() is None:  # a test has failed
+            process.terminate()
+            process.wait(PATIENCE)
 
 
 def children(launcher: subprocess.Popen) -> list[int]:
@@ -109,7 +115,7 @@ def signal_one_after_a_checkpoint(launcher: subprocess.Popen, workdir: Path, pla
     while latest_step(workdir) == before and launcher.poll() is None:
         time.sleep(0.05)
     os.kill(children(launcher)[place], number)
-    launcher.communicate(timeout=120)
+    launcher.communicate(timeout=PATIENCE)
     return launcher.returncode
 
 
@@ -145,7 +151,7 @@ def assert_refused_when_not_shared(runs, workdir: str, newest: int) -> None:
         runs.start(name, newest + 1, JAX_PROCESS_ID=str(index), **env) for index, name in enumerate((workdir, "alone"))
     ]
     for process in both:
-        process.communicate(timeout=120)
+        process.communicate(timeout=PATIENCE)
         lines = process.log.read_text().splitlines()
         assert process.returncode == 2 and f"(-1 = none), by process: [{newest}, -1]" in lines[-1], lines
     assert not (runs.directory / "alone").exists()
@@ -177,7 +183,7 @@ def free_port() -> int:
 def refused(runs, *argv: str, **env) -> str:
     """The one line of a process that refuses to start."""
     command = [*EDLM, *argv, f"--config={runs.directory / 'config.py'}", f"--workdir={runs.directory / 'none'}"]
-    done = subprocess.run(command, cwd=ROOT, env=runs.env | env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, env=runs.env | env, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 2 and done.stdout == "", done.stderr
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, lines
