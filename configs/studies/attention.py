@@ -9,8 +9,9 @@ code and mathematics benchmarks), with its uniform noise:
     block-causal with clean context, shifted        37.69
     block-causal with clean context, same position  38.41
 
-Here: the quickstart's model, data and steps. All arms decode in blocks of 8 with a cache; after bidirectional training
-a prompt attends to itself in both directions (`objective.prefill`). The AR row is the model that all arms start from.
+Here: the quickstart's model, data and steps, one noisy view of a row. All arms decode in blocks of 8 with a cache;
+after bidirectional training a prompt attends to itself in both directions (`objective.prefill`). The AR row is the
+model that all arms start from.
 
     edlm study --config=configs/studies/attention.py --workdir=runs/attention
 
@@ -37,9 +38,9 @@ ALIGNMENTS = {"shifted": "shifted", "same position": "same_position"}
 def get_config() -> ConfigDict:
     """The quickstart with one uniform noise level a row."""
     c = study_config(QUICKSTART())
-    c.base.objective.noisy_length = 0  # one noisy copy of every block, as a single stream has
     with c.base.ignore_type():
         c.base.objective.half_life = None
+    c.base.objective.noisy_length = 0  # one view of a row in every arm: patterns with one stream have no other
     c.base.checkpoint.keep_last = 1
     c.base.evaluation.thresholds = (1.0, 0.9)
     return c

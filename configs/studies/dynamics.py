@@ -4,8 +4,8 @@ The paper reports (arXiv 2512.14067) that longer training keeps improving accura
 that the weights drift from the AR model's more without clean context than with it, most under bidirectional attention,
 and more with longer blocks; no table of numbers.
 
-Here: the quickstart's model and data, its checkpoints measured on the way. The schedule is a constant rate after
-warm-up, so that a step's checkpoint does not depend on how long the run goes on.
+Here: the quickstart's model and data, one noisy view of a row, checkpoints measured on the way. The schedule is a
+constant rate after warm-up, so that a step's checkpoint does not depend on how long the run goes on.
 
     edlm study --config=configs/studies/dynamics.py --workdir=runs/dynamics
 
@@ -32,9 +32,9 @@ ARMS = {
 def get_config() -> ConfigDict:
     """The quickstart, measured at 1/8, 1/4, 1/2 and all of its steps."""
     c = study_config(QUICKSTART())
-    c.base.objective.noisy_length = 0  # one noisy copy of every block, as a single stream has
     c.x = "step"
     c.eval_steps = (150, 300, 600, 1200)
+    c.base.objective.noisy_length = 0  # one view of a row in every arm: patterns with one stream have no other
     c.base.optimizer.schedule = "constant"
     c.base.evaluation.thresholds = (1.0, 0.9, 0.6)
     return c
