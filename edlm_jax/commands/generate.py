@@ -156,23 +156,13 @@ def _decode(decoder, tokens, seeds, decoding, batch_size, warm):
 
 
 def _refuse(spec, prompts: list[str], tokens: list[list[int]], decoding: dict[str, Any]) -> list[dict[str, Any]]:
-    """The prompts that cannot be decoded, with their index and the reason, as the decoder would say it."""
-    mask_id = spec.conversion.mask_token_id if spec.conversion and decoding["mode"] != "ar" else None
-    refused = []
-    for index, (prompt, row) in enumerate(zip(prompts, tokens, strict=True)):
-        if not prompt.strip() or not row:
-            reason = "is empty; give at least one token"
-        elif len(row) + decoding["max_new_tokens"] > spec.max_length:
-            reason = (
-                f"is too long: {len(row)} tokens and {decoding['max_new_tokens']} new ones exceed the model's cache of "
-                f"{spec.max_length}; shorten it or ask for fewer"
-            )
-        elif mask_id in row:
-            reason = f"holds the mask token {mask_id}; remove it"
-        else:
-            continue
-        refused.append({"index": index, "prompt": prompt, "reason": f"prompt {index} {reason}"})
-    return refused
+    """The prompts that cannot be decoded, with their index and the reason."""
+    from edlm_jax.decoding import MODES, refuse_prompts
+
+    mask_id = spec.conversion.mask_token_id if spec.conversion and MODES[decoding["mode"]].masks else None
+    tokens = [row if prompt.strip() else [] for prompt, row in zip(prompts, tokens, strict=True)]  # blank: empty
+    reasons = refuse_prompts(spec, tokens, decoding["max_new_tokens"], mask_id)
+    return [{"index": index, "prompt": prompts[index], "reason": reason} for index, reason in reasons.items()]
 
 
 def _encode(tokenizer, prompt: str, chat: bool) -> list[int]:

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from typing import Any
 
 from absl import logging as absl_logging
@@ -76,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command and print what it found, for people or with --json for machines; returns the exit code."""
     absl_logging.set_verbosity(absl_logging.WARNING)
     absl_logging.get_absl_logger().addFilter(_keep)
+    warnings.formatwarning = lambda message, *_, **__: f"edlm: warning: {message}\n"
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is missing: we do not need it
     try:
         if args.json:

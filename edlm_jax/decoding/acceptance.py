@@ -42,7 +42,7 @@ class Sampling:
         A row's noise depends on its key and on how many forwards or tokens it has had: it is the same in any batch.
         """
         if banned_id is not None:
-            logits_BCV = logits_BCV.at[..., banned_id].set(NEVER)
+            logits_BCV = jnp.where(jnp.arange(logits_BCV.shape[-1]) == banned_id, NEVER, logits_BCV)
         log_p_BCV = jax.nn.log_softmax(logits_BCV)
         scores_BCV = logits_BCV
         if not self.greedy:

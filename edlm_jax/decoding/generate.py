@@ -8,7 +8,7 @@ import numpy as np
 from edlm_jax.decoding.acceptance import Rule
 from edlm_jax.decoding.generation import Generation
 from edlm_jax.decoding.modes import MODES, Run
-from edlm_jax.decoding.options import check_prompts, read_options
+from edlm_jax.decoding.options import read_options, refuse_prompts
 from edlm_jax.decoding.prompts import row_seeds
 from edlm_jax.decoding.stopping import Detokenize, Reader, check_stop
 from edlm_jax.errors import InputError
@@ -106,7 +106,9 @@ class Decoder:
             dual_cache=dual_cache,
         )
         MODES[mode].check(mode, options)
-        check_prompts(prompts, options, MODES[mode].masks)
+        mask_id = options.mask_id if MODES[mode].masks else None
+        for reason in refuse_prompts(self.spec, prompts, max_new_tokens, mask_id).values():
+            raise InputError(reason)
         stop = check_stop(stop, detokenize)
         if not prompts:
             return Generation([], [], [], [])

@@ -100,21 +100,24 @@ def read_options(
     )
 
 
-def check_prompts(prompts: Sequence[Sequence[int]], options: Options, masks: bool) -> None:
-    """Raises InputError for a prompt that cannot be decoded; with `masks`, it may not hold the mask token."""
-    spec, new = options.spec, options.max_new_tokens
+def refuse_prompts(
+    spec: ModelSpec, prompts: Sequence[Sequence[int]], max_new_tokens: int, mask_id: int | None
+) -> dict[int, str]:
+    """index -> reason, one line, of the prompts that cannot be decoded; `mask_id`: what none may hold, if anything."""
+    reasons = {}
     for index, prompt in enumerate(prompts):
         if not len(prompt):
-            raise InputError(f"prompt {index} is empty; give at least one token")
-        if len(prompt) + new > spec.max_length:
-            raise InputError(
-                f"prompt {index}: {len(prompt)} tokens and {new} new ones exceed the model's cache of "
-                f"{spec.max_length}; shorten it or ask for fewer"
+            reasons[index] = f"prompt {index} is empty; give at least one token"
+        elif len(prompt) + max_new_tokens > spec.max_length:
+            reasons[index] = (
+                f"prompt {index} is too long: {len(prompt)} tokens and {max_new_tokens} new ones exceed the model's "
+                f"cache of {spec.max_length}; shorten it or ask for fewer"
             )
-        if masks and options.mask_id in prompt:
-            raise InputError(f"prompt {index} holds the mask token {options.mask_id}; remove it")
-        if not all(0 <= token < spec.vocab_size for token in prompt):
-            raise InputError(f"prompt {index} holds a token outside the vocabulary of {spec.vocab_size}")
+        elif mask_id is not None and mask_id in prompt:
+            reasons[index] = f"prompt {index} holds the mask token {mask_id}; remove it"
+        elif not all(0 <= token < spec.vocab_size for token in prompt):
+            reasons[index] = f"prompt {index} holds a token outside the vocabulary of {spec.vocab_size}"
+    return reasons
 
 
 def _warn_of_untrained(conversion, block_length, prefill) -> None:

@@ -11,6 +11,7 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from lm_eval.__main__ import cli_evaluate
@@ -107,10 +108,12 @@ class EdlmLM(TemplateLM):
                     batch_size=self.batch_size,
                     seeds=[seeds[i] for i in members],
                     on_batch=lambda done, begun=begun: bar.update(begun + done - bar.n),
+                    stop=[text for text in kwargs["until"] if text],
+                    detokenize=partial(self.tokenizer.decode, skip_special_tokens=True),
                     **self._decoding(kwargs),
                 )
                 for i, row in zip(members, decoded, strict=True):
-                    texts[i] = _until(self.tokenizer.decode(row.tokens, skip_special_tokens=True), kwargs["until"])
+                    texts[i] = row.text
                     self.cache_hook.add_partial("generate_until", requests[i].args, texts[i])
                 new_tokens += sum(len(row.tokens) for row in decoded)
                 forwards += sum(row.denoise_forwards for row in decoded)
@@ -169,11 +172,6 @@ class EdlmLM(TemplateLM):
     def _prompt(self, context: str, new_tokens: int) -> list[int]:
         tokens = self.tok_encode(context) or [self.prefix_token_id]
         return tokens[-(self.model.spec.max_length - new_tokens) :]
-
-
-def _until(text: str, stops: list[str]) -> str:
-    """The text before the first of the stop strings."""
-    return text[: min((text.index(stop) for stop in stops if stop and stop in text), default=len(text))]
 
 
 if __name__ == "__main__":
