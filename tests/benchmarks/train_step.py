@@ -34,13 +34,15 @@ from edlm_jax.training.step import TrainState, make_train_step
 def main() -> None:
     """Measure and print; `--json` also writes the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--length", type=int, help="tokens of a row (default: the quickstart's)")
+    parser.add_argument("--length", type=int, help="tokens of a row, all in the noisy stream (default: the quickstart's)")
     parser.add_argument("--batch-size", type=int, help="rows (default: the quickstart's)")
     parser.add_argument("--pairs", type=int, default=15, help="measured pairs of steps (15)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result here")
     args = parser.parse_args()
     c = get_config()
     c.data.length, c.data.batch_size = args.length or c.data.length, args.batch_size or c.data.batch_size
+    if args.length:
+        c.objective.noisy_length = 0  # of another length, every block once
     spec = ModelSpec.from_hf(json.loads((Path(c.init.path) / "config.json").read_text()))
     batch = packed_batch(spec, c.data.batch_size, c.data.length, c.objective.block_length)
     sides = {"edlm_jax": our_step(c, spec, batch), "torch": torch_step(c, spec, batch)}
