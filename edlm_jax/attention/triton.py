@@ -99,8 +99,12 @@ def _attention(q_BTNH, k_BSKH, v_BSKH, mask, settings):
     return _forward(q_BTNH, k_BSKH, v_BSKH, mask, settings)[0]
 
 
+@partial(jax.jit, static_argnames="settings")
 def _forward(q_BTNH, k_BSKH, v_BSKH, mask, settings):
-    """(attention, log2 of the sum of exp2 of each query's scaled scores)"""
+    """(attention, log2 of the sum of exp2 of each query's scaled scores)
+
+    Under jit, because rematerialisation drops that where nothing of it is used, but never drops a bare kernel.
+    """
     (B, T, N, _), specs = q_BTNH.shape, _by_query_tile(q_BTNH, k_BSKH, settings.tiles)
     return _call(
         _forward_kernel,
@@ -117,6 +121,7 @@ def _forward_saving(q_BTNH, k_BSKH, v_BSKH, mask, settings):
     return named[0], (q_BTNH, k_BSKH, v_BSKH, mask, *named)
 
 
+@partial(jax.jit, static_argnums=0)
 def _backward(settings, residuals, dout_BTNH):
     q_BTNH, k_BSKH, v_BSKH, mask, out_BTNH, lse_BNT = residuals
     delta_BNT = jnp.einsum("BTNH,BTNH->BNT", out_BTNH, dout_BTNH, preferred_element_type=jnp.float32)
