@@ -13,10 +13,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from edlm_jax.attention.pattern import BlockCausal, Causal, CleanContext, Pattern, same_segment
 from edlm_jax.attention.splash import Tiles, attend_splash, platform
+from edlm_jax.attention.triton import attend_triton
 
 # Finite, so that a fully masked tile cannot make NaN; its exp is exactly zero beside any allowed score.
 _NEVER = -(2.0**100)
 _CHUNK = 128  # queries per tile of the triangular split; a choice, other sizes are not yet measured
+_SHORT = 512  # keys of a row for which a GPU takes the split, too; a choice, not yet measured on a GPU
 
 
 def attend(
@@ -34,12 +36,15 @@ def attend(
 
     Under `CleanContext`, `copies_BM` says which clean column each noisy one is a copy of, whole blocks at a time.
 
-    On TPU in tiles (`attend_splash`), whatever the shapes; elsewhere, and where the copies are only known inside the
-    step, by the exact split. The result is named "attention" for remat policies.
+    On TPU in tiles (`attend_splash`), whatever the shapes, unless the copies are only known inside the step; on GPU in
+    tiles (`attend_triton`) where rows are long; else by the exact split. The result is named "attention" for remat
+    policies.
     """
     segments = dict(q_segments_BT=q_segments_BT, k_segments_BS=k_segments_BS)
     if platform() == "tpu" and copies_BM is None:
         return attend_splash(q_BTNH, k_BSKH, v_BSKH, pattern=pattern, tiles=tiles, **segments)
+    if platform() in ("gpu", "cuda") and k_BSKH.shape[1] > _SHORT:
+        return attend_triton(q_BTNH, k_BSKH, v_BSKH, pattern=pattern, copies_BM=copies_BM, **segments)
     out_BTNH = _attend_split(q_BTNH, k_BSKH, v_BSKH, pattern=pattern, copies_BM=copies_BM, **segments)
     return checkpoint_name(out_BTNH, "attention")
 

@@ -58,16 +58,24 @@ def attend_splash(
     """
     segments = None if q_segments_BT is None else splash.SegmentIds(q_segments_BT, k_segments_BS)
     attend_local = partial(_attend_local, pattern=pattern, tiles=tiles, interpret=interpret)
+    return on_mesh(attend_local, q_BTNH, k_BSKH, v_BSKH, segments)
+
+
+def on_mesh(attend_local, q_BTNH, k_BSKH, v_BSKH, by_row):
+    """`attend_local(q, k, v, by_row)` on each device for its own rows and heads, as far as these divide evenly.
+
+    A compiler cannot split a kernel by itself. `by_row` is a tree of int32[B, columns].
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return attend_local(q_BTNH, k_BSKH, v_BSKH, segments)
+        return attend_local(q_BTNH, k_BSKH, v_BSKH, by_row)
     rows = _axes_that_divide(mesh, _ROW_AXES, q_BTNH.shape[0])
     heads = _axes_that_divide(mesh, (_HEAD_AXIS,), k_BSKH.shape[2])
     x_spec = PartitionSpec(rows, None, heads, None)
     in_specs = (x_spec, x_spec, x_spec, PartitionSpec(rows, None))
     # A kernel's outputs say nothing of how they vary over the mesh, so that cannot be checked.
     sharded = jax.shard_map(attend_local, in_specs=in_specs, out_specs=x_spec, check_vma=False)
-    return sharded(q_BTNH, k_BSKH, v_BSKH, segments)
+    return sharded(q_BTNH, k_BSKH, v_BSKH, by_row)
 
 
 def count_tiles(pattern: Pattern, q_len: int, k_len: int, tiles: Tiles = Tiles()) -> tuple[int, int]:  # noqa: B008

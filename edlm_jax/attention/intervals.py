@@ -1,0 +1,112 @@
+"""What a query may look at, as intervals of key columns: a form that kernels read and that may be known only in a step.
+
+In every pattern of the house a query looks at one run of keys or at two (its own noisy block, the clean columns before
+it). From the runs and the documents follows which tiles of scores a kernel visits at all, and which of those without
+asking for each score.
+
+Shapes: B batch, T query, S key, M noisy columns, I query tiles, J key tiles, R the runs of a query, start and stop.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from edlm_jax.attention.pattern import CleanContext, Pattern
+from edlm_jax.errors import InputError
+
+_RUNS = 2
+_ROWS = 512  # of the mask that are looked at together when runs are read off it
+
+
+class Visits(NamedTuple):
+    """Tiles of scores: `seen` holds a pair that may meet; in `whole` every pair does, so that nothing is masked."""
+
+    seen_BIJ: jax.Array
+    whole_BIJ: jax.Array
+
+    def by_key(self) -> "Visits":
+        """The same for a loop over the query tiles of each key tile."""
+        return Visits(self.seen_BIJ.swapaxes(1, 2), self.whole_BIJ.swapaxes(1, 2))
+
+    def order(self) -> tuple[jax.Array, jax.Array]:
+        """(int32[B, I, J] J's tiles, the whole ones first, then other seen ones; int32[B, I, 2] where these end)."""
+        rank_BIJ = 2 - self.seen_BIJ.astype(jnp.int32) - self.whole_BIJ
+        ends_BI2 = jnp.stack([self.whole_BIJ.sum(-1, dtype=jnp.int32), self.seen_BIJ.sum(-1, dtype=jnp.int32)], -1)
+        return jnp.argsort(rank_BIJ, axis=-1, stable=True).astype(jnp.int32), ends_BI2
+
+
+def key_runs(
+    pattern: Pattern, batch: int, q_len: int, k_len: int, copies_BM: Int[Array, "B M"] | None = None
+) -> Int[Array, "B R T"]:
+    """(start, stop, start, stop) of the runs of keys that each query may look at; an unused run is empty.
+
+    Read off `pattern.allowed`, but for noisy columns whose `copies_BM` are known only inside the step.
+    """
+    runs_BRT = jnp.broadcast_to(_read_runs(pattern, q_len, k_len), (batch, 2 * _RUNS, q_len))
+    if copies_BM is None:
+        return runs_BRT
+    assert isinstance(pattern, CleanContext)
+    M, C = pattern.noisy_columns, pattern.block_length
+    own_M = np.arange(M, dtype=np.int32) // C * C
+    before_BM = M + copies_BM.astype(jnp.int32) // C * C
+    edges = [own_M, np.minimum(own_M + C, M), np.full(M, M, np.int32), before_BM]
+    noisy_BRM = jnp.stack([jnp.broadcast_to(edge, before_BM.shape) for edge in edges], axis=1)
+    return jnp.concatenate([noisy_BRM, runs_BRT[:, :, M:]], axis=2)
+
+
+def may_look(runs, columns, q_segments, k_segments) -> Bool[Array, "..."]:
+    """The mask, of whatever broadcasts: `runs` are the edges of `key_runs`, one by one, `columns` those of the keys."""
+    inside = [(columns >= start) & (columns < stop) for start, stop in zip(runs[::2], runs[1::2], strict=True)]
+    return (inside[0] | inside[1]) & (q_segments == k_segments)
+
+
+def visits(runs_BRT, q_segments_BT, k_segments_BS, tile_q: int, tile_k: int) -> Visits:
+    """Tiles that the runs reach, but for those without a document in common; a few more than that do no harm."""
+    first_11J = np.arange(0, k_segments_BS.shape[1], tile_k, dtype=np.int32)[None, None]
+    seen, whole = [], []
+    for run in range(_RUNS):
+        start_BT1, stop_BT1 = runs_BRT[:, 2 * run, :, None], runs_BRT[:, 2 * run + 1, :, None]
+        start_BTJ, stop_BTJ = jnp.maximum(start_BT1, first_11J), jnp.minimum(stop_BT1, first_11J + tile_k)
+        seen.append(start_BTJ < stop_BTJ)
+        whole.append(stop_BTJ - start_BTJ == tile_k)
+    some_BTJ, all_BTJ = _documents(q_segments_BT, k_segments_BS.reshape(len(k_segments_BS), -1, tile_k))
+    by_tile = lambda x_BTJ: x_BTJ.reshape(len(x_BTJ), -1, tile_q, x_BTJ.shape[2])  # noqa: E731
+    seen_BIJ = by_tile((seen[0] | seen[1]) & some_BTJ).any(2)
+    return Visits(seen_BIJ, by_tile((whole[0] | whole[1]) & all_BTJ).all(2))
+
+
+def _documents(q_segments_BT, k_segments_BJS):
+    """(May the tile hold a key of the query's document? Does it hold nothing else?), both bool[B, T, J].
+
+    Padding stands between documents too and is looked for by itself, or every tile beside it would meet all others.
+    """
+    big = jnp.iinfo(jnp.int32).max
+    q_BT1 = q_segments_BT[:, :, None]
+    padding_BJS = k_segments_BJS == 0
+    least_B1J = jnp.where(padding_BJS, big, k_segments_BJS).min(-1)[:, None]
+    most_B1J = jnp.where(padding_BJS, -big, k_segments_BJS).max(-1)[:, None]
+    some_BTJ = jnp.where(q_BT1 == 0, padding_BJS.any(-1)[:, None], (least_B1J <= q_BT1) & (q_BT1 <= most_B1J))
+    all_BTJ = (k_segments_BJS.min(-1)[:, None] == q_BT1) & (k_segments_BJS.max(-1)[:, None] == q_BT1)
+    return some_BTJ, all_BTJ
+
+
+@lru_cache
+def _read_runs(pattern: Pattern, q_len: int, k_len: int) -> np.ndarray:
+    """int32[R, T], by looking at the mask a few rows at a time."""
+    runs_RT = np.zeros((2 * _RUNS, q_len), np.int32)
+    columns_S = np.arange(k_len, dtype=np.int32)
+    for first in range(0, q_len, _ROWS):
+        rows_T = np.arange(first, min(first + _ROWS, q_len), dtype=np.int32)
+        mask_TS = np.asarray(pattern.allowed(rows_T[:, None], columns_S[None]), np.int8)
+        steps_TS = np.diff(mask_TS, axis=1, prepend=0, append=0)
+        for edge, step in enumerate((1, -1)):
+            row, column = np.nonzero(steps_TS == step)
+            run = np.arange(len(row)) - np.searchsorted(row, row)  # counted within the row
+            if run.max(initial=0) >= _RUNS:
+                raise InputError(f"{pattern}: a query looks at more than {_RUNS} runs of keys; no kernel reads that")
+            runs_RT[2 * run + edge, first + row] = column
+    return runs_RT

@@ -1,0 +1,290 @@
+"""Attention on GPU: Pallas kernels for Triton, forward and backward, over the tiles in which a pattern allows anything.
+
+A query's two runs of keys (`intervals.py`) go through one softmax in one kernel: no parts to merge by log-sum-exp, and
+tiles that are seen whole are not masked. Ours, because no library's kernels do it: tokamax 0.0.12 takes one run for
+each query, and its backward kernels visit every tile, or read a dense mask, whatever that run is.
+
+Checked against `attend_dense` in interpret mode, and compiled for Hopper; not yet run on a GPU.
+
+Shapes, beside those of `intervals.py`: N query heads, K key heads (N = K * G), H head size.
+"""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Array, Float, Int
+
+from edlm_jax.attention.intervals import key_runs, may_look, visits
+from edlm_jax.attention.pattern import Pattern
+from edlm_jax.attention.splash import Tiles, on_mesh
+
+_NEVER = -(2.0**100)  # see attend.py
+_SMALLEST = 16  # Triton multiplies matrices from this size on, in powers of two
+_LOG2_E = math.log2(math.e)  # its exponential has base 2
+_COMPILER = plgpu.CompilerParams(num_warps=8, num_stages=2)  # a choice, not yet measured on a GPU
+
+
+class _Mask(NamedTuple):
+    """Who may look at whom: the runs of keys of each query, and documents."""
+
+    runs_BRT: jax.Array
+    q_ids_BT: jax.Array
+    k_ids_BS: jax.Array
+
+
+class _Tour(NamedTuple):
+    """What a kernel is told of the mask: that, and which tiles to visit (`Visits.order`). Arrays, specs or refs."""
+
+    runs: jax.Array | pl.BlockSpec
+    q_ids: jax.Array | pl.BlockSpec
+    k_ids: jax.Array | pl.BlockSpec
+    order: jax.Array | pl.BlockSpec
+    ends: jax.Array | pl.BlockSpec
+
+
+class _Settings(NamedTuple):
+    tiles: Tiles
+    scale: float
+    interpret: bool
+
+
+def attend_triton(
+    q_BTNH: Float[Array, "B T N H"],
+    k_BSKH: Float[Array, "B S K H"],
+    v_BSKH: Float[Array, "B S K H"],
+    *,
+    pattern: Pattern,
+    q_segments_BT: Int[Array, "B T"] | None = None,
+    k_segments_BS: Int[Array, "B S"] | None = None,
+    copies_BM: Int[Array, "B M"] | None = None,
+    tiles: Tiles = Tiles(128, 64),  # noqa: B008 (frozen)
+    interpret: bool = False,
+) -> Float[Array, "B T N H"]:
+    """`attend` in tiles, of any size; `tiles` are powers of two from 16 on, the default not yet measured on a GPU.
+
+    On a mesh each device attends for its own rows and heads. `interpret` runs the kernels' Python on any machine,
+    slowly. Output and log-sum-exp are named "attention" for remat policies.
+    """
+    attend_local = partial(_attend_local, pattern=pattern, tiles=tiles, interpret=interpret)
+    return on_mesh(attend_local, q_BTNH, k_BSKH, v_BSKH, (q_segments_BT, k_segments_BS, copies_BM))
+
+
+def _attend_local(q_BTNH, k_BSKH, v_BSKH, by_row, *, pattern, tiles, interpret):
+    (B, T, _, H), S = q_BTNH.shape, k_BSKH.shape[1]
+    q_segments_BT, k_segments_BS, copies_BM = by_row
+    if q_segments_BT is None:
+        q_segments_BT, k_segments_BS = jnp.zeros((B, T), jnp.int32), jnp.zeros((B, S), jnp.int32)
+    # Queries that pad the last tile are like the last one: a softmax over nothing is NaN. Nobody's run holds the keys.
+    mask = _Mask(
+        _pad(key_runs(pattern, B, T, S, copies_BM), 2, tiles.queries, mode="edge"),
+        _pad(q_segments_BT.astype(jnp.int32), 1, tiles.queries, mode="edge"),
+        _pad(k_segments_BS.astype(jnp.int32), 1, tiles.keys),
+    )
+    head_size = max(pl.next_power_of_2(H), _SMALLEST)
+    sizes = (tiles.queries, tiles.keys, tiles.keys)
+    q_BTNH, k_BSKH, v_BSKH = (
+        _pad(_pad(x, 1, size), 3, head_size) for x, size in zip((q_BTNH, k_BSKH, v_BSKH), sizes, strict=True)
+    )
+    return _attention(q_BTNH, k_BSKH, v_BSKH, mask, _Settings(tiles, H**-0.5, interpret))[:, :T, :, :H]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attention(q_BTNH, k_BSKH, v_BSKH, mask, settings):
+    return _forward(q_BTNH, k_BSKH, v_BSKH, mask, settings)[0]
+
+
+@partial(jax.jit, static_argnames="settings")
+def _forward(q_BTNH, k_BSKH, v_BSKH, mask, settings):
+    """(attention, log2 of the sum of exp2 of each query's scaled scores)
+
+    Under jit, because rematerialisation drops that where nothing of it is used, but never drops a bare kernel.
+    """
+    (B, T, N, _), specs = q_BTNH.shape, _by_query_tile(q_BTNH, k_BSKH, settings.tiles)
+    return _call(
+        _forward_kernel,
+        settings,
+        grid=specs.grid,
+        in_specs=[specs.q, specs.k, specs.k, specs.tour],
+        out_specs=[specs.q, specs.numbers],
+        out_shape=[_like(q_BTNH), jax.ShapeDtypeStruct((B, N, T), jnp.float32)],
+    )(q_BTNH, k_BSKH, v_BSKH, _Tour(*mask, *_visits(mask, settings.tiles).order()))
+
+
+def _forward_saving(q_BTNH, k_BSKH, v_BSKH, mask, settings):
+    named = [checkpoint_name(x, "attention") for x in _forward(q_BTNH, k_BSKH, v_BSKH, mask, settings)]
+    return named[0], (q_BTNH, k_BSKH, v_BSKH, mask, *named)
+
+
+@partial(jax.jit, static_argnums=0)
+def _backward(settings, residuals, dout_BTNH):
+    q_BTNH, k_BSKH, v_BSKH, mask, out_BTNH, lse_BNT = residuals
+    delta_BNT = jnp.einsum("BTNH,BTNH->BNT", out_BTNH, dout_BTNH, preferred_element_type=jnp.float32)
+    arrays, tiles = (q_BTNH, k_BSKH, v_BSKH, dout_BTNH, lse_BNT, delta_BNT), _visits(mask, settings.tiles)
+
+    def call(kernel, specs, visits, **outs):
+        in_specs = [specs.q, specs.k, specs.k, specs.q, specs.numbers, specs.numbers, specs.tour]
+        program = _call(kernel, settings, grid=specs.grid, in_specs=in_specs, **outs)
+        return program(*arrays, _Tour(*mask, *visits.order()))
+
+    by_q, by_k = (specs(q_BTNH, k_BSKH, settings.tiles) for specs in (_by_query_tile, _by_key_tile))
+    dq_BTNH = call(_dq_kernel, by_q, tiles, out_specs=by_q.q, out_shape=_like(q_BTNH))
+    outs = dict(out_specs=[by_k.k, by_k.k], out_shape=[_like(k_BSKH), _like(v_BSKH)])
+    return dq_BTNH, *call(_dkv_kernel, by_k, tiles.by_key(), **outs), None
+
+
+_attention.defvjp(_forward_saving, _backward)
+
+
+# ---- kernels: a program has one tile of queries (or keys) of one head in hand and visits tiles of keys (or queries);
+# ---- T and S are the columns of a tile
+
+
+def _forward_kernel(q_ref, k_ref, v_ref, tour, out_ref, lse_ref, *, settings):
+    q_TH, runs, q_ids_T1 = q_ref[...], [tour.runs[edge][:, None] for edge in range(4)], tour.q_ids[...][:, None]
+    T, S = q_TH.shape[0], settings.tiles.keys
+
+    def visit(i, carry, masked):
+        out_TH, total_T, top_T = carry
+        keys, columns_S = _tile(tour.order[i], S)
+        scores_TS = plgpu.dot(q_TH, k_ref[keys, :], trans_b=True) * (settings.scale * _LOG2_E)
+        if masked:
+            seen_TS = may_look(runs, columns_S[None], q_ids_T1, tour.k_ids[keys][None])
+            scores_TS = jnp.where(seen_TS, scores_TS, _NEVER)
+        new_top_T = jnp.maximum(top_T, scores_TS.max(1))
+        # A query that sees nothing here gathers nonsense; the first key that it does see shrinks that to zero.
+        weights_TS, shrink_T = jnp.exp2(scores_TS - new_top_T[:, None]), jnp.exp2(top_T - new_top_T)
+        out_TH = out_TH * shrink_T[:, None] + plgpu.dot(weights_TS.astype(v_ref.dtype), v_ref[keys, :])
+        return out_TH, total_T * shrink_T + weights_TS.sum(1), new_top_T
+
+    carry = jnp.zeros(q_TH.shape, jnp.float32), jnp.zeros(T, jnp.float32), jnp.full(T, _NEVER, jnp.float32)
+    out_TH, total_T, top_T = _visit_all(visit, tour.ends, carry)
+    out_ref[...] = (out_TH / total_T[:, None]).astype(out_ref.dtype)
+    lse_ref[...] = top_T + jnp.log2(total_T)
+
+
+def _dq_kernel(q_ref, k_ref, v_ref, dout_ref, lse_ref, delta_ref, tour, dq_ref, *, settings):
+    q_TH, dout_TH, lse_T1, delta_T1 = q_ref[...], dout_ref[...], lse_ref[...][:, None], delta_ref[...][:, None]
+    runs, q_ids_T1 = [tour.runs[edge][:, None] for edge in range(4)], tour.q_ids[...][:, None]
+
+    def visit(i, dq_TH, masked):
+        keys, columns_S = _tile(tour.order[i], settings.tiles.keys)
+        k_SH = k_ref[keys, :]
+        scores_TS = plgpu.dot(q_TH, k_SH, trans_b=True) * (settings.scale * _LOG2_E)
+        if masked:
+            seen_TS = may_look(runs, columns_S[None], q_ids_T1, tour.k_ids[keys][None])
+            scores_TS = jnp.where(seen_TS, scores_TS, _NEVER)
+        dweights_TS = plgpu.dot(dout_TH, v_ref[keys, :], trans_b=True)
+        dscores_TS = jnp.exp2(scores_TS - lse_T1) * (dweights_TS - delta_T1)
+        return dq_TH + plgpu.dot(dscores_TS.astype(k_SH.dtype), k_SH)
+
+    dq_TH = _visit_all(visit, tour.ends, jnp.zeros(q_TH.shape, jnp.float32))
+    dq_ref[...] = (dq_TH * settings.scale).astype(q_ref.dtype)
+
+
+def _dkv_kernel(q_ref, k_ref, v_ref, dout_ref, lse_ref, delta_ref, tour, dk_ref, dv_ref, *, settings):
+    """All scores are transposed: then no sum has to be, only what it is multiplied with."""
+    k_SH, v_SH, k_ids_S1 = k_ref[...], v_ref[...], tour.k_ids[...][:, None]
+    _, columns_S = _tile(pl.program_id(0), settings.tiles.keys)
+
+    def head(g, carry):
+        def visit(i, carry, masked):
+            dk_SH, dv_SH = carry
+            queries, _ = _tile(tour.order[i], settings.tiles.queries)
+            q_TH, dout_TH = q_ref[queries, g, :], dout_ref[queries, g, :]
+            scores_ST = plgpu.dot(k_SH, q_TH, trans_b=True) * (settings.scale * _LOG2_E)
+            if masked:
+                runs = [tour.runs[edge, queries][None] for edge in range(4)]
+                seen_ST = may_look(runs, columns_S[:, None], tour.q_ids[queries][None], k_ids_S1)
+                scores_ST = jnp.where(seen_ST, scores_ST, _NEVER)
+            weights_ST = jnp.exp2(scores_ST - lse_ref[g, queries][None])
+            dv_SH = dv_SH + plgpu.dot(weights_ST.astype(dout_TH.dtype), dout_TH)
+            dweights_ST = plgpu.dot(v_SH, dout_TH, trans_b=True)
+            dscores_ST = weights_ST * (dweights_ST - delta_ref[g, queries][None])
+            return dk_SH + plgpu.dot(dscores_ST.astype(q_TH.dtype), q_TH), dv_SH
+
+        return _visit_all(visit, tour.ends, carry)
+
+    zeros_SH = jnp.zeros(k_SH.shape, jnp.float32)
+    dk_SH, dv_SH = jax.lax.fori_loop(0, q_ref.shape[1], head, (zeros_SH, zeros_SH))
+    dk_ref[...] = (dk_SH * settings.scale).astype(k_ref.dtype)
+    dv_ref[...] = dv_SH.astype(v_ref.dtype)
+
+
+def _visit_all(visit, ends_ref, carry):
+    carry = jax.lax.fori_loop(0, ends_ref[0], partial(visit, masked=False), carry)
+    return jax.lax.fori_loop(ends_ref[0], ends_ref[1], partial(visit, masked=True), carry)
+
+
+def _tile(index, size):
+    """(its slice, its columns)"""
+    return pl.ds(index * size, size), index * size + jnp.arange(size, dtype=jnp.int32)
+
+
+# ---- what a program holds of each array ----
+
+
+class _Specs(NamedTuple):
+    grid: tuple[int, int, int]
+    q: pl.BlockSpec  # also out and the gradients of both
+    k: pl.BlockSpec  # also v and the gradients of both
+    numbers: pl.BlockSpec  # one for each query and head
+    tour: _Tour
+
+
+def _by_query_tile(q_BTNH, k_BSKH, tiles):
+    (B, T, N, H), (_, S, K, _), size = q_BTNH.shape, k_BSKH.shape, tiles.queries
+    return _Specs(
+        grid=(T // size, B, N),
+        q=pl.BlockSpec((None, size, None, H), lambda i, b, n: (b, i, n, 0)),
+        k=pl.BlockSpec((None, S, None, H), lambda i, b, n: (b, 0, jax.lax.div(n, N // K), 0)),
+        numbers=pl.BlockSpec((None, None, size), lambda i, b, n: (b, n, i)),
+        tour=_Tour(
+            runs=pl.BlockSpec((None, 4, size), lambda i, b, n: (b, 0, i)),
+            q_ids=pl.BlockSpec((None, size), lambda i, b, n: (b, i)),
+            k_ids=pl.BlockSpec((None, S), lambda i, b, n: (b, 0)),
+            order=pl.BlockSpec((None, None, S // tiles.keys), lambda i, b, n: (b, i, 0)),
+            ends=pl.BlockSpec((None, None, 2), lambda i, b, n: (b, i, 0)),
+        ),
+    )
+
+
+def _by_key_tile(q_BTNH, k_BSKH, tiles):
+    (B, T, N, H), (_, S, K, _), size = q_BTNH.shape, k_BSKH.shape, tiles.keys
+    return _Specs(
+        grid=(S // size, B, K),
+        q=pl.BlockSpec((None, T, N // K, H), lambda j, b, k: (b, 0, k, 0)),
+        k=pl.BlockSpec((None, size, None, H), lambda j, b, k: (b, j, k, 0)),
+        numbers=pl.BlockSpec((None, N // K, T), lambda j, b, k: (b, k, 0)),
+        tour=_Tour(
+            runs=pl.BlockSpec((None, 4, T), lambda j, b, k: (b, 0, 0)),
+            q_ids=pl.BlockSpec((None, T), lambda j, b, k: (b, 0)),
+            k_ids=pl.BlockSpec((None, size), lambda j, b, k: (b, j)),
+            order=pl.BlockSpec((None, None, T // tiles.queries), lambda j, b, k: (b, j, 0)),
+            ends=pl.BlockSpec((None, None, 2), lambda j, b, k: (b, j, 0)),
+        ),
+    )
+
+
+def _call(kernel, settings, **how):
+    how |= dict(interpret=settings.interpret, name=kernel.__name__.strip("_"))
+    return pl.pallas_call(partial(kernel, settings=settings), compiler_params=_COMPILER, **how)
+
+
+def _visits(mask, tiles):
+    return visits(*mask, tiles.queries, tiles.keys)
+
+
+def _like(x):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def _pad(x, axis, multiple, mode="constant"):
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, -x.shape[axis] % multiple)
+    return jnp.pad(x, widths, mode=mode)
