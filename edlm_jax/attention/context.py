@@ -17,8 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from edlm_jax.attention.pattern import Bidirectional, BlockCausal, CleanContext, Pattern
-from edlm_jax.attention.splash import HEAD_AXES, ROW_AXES, Tiles, axes_that_divide, make_kernel, platform, run_kernel
+from edlm_jax.attention.pattern import BlockCausal, CleanContext, Pattern
+from edlm_jax.attention.splash import (
+    HEAD_AXES,
+    ROW_AXES,
+    Tiles,
+    axes_that_divide,
+    has_partial_tiles,
+    make_kernel,
+    platform,
+    run_kernel,
+)
 from edlm_jax.attention.tiled import attend_tiled
 
 CONTEXT_AXIS = "context"
@@ -128,22 +137,20 @@ def attend_in_pieces(
 ):
     """`attend` over columns in the order of the pieces: each device its own queries, against the keys of all.
 
-    Splash kernels on TPU, each device with the tiles of its piece; elsewhere, and with copies, the same tiles in plain
-    JAX. `copies_BT` and the segments lie as the queries do; clean columns' copies are not looked at.
+    Splash kernels on TPU, each device with the tiles of its piece; elsewhere, with copies, and where no tile is seen in
+    part (whole tiles of one block), the same tiles in plain JAX. `copies_BT` and the segments lie as the queries do;
+    clean columns' copies are not looked at.
     """
-    mesh, T = jax.sharding.get_abstract_mesh(), pattern.num_queries
+    mesh = jax.sharding.get_abstract_mesh()
     rows, heads = axes_that_divide(mesh, ROW_AXES, q_BTNH.shape[0]), axes_that_divide(mesh, HEAD_AXES, k_BSKH.shape[2])
     x_spec, row_spec = PartitionSpec(rows, CONTEXT_AXIS, heads, None), PartitionSpec(rows, CONTEXT_AXIS)
     arguments = [(q_BTNH, x_spec), (k_BSKH, x_spec), (v_BSKH, x_spec), ((q_segments_BT, k_segments_BS), row_spec)]
-    if copies_BT is None and (interpret or platform() == "tpu"):
+    sizes = pattern.num_queries, pattern.length
+    if copies_BT is None and (interpret or platform() == "tpu") and has_partial_tiles(pattern, *sizes, tiles):
         num_heads = q_BTNH.shape[2] // math.prod(mesh.shape[axis] for axis in heads)
-        if isinstance(pattern.pattern, Bidirectional):  # no piece differs, and splash cannot split a mask of nothing
-            kernel = make_kernel(pattern.pattern, T // pattern.pieces, pattern.length, num_heads, tiles, interpret)
-            kernel_spec = PartitionSpec()
-        else:
-            kernel = make_kernel(pattern, T, pattern.length, num_heads, tiles, interpret)
-            kernel_spec = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, CONTEXT_AXIS)))
-        arguments.append((kernel, kernel_spec))
+        kernel = make_kernel(pattern, *sizes, num_heads, tiles, interpret)
+        by_piece = NamedSharding(mesh, PartitionSpec(None, CONTEXT_AXIS))
+        arguments.append((kernel, kernel.manual_sharding_spec(by_piece)))
         local = run_kernel
     else:
         arguments.append((copies_BT, row_spec))

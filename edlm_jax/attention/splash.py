@@ -95,7 +95,7 @@ class _TileMask(splash.Mask):
     def _places(self):
         return padded_places(self.q_len, self.pattern.pieces)
 
-    def __getitem__(self, tile):
+    def __getitem__(self, tile):  # (slice of queries, slice of keys), both with their ends
         q, k = self._places[tile[0]], np.arange(tile[1].start, tile[1].stop, dtype=np.int32)
         seen = np.minimum(k, self.k_len - 1)
         return np.asarray(self.pattern.allowed(q[:, None], seen[None])) & (k < self.k_len)[None]
@@ -138,6 +138,14 @@ def make_kernel(pattern, q_len, k_len, heads, tiles, interpret=False):
         q_seq_shards=pattern.pieces,
         interpret=interpret,
     )
+
+
+def has_partial_tiles(pattern, q_len, k_len, tiles) -> bool:
+    """Is a tile seen in part? Splash cannot split over devices a mask whose tiles are all or nothing (jax 0.10)."""
+    mask, (q, k) = _TileMask(pattern, q_len, k_len), tile_sizes(pattern, tiles, q_len, k_len)
+    rows, columns = mask.shape
+    bands = (mask[start : start + q, 0:columns].reshape(q, -1, k) for start in range(0, rows, q))
+    return any((band.any((0, 2)) & ~band.all((0, 2))).any() for band in bands)
 
 
 def tile_sizes(pattern: Pattern, tiles: Tiles, q_len: int, k_len: int) -> tuple[int, int]:

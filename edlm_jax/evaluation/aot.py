@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from edlm_jax.attention import BlockCausal, InPieces, Tiles, count_tiles
+from edlm_jax.attention.splash import has_partial_tiles
 from edlm_jax.decoding.acceptance import Sampling, Threshold
 from edlm_jax.decoding.blocks import BlockSettings, Request, decode_blocks
 from edlm_jax.errors import InputError
@@ -107,8 +108,9 @@ def tiles_report(objective: Objective, length: int, tiles: Tiles, pieces: int) -
     """
     width = 2 * length if objective.two_streams else length
     pattern = objective.attention(length)
-    if objective.pattern != "bidirectional":  # of that, every device computes all tiles of its queries
-        pattern = InPieces(pattern, width, pieces).for_queries(width)
+    in_pieces = InPieces(pattern, width, pieces).for_queries(width)
+    if has_partial_tiles(in_pieces, width, width, tiles):  # else all that is visited is needed
+        pattern = in_pieces
     visited, total = count_tiles(pattern, width, width, tiles)
     side = math.sqrt(width * width / total)
     n = length / side

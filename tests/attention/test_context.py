@@ -25,6 +25,8 @@ SMALL = Tiles(128, 128)
 CASES = [  # pattern, columns of a row, mesh (data, fsdp, tensor, context), queries or None, packed
     (Causal(), 66, (1, 1, 1, 2), None, True),
     (BlockCausal(5), 60, (1, 1, 1, 4), None, True),  # three blocks a device: an odd number
+    (BlockCausal(128), 768, (1, 1, 1, 2), None, False),  # tiles are seen as a whole or not at all
+    (CleanContext(384, 64), 768, (1, 1, 1, 2), None, False),  # one device has more tiles than the other
     (Bidirectional(), 48, (1, 1, 1, 4), None, False),
     (CleanContext(24, 4), 48, (1, 1, 1, 2), 24, True),
     (CleanContext(35, 5, "token_causal"), 70, (1, 1, 1, 7), None, True),  # one block a device
