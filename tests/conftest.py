@@ -1,4 +1,4 @@
-"""Four CPU devices in one process, so that meshes can be tested; silent broadcasting of ranks is an error."""
+"""Eight CPU devices in one process, so that meshes can be tested; silent broadcasting of ranks is an error."""
 
 import os
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import pytest
 
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", 8)
 # Compiling small programs takes most of the tests' time, so the compiler tries less hard; parity tests use all of it.
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -2,7 +2,7 @@
 
 Shapes: B batch, T query, S key, N query heads, K key heads (kept grouped: N = K * G), H head size, L length, M noisy
 columns, C block length. Scores and softmax are float32; every score that a pattern or a document boundary forbids is
-never formed or gets `_NEVER`.
+never formed or gets `NEVER`.
 """
 
 import jax
@@ -11,12 +11,12 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
+from edlm_jax.attention.context import InPieces, attend_in_pieces
 from edlm_jax.attention.pattern import BlockCausal, Causal, CleanContext, Pattern, same_segment
 from edlm_jax.attention.splash import Tiles, attend_splash, platform
+from edlm_jax.attention.tiled import NEVER
 from edlm_jax.attention.triton import attend_triton
 
-# Finite, so that a fully masked tile cannot make NaN; its exp is exactly zero beside any allowed score.
-_NEVER = -(2.0**100)
 _CHUNK = 128  # queries per tile of the triangular split; a choice, other sizes are not yet measured
 _SHORT = 512  # keys of a row for which a GPU takes the split, too; a choice, not yet measured on a GPU
 
@@ -41,6 +41,8 @@ def attend(
     policies.
     """
     segments = dict(q_segments_BT=q_segments_BT, k_segments_BS=k_segments_BS)
+    if isinstance(pattern, InPieces):
+        return attend_in_pieces(q_BTNH, k_BSKH, v_BSKH, pattern=pattern, copies_BT=copies_BM, tiles=tiles, **segments)
     if platform() == "tpu" and copies_BM is None:
         return attend_splash(q_BTNH, k_BSKH, v_BSKH, pattern=pattern, tiles=tiles, **segments)
     if platform() in ("gpu", "cuda") and k_BSKH.shape[1] > _SHORT:
@@ -150,7 +152,7 @@ def _partial_heads_first(q_BTNH, k_BKSH, v_BKSH, mask_BTS):
     q_BKRH = (q_BTNH * H**-0.5).reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
     scores = jnp.einsum("BKRH,BKSH->BKRS", q_BKRH, k_BKSH, preferred_element_type=jnp.float32).reshape(B, K, G, T, S)
     if mask_BTS is not None:
-        scores = jnp.where(mask_BTS[:, None, None], scores, _NEVER)
+        scores = jnp.where(mask_BTS[:, None, None], scores, NEVER)
     top_BKGT1 = jax.lax.stop_gradient(scores.max(-1, keepdims=True))  # cancels in `_combine`: no gradient to carry
     weights = jnp.exp(scores - top_BKGT1)
     w_BKRS = weights.reshape(B, K, G * T, S).astype(v_BKSH.dtype)

@@ -18,6 +18,8 @@ from edlm_jax.errors import InputError
 class Pattern:
     """The base of all patterns. Every query may look at itself, so that no softmax is empty."""
 
+    pieces = 1  # that a row's columns lie in, see context.py
+
     def allowed(self, q, k):
         """Elementwise bool: may query column `q` look at key column `k`? (integer arrays that broadcast)"""
         raise NotImplementedError
@@ -123,12 +125,15 @@ class CleanContext(Pattern):
         """The pattern of the clean stream on itself."""
         return Causal() if self.clean == "token_causal" else BlockCausal(self.block_length)
 
-    def allowed(self, q, k):
-        """By stream of query and key: own noisy block, earlier clean blocks, clean on clean."""
+    def allowed(self, q, k, copies=None):
+        """By stream of query and key: own noisy block, earlier clean blocks, clean on clean.
+
+        `copies`: the clean columns that the noisy queries are copies of, where it is not their own place in a view.
+        """
         M, C = self.noisy_columns, self.block_length
         q_noisy, k_noisy, q_clean, k_clean = q < M, k < M, q - M, k - M
         own_block = k_noisy & (q // C == k // C)
-        earlier = ~k_noisy & (k_clean // C < q % self.length // C)
+        earlier = ~k_noisy & (k_clean // C < (q % self.length if copies is None else copies) // C)
         from_clean = ~k_noisy & self.clean_pattern.allowed(q_clean, k_clean)
         return (q_noisy & (own_block | earlier)) | (~q_noisy & from_clean)
 

@@ -8,7 +8,7 @@ numpy, so it would need a second form of every pattern.
 """
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from edlm_jax.attention.pattern import Pattern
 
 _LANES = 128  # columns come in multiples of the vector unit's width
-_ROW_AXES, _HEAD_AXIS = ("data", "fsdp"), "tensor"  # of the mesh, see models/sharding.py
+ROW_AXES, HEAD_AXES = ("data", "fsdp"), ("tensor",)  # of the mesh, see models/sharding.py
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,10 @@ def attend_splash(
     """`attend` in tiles, for T <= S of any size: what is no multiple of 128 is padded with columns that nobody sees.
 
     On a mesh each device attends for its own rows and heads, as far as these divide evenly; axes that do not divide
-    them, and `context`, repeat the work. `interpret` runs the kernels' Python on any machine, slowly.
+    them repeat the work, and `context` does unless the columns are `InPieces`. `interpret` runs the kernels' Python on
+    any machine, slowly.
     """
-    segments = None if q_segments_BT is None else splash.SegmentIds(q_segments_BT, k_segments_BS)
+    segments = None if q_segments_BT is None else (q_segments_BT, k_segments_BS)
     attend_local = partial(_attend_local, pattern=pattern, tiles=tiles, interpret=interpret)
     return on_mesh(attend_local, q_BTNH, k_BSKH, v_BSKH, segments)
 
@@ -69,8 +70,8 @@ def on_mesh(attend_local, q_BTNH, k_BSKH, v_BSKH, by_row):
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return attend_local(q_BTNH, k_BSKH, v_BSKH, by_row)
-    rows = _axes_that_divide(mesh, _ROW_AXES, q_BTNH.shape[0])
-    heads = _axes_that_divide(mesh, (_HEAD_AXIS,), k_BSKH.shape[2])
+    rows = axes_that_divide(mesh, ROW_AXES, q_BTNH.shape[0])
+    heads = axes_that_divide(mesh, HEAD_AXES, k_BSKH.shape[2])
     x_spec = PartitionSpec(rows, None, heads, None)
     in_specs = (x_spec, x_spec, x_spec, PartitionSpec(rows, None))
     # A kernel's outputs say nothing of how they vary over the mesh, so that cannot be checked.
@@ -79,10 +80,10 @@ def on_mesh(attend_local, q_BTNH, k_BSKH, v_BSKH, by_row):
 
 
 def count_tiles(pattern: Pattern, q_len: int, k_len: int, tiles: Tiles = Tiles()) -> tuple[int, int]:  # noqa: B008
-    """(tiles that the forward kernel computes, tiles in all) of one head of one row."""
-    block_mask = _kernel(pattern, q_len, k_len, 1, tiles).fwd_mask_info.block_mask
-    sizes = _tile(q_len, tiles.queries), _tile(k_len, tiles.keys)
-    total = (_padded(q_len) // sizes[0]) * (_padded(k_len) // sizes[1])
+    """(tiles that the forward kernel computes, tiles in all) of one head of one row, over all of its pieces."""
+    block_mask = make_kernel(pattern, q_len, k_len, 1, tiles).fwd_mask_info.block_mask
+    sizes = tile_sizes(pattern, tiles, q_len, k_len)
+    total = (len(padded_places(q_len, pattern.pieces)) // sizes[0]) * (_padded(k_len) // sizes[1])
     return (total if block_mask is None else int(np.sum(np.asarray(block_mask) > 0))), total
 
 
@@ -96,26 +97,37 @@ class _TileMask(splash.Mask):
 
     @property
     def shape(self):
-        return _padded(self.q_len), _padded(self.k_len)
+        return len(self._places), _padded(self.k_len)
 
-    def __getitem__(self, tile):
-        q, k = (np.arange(part.start, part.stop, dtype=np.int32) for part in tile)
-        q = np.minimum(q, self.q_len - 1)[:, None]  # padding is like the last query: a softmax over nothing is NaN
-        return np.asarray(self.pattern.allowed(q, k[None])) & (k < self.k_len)[None]
+    @cached_property
+    def _places(self):
+        return padded_places(self.q_len, self.pattern.pieces)
+
+    def __getitem__(self, tile):  # (slice of queries, slice of keys), both with their ends
+        q, k = self._places[tile[0]], np.arange(tile[1].start, tile[1].stop, dtype=np.int32)
+        seen = np.minimum(k, self.k_len - 1)
+        return np.asarray(self.pattern.allowed(q[:, None], seen[None])) & (k < self.k_len)[None]
 
 
 def _attend_local(q_BTNH, k_BSKH, v_BSKH, segments, *, pattern, tiles, interpret):
-    B, T, N, H = q_BTNH.shape
-    kernel = _kernel(pattern, T, k_BSKH.shape[1], N, tiles, interpret)
-    q_BNTH, k_BKSH, v_BKSH = (_pad(x.swapaxes(1, 2), axis=2) for x in (q_BTNH * H**-0.5, k_BSKH, v_BSKH))
+    kernel = make_kernel(pattern, q_BTNH.shape[1], k_BSKH.shape[1], q_BTNH.shape[2], tiles, interpret)
+    return run_kernel(q_BTNH, k_BSKH, v_BSKH, segments, kernel)
+
+
+def run_kernel(q_BTNH, k_BSKH, v_BSKH, segments, kernel):
+    """One device's attention; `segments` is (those of the queries, those of the keys) or None."""
+    T, H = q_BTNH.shape[1], q_BTNH.shape[3]
+    q_BNTH, k_BKSH, v_BKSH = (pad_columns(x.swapaxes(1, 2), axis=2) for x in (q_BTNH * H**-0.5, k_BSKH, v_BSKH))
     if segments is not None:
-        segments = splash.SegmentIds(_pad(segments.q, axis=1, mode="edge"), _pad(segments.kv, axis=1))
+        q_BT, k_BS = segments
+        segments = splash.SegmentIds(pad_columns(q_BT, axis=1, mode="edge"), pad_columns(k_BS, axis=1))
     out_BNTH = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, segment_ids=ids))(q_BNTH, k_BKSH, v_BKSH, segments)
     return out_BNTH[:, :, :T].swapaxes(1, 2)
 
 
-def _kernel(pattern, q_len, k_len, heads, tiles, interpret=False):
-    q, k = _tile(q_len, tiles.queries), _tile(k_len, tiles.keys)
+def make_kernel(pattern, q_len, k_len, heads, tiles, interpret=False):
+    """Splash's kernel of a pattern; of `InPieces` its mask's parts are for the devices of an axis, in their order."""
+    q, k = tile_sizes(pattern, tiles, q_len, k_len)
     sizes = splash.BlockSizes(
         block_q=q,
         block_kv=k,
@@ -126,12 +138,35 @@ def _kernel(pattern, q_len, k_len, heads, tiles, interpret=False):
         block_q_dq=q,
         block_kv_dq=k,
     )
-    return splash.make_splash_mha_single_device(
+    return splash.make_splash_mha(
         mask=splash.MultiHeadMask([_TileMask(pattern, q_len, k_len)] * heads),
         block_sizes=sizes,
         residual_checkpoint_name="attention",  # output and log-sum-exp: kept where a remat policy keeps attention
+        head_shards=1,
+        q_seq_shards=pattern.pieces,
         interpret=interpret,
     )
+
+
+def has_partial_tiles(pattern, q_len, k_len, tiles) -> bool:
+    """Is a tile seen in part? Splash cannot split over devices a mask whose tiles are all or nothing (jax 0.10)."""
+    mask, (q, k) = _TileMask(pattern, q_len, k_len), tile_sizes(pattern, tiles, q_len, k_len)
+    rows, columns = mask.shape
+    bands = (mask[start : start + q, 0:columns].reshape(q, -1, k) for start in range(0, rows, q))
+    return any((band.any((0, 2)) & ~band.all((0, 2))).any() for band in bands)
+
+
+def tile_sizes(pattern: Pattern, tiles: Tiles, q_len: int, k_len: int) -> tuple[int, int]:
+    """(queries, keys) of a tile. In pieces, it lies within one chunk where chunks are multiples of 128."""
+    chunk = pattern.chunk if pattern.pieces > 1 and pattern.chunk % _LANES == 0 else None
+    return _tile(chunk or q_len // pattern.pieces, tiles.queries), _tile(chunk or k_len, tiles.keys)
+
+
+def padded_places(length: int, pieces: int = 1) -> np.ndarray:
+    """int32: 0..length - 1, each piece padded with its last, since a softmax over nothing is NaN."""
+    size = length // pieces
+    places = np.minimum(np.arange(_padded(size)), size - 1)[None] + size * np.arange(pieces)[:, None]
+    return places.astype(np.int32).reshape(-1)
 
 
 def _padded(length: int) -> int:
@@ -144,12 +179,14 @@ def _tile(length: int, most: int) -> int:
     return max(size for size in range(_LANES, max(most, _LANES) + 1, _LANES) if padded % size == 0)
 
 
-def _pad(x, *, axis, mode="constant"):
+def pad_columns(x, *, axis, mode="constant"):
+    """With zeros, or `mode`, up to the next multiple of the vector unit's width."""
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, _padded(x.shape[axis]) - x.shape[axis])
     return jnp.pad(x, widths, mode=mode)
 
 
-def _axes_that_divide(mesh, axes: tuple[str, ...], size: int) -> tuple[str, ...]:
+def axes_that_divide(mesh, axes: tuple[str, ...], size: int) -> tuple[str, ...]:
+    """These axes of the mesh, if together they divide `size` evenly."""
     axes = tuple(axis for axis in axes if axis in mesh.axis_names)
     return axes if size % int(np.prod([mesh.shape[axis] for axis in axes])) == 0 else ()

@@ -23,8 +23,8 @@ from jaxtyping import Array, Float, Int
 from edlm_jax.attention.intervals import key_runs, may_look, visits
 from edlm_jax.attention.pattern import Pattern
 from edlm_jax.attention.splash import Tiles, on_mesh
+from edlm_jax.attention.tiled import NEVER
 
-_NEVER = -(2.0**100)  # see attend.py
 _SMALLEST = 16  # Triton multiplies matrices from this size on, in powers of two
 _LOG2_E = math.log2(math.e)  # its exponential has base 2
 _COMPILER = plgpu.CompilerParams(num_warps=8, num_stages=2)  # a choice, not yet measured on a GPU
@@ -155,14 +155,14 @@ def _forward_kernel(q_ref, k_ref, v_ref, tour, out_ref, lse_ref, *, settings):
         scores_TS = plgpu.dot(q_TH, k_ref[keys, :], trans_b=True) * (settings.scale * _LOG2_E)
         if masked:
             seen_TS = may_look(runs, columns_S[None], q_ids_T1, tour.k_ids[keys][None])
-            scores_TS = jnp.where(seen_TS, scores_TS, _NEVER)
+            scores_TS = jnp.where(seen_TS, scores_TS, NEVER)
         new_top_T = jnp.maximum(top_T, scores_TS.max(1))
         # A query that sees nothing here gathers nonsense; the first key that it does see shrinks that to zero.
         weights_TS, shrink_T = jnp.exp2(scores_TS - new_top_T[:, None]), jnp.exp2(top_T - new_top_T)
         out_TH = out_TH * shrink_T[:, None] + plgpu.dot(weights_TS.astype(v_ref.dtype), v_ref[keys, :])
         return out_TH, total_T * shrink_T + weights_TS.sum(1), new_top_T
 
-    carry = jnp.zeros(q_TH.shape, jnp.float32), jnp.zeros(T, jnp.float32), jnp.full(T, _NEVER, jnp.float32)
+    carry = jnp.zeros(q_TH.shape, jnp.float32), jnp.zeros(T, jnp.float32), jnp.full(T, NEVER, jnp.float32)
     out_TH, total_T, top_T = _visit_all(visit, tour.ends, carry)
     out_ref[...] = (out_TH / total_T[:, None]).astype(out_ref.dtype)
     lse_ref[...] = top_T + jnp.log2(total_T)
@@ -178,7 +178,7 @@ def _dq_kernel(q_ref, k_ref, v_ref, dout_ref, lse_ref, delta_ref, tour, dq_ref, 
         scores_TS = plgpu.dot(q_TH, k_SH, trans_b=True) * (settings.scale * _LOG2_E)
         if masked:
             seen_TS = may_look(runs, columns_S[None], q_ids_T1, tour.k_ids[keys][None])
-            scores_TS = jnp.where(seen_TS, scores_TS, _NEVER)
+            scores_TS = jnp.where(seen_TS, scores_TS, NEVER)
         dweights_TS = plgpu.dot(dout_TH, v_ref[keys, :], trans_b=True)
         dscores_TS = jnp.exp2(scores_TS - lse_T1) * (dweights_TS - delta_T1)
         return dq_TH + plgpu.dot(dscores_TS.astype(k_SH.dtype), k_SH)
@@ -201,7 +201,7 @@ def _dkv_kernel(q_ref, k_ref, v_ref, dout_ref, lse_ref, delta_ref, tour, dk_ref,
             if masked:
                 runs = [tour.runs[edge, queries][None] for edge in range(4)]
                 seen_ST = may_look(runs, columns_S[:, None], tour.q_ids[queries][None], k_ids_S1)
-                scores_ST = jnp.where(seen_ST, scores_ST, _NEVER)
+                scores_ST = jnp.where(seen_ST, scores_ST, NEVER)
             weights_ST = jnp.exp2(scores_ST - lse_ref[g, queries][None])
             dv_SH = dv_SH + plgpu.dot(weights_ST.astype(dout_TH.dtype), dout_TH)
             dweights_ST = plgpu.dot(v_SH, dout_TH, trans_b=True)

@@ -15,7 +15,8 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from edlm_jax.attention import BlockCausal, Tiles, count_tiles
+from edlm_jax.attention import BlockCausal, InPieces, Tiles, count_tiles
+from edlm_jax.attention.splash import has_partial_tiles
 from edlm_jax.decoding.acceptance import Sampling, Threshold
 from edlm_jax.decoding.blocks import BlockSettings, Request, decode_blocks
 from edlm_jax.errors import InputError
@@ -93,18 +94,24 @@ def train_step_report(c: ConfigDict, spec: ModelSpec, mesh: Mesh) -> dict[str, A
     devices = math.prod(mesh.shape.values())
     report |= dict(batch_size=B, length=L, micro_batches=count, model_flops=flops, flops_per_device=flops / devices)
     if not objective.noisy_length:  # chosen copies are attended to by the exact split, without tiles
-        report["attention_tiles"] = tiles_report(objective, L, Tiles(*c.attention_tiles))
+        report["attention_tiles"] = tiles_report(objective, L, Tiles(*c.attention_tiles), mesh.shape["context"])
     return report
 
 
-def tiles_report(objective: Objective, length: int, tiles: Tiles) -> dict[str, Any]:
+def tiles_report(objective: Objective, length: int, tiles: Tiles, pieces: int) -> dict[str, Any]:
     """Tiles of one head of one row that the forward kernel computes, against the fewest that tiles of that side can.
+
+    A row in pieces is counted over all of its devices.
 
     The ideal of a stream that sees what is before it is its lower triangle; a noisy stream adds its own diagonal
     (density 1/4 + T / 2L of the two streams' square).
     """
     width = 2 * length if objective.two_streams else length
-    visited, total = count_tiles(objective.attention(length), width, width, tiles)
+    pattern = objective.attention(length)
+    in_pieces = InPieces(pattern, width, pieces).for_queries(width)
+    if has_partial_tiles(in_pieces, width, width, tiles):  # else all that is visited is needed
+        pattern = in_pieces
+    visited, total = count_tiles(pattern, width, width, tiles)
     side = math.sqrt(width * width / total)
     n = length / side
     triangle = n * (n + 1) / 2

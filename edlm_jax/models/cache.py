@@ -98,8 +98,8 @@ def forward(weights: DecodingWeights, tokens_BT, rotary_BT, attention: Attention
     """
     spec = weights.spec
     x_BTD = tokens_BT if tokens_BT.ndim == 3 else weights.embedding_VD[tokens_BT]
-    columns = [slice(None)] * (spec.num_layers - 1) + [slice(-read if read else None, None)]
-    for index, (layer, wanted) in enumerate(zip(weights.layers, columns, strict=True)):
+    whole, last = (lambda x_BT: x_BT), (lambda x_BT: x_BT[:, -read if read else None :])
+    for index, (layer, wanted) in enumerate(zip(weights.layers, [whole] * (spec.num_layers - 1) + [last], strict=True)):
         x_BTD = layer_forward(spec, layer, x_BTD, rotary_BT, partial(attention, index), wanted)
     return rms_norm(x_BTD, weights.final_norm_D, spec.norm_eps)
 

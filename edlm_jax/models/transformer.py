@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from edlm_jax.attention import Causal, Pattern, Tiles, attend
+from edlm_jax.attention import Causal, InPieces, Pattern, Tiles, attend
 from edlm_jax.errors import InputError
 from edlm_jax.models.head import linear_cross_entropy
 from edlm_jax.models.rope import rotary_tables, rotate
@@ -113,19 +113,24 @@ class Transformer(nnx.Module):
 
         `copies_BM`: see `attend`; positions, segments and tokens of the noisy columns are then those of their copies.
         Of the last layer only the first `columns` are computed where that is given: under `CleanContext` the clean
-        stream has no loss of its own, and there it needs to give keys and values alone.
+        stream has no loss of its own, and there it needs to give keys and values alone. On a mesh that splits rows
+        over `context` the columns lie `InPieces` from the first layer to the last.
         """
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(pattern.positions(tokens_BT.shape[1]), tokens_BT.shape)
+        row = InPieces.on_mesh(pattern, tokens_BT.shape[1])
+        arranged = map(row.enter, (tokens_BT, positions_BT, segment_ids_BT, copies_BM))
+        tokens_BT, positions_BT, segment_ids_BT, copies_BM = arranged
         rotary = rotary_tables(positions_BT, self.spec.rope, self.spec.head_dim)
 
         def attention(q_BTNH, k_BSKH, v_BSKH):
-            q_segments_BT = None if segment_ids_BT is None else segment_ids_BT[:, : q_BTNH.shape[1]]
-            segments = {"q_segments_BT": q_segments_BT, "k_segments_BS": segment_ids_BT}
-            how = dict(pattern=pattern, copies_BM=copies_BM, tiles=self.tiles)
+            T = q_BTNH.shape[1]
+            segments = {"q_segments_BT": row.read(segment_ids_BT, T), "k_segments_BS": segment_ids_BT}
+            how = dict(pattern=row.for_queries(T), copies_BM=row.read(copies_BM, T), tiles=self.tiles)
             return attend(q_BTNH, k_BSKH, v_BSKH, **how, **segments)
 
-        def body(x_BTD, layer, read=slice(None)):
+        def body(x_BTD, layer, columns=None):
+            read = partial(row.read, count=columns)
             return constrain(layer_forward(self.spec, layer, x_BTD, rotary, attention, read), "BL_"), None
 
         x_BTD, layers = self.embed(tokens_BT), self.layers.stacked(self.dtype)
@@ -135,8 +140,8 @@ class Transformer(nnx.Module):
         unroll = self.spec.num_layers <= _UNROLLED
         x_BTD, _ = jax.lax.scan(rematerialise(body, remat, in_scan=not unroll), x_BTD, layers, unroll=unroll)
         if last is not None:
-            x_BTD, _ = rematerialise(partial(body, read=slice(columns)), remat, in_scan=False)(x_BTD, last)
-        return self.final_norm(x_BTD)
+            x_BTD, _ = rematerialise(partial(body, columns=columns), remat, in_scan=False)(x_BTD, last)
+        return constrain(row.leave(self.final_norm(x_BTD)), "BL_")
 
     def embed(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Token embeddings in the compute dtype."""
@@ -161,12 +166,12 @@ class Transformer(nnx.Module):
         return self.embedding_VD[...].T if self.spec.tied else self.head_DV[...]
 
 
-def layer_forward(spec: ModelSpec, p: dict, x_BTD, rotary, attention, read: slice = slice(None)):  # noqa: B008
+def layer_forward(spec: ModelSpec, p: dict, x_BTD, rotary, attention, read=lambda x_BT: x_BT):
     """One pre-norm layer; `attention(q_BTNH, k_BSKH, v_BSKH) -> out_BTNH` decides who looks at whom.
 
-    Only the columns that somebody will `read` are queries and come out; the others are keys and values.
+    Only the columns that somebody will `read(x_BT)` are queries and come out; the others are keys and values.
     """
-    x_BTD = x_BTD[:, read] + _attention_branch(spec, p, x_BTD, rotary, attention, read)
+    x_BTD = read(x_BTD) + _attention_branch(spec, p, x_BTD, rotary, attention, read)
     h_BTD = rms_norm(x_BTD, p["mlp_norm_D"], spec.norm_eps)
     gate_BTF, up_BTF = _gate_and_up(p, h_BTD)
     return x_BTD + jnp.einsum("BTF,FD->BTD", jax.nn.silu(gate_BTF) * up_BTF, p["down_FD"]) + _bias(p, "down_bias_D")
@@ -178,7 +183,7 @@ def _attention_branch(spec, p, x_BTD, rotary, attention, read):
     if spec.qk_norm:
         q_BTNH = rms_norm(q_BTNH, p["q_norm_H"], spec.norm_eps)
         k_BSKH = rms_norm(k_BSKH, p["k_norm_H"], spec.norm_eps)
-    q_rotary = [table_BTR[:, read] for table_BTR in rotary]
+    q_rotary = [read(table_BTR) for table_BTR in rotary]
     out_BTNH = attention(rotate(q_BTNH, *q_rotary), rotate(k_BSKH, *rotary), v_BSKH)
     w_ED = p["o_NHD"].reshape(-1, spec.width)  # flat, or the CPU compiler transposes it on every call
     return jnp.einsum("BTE,ED->BTD", out_BTNH.reshape(*out_BTNH.shape[:2], -1), w_ED) + _bias(p, "o_bias_D")
@@ -206,9 +211,9 @@ def fuse_projections(spec: ModelSpec, p: dict) -> dict:
 def _queries_keys_values(spec, p, h_BTD, read):
     if "qkv_DKMH" in p:
         qkv_BTKMH = jnp.einsum("BTD,DKMH->BTKMH", h_BTD, p["qkv_DKMH"]) + _bias(p, "qkv_bias_KMH")
-        q_BTNH = qkv_BTKMH[:, read, :, :-2].reshape(h_BTD.shape[0], -1, spec.num_heads, spec.head_dim)
+        q_BTNH = read(qkv_BTKMH)[..., :-2, :].reshape(h_BTD.shape[0], -1, spec.num_heads, spec.head_dim)
         return q_BTNH, qkv_BTKMH[..., -2, :], qkv_BTKMH[..., -1, :]
-    q_BTNH = jnp.einsum("BTD,DNH->BTNH", h_BTD[:, read], p["q_DNH"]) + _bias(p, "q_bias_NH")
+    q_BTNH = jnp.einsum("BTD,DNH->BTNH", read(h_BTD), p["q_DNH"]) + _bias(p, "q_bias_NH")
     k_BSKH = jnp.einsum("BSD,DKH->BSKH", h_BTD, p["k_DKH"]) + _bias(p, "k_bias_KH")
     v_BSKH = jnp.einsum("BSD,DKH->BSKH", h_BTD, p["v_DKH"]) + _bias(p, "v_bias_KH")
     return q_BTNH, k_BSKH, v_BSKH

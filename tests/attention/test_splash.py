@@ -106,9 +106,9 @@ def test_tiles_visited_are_those_of_the_method(L, C, tile):
 
 
 def test_every_kernel_skips_what_the_mask_forbids():
-    from edlm_jax.attention.splash import _kernel
+    from edlm_jax.attention.splash import make_kernel
 
-    kernel = _kernel(CleanContext(1024, 16), 2048, 2048, 1, Tiles(256, 256))
+    kernel = make_kernel(CleanContext(1024, 16), 2048, 2048, 1, Tiles(256, 256))
     for info in (kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info):
         assert int((np.asarray(info.block_mask) > 0).sum()) == 4 * 4 + 2 * 4
         assert info.partial_mask_blocks.shape == (3, 256, 256)  # not one for each of the twelve partial tiles

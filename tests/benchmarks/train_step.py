@@ -34,7 +34,7 @@ from edlm_jax.training.step import TrainState, make_train_step
 def main() -> None:
     """Measure and print; `--json` also writes the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--length", type=int, help="tokens of a row, all in the noisy stream (default: the quickstart's)")
+    parser.add_argument("--length", type=int, help="tokens of a row, each copied (default: the quickstart's)")
     parser.add_argument("--batch-size", type=int, help="rows (default: the quickstart's)")
     parser.add_argument("--pairs", type=int, default=15, help="measured pairs of steps (15)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result here")

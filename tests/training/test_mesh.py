@@ -10,7 +10,7 @@ from edlm_jax.training.mesh import AXES, local_rows, to_global
 
 @pytest.mark.parametrize("shape", [(1, 4, 1, 1), (2, 1, 1, 2), (1, 2, 2, 1), (2, 2, 1, 1)])
 def test_a_batch_is_the_same_array_on_every_mesh(shape):
-    devices = np.random.default_rng().permutation(jax.devices()).reshape(shape)
+    devices = np.random.default_rng().permutation(jax.devices()[:4]).reshape(shape)
     mesh = Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 4)
     rows = local_rows(mesh, 12)
     assert rows == list(range(12))  # one process holds them all

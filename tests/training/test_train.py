@@ -1,4 +1,4 @@
-"""Whole runs of a tiny model on four devices: resumed, stopped, moved to other meshes, refused."""
+"""Whole runs of a tiny model on eight devices: resumed, stopped, moved to other meshes, refused."""
 
 import json
 import os
@@ -85,7 +85,7 @@ def test_interrupted_by_sigterm_equals_uninterrupted_bitwise(finished, config, t
 
 def test_resumes_on_another_mesh(finished, config, tmp_path):
     finished_mesh = config.mesh.to_dict()
-    config.mesh.update(data=1, fsdp=1, tensor=2, context=2)
+    config.mesh.update(data=1, fsdp=2, tensor=2, context=2)
     config.steps = 3
     train(config, tmp_path)
     config.mesh.update(finished_mesh)

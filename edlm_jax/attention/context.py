@@ -1,0 +1,177 @@
+"""Long rows over several devices: the mesh's `context` axis splits queries, and keys and values are gathered.
+
+Grouped key heads are small beside the scores, so gathering them costs little and any pattern stays exact; what must be
+chosen is which columns a device holds. Cut as it is, a row [noisy | clean] would leave one device all that is noisy and
+another all that is clean, and the last columns of a triangle see the most. `InPieces` lays the row out so that devices
+hold matching blocks of both streams and equal work; the model puts its columns in that order once, before the first
+layer, and back after the last.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from edlm_jax.attention.pattern import BlockCausal, CleanContext, Pattern
+from edlm_jax.attention.splash import (
+    HEAD_AXES,
+    ROW_AXES,
+    Tiles,
+    axes_that_divide,
+    has_partial_tiles,
+    make_kernel,
+    platform,
+    run_kernel,
+)
+from edlm_jax.attention.tiled import attend_tiled
+
+CONTEXT_AXIS = "context"
+
+
+@dataclass(frozen=True)
+class InPieces(Pattern):
+    """`pattern` over a row of `length` columns that lie in `pieces` equal pieces, one for each device of an axis.
+
+    Each stream is cut into 2X chunks of whole blocks, and piece i holds chunks i and 2X - 1 - i: what a triangle shows
+    the one more it shows the other less. Where a piece has an odd number of blocks, the first chunk is a block longer.
+
+        X = 2, a block each      noisy       clean
+                                 0 1 2 3  |  0 1 2 3     ->     0 3 | 0 3     1 2 | 1 2
+                                                                 piece 0       piece 1
+
+    Indices of `allowed` are places in the new order; `queries`, if given, leaves of the queries those of that many
+    first columns of the row (the last layer's noisy ones), each in its piece.
+    """
+
+    pattern: Pattern
+    length: int
+    pieces: int
+    queries: int | None = None
+
+    @classmethod
+    def on_mesh(cls, pattern: Pattern, length: int) -> "InPieces":
+        """A piece for each device of the context axis; one, the row as it is, where whole blocks do not go round."""
+        mesh = jax.sharding.get_abstract_mesh()
+        pieces = mesh.shape.get(CONTEXT_AXIS, 1) if not mesh.empty else 1
+        streams, C = _streams(pattern, length)
+        return cls(pattern, length, 1 if any(size % (pieces * C) for size in streams) else pieces)
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """int32[length]: the column of the row that lies in each place."""
+        pieces, start = [[] for _ in range(self.pieces)], 0
+        for size, (front, back) in zip(_streams(self.pattern, self.length)[0], self._chunks, strict=True):
+            stop = start + size
+            for index, piece in enumerate(pieces):
+                piece.append(np.arange(start + index * front, start + (index + 1) * front))
+                piece.append(np.arange(stop - (index + 1) * back, stop - index * back))
+            start = stop
+        return np.concatenate([chunk for piece in pieces for chunk in piece]).astype(np.int32)
+
+    @cached_property
+    def query_order(self) -> np.ndarray:
+        """`order` of the queries."""
+        return self.order.reshape(self.pieces, -1)[:, : self.num_queries // self.pieces].reshape(-1)
+
+    @property
+    def num_queries(self) -> int:
+        """Columns that are queries."""
+        return self.queries or self.length
+
+    @property
+    def chunk(self) -> int:
+        """What all chunks are multiples of: tiles that divide it do not mix chunks, which see different keys."""
+        return math.gcd(*(size for chunks in self._chunks for size in chunks))
+
+    @property
+    def _chunks(self) -> list[tuple[int, int]]:
+        streams, C = _streams(self.pattern, self.length)
+        blocks = [size // self.pieces // C for size in streams]
+        return [((count - count // 2) * C, count // 2 * C) for count in blocks]
+
+    def allowed(self, q, k):
+        """What `pattern` says of the columns in these places (numpy alone)."""
+        return self.pattern.allowed(self.query_order[q], self.order[k])
+
+    def for_queries(self, count: int) -> Pattern:
+        """What the first `count` columns of the row may see."""
+        return self.pattern if self.pieces == 1 else dataclasses.replace(self, queries=count)
+
+    def enter(self, x_BT: jax.Array | None) -> jax.Array | None:
+        """A row's columns in the order of the pieces. Fewer columns than the row's get zeros after them."""
+        if x_BT is None or self.pieces == 1:
+            return x_BT
+        return jnp.pad(x_BT, ((0, 0), (0, self.length - x_BT.shape[1])))[:, self.order]
+
+    def read(self, x_BT: jax.Array | None, count: int | None) -> jax.Array | None:
+        """The places of the first `count` columns of the row, in the order of the pieces: no device needs another."""
+        if x_BT is None or count in (None, self.length):
+            return x_BT
+        pieces = x_BT.reshape(x_BT.shape[0], self.pieces, -1, *x_BT.shape[2:])
+        return pieces[:, :, : count // self.pieces].reshape(x_BT.shape[0], count, *x_BT.shape[2:])
+
+    def leave(self, x_BTD: jax.Array) -> jax.Array:
+        """Columns (all of the row, or the first of it that were `read`) in the row's own order."""
+        if self.pieces == 1:
+            return x_BTD
+        places = np.argsort(self.for_queries(x_BTD.shape[1]).query_order)
+        return x_BTD.at[:, places].get(unique_indices=True, mode="promise_in_bounds")
+
+
+def attend_in_pieces(
+    q_BTNH,
+    k_BSKH,
+    v_BSKH,
+    *,
+    pattern: InPieces,
+    q_segments_BT=None,
+    k_segments_BS=None,
+    copies_BT=None,
+    tiles: Tiles = Tiles(),  # noqa: B008 (frozen)
+    interpret: bool = False,
+):
+    """`attend` over columns in the order of the pieces: each device its own queries, against the keys of all.
+
+    Splash kernels on TPU, each device with the tiles of its piece; elsewhere, with copies, and where no tile is seen in
+    part (whole tiles of one block), the same tiles in plain JAX. `copies_BT` and the segments lie as the queries do;
+    clean columns' copies are not looked at.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    rows, heads = axes_that_divide(mesh, ROW_AXES, q_BTNH.shape[0]), axes_that_divide(mesh, HEAD_AXES, k_BSKH.shape[2])
+    x_spec, row_spec = PartitionSpec(rows, CONTEXT_AXIS, heads, None), PartitionSpec(rows, CONTEXT_AXIS)
+    arguments = [(q_BTNH, x_spec), (k_BSKH, x_spec), (v_BSKH, x_spec), ((q_segments_BT, k_segments_BS), row_spec)]
+    sizes = pattern.num_queries, pattern.length
+    if copies_BT is None and (interpret or platform() == "tpu") and has_partial_tiles(pattern, *sizes, tiles):
+        num_heads = q_BTNH.shape[2] // math.prod(mesh.shape[axis] for axis in heads)
+        kernel = make_kernel(pattern, *sizes, num_heads, tiles, interpret)
+        by_piece = NamedSharding(mesh, PartitionSpec(None, CONTEXT_AXIS))
+        arguments.append((kernel, kernel.manual_sharding_spec(by_piece)))
+        local = run_kernel
+    else:
+        arguments.append((copies_BT, row_spec))
+
+        def local(q, k, v, segments, copies):
+            piece = jax.lax.axis_index(CONTEXT_AXIS)
+            return attend_tiled(q, k, v, segments, copies, piece, pattern=pattern, tiles=tiles)
+
+    def gathered(q, k, v, segments, last):
+        gather = lambda x: jax.lax.all_gather(x, CONTEXT_AXIS, axis=1, tiled=True)  # noqa: E731
+        segments = None if segments[0] is None else (segments[0], gather(segments[1]))
+        return local(q, gather(k), gather(v), segments, last)
+
+    values, specs = zip(*arguments, strict=True)
+    # A kernel's outputs say nothing of how they vary over the mesh, so that cannot be checked.
+    return jax.shard_map(gathered, in_specs=specs, out_specs=x_spec, check_vma=False)(*values)
+
+
+def _streams(pattern: Pattern, length: int) -> tuple[list[int], int]:
+    """(columns of each stream of a row, block length); every view of the clean stream is a stream."""
+    if isinstance(pattern, CleanContext):
+        views, rest = divmod(pattern.noisy_columns, pattern.length)
+        return [pattern.length] * views + [rest] * (rest > 0) + [pattern.length], pattern.block_length
+    return [length], pattern.block_length if isinstance(pattern, BlockCausal) else 1
