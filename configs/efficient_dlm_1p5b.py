@@ -1,4 +1,4 @@
-"""Efficient-DLM 1.5B (arXiv 2512.14067) on TPU: Qwen2.5-1.5B to block diffusion. Not yet run or compiled at size.
+"""Efficient-DLM 1.5B (arXiv 2512.14067) on TPU: Qwen2.5-1.5B to block diffusion. Compiled, not yet run.
 
     edlm train --config=configs/efficient_dlm_1p5b.py --workdir=runs/efficient_dlm_1p5b \\
         --config.data.sources="({'kind': 'array_record', 'path': 'corpus/*.array_record'},)"
