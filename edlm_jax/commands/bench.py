@@ -1,18 +1,23 @@
 """Measure speed.
 
   decode    tokens/s of AR and diffusion in one engine, and of transformers' generate where torch is installed: same
-            prompts, whole calls, warm, generated tokens only; and seconds of one forward of 1, C and 2C columns"""
+            prompts, whole calls, warm, generated tokens only; and seconds of one forward of 1, C and 2C columns
+  train     the jitted training step of a config on the devices that are here, with random weights and packed rows:
+            median seconds of a step, tokens/s, MFU by formula, memory"""
 
 import argparse
 from typing import Any
 
+from edlm_jax.commands.config import add_config_argument, load_config
 from edlm_jax.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("what", choices=("decode",), help="what to measure")
-    parser.add_argument("--model", required=True, metavar="DIR", help="a converted model")
+    parser.add_argument("what", choices=("decode", "train"), help="what to measure")
+    add_config_argument(parser, required=False)
+    parser.add_argument("--steps", type=int, default=20, metavar="N", help="of train: measured steps (20)")
+    parser.add_argument("--model", metavar="DIR", help="of decode, as all below: a converted model")
     parser.add_argument("--baseline", metavar="DIR", help="the AR model to compare with (default: the model itself)")
     parser.add_argument("--batch-sizes", default="1,8,32", metavar="N,N", help="rows decoded at a time (1,8,32)")
     parser.add_argument("--prompts", type=int, default=32, metavar="N", help="generated tasks to decode (32)")
@@ -23,7 +28,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure; returns rates by batch size and seconds by forward width."""
+    """Measure; returns what the command prints with --json."""
+    return _train(args) if args.what == "train" else _decode(args)
+
+
+def _train(args):
+    if not args.config or args.steps < 1:
+        raise InputError("edlm bench train needs --config=FILE, and --steps of at least 1")
+    config = load_config(args.config, args.overrides)
+    from edlm_jax.evaluation.bench_train import time_train_step
+    from edlm_jax.evaluation.report import describe_machine
+
+    command = " ".join(["edlm bench train", f"--config={args.config}", f"--steps={args.steps}", *args.overrides])
+    return dict(command=command, **time_train_step(config, args.steps), **describe_machine())
+
+
+def _decode(args):
+    """Rates by batch size and seconds by forward width."""
+    if not args.model:
+        raise InputError("edlm bench decode needs --model=DIR, a converted model")
     sizes, thresholds = _numbers(args.batch_sizes, int, "batch-sizes"), _numbers(args.thresholds, float, "thresholds")
     if max(sizes) > args.prompts:
         raise InputError(f"--batch-sizes: a batch of {max(sizes)} needs as many --prompts, not {args.prompts}")
@@ -69,6 +92,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
     """Print the tables."""
+    if args.what == "train":
+        _show_train(result)
+        return
     sizes = result["tokens_per_second"]
     print(f"{'tokens/s':32}" + "".join(f"{f'batch {size}':>13}" for size in sizes) + "  tokens/forward")
     for name in next(iter(sizes.values())):
@@ -80,6 +106,19 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> None:
         print(f"a forward of {width} columns: {1e3 * seconds:.3f} ms, {ratio:.2f} times one of 1")
     if "transformers" in result:
         print(f"transformers: {result['transformers']}")
+
+
+def _show_train(result):
+    seconds, mesh = result["seconds_per_step"], result["mesh"]
+    shape = " x ".join(f"{axis} {size}" for axis, size in mesh.items() if size > 1) or "one device"
+    print(f"{result['device_kind']}, {shape}: {result['batch_size']} x {result['length']} tokens a step")
+    print(f"  seconds of a step  {seconds['median']:.4f} ({seconds['min']:.4f} to {seconds['max']:.4f})")
+    print(f"  tokens/s           {result['tokens_per_second']:.1f}")
+    print(f"  model FLOP/s       {result['model_flops_per_second']:.3e}" + (
+        f", {100 * result['mfu']:.1f} % of the peak" if "mfu" in result else ""
+    ))
+    for what, size in result["peak_bytes"].items():
+        print(f"  memory, {what:10} {size / 2**30:.2f} GiB a device")
 
 
 def _peer(directory, args, eos_id):

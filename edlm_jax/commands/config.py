@@ -14,9 +14,10 @@ Any field of the config file can be set on the command line:
 edlm_jax/training/config.py lists every field with its meaning."""
 
 
-def add_config_argument(parser: argparse.ArgumentParser) -> None:
+def add_config_argument(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Declare --config; its overrides are gathered by the caller."""
-    parser.add_argument("--config", required=True, metavar="FILE", help="Python file with get_config(), see configs/")
+    what = "Python file with get_config(), see configs/"
+    parser.add_argument("--config", required=required, metavar="FILE", help=what)
     parser.epilog = OVERRIDES_HELP
 
 

@@ -21,7 +21,7 @@ COMMANDS = {
     "generate": "complete prompts with a model, several tokens per forward pass",
     "evaluate": "task accuracy at several thresholds, speed, held-out loss",
     "study": "train and measure every cell of a study, with standard errors over seeds",
-    "bench": "speed of AR and diffusion side by side, and of transformers",
+    "bench": "speed of decoding, AR and diffusion side by side, or of the training step",
     "compile": "what a config would need on TPUs: memory, collectives, FLOPs; needs no TPU",
     "export": "write a training run's newest checkpoint as a Hugging Face directory",
 }

@@ -23,6 +23,7 @@ from flax import nnx
 
 from configs.quickstart import get_config
 from edlm_jax.attention import CleanContext
+from edlm_jax.evaluation.bench_train import packed_batch
 from edlm_jax.evaluation.report import describe_machine
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
@@ -44,7 +45,7 @@ def main() -> None:
     if args.length:
         c.objective.noisy_length = 0  # of another length, every block once
     spec = ModelSpec.from_hf(json.loads((Path(c.init.path) / "config.json").read_text()))
-    batch = packed_batch(spec, c.data.batch_size, c.data.length, c.objective.block_length)
+    batch = packed_batch(spec.vocab_size, c.data.batch_size, c.data.length, c.objective.block_length)
     sides = {"edlm_jax": our_step(c, spec, batch), "torch": torch_step(c, spec, batch)}
     for step in sides.values():
         step(), step()  # compile, allocate
@@ -70,20 +71,6 @@ def main() -> None:
     print(json.dumps(result, indent=1))
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
-
-
-def packed_batch(spec, B, L, C):
-    """Rows of four documents each, the second half of each a response, which carries loss."""
-    rng = np.random.default_rng(0)
-    document_L = np.arange(L) // max(L // 4 // C * C, C)
-    start_L = np.array([np.argmax(document_L == document) for document in document_L])
-    rows = lambda row_L: np.tile(row_L.astype(np.int32), (B, 1))  # noqa: E731
-    return dict(
-        tokens=rng.integers(8, spec.vocab_size, (B, L), dtype=np.int32),
-        segment_ids=rows(document_L + 1),
-        positions=rows(np.arange(L) - start_L),
-        loss_mask=rows(np.arange(L) - start_L >= max(L // 4 // C * C, C) // 2 // C * C),
-    )
 
 
 def our_step(c, spec, batch):

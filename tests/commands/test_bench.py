@@ -1,4 +1,4 @@
-"""`edlm bench decode`: every way is measured on the same prompts; counts are of generated tokens."""
+"""`edlm bench`: every way of decoding on the same prompts, counts are of generated tokens; the real training step."""
 
 import json
 
@@ -28,6 +28,25 @@ def test_bench_decode(tiny_converted_dir, capsys):
         assert ways <= rates.keys() and all(rate > 0 for rate in rates.values())
     assert result["tokens_per_forward"]["ar"] == 1.0
     assert result["forward_ratio"]["1"] == 1.0 and result["forward_seconds"].keys() == {"1", "4", "8"}
+
+
+def test_bench_train(tiny_config, capsys):
+    arguments = [f"--config={tiny_config}", "--config.data.length=32", "--steps=3", "--json"]
+    assert main(["bench", "train", *arguments]) == 0
+    result = json.loads(capsys.readouterr().out)
+    seconds = result["seconds_per_step"]
+    assert 0 < seconds["min"] <= seconds["median"] <= seconds["max"]
+    assert result["tokens_per_second"] == pytest.approx(8 * 32 / seconds["median"])
+    assert result["model_flops_per_second"] == pytest.approx(result["model_flops_per_step"] / seconds["median"])
+    assert result["loss"] > 0 and result["mesh"]["fsdp"] == 8
+    assert main(["bench", "train", *arguments[:-1]]) == 0
+    assert "tokens/s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["train"], ["train", "--config=x.py", "--steps=0"], ["decode"]])
+def test_bench_asks_for_what_it_needs(arguments, capsys):
+    assert main(["bench", *arguments]) == 2
+    assert "needs --" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,90 @@
+"""How fast training is: the real jitted step of a config on the devices that are here, random weights and rows."""
+
+import statistics
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from edlm_jax.evaluation.progress import Progress
+from edlm_jax.training.config import validate
+from edlm_jax.training.initial import abstract_state, initial_params, initial_state, planned_spec
+from edlm_jax.training.mesh import local_rows, make_mesh, micro_batches, to_global
+from edlm_jax.training.metrics import mfu_meter, step_flops
+from edlm_jax.training.objective import Objective
+from edlm_jax.training.step import Numbers, make_train_step
+
+_WARM_UP = 2  # steps that do not count: the first allocates
+
+
+def time_train_step(c: ConfigDict, steps: int) -> dict[str, Any]:
+    """Seconds of a step (the median of `steps`), tokens/s, MFU by formula, and the memory that it takes.
+
+    Tokens are those of the batch, every one of them real: packed rows of four documents each, a clean token once.
+    """
+    validate(c)
+    c = c.copy_and_resolve_references()
+    mesh, spec = make_mesh(c), planned_spec(c)
+    c.init.path = ""  # no weights are read: which they are changes no time
+    B, L = c.data.batch_size, c.data.length
+    objective = Objective.from_config(c, max(c.init.mask_token_id, 0))
+    graphdef, abstract = abstract_state(c, spec, mesh)
+    rows = local_rows(mesh, B)
+    batch = to_global(packed_batch(spec.vocab_size, len(rows), L, objective.block_length), mesh, rows, B)
+    with jax.set_mesh(mesh), Progress(_WARM_UP + steps + 1, "bench train") as progress:
+        state = initial_state(c, initial_params(c, spec, mesh), abstract)
+        train_step = make_train_step(c, graphdef, objective, jax.tree.map(lambda x: x.sharding, abstract))
+        start = time.perf_counter()
+        numbers = Numbers.from_config(c)
+        compiled = train_step.lower(state, batch, numbers, block_length=objective.block_length).compile()
+        compile_seconds = time.perf_counter() - start
+        progress.done(1, f"compiled in {compile_seconds:.0f} s")
+        count, seconds = micro_batches(c, B), []
+        for index in range(_WARM_UP + steps):
+            start = time.perf_counter()
+            state, metrics = compiled(state, batch, numbers)
+            loss = float(metrics["loss"])  # waits for all of the step: its gradients' norm is a metric too
+            jax.block_until_ready(state)
+            if index >= _WARM_UP:
+                seconds.append(time.perf_counter() - start)
+            progress.done(index + 2, f"step {index + 1}, {time.perf_counter() - start:.3f} s")
+    median, flops = statistics.median(seconds), step_flops(spec, objective, B, L)
+    return dict(
+        steps=steps,
+        seconds_per_step=dict(median=median, min=min(seconds), max=max(seconds)),
+        tokens_per_second=B * L / median,
+        model_flops_per_step=flops,
+        model_flops_per_second=flops / median,
+        **mfu_meter(flops, c.dtype)(1 / median),
+        device_kind=jax.devices()[0].device_kind,
+        mesh={axis: size for axis, size in mesh.shape.items()},
+        batch_size=B,
+        length=L,
+        micro_batches=count,
+        compile_seconds=compile_seconds,
+        loss=loss,
+        peak_bytes=_peak_bytes(compiled),
+    )
+
+
+def packed_batch(vocab_size: int, B: int, L: int, C: int) -> dict[str, np.ndarray]:
+    """Rows of four documents each, the second half of each a response, which carries loss."""
+    rng = np.random.default_rng(0)
+    document_L = np.arange(L) // max(L // 4 // C * C, C)
+    start_L = np.array([np.argmax(document_L == document) for document in document_L])
+    rows = lambda row_L: np.tile(row_L.astype(np.int32), (B, 1))  # noqa: E731
+    return dict(
+        tokens=rng.integers(min(8, vocab_size - 1), vocab_size, (B, L), dtype=np.int32),
+        segment_ids=rows(document_L + 1),
+        positions=rows(np.arange(L) - start_L),
+        loss_mask=rows(np.arange(L) - start_L >= max(L // 4 // C * C, C) // 2 // C * C),
+    )
+
+
+def _peak_bytes(compiled) -> dict[str, int]:
+    """Of one device: what the compiler plans for the step, and, where the device counts, what was in use at most."""
+    analysis, stats = compiled.memory_analysis(), jax.local_devices()[0].memory_stats() or {}
+    planned = {"planned": analysis.peak_memory_in_bytes} if analysis else {}
+    return planned | ({"measured": stats["peak_bytes_in_use"]} if "peak_bytes_in_use" in stats else {})
