@@ -72,11 +72,10 @@ def test_triton_equals_the_dense_reference(pattern, T, S, documents):
     check(ours, value_and_grad(partial(attend_dense, pattern=pattern), arrays, segments))
 
 
-@pytest.mark.parametrize(("heads", "tiles"), [((3, 1, 24), Tiles(16, 64)), ((2, 2, 16), Tiles(64, 32))])
-def test_any_heads_and_tiles(heads, tiles):
-    pattern, (N, K, H) = CleanContext(40, 4, noisy_length=80), heads
-    arrays, segments = random_case(pattern, 120, 120, N=N, K=K, H=H)
-    ours = value_and_grad_triton(arrays, segments, pattern=pattern, tiles=tiles)
+def test_other_heads_and_tiles():
+    pattern = CleanContext(40, 4, noisy_length=80)
+    arrays, segments = random_case(pattern, 120, 120, N=3, K=1, H=24)
+    ours = value_and_grad_triton(arrays, segments, pattern=pattern, tiles=Tiles(16, 64))
     check(ours, value_and_grad(partial(attend_dense, pattern=pattern), arrays, segments))
 
 
@@ -235,9 +234,8 @@ def test_a_remat_policy_keeps_what_the_backward_pass_reads():
     assert counts == [1, 2]
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda"])
-def test_attend_takes_the_kernels_on_a_gpu_where_rows_are_long(name, monkeypatch):
+@pytest.mark.parametrize(("name", "L", "tiled"), [("gpu", 64, False), ("gpu", 512, True), ("cpu", 512, False)])
+def test_attend_takes_the_kernels_on_a_gpu_where_rows_are_long(name, L, tiled, monkeypatch):
     monkeypatch.setattr(import_module("edlm_jax.attention.attend"), "platform", lambda: name)
-    texts = [lowered(attend, CleanContext(L, 16), L) for L in (64, 512)]
-    calls = ["xla.gpu.triton" in text for text in texts]
-    assert calls == [False, True]
+    found = "xla.gpu.triton" in lowered(attend, CleanContext(L, 16), L)
+    assert found == tiled

@@ -1,6 +1,6 @@
 """Attention under the two-stream pattern, forward and backward: tiles against the split and dense masks, on one GPU.
 
-    python -m tests.benchmarks.attention [--tiles 128x64 64x64 ...] [--json docs/benchmarks/attention_gpu.json]
+    python -m tests.benchmarks.attention [--tiles 64x64 128x64 ...] [--json docs/benchmarks/attention_gpu.json]
     python -m tests.benchmarks.attention --interpret --length 96 --rows 1 --heads 2 --key-heads 1 --tiles 32x16
 
 Not yet run on a GPU. The second line runs the kernels' Python on any machine: it shows that this program works, and its
@@ -75,7 +75,7 @@ def parse() -> argparse.Namespace:
         parser.add_argument("--" + name.replace("_", "-"), type=int, default=default, help=f"({default})")
     parser.add_argument("--dtype", default="bfloat16", help="(bfloat16)")
     tiles = lambda text: Tiles(*(int(size) for size in text.split("x")))  # noqa: E731
-    parser.add_argument("--tiles", type=tiles, nargs="+", default=[Tiles(128, 64)], metavar="QxK", help="(128x64)")
+    parser.add_argument("--tiles", type=tiles, nargs="+", default=[Tiles(64, 64)], metavar="QxK", help="(64x64)")
     parser.add_argument("--repeats", type=int, default=20, help="measured calls of each side (20)")
     parser.add_argument("--interpret", action="store_true", help="run the kernels' Python, on any machine")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result here")
