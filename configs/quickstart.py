@@ -2,14 +2,14 @@
 
     make quickstart        or        edlm convert --config=configs/quickstart.py --workdir=runs/quickstart
 
-Hardware: two CPU cores (Xeon, 2.5 GHz, AVX-512), virtual ones that others slow down: about a third of their time was
-taken while this ran. Measured there: 697 seconds after installing (604 of them training), on 512 held-out prompts (one
+Hardware: two CPU cores (Xeon, 2.5 GHz, AVX-512), virtual ones that others slow down: a run before, with other work
+beside it, took 697. Measured there: 481 seconds after installing (377 of them training), on 512 held-out prompts (one
 run before, with fewer rows for count, had the same ones):
 
     decoding           AR       1.0      0.95     0.9      0.8      threshold
     exact match        1.000    0.980    0.984    0.965    0.943
     tokens / forward   1        0.82     4.06     4.53     5.02
-    tokens / s         1008     447      1351     1489     1599     batch 1
+    tokens / s         1034     414      1557     1670     1704     batch 1
 
 docs/quickstart.json is the whole report. On other held-out prompts (exact at 1.0; at 0.95 with tokens per forward):
 shifted alignment, 1000 steps, 0.992; 0.984 at 3.93. 1300 steps, 0.175 of the rows for each slow kind, 0.992; 0.986 at
