@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
 from edlm_jax.attention.intervals import key_runs, may_look, visits
@@ -154,14 +153,14 @@ def _forward_kernel(q_ref, k_ref, v_ref, tour, out_ref, lse_ref, *, settings):
     def visit(i, carry, masked):
         out_TH, total_T, top_T = carry
         keys, columns_S = _tile(tour.order[i], S)
-        scores_TS = plgpu.dot(q_TH, k_ref[keys, :], trans_b=True) * (settings.scale * _LOG2_E)
+        scores_TS = _dot(q_TH, k_ref[keys, :], transposed=True) * (settings.scale * _LOG2_E)
         if masked:
             seen_TS = may_look(runs, columns_S[None], q_ids_T1, tour.k_ids[keys][None])
             scores_TS = jnp.where(seen_TS, scores_TS, NEVER)
         new_top_T = jnp.maximum(top_T, scores_TS.max(1))
         # A query that sees nothing here gathers nonsense; the first key that it does see shrinks that to zero.
         weights_TS, shrink_T = jnp.exp2(scores_TS - new_top_T[:, None]), jnp.exp2(top_T - new_top_T)
-        out_TH = out_TH * shrink_T[:, None] + plgpu.dot(weights_TS.astype(v_ref.dtype), v_ref[keys, :])
+        out_TH = out_TH * shrink_T[:, None] + _dot(weights_TS.astype(v_ref.dtype), v_ref[keys, :])
         return out_TH, total_T * shrink_T + weights_TS.sum(1), new_top_T
 
     carry = jnp.zeros(q_TH.shape, jnp.float32), jnp.zeros(T, jnp.float32), jnp.full(T, NEVER, jnp.float32)
@@ -177,13 +176,13 @@ def _dq_kernel(q_ref, k_ref, v_ref, dout_ref, lse_ref, delta_ref, tour, dq_ref, 
     def visit(i, dq_TH, masked):
         keys, columns_S = _tile(tour.order[i], settings.tiles.keys)
         k_SH = k_ref[keys, :]
-        scores_TS = plgpu.dot(q_TH, k_SH, trans_b=True) * (settings.scale * _LOG2_E)
+        scores_TS = _dot(q_TH, k_SH, transposed=True) * (settings.scale * _LOG2_E)
         if masked:
             seen_TS = may_look(runs, columns_S[None], q_ids_T1, tour.k_ids[keys][None])
             scores_TS = jnp.where(seen_TS, scores_TS, NEVER)
-        dweights_TS = plgpu.dot(dout_TH, v_ref[keys, :], trans_b=True)
+        dweights_TS = _dot(dout_TH, v_ref[keys, :], transposed=True)
         dscores_TS = jnp.exp2(scores_TS - lse_T1) * (dweights_TS - delta_T1)
-        return dq_TH + plgpu.dot(dscores_TS.astype(k_SH.dtype), k_SH)
+        return dq_TH + _dot(dscores_TS.astype(k_SH.dtype), k_SH)
 
     dq_TH = _visit_all(visit, tour.ends, jnp.zeros(q_TH.shape, jnp.float32))
     dq_ref[...] = (dq_TH * settings.scale).astype(q_ref.dtype)
@@ -199,16 +198,16 @@ def _dkv_kernel(q_ref, k_ref, v_ref, dout_ref, lse_ref, delta_ref, tour, dk_ref,
             dk_SH, dv_SH = carry
             queries, _ = _tile(tour.order[i], settings.tiles.queries)
             q_TH, dout_TH = q_ref[queries, g, :], dout_ref[queries, g, :]
-            scores_ST = plgpu.dot(k_SH, q_TH, trans_b=True) * (settings.scale * _LOG2_E)
+            scores_ST = _dot(k_SH, q_TH, transposed=True) * (settings.scale * _LOG2_E)
             if masked:
                 runs = [tour.runs[edge, queries][None] for edge in range(4)]
                 seen_ST = may_look(runs, columns_S[:, None], tour.q_ids[queries][None], k_ids_S1)
                 scores_ST = jnp.where(seen_ST, scores_ST, NEVER)
             weights_ST = jnp.exp2(scores_ST - lse_ref[g, queries][None])
-            dv_SH = dv_SH + plgpu.dot(weights_ST.astype(dout_TH.dtype), dout_TH)
-            dweights_ST = plgpu.dot(v_SH, dout_TH, trans_b=True)
+            dv_SH = dv_SH + _dot(weights_ST.astype(dout_TH.dtype), dout_TH)
+            dweights_ST = _dot(v_SH, dout_TH, transposed=True)
             dscores_ST = weights_ST * (dweights_ST - delta_ref[g, queries][None])
-            return dk_SH + plgpu.dot(dscores_ST.astype(q_TH.dtype), q_TH), dv_SH
+            return dk_SH + _dot(dscores_ST.astype(q_TH.dtype), q_TH), dv_SH
 
         return _visit_all(visit, tour.ends, carry)
 
@@ -221,6 +220,11 @@ def _dkv_kernel(q_ref, k_ref, v_ref, dout_ref, lse_ref, delta_ref, tour, dk_ref,
 def _visit_all(visit, ends_ref, carry):
     carry = jax.lax.fori_loop(0, ends_ref[0], partial(visit, masked=False), carry)
     return jax.lax.fori_loop(ends_ref[0], ends_ref[1], partial(visit, masked=True), carry)
+
+
+def _dot(a, b, transposed=False):
+    """a @ b, or a @ b.T, summed in float32."""
+    return jax.lax.dot_general(a, b, (((1,), (int(transposed),)), ((), ())), preferred_element_type=jnp.float32)
 
 
 def _tile(index, size):
@@ -274,10 +278,13 @@ def _by_key_tile(q_BTNH, k_BSKH, tiles):
 
 
 def _call(kernel, settings, **how):
-    how |= dict(interpret=settings.interpret, name=kernel.__name__.strip("_"))
+    # Here, because jax 0.12 announces that it will leave, and only a GPU needs it.
+    from jax.experimental.pallas import triton
+
     warps = max(4, settings.tiles.queries // 16)
-    compiler_params = plgpu.CompilerParams(num_warps=warps, num_stages=_STAGES)
-    return pl.pallas_call(partial(kernel, settings=settings), compiler_params=compiler_params, **how)
+    how |= dict(interpret=settings.interpret, name=kernel.__name__.strip("_"))
+    how |= dict(compiler_params=triton.CompilerParams(num_warps=warps, num_stages=_STAGES))
+    return pl.pallas_call(partial(kernel, settings=settings), **how)
 
 
 def _visits(mask, tiles):

@@ -4,13 +4,12 @@ lowered for GPU. Nothing here has run on one: `python -m tests.benchmarks.attent
 
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
 
 from edlm_jax.attention import (
     Bidirectional,
@@ -203,9 +202,9 @@ def test_a_pattern_that_no_kernel_reads_is_refused():
         key_runs(EverySecond(), 1, 8, 8)
 
 
-def lowered(function, pattern, L, remat=None, H=128):
-    """The program for GPU, forward and backward, of a packed row of bfloat16."""
-    arrays = [jax.ShapeDtypeStruct((1, 2 * L, heads, H), jnp.bfloat16) for heads in (4, 2, 2)]
+def lowered(function, pattern, L, remat=None, device="NVIDIA H100 80GB HBM3", platform="gpu"):
+    """The program for that device, which need not be there, forward and backward, of a packed row of bfloat16."""
+    arrays = [jax.ShapeDtypeStruct((1, 2 * L, heads, 128), jnp.bfloat16) for heads in (4, 2, 2)]
     ids = jax.ShapeDtypeStruct((1, 2 * L), jnp.int32)
 
     def total(q, k, v, ids):
@@ -213,7 +212,11 @@ def lowered(function, pattern, L, remat=None, H=128):
         attention = attention if remat is None else jax.checkpoint(attention, policy=remat)
         return (attention(q, k, v).astype(jnp.float32) ** 2).sum()
 
-    return jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(*arrays, ids).lower(lowering_platforms=("cuda",)).as_text()
+    device = AbstractDevice(device, None, platform)
+    mesh = AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
+    with use_abstract_mesh(mesh):
+        traced = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(*arrays, ids)
+        return traced.lower(lowering_platforms=("cuda" if platform == "gpu" else platform,)).as_text()
 
 
 def test_no_square_of_two_streams_is_ever_formed():
@@ -234,8 +237,7 @@ def test_a_remat_policy_keeps_what_the_backward_pass_reads():
     assert counts == [1, 2]
 
 
-@pytest.mark.parametrize(("name", "L", "tiled"), [("gpu", 64, False), ("gpu", 512, True), ("cpu", 512, False)])
-def test_attend_takes_the_kernels_on_a_gpu_where_rows_are_long(name, L, tiled, monkeypatch):
-    monkeypatch.setattr(import_module("edlm_jax.attention.attend"), "platform", lambda: name)
-    found = "xla.gpu.triton" in lowered(attend, CleanContext(L, 16), L)
+@pytest.mark.parametrize(("platform", "L", "tiled"), [("gpu", 64, False), ("gpu", 512, True), ("cpu", 512, False)])
+def test_attend_takes_the_kernels_on_a_gpu_where_rows_are_long(platform, L, tiled):
+    found = "xla.gpu.triton" in lowered(attend, CleanContext(L, 16), L, platform=platform)
     assert found == tiled
