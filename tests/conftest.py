@@ -1,9 +1,17 @@
 """Eight CPU devices in one process, so that meshes can be tested; silent broadcasting of ranks is an error."""
 
 import os
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: a test must not take somebody's accelerator
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads and forked workers do not mix
+# Compiling small programs takes most of the tests' time, so the compiler tries less hard (parity tests use all of it),
+# and pytest's workers and the processes that tests start, which inherit this, share what was compiled.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    COMPILED = tempfile.TemporaryDirectory(prefix="edlm_jax-tests-")  # removed when pytest ends
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
 
 import dataclasses
 import json
@@ -13,8 +21,6 @@ import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
-# Compiling small programs takes most of the tests' time, so the compiler tries less hard; parity tests use all of it.
-jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 TINY = {
@@ -36,11 +42,10 @@ TINY = {
 }
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compile_once(tmp_path_factory):
-    """Tests of the same program share its compilation."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+def pytest_collection_modifyitems(items):
+    """The longest tests first, or one worker sits over them at the end while the others have none left."""
+    longest = ("test_processes.py", "test_train.py", "test_quickstart.py", "test_convert.py")
+    items.sort(key=lambda item: item.path.name not in longest)
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ def test_each_block_hides_round_t_times_its_corruptible_positions(half_life):
         assert (level[:, block] == t[:, None]).all()
         assert (masked[:, block].sum(1) == np.round(t * corruptible[:, block].sum(1))).all()
     assert level.min() >= EPSILON and level.max() <= 1
-    assert len(np.unique(level)) == 64 * 6
+    assert len(np.unique(level)) > 64 * 6 - 4  # one draw a block; two in 2**23 may be the same
 
 
 def test_half_life_zero_hides_the_rightmost():

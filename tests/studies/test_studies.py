@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from edlm_jax.commands.config import load_study
 from edlm_jax.commands.main import main
@@ -50,15 +51,19 @@ def study_file(tiny_config, tmp_path) -> str:
 
 
 @pytest.fixture
-def keep_every_program():
-    """As in a study of its own, where the cache keeps small programs, too."""
-    before = jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    yield
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+def own_cache(tmp_path):
+    """As in a study on a machine of its own: nothing is compiled yet, and the cache keeps small programs, too."""
+    own = dict(jax_compilation_cache_dir=str(tmp_path / "compiled"), jax_persistent_cache_min_compile_time_secs=0.0)
+    shared = {name: getattr(jax.config, name) for name in own}
+    for settings in (own, shared):
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if settings is own:
+            yield
 
 
-def test_cells_that_differ_in_numbers_compile_once(keep_every_program, study_file, tmp_path, capsys):
+def test_cells_that_differ_in_numbers_compile_once(own_cache, study_file, tmp_path, capsys):
     argv = ["study", f"--config={study_file}", f"--workdir={tmp_path / 'runs'}", "--config.seeds=(3,)", "--json"]
     assert main([*argv, "--config.base.evaluation.thresholds=(0.0,)"]) == 0
     captured = capsys.readouterr()

@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -12,15 +11,6 @@ from edlm_jax.training.config import default_config
 from tests.training.tiny import random_model
 
 WORDS = [f"w{index}" for index in range(91)]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compile_once(tmp_path_factory):
-    """Runs of the same config share their compiled programs."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture(scope="session")

@@ -45,10 +45,6 @@ class Runs:
         self.env = os.environ | {
             "PYTHONPATH": str(ROOT),
             "EDLM_COMMAND": " ".join(EDLM),
-            "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
         }
 
     def start(self, workdir: str, steps: int, *, processes: int = 1, devices_each: int = 1, **env) -> subprocess.Popen:

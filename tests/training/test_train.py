@@ -102,7 +102,6 @@ def test_resumes_on_another_mesh(finished, config, tmp_path):
 RUN_ON_ONE_DEVICE = """
 import sys, pathlib, jax
 jax.config.update("jax_num_cpu_devices", 1)
-jax.config.update("jax_compilation_cache_dir", sys.argv[4])
 from edlm_jax.training.train import train
 from tests.training.conftest import make_config
 config = make_config(*map(pathlib.Path, sys.argv[1:3]))
@@ -123,10 +122,10 @@ def signal_after_a_checkpoint(process, workdir, number):
 
 def test_killed_then_stopped_then_moved_to_more_devices(finished, corpus, checkpoint, tmp_path):
     workdir, root = tmp_path / "run", Path(__file__).parents[2]
-    arguments = [str(corpus), str(checkpoint), str(workdir), jax.config.jax_compilation_cache_dir]
+    arguments = [str(corpus), str(checkpoint), str(workdir)]
     for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 0)):
         command = [sys.executable, "-c", RUN_ON_ONE_DEVICE, *arguments]
-        process = subprocess.Popen(command, cwd=root, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+        process = subprocess.Popen(command, cwd=root, env=os.environ)
         assert signal_after_a_checkpoint(process, workdir, number) == code
     stopped = latest_step(workdir)
     assert stopped == max(losses(workdir))
