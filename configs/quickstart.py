@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
     """quickstart_ar converted on the kind of data it was trained on."""
     c = default_config()
     c.dtype = "float32"  # bfloat16 is slower on most CPUs
-    c.steps = 1200
+    c.steps = 1600
     c.log_every = 25
     c.init.path = AR_MODEL
     c.init.mask_embedding = "mean"  # the slot was never trained

@@ -66,13 +66,13 @@ class BlockState:
 
     tokens_BX: jax.Array
     accepted_at_BX: jax.Array  # the row's denoising forward in which a token was accepted, from 1
-    cache: KVCache
+    cache: KVCache | None
     start_B: jax.Array  # first column of the current block
     pending_B: jax.Array  # the block before it is full but not yet in the cache
     done_B: jax.Array
     denoise_B: jax.Array
     commit_B: jax.Array
-    before_BV: jax.Array  # logits of the column before the block: shifted alignment reads its first token there
+    before_BV: jax.Array | None  # logits of the column before the block: shifted alignment reads its first token there
 
 
 @jax.tree_util.register_dataclass
@@ -95,9 +95,10 @@ class Request:
 
 @compiled(static_argnames="settings")
 def decode_blocks(weights: DecodingWeights, request: Request, settings: BlockSettings) -> BlockState:
-    """Prefills, then decodes until every row is done."""
+    """Prefills, then decodes until every row is done; what nobody reads then, as the cache, does not come out."""
     program = settings.program(weights, request)
-    return jax.lax.while_loop(lambda s: ~s.done_B.all(), program.turn, program.prefill())
+    final = jax.lax.while_loop(lambda s: ~s.done_B.all(), program.turn, program.prefill())
+    return replace(final, cache=None, before_BV=None)
 
 
 @compiled(static_argnames="settings")

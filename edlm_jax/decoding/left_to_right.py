@@ -57,7 +57,7 @@ class Rows:
 
     tokens_BX: jax.Array
     settled_at_BX: jax.Array  # the row's forward that settled a token, from 1; the prefill is the first
-    cache: KVCache
+    cache: KVCache | None
     start_B: jax.Array  # the first column that is not settled
     count_B: jax.Array  # new tokens
     forwards_B: jax.Array
@@ -146,9 +146,10 @@ class LeftToRight:
 
 @compiled(static_argnames="settings")
 def decode_rows(weights: DecodingWeights, request: RowRequest, settings: RowSettings) -> Rows:
-    """Decodes until every row is done."""
+    """Decodes until every row is done; what nobody reads then, as the cache, does not come out."""
     program = settings.program(weights, request)
-    return jax.lax.while_loop(lambda rows: ~rows.done_B.all(), program.cycle, program.begin())
+    final = jax.lax.while_loop(lambda rows: ~rows.done_B.all(), program.cycle, program.begin())
+    return replace(final, cache=None, aside=None)
 
 
 @compiled(static_argnames="settings")

@@ -13,7 +13,7 @@ from edlm_jax.attention import Bidirectional, BlockCausal, Causal
 from edlm_jax.decoding.autoregressive import decode_autoregressive
 from edlm_jax.decoding.blocks import BlockSettings, Request, begin_blocks, decode_blocks, next_blocks
 from edlm_jax.decoding.dmax import DMaxSettings
-from edlm_jax.decoding.generation import Generation, collect_autoregressive, collect_blocks, collect_rows
+from edlm_jax.decoding.generation import Generation, collect_autoregressive, collect_blocks, collect_rows, on_host
 from edlm_jax.decoding.left_to_right import RowRequest, RowSettings, begin_rows, decode_rows, next_rows
 from edlm_jax.decoding.mars import MarsSettings
 from edlm_jax.decoding.options import Options
@@ -161,7 +161,7 @@ def _autoregressive(weights, prompts, options) -> Run:
     def whole() -> Generation:
         arrays = (weights, prompts_BP, pad_B, options.seeds_B, options.max_new_tokens, options.temperature)
         shape = dict(room=options.max_new_tokens, eos_id=options.eos_id, banned_id=options.mask_id)
-        tokens_BX, count_B = jax.device_get(decode_autoregressive(*arrays, **shape, sampling=options.sampling))
+        tokens_BX, count_B = on_host(decode_autoregressive(*arrays, **shape, sampling=options.sampling))
         return collect_autoregressive(tokens_BX, count_B, prompts_BP.shape[1])
 
     return replace(_left_to_right(StepwiseSettings, weights, prompts, options), whole=whole)
