@@ -30,7 +30,7 @@ setup(
         "flax>=0.12.8",
         "grain>=0.2.16",  # earlier versions restore a shuffle wrongly
         "huggingface_hub",
-        "importlib_resources; python_version < '3.12'",  # tensorflow-datasets imports it there and does not ask for it
+        "importlib_resources",  # tensorflow-datasets imports it and does not ask for it
         "jax>=0.10",
         "jaxtyping",
         "jinja2",  # chat templates: transformers does not ask for it
