@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for name in ("count", "batch_size", "timed_prompts"):
         if vars(args)[name] < 1:
             raise InputError(f"--{name.replace('_', '-')} must be positive, not {vars(args)[name]}")
-    source = _choose_source(args)
+    source = choose_source(args)
     block_lengths = _check_sweep(args)
     from edlm_jax.evaluation.report import describe_machine
     from edlm_jax.pretrained import load_pretrained, load_tokenizer
@@ -153,7 +153,7 @@ def _check_sweep(args: argparse.Namespace) -> list[int]:
     return lengths
 
 
-def _choose_source(args: argparse.Namespace) -> dict[str, Any]:
+def choose_source(args: argparse.Namespace) -> dict[str, Any]:
     """The data source, as an entry of config.data.sources."""
     name = args.data or ("tasks" if args.task == "tasks" else "stdlib")
     if name == "tasks":
