@@ -92,6 +92,8 @@ def _make_cell(c: ConfigDict, arm: str, changes: Mapping[str, Any], seed: int) -
     except (KeyError, AttributeError) as error:
         raise InputError(f"arm {arm!r} of the study changes a field that there is not: {error}") from None
     config.seed = seed
+    if c.quick:  # an arm may change these, too
+        config.steps = QUICK_STEPS
     if c.eval_steps:
         every = math.gcd(*c.eval_steps)
         config.checkpoint.update(every=every, keep_every=every)

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from edlm_jax.evaluation.bench_train import time_train_step
 from edlm_jax.evaluation.drift import weight_drift
+from edlm_jax.evaluation.embedding import attentions, documented_functions, retrieval
 from edlm_jax.evaluation.heldout import heldout_loss
 from edlm_jax.models.transformer import Transformer
 
@@ -20,15 +21,23 @@ def drift_of(before: Transformer, after: Transformer) -> dict[str, Any]:
 def of_model(study: ConfigDict, c: ConfigDict, model: Transformer, tokenizer) -> dict[str, float]:
     """Held-out losses in nats per token, "LOSS_SOURCE": an AR model's own, of a converted model this one and its bound.
 
-    The AR loss of a conversion says what it has forgotten of being one.
+    The AR loss of a conversion says what it has forgotten of being one. And how well a docstring finds its function's
+    body when texts are read by each attention: the mean reciprocal rank.
     """
     measured = {}
     for source in study.eval_losses:
         c = c.copy_and_resolve_references()
+        with c.ignore_type():  # uniform noise, whatever an arm was trained with: only then is sum(ce / t) a bound
+            c.objective.half_life = None
         c.data.eval_sources = (dict(source),)
         patterns = {"ar_loss": "causal"} | ({"diffusion_loss": c.objective.pattern} if model.spec.conversion else {})
         for name, pattern in patterns.items():
             measured[f"{name}_{source['kind']}"] = heldout_loss(model, c, tokenizer, pattern=pattern)
+    if study.retrieval:
+        pairs = documented_functions(study.retrieval)
+        for name, pattern in attentions(model, c.objective.block_length).items():
+            found = retrieval(model, tokenizer, pairs, pattern=pattern)
+            measured[f"retrieval_{name}"] = found["mean_reciprocal_rank"]
     return measured
 
 

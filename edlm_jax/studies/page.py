@@ -9,7 +9,8 @@ from edlm_jax.studies.results import PLACE, Results
 _SHOWN = {"step": "step {}", "mode": "{}", "block_length": "block {}", "threshold": "threshold {:g}"}
 _THRESHOLD = PLACE.index("threshold")
 _MEASURES = """Drift is the norm of the change over that of the AR weights, mean over layers; losses are held-out nats
-per token, of diffusion a bound; bytes are those of the training state and of the step's planned peak.
+per token, of diffusion a bound; retrieval is a mean reciprocal rank; bytes are those of the training state and of the
+step's planned peak.
 """
 
 

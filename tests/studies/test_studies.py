@@ -19,7 +19,13 @@ from edlm_jax.studies.results import mean_and_error, summarise
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted(path.stem for path in (ROOT / "configs" / "studies").glob("*.py"))
-CELL = {"lora": 1}  # whose quick form is tested, where it is not the first
+CELL = {"lora": 1, "joint": 3, "components": 6}  # whose quick form is tested, where it is not the first
+MEASURE = {  # of the page, beside the answers
+    "lora": "gradients, MiB",
+    "joint": "ar loss tasks",
+    "generalisation": "diffusion loss stdlib",
+    "embedding": "retrieval block causal",
+}
 STUDY = '''"""A title.
 
 What it is about.
@@ -140,7 +146,7 @@ def test_the_quick_form_of_every_study_runs(name, tiny_ar_dir, tmp_path, capsys)
     assert main([*argv, "--config.quick=True", f"--cells={CELL.get(name, 0)}", *overrides]) == 0
     text = (tmp_path / f"{name}.md").read_text()
     assert "a quick form (one seed, two steps: no result), 1 of" in text and "| AR, unconverted |" in text
-    assert (tmp_path / f"{name}.png").exists()
+    assert (tmp_path / f"{name}.png").exists() and MEASURE.get(name, "drift ffn") in text
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -214,6 +220,9 @@ def test_what_no_study_can_be_is_refused(study_file, tiny_config, tmp_path, caps
         (dict(seeds=()), "config.seeds"),
         (dict(eval_block_lengths=(0,)), "eval_block_lengths must be positive"),
         (dict(eval_steps=(50,)), "stops at step 3, before 50"),
+        (dict(eval_modes=("diffusion", "backwards")), "eval_modes are one or more of"),
+        (dict(eval_losses=(dict(kind="tasks"), dict(kind="tasks", seed=1))), "must differ"),
+        (dict(retrieval=-1), "config.retrieval must be zero or more"),
     ]:
         with pytest.raises(InputError, match=reason):
             changed = config.copy_and_resolve_references()
