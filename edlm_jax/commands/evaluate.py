@@ -2,6 +2,7 @@
 
   tasks     exact-match accuracy, tokens per forward and tokens/s at batch 1; a converted model at each threshold
   heldout   nats per token: next-token loss of an AR model, the diffusion bound of a converted one
+  retrieval how often a docstring finds its function's body, by mean-pooled hidden states, under each attention
 
 With --baseline, the AR model stands beside the converted one in the same engine. With --sweep, tasks are decoded at
 every threshold in blocks of every length: sweep.json and sweep.png show accuracy against tokens per forward and
@@ -21,7 +22,7 @@ KIND_OF_SUFFIX = {".txt": "text", ".jsonl": "jsonl", ".parquet": "parquet"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("--model", required=True, metavar="DIR", help="Hugging Face directory or hub id")
-    parser.add_argument("--task", choices=("tasks", "heldout"), default="tasks", help="what to measure (tasks)")
+    parser.add_argument("--task", choices=("tasks", "heldout", "retrieval"), default="tasks", help="what to measure")
     parser.add_argument("--baseline", metavar="DIR", help="AR model to compare with")
     parser.add_argument(
         "--data",
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(GENERATED)}, or a file ({', '.join(KIND_OF_SUFFIX)}); tasks need prompt and response columns "
         "(default: tasks for tasks, stdlib for heldout)",
     )
-    parser.add_argument("--count", type=int, default=256, metavar="N", help="generated tasks (256)")
+    parser.add_argument("--count", type=int, default=256, metavar="N", help="generated tasks, or functions (256)")
     parser.add_argument("--thresholds", default="1,0.9,0.8", metavar="P,P", help="of a converted model (1,0.9,0.8)")
     parser.add_argument("--sweep", action="store_true", help="measure thresholds x block lengths")
     parser.add_argument("--block-lengths", metavar="C,C", help="of a sweep (half, once and twice the model's own)")
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for name in ("count", "batch_size", "timed_prompts"):
         if vars(args)[name] < 1:
             raise InputError(f"--{name.replace('_', '-')} must be positive, not {vars(args)[name]}")
-    source = _choose_source(args)
+    source = choose_source(args)
     block_lengths = _check_sweep(args)
     from edlm_jax.evaluation.report import describe_machine
     from edlm_jax.pretrained import load_pretrained, load_tokenizer
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return _measure_sweep(args, model, baseline, source, tokenizer, thresholds, block_lengths)
     models = {"ar": baseline, "diffusion": model} if model.spec.conversion else {"ar": model}
     models = {mode: model for mode, model in models.items() if model is not None}
-    measure = _measure_heldout if args.task == "heldout" else _measure_tasks
+    measure = {"heldout": _measure_heldout, "retrieval": _measure_retrieval, "tasks": _measure_tasks}[args.task]
     return {"model": args.model, **measure(args, models, source, tokenizer, thresholds), **describe_machine()}
 
 
@@ -123,6 +124,18 @@ def _measure_heldout(args, models, source, tokenizer, thresholds) -> dict[str, A
     return {"heldout_loss": losses}
 
 
+def _measure_retrieval(args, models, source, tokenizer, thresholds) -> dict[str, Any]:
+    from edlm_jax.evaluation.embedding import attentions, documented_functions, retrieval
+
+    pairs = documented_functions(args.count)
+    return {
+        "retrieval": {
+            mode: {name: retrieval(model, tokenizer, pairs, pattern=way) for name, way in attentions(model).items()}
+            for mode, model in models.items()
+        }
+    }
+
+
 def _parse_thresholds(text: str) -> list[float]:
     try:
         thresholds = [float(part) for part in text.split(",")]
@@ -153,8 +166,10 @@ def _check_sweep(args: argparse.Namespace) -> list[int]:
     return lengths
 
 
-def _choose_source(args: argparse.Namespace) -> dict[str, Any]:
+def choose_source(args: argparse.Namespace) -> dict[str, Any]:
     """The data source, as an entry of config.data.sources."""
+    if args.task == "retrieval" and args.data:
+        raise InputError("--data is not for --task=retrieval, which reads the standard library")
     name = args.data or ("tasks" if args.task == "tasks" else "stdlib")
     if name == "tasks":
         return {"kind": "tasks", "split": "test", "size": args.count}

@@ -20,6 +20,7 @@ COMMANDS = {
     "convert": "the whole job: port an AR model, convert it, export it, evaluate both, report",
     "generate": "complete prompts with a model, several tokens per forward pass",
     "evaluate": "task accuracy at several thresholds, speed, held-out loss",
+    "diagnose": "loss by position, calibration, order of decoding, variance of the gradient, weight drift",
     "study": "train and measure every cell of a study, with standard errors over seeds",
     "bench": "speed of decoding, AR and diffusion side by side, or of the training step",
     "compile": "what a config would need on TPUs: memory, collectives, FLOPs; needs no TPU",

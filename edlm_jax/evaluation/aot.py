@@ -25,7 +25,7 @@ from edlm_jax.models.cache import DecodingWeights
 from edlm_jax.models.sharding import param_shardings
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.training.checkpoint import abstract_model, with_shardings
-from edlm_jax.training.config import validate
+from edlm_jax.training.config import adapters, validate
 from edlm_jax.training.initial import abstract_state, planned_spec
 from edlm_jax.training.mesh import AXES, BATCH_SPEC, make_mesh, micro_batches
 from edlm_jax.training.metrics import step_flops
@@ -90,7 +90,7 @@ def train_step_report(c: ConfigDict, spec: ModelSpec, mesh: Mesh) -> dict[str, A
     with jax.set_mesh(mesh):
         count = micro_batches(c, B)
         report = _compile(step, mesh, state, batch, block_length=objective.block_length)
-    flops = step_flops(spec, objective, B, L)
+    flops = step_flops(spec, objective, B, L, adapters(c))
     devices = math.prod(mesh.shape.values())
     report |= dict(batch_size=B, length=L, micro_batches=count, model_flops=flops, flops_per_device=flops / devices)
     if not objective.noisy_length:  # chosen copies are attended to by the exact split, without tiles

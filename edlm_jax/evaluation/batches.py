@@ -17,6 +17,7 @@ class Decoded:
     text: str | None  # where the decoder got a `detokenize`
     denoise_forwards: int
     commit_forwards: int
+    accepted_at: list[int]  # for each token, the row's forward that accepted it
 
 
 def decode_batches(
@@ -44,7 +45,8 @@ def decode_batches(
         filled = list(itertools.islice(itertools.cycle(chosen), batch_size))
         result = decoder([prompts[i] for i in filled], seed=[seeds[i] for i in filled], **decoding)
         texts = result.texts or [None] * batch_size
-        rows = zip(result.tokens, texts, result.row_denoise_forwards, result.row_commit_forwards, strict=True)
+        counts = (result.row_denoise_forwards, result.row_commit_forwards, result.accepted_at)
+        rows = zip(result.tokens, texts, *counts, strict=True)
         for i, row in zip(chosen, rows, strict=False):
             decoded[i] = Decoded(*row)
         if on_batch is not None:

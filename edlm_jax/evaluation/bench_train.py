@@ -1,5 +1,6 @@
 """How fast training is: the real jitted step of a config on the devices that are here, random weights and rows."""
 
+import math
 import statistics
 import time
 from typing import Any
@@ -9,12 +10,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from edlm_jax.evaluation.progress import Progress
-from edlm_jax.training.config import validate
+from edlm_jax.models.lora import partition
+from edlm_jax.training.config import adapters, validate
 from edlm_jax.training.initial import abstract_state, initial_params, initial_state, planned_spec
 from edlm_jax.training.mesh import local_rows, make_mesh, micro_batches, to_global
 from edlm_jax.training.metrics import mfu_meter, step_flops
 from edlm_jax.training.objective import Objective
-from edlm_jax.training.step import Numbers, make_train_step
+from edlm_jax.training.step import Numbers, TrainState, make_train_step
 
 _WARM_UP = 2  # steps that do not count: the first allocates
 
@@ -50,7 +52,7 @@ def time_train_step(c: ConfigDict, steps: int) -> dict[str, Any]:
             if index >= _WARM_UP:
                 seconds.append(time.perf_counter() - start)
             progress.done(index + 2, f"step {index + 1}, {time.perf_counter() - start:.3f} s")
-    median, flops = statistics.median(seconds), step_flops(spec, objective, B, L)
+    median, flops = statistics.median(seconds), step_flops(spec, objective, B, L, adapters(c))
     return dict(
         steps=steps,
         seconds_per_step=dict(median=median, min=min(seconds), max=max(seconds)),
@@ -66,6 +68,7 @@ def time_train_step(c: ConfigDict, steps: int) -> dict[str, Any]:
         compile_seconds=compile_seconds,
         loss=loss,
         peak_bytes=_peak_bytes(compiled),
+        state_bytes=state_bytes(abstract),
     )
 
 
@@ -81,6 +84,13 @@ def packed_batch(vocab_size: int, B: int, L: int, C: int) -> dict[str, np.ndarra
         positions=rows(np.arange(L) - start_L),
         loss_mask=rows(np.arange(L) - start_L >= max(L // 4 // C * C, C) // 2 // C * C),
     )
+
+
+def state_bytes(state: TrainState) -> dict[str, int]:
+    """Of all devices together: parameters, what the optimizer keeps, and the gradients between the two."""
+    count = lambda tree: sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))  # noqa: E731
+    trained, _ = partition(state.params)
+    return dict(parameters=count(state.params), optimizer=count(state.opt_state), gradients=count(trained))
 
 
 def _peak_bytes(compiled) -> dict[str, int]:

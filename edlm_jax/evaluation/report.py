@@ -75,6 +75,10 @@ def _all_rows(report: Report) -> Iterator[Rows]:
         yield _result_rows(columns | points)
     if columns:
         yield _kind_rows(columns)
+    if found := report.get("retrieval"):
+        named = {f"{mode}, {way.replace('_', '-')}": scores for mode in found for way, scores in found[mode].items()}
+        header = ["docstring finds body", "mean reciprocal rank", "recall at 1", "recall at 10"]
+        yield header, [[name, *(f"{score:.3f}" for score in scores.values())] for name, scores in named.items()]
     if facts := _fact_rows(report):
         yield ["measure", "value"], facts
 

@@ -17,7 +17,7 @@ class ShardingRules:
     `fsdp`. D, the width, is split over `fsdp`: parameters, gradients and optimizer state are gathered layer by layer
     when needed. N, K, F and V are split over `tensor`: heads, ffn and vocabulary are independent until the product that
     sums them. L, positions, is split over `context` (activations only). H stays whole: a head is one dot product. M and
-    P are the parts of fused projections, whole too.
+    P are the parts of fused projections, R the rank of adapters: whole too.
     """
 
     B: Axes = ("data", "fsdp")
@@ -30,6 +30,7 @@ class ShardingRules:
     H: Axes = None
     M: Axes = None
     P: Axes = None
+    R: Axes = None
 
 
 def partition_spec(name: str, ndim: int, rules: ShardingRules = ShardingRules()) -> PartitionSpec:  # noqa: B008 (frozen)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from edlm_jax.attention import Causal, InPieces, Pattern, Tiles, attend
 from edlm_jax.errors import InputError
 from edlm_jax.models.head import linear_cross_entropy
+from edlm_jax.models.lora import Lora, initial_adapters, low_rank, scaled
 from edlm_jax.models.rope import rotary_tables, rotate
 from edlm_jax.models.sharding import constrain
 from edlm_jax.models.spec import ModelSpec
@@ -51,20 +52,26 @@ def layer_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 class Layers(nnx.Module):
     """All layers' parameters, stacked."""
 
-    def __init__(self, spec: ModelSpec, rngs: nnx.Rngs, param_dtype: str):
+    def __init__(self, spec: ModelSpec, rngs: nnx.Rngs, param_dtype: str, lora: Lora | None = None):
+        self.lora = lora
         for name, shape in layer_shapes(spec).items():
             setattr(self, name, _init(name, (spec.num_layers, *shape), rngs, param_dtype))
+        if lora:
+            adapters = initial_adapters(rngs.params(), layer_shapes(spec), spec.num_layers, lora.rank)
+            for name, value in adapters.items():
+                setattr(self, name, nnx.Param(value))
 
     def stacked(self, dtype) -> dict[str, jax.Array]:
         """name -> array with a leading layer axis, in the compute dtype."""
         params = {name: value for name, value in vars(self).items() if isinstance(value, nnx.Param)}
-        return {name: param[...].astype(dtype) for name, param in params.items()}
+        return scaled({name: param[...].astype(dtype) for name, param in params.items()}, self.lora)
 
 
 class Transformer(nnx.Module):
     """A decoder-only language model.
 
-    `dtype` is what it computes in, `param_dtype` what it stores, `tiles` what attention on TPU computes at once.
+    `dtype` is what it computes in, `param_dtype` what it stores, `tiles` what attention on TPU computes at once. It has
+    adapters (`lora`) while it is trained; what decodes or is exported has them merged.
     """
 
     def __init__(
@@ -75,12 +82,13 @@ class Transformer(nnx.Module):
         dtype: str = "float32",
         param_dtype: str = "float32",
         tiles: Tiles = Tiles(),  # noqa: B008 (frozen)
+        lora: Lora | None = None,
     ):
         self.spec = spec
         self.dtype = dtype
         self.tiles = tiles
         self.embedding_VD = _init("embedding_VD", (spec.vocab_size, spec.width), rngs, param_dtype)
-        self.layers = Layers(spec, rngs, param_dtype)
+        self.layers = Layers(spec, rngs, param_dtype, lora)
         self.final_norm_D = _init("final_norm_D", (spec.width,), rngs, param_dtype)
         if not spec.tied:
             self.head_DV = _init("head_DV", (spec.width, spec.vocab_size), rngs, param_dtype)
@@ -174,7 +182,8 @@ def layer_forward(spec: ModelSpec, p: dict, x_BTD, rotary, attention, read=lambd
     x_BTD = read(x_BTD) + _attention_branch(spec, p, x_BTD, rotary, attention, read)
     h_BTD = rms_norm(x_BTD, p["mlp_norm_D"], spec.norm_eps)
     gate_BTF, up_BTF = _gate_and_up(p, h_BTD)
-    return x_BTD + jnp.einsum("BTF,FD->BTD", jax.nn.silu(gate_BTF) * up_BTF, p["down_FD"]) + _bias(p, "down_bias_D")
+    h_BTF = jax.nn.silu(gate_BTF) * up_BTF
+    return x_BTD + jnp.einsum("BTF,FD->BTD", h_BTF, p["down_FD"]) + _extra(p, "down_FD", "down_bias_D", h_BTF)
 
 
 def _attention_branch(spec, p, x_BTD, rotary, attention, read):
@@ -186,7 +195,8 @@ def _attention_branch(spec, p, x_BTD, rotary, attention, read):
     q_rotary = [read(table_BTR) for table_BTR in rotary]
     out_BTNH = attention(rotate(q_BTNH, *q_rotary), rotate(k_BSKH, *rotary), v_BSKH)
     w_ED = p["o_NHD"].reshape(-1, spec.width)  # flat, or the CPU compiler transposes it on every call
-    return jnp.einsum("BTE,ED->BTD", out_BTNH.reshape(*out_BTNH.shape[:2], -1), w_ED) + _bias(p, "o_bias_D")
+    out_BTD = jnp.einsum("BTE,ED->BTD", out_BTNH.reshape(*out_BTNH.shape[:2], -1), w_ED)
+    return out_BTD + _extra(p, "o_NHD", "o_bias_D", out_BTNH)
 
 
 def fuse_projections(spec: ModelSpec, p: dict) -> dict:
@@ -213,9 +223,10 @@ def _queries_keys_values(spec, p, h_BTD, read):
         qkv_BTKMH = jnp.einsum("BTD,DKMH->BTKMH", h_BTD, p["qkv_DKMH"]) + _bias(p, "qkv_bias_KMH")
         q_BTNH = read(qkv_BTKMH)[..., :-2, :].reshape(h_BTD.shape[0], -1, spec.num_heads, spec.head_dim)
         return q_BTNH, qkv_BTKMH[..., -2, :], qkv_BTKMH[..., -1, :]
-    q_BTNH = jnp.einsum("BTD,DNH->BTNH", read(h_BTD), p["q_DNH"]) + _bias(p, "q_bias_NH")
-    k_BSKH = jnp.einsum("BSD,DKH->BSKH", h_BTD, p["k_DKH"]) + _bias(p, "k_bias_KH")
-    v_BSKH = jnp.einsum("BSD,DKH->BSKH", h_BTD, p["v_DKH"]) + _bias(p, "v_bias_KH")
+    read_BTD = read(h_BTD)
+    q_BTNH = jnp.einsum("BTD,DNH->BTNH", read_BTD, p["q_DNH"]) + _extra(p, "q_DNH", "q_bias_NH", read_BTD)
+    k_BSKH = jnp.einsum("BSD,DKH->BSKH", h_BTD, p["k_DKH"]) + _extra(p, "k_DKH", "k_bias_KH", h_BTD)
+    v_BSKH = jnp.einsum("BSD,DKH->BSKH", h_BTD, p["v_DKH"]) + _extra(p, "v_DKH", "v_bias_KH", h_BTD)
     return q_BTNH, k_BSKH, v_BSKH
 
 
@@ -223,8 +234,8 @@ def _gate_and_up(p, h_BTD):
     if "gate_up_DPF" in p:
         gate_up_BTPF = jnp.einsum("BTD,DPF->BTPF", h_BTD, p["gate_up_DPF"]) + _bias(p, "gate_up_bias_PF")
         return gate_up_BTPF[..., 0, :], gate_up_BTPF[..., 1, :]
-    gate_BTF = _widen(h_BTD, p["gate_DF"]) + _bias(p, "gate_bias_F")
-    return gate_BTF, _widen(h_BTD, p["up_DF"]) + _bias(p, "up_bias_F")
+    gate_BTF = _widen(h_BTD, p["gate_DF"]) + _extra(p, "gate_DF", "gate_bias_F", h_BTD)
+    return gate_BTF, _widen(h_BTD, p["up_DF"]) + _extra(p, "up_DF", "up_bias_F", h_BTD)
 
 
 def rms_norm(x, scale, eps: float):
@@ -237,6 +248,11 @@ def rms_norm(x, scale, eps: float):
 def _bias(p, name):
     """A bias with batch and time axes, or nothing where the family has none."""
     return p[name][None, None] if name in p else 0
+
+
+def _extra(p, matrix, bias, x_BTI):
+    """What comes to x W: the adapter's part and the bias, as far as there are any."""
+    return low_rank(p, matrix, x_BTI) + _bias(p, bias)
 
 
 @jax.custom_vjp

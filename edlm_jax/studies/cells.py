@@ -8,12 +8,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from edlm_jax.data.sources import open_source
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.compare import check_evaluation
 from edlm_jax.training.config import validate
 
 QUICK_STEPS = 2
-AXES = ("tokens_per_forward", "step", "block_length")  # what curves run over, unless it is a field that the arms change
+MEASURED_BY = ("eval_steps", "eval_block_lengths", "eval_modes", "eval_losses", "retrieval", "timed_steps")
+WITH_THRESHOLD = ("diffusion", "mars", "psd", "dmax")
+WITHOUT_THRESHOLD = ("ar", "self_speculation", "quadratic_speculation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +41,10 @@ def study_config(base: ConfigDict) -> ConfigDict:
     c.seeds = (0, 1, 2)  # of each arm: standard errors are over these
     c.eval_steps = ()  # measure the checkpoints of these steps; () = the last one
     c.eval_block_lengths = ()  # decode in blocks of these lengths; () = as trained
+    c.eval_modes = ("diffusion",)  # ways to decode: a mode that verifies its tokens, or "ar", has no threshold
+    c.eval_losses = ()  # sources, as in data.sources, whose held-out loss is measured, AR and diffusion
+    c.retrieval = 0  # held-out functions of the standard library among which a docstring finds its own; 0 = none
+    c.timed_steps = 0  # training steps of each arm that are timed, and their memory counted; 0 = none
     c.x = "tokens_per_forward"  # of the curves; or step, block_length, or a field that the arms change
     c.base = base
     return c
@@ -67,6 +74,7 @@ def make_quick(c: ConfigDict) -> ConfigDict:
     base, ends = c.base, lambda values: tuple(dict.fromkeys((values[0], values[-1]))) if values else ()
     c.seeds, c.eval_steps = tuple(c.seeds[:1]), (1, QUICK_STEPS) if c.eval_steps else ()
     c.eval_block_lengths = ends(c.eval_block_lengths)
+    c.retrieval, c.timed_steps = min(c.retrieval, 4), min(c.timed_steps, 1)
     base.update(steps=QUICK_STEPS, log_every=1)
     base.optimizer.update(warmup_steps=0, schedule="constant", decay_steps=0)
     base.data.eval_batches = 1
@@ -84,6 +92,8 @@ def _make_cell(c: ConfigDict, arm: str, changes: Mapping[str, Any], seed: int) -
     except (KeyError, AttributeError) as error:
         raise InputError(f"arm {arm!r} of the study changes a field that there is not: {error}") from None
     config.seed = seed
+    if c.quick:  # an arm may change these, too
+        config.steps = QUICK_STEPS
     if c.eval_steps:
         every = math.gcd(*c.eval_steps)
         config.checkpoint.update(every=every, keep_every=every)
@@ -101,6 +111,17 @@ def _check(c: ConfigDict) -> None:
     for name in ("eval_steps", "eval_block_lengths"):
         if any(not isinstance(value, int) or value < 1 for value in c[name]):
             raise InputError(f"config.{name} must be positive numbers, not {tuple(c[name])}")
+    if not c.eval_modes or set(c.eval_modes) - {*WITH_THRESHOLD, *WITHOUT_THRESHOLD}:
+        known = ", ".join((*WITH_THRESHOLD, *WITHOUT_THRESHOLD))
+        raise InputError(f"config.eval_modes are one or more of {known}, not {tuple(c.eval_modes)}")
+    for name in ("retrieval", "timed_steps"):
+        if c[name] < 0:
+            raise InputError(f"config.{name} must be zero or more, not {c[name]}")
+    kinds = [source["kind"] for source in c.eval_losses]
+    if len(set(kinds)) < len(kinds):
+        raise InputError("config.eval_losses: the sources are named by their kinds, which must differ")
+    for source in c.eval_losses:
+        open_source(source)
     if not c.base.init.path:
         raise InputError("config.base.init.path is empty: a study converts an AR checkpoint")
     check_evaluation(c.base)

@@ -6,7 +6,12 @@ from typing import Any
 from edlm_jax.evaluation.report import Rows, markdown_table
 from edlm_jax.studies.results import PLACE, Results
 
-_SHOWN = {"step": "step {}", "block_length": "block {}", "threshold": "threshold {:g}"}
+_SHOWN = {"step": "step {}", "mode": "{}", "block_length": "block {}", "threshold": "threshold {:g}"}
+_THRESHOLD = PLACE.index("threshold")
+_MEASURES = """Drift is the norm of the change over that of the AR weights, mean over layers; losses are held-out nats
+per token, of diffusion a bound; retrieval is a mean reciprocal rank; bytes are those of the training state and of the
+step's planned peak.
+"""
 
 
 def accuracy_rows(results: Results) -> Rows:
@@ -21,17 +26,17 @@ def accuracy_rows(results: Results) -> Rows:
     return header, rows
 
 
-def drift_rows(results: Results) -> Rows:
-    """How far attention and FFN weights moved from the AR model's, mean over layers."""
-    steps = list(dict.fromkeys(point["step"] for arm in results["arms"] for point in arm["points"]))
-    header = ["weight drift"]
-    header += [f"step {step}, {group}" if step else group for step in steps for group in ("attention", "FFN")]
-    rows = []
+def measure_rows(results: Results) -> Rows:
+    """Arms down, measures across, at each step that was measured."""
+    found = [measures for arm in results["arms"] for measures in arm["measures"]]
+    columns = list(dict.fromkeys((measures["step"], name) for measures in found for name in measures if name != "step"))
+    header = ["measure", *(_measure_name(step, name) for step, name in columns)]
+    ar = results["ar"]
+    rows = [["AR, unconverted", *(_value(ar[name], name) if name in ar else "" for _, name in columns)]]
     for arm in results["arms"]:
-        points = {point["step"]: point for point in arm["points"]}
-        moved = [points.get(step) for step in steps]
-        fields = ("drift_attention", "drift_ffn")
-        rows.append([arm["arm"], *(_statistic(point[field]) if point else "" for point in moved for field in fields)])
+        of_step = {measures["step"]: measures for measures in arm["measures"]}
+        values = [(of_step.get(step, {}).get(name), name) for step, name in columns]
+        rows.append([arm["arm"], *("" if value is None else _statistic(value, name) for value, name in values)])
     return header, rows
 
 
@@ -43,8 +48,7 @@ def page(results: Results) -> str:
     parts.append(f"Run: {quick}{results['finished']} of {results['cells_in_all']} cells; {_machine(results)}\n")
     caption = "Exact match on held-out tasks, mean ± standard error over seeds; after @, tokens per forward.\n"
     parts += [caption, markdown_table(*accuracy_rows(results)), f"![{name}]({name}.png)\n"]
-    caption = "Norm of the change over that of the AR weights, mean over layers.\n"
-    parts += [caption, markdown_table(*drift_rows(results))]
+    parts += [_MEASURES, markdown_table(*measure_rows(results))]
     return "\n".join(parts)
 
 
@@ -54,14 +58,14 @@ def empty_page(name: str, doc: str) -> str:
 
 
 def places(results: Results) -> list[tuple]:
-    """Every (step, block length, threshold) of any arm, in the order of measurement; None: each arm's own."""
+    """Every (step, mode, block length, threshold) of any arm, in the order of measurement; None: each arm's own."""
     return list(dict.fromkeys(_place(point) for arm in results["arms"] for point in arm["points"]))
 
 
 def place_name(place: tuple, columns: Sequence[tuple]) -> str:
     """Its coordinates, as far as they tell columns apart."""
     varying = [i for i in range(len(PLACE)) if len({column[i] for column in columns}) > 1]
-    parts = [_SHOWN[PLACE[i]].format(place[i]) for i in varying or (2,)]
+    parts = [_SHOWN[PLACE[i]].format(place[i]) for i in varying or (_THRESHOLD,) if place[i] is not None]
     return ", ".join(parts)
 
 
@@ -73,13 +77,18 @@ def _cell(point: dict[str, Any]) -> str:
     return f"{_statistic(point['accuracy'])} @ {point['tokens_per_forward']['mean']:.2f}"
 
 
-def _statistic(value: dict[str, float | None]) -> str:
+def _statistic(value: dict[str, float | None], name: str = "") -> str:
     error = value["standard_error"]
-    return _value(value["mean"]) + (f" ± {_value(error)}" if error is not None else "")
+    return _value(value["mean"], name) + (f" ± {_value(error, name)}" if error else "")
 
 
-def _value(value: float) -> str:
-    return f"{value:.3f}"
+def _value(value: float, name: str = "") -> str:
+    return f"{value / 2**20:.1f}" if name.endswith("_bytes") else f"{value:.3f}"
+
+
+def _measure_name(step: int | None, name: str) -> str:
+    words = name.removesuffix("_bytes").replace("_", " ") + (", MiB" if name.endswith("_bytes") else "")
+    return words if step is None else f"step {step}, {words}"
 
 
 def _head(name: str, doc: str) -> str:

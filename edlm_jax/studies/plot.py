@@ -36,7 +36,8 @@ def curves(results: Results) -> Curves:
     varying = [name for name in names if len({point[name] for point in flat}) > 1]
     found: Curves = {}
     for point in flat:
-        label = ", ".join(point[name] if name == "arm" else f"{name} {point[name]:g}" for name in varying)
+        named = [(name, point[name]) for name in varying if point[name] is not None]
+        label = ", ".join(value if isinstance(value, str) else f"{name} {value:g}" for name, value in named)
         x = point[axis]["mean"] if axis == "tokens_per_forward" else point[axis]
         found.setdefault(label or "conversion", []).append(point | {"x": x})
     return {label: sorted(points, key=lambda point: point["x"]) for label, points in found.items()}
@@ -60,7 +61,7 @@ def _accuracy(axes, results: Results) -> None:
 def _drift(axes, results: Results) -> None:
     """The last measured step's, a pair of bars for each arm."""
     for offset, (group, colour) in enumerate((("attention", "#e07a5f"), ("ffn", "#81b29a"))):
-        values = [arm["points"][-1][f"drift_{group}"]["mean"] for arm in results["arms"]]
+        values = [arm["measures"][-1][f"drift_{group}"]["mean"] for arm in results["arms"]]
         axes.barh([i + 0.4 * offset for i in range(len(values))], values, height=0.38, color=colour, label=group)
     axes.set_yticks([i + 0.2 for i in range(len(results["arms"]))], [arm["arm"] for arm in results["arms"]], fontsize=7)
     axes.invert_yaxis()

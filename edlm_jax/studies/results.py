@@ -9,8 +9,8 @@ from typing import Any
 
 from edlm_jax.errors import InputError
 
-PLACE = ("step", "block_length", "threshold")  # where an arm is measured
-METRICS = ("accuracy", "tokens_per_forward", "drift_attention", "drift_ffn")
+PLACE = ("step", "mode", "block_length", "threshold")  # where an arm is measured
+METRICS = ("accuracy", "tokens_per_forward")
 Results = dict[str, Any]
 
 
@@ -50,7 +50,24 @@ def summarise(arm: str, runs: Sequence[dict]) -> dict[str, Any]:
             dict(zip(PLACE, place, strict=True)) | {name: mean_and_error([p[name] for p in points]) for name in METRICS}
             for place, points in by_place.items()
         ],
+        "measures": _summarise_measures([measures for run in runs for measures in run["measures"]]),
     }
+
+
+def _summarise_measures(found: Sequence[dict]) -> list[dict[str, Any]]:
+    """Of each step, the mean of every measure that is a number."""
+    by_step: dict[Any, list[dict]] = {}
+    for measures in found:
+        by_step.setdefault(measures["step"], []).append(measures)
+    return [
+        {"step": step}
+        | {
+            name: mean_and_error([measures[name] for measures in alike])
+            for name, value in alike[0].items()
+            if name != "step" and isinstance(value, int | float)
+        }
+        for step, alike in by_step.items()
+    ]
 
 
 def mean_and_error(values: Sequence[float]) -> dict[str, float | None]:

@@ -14,12 +14,11 @@ from ml_collections import ConfigDict
 from edlm_jax.decoding import Decoder
 from edlm_jax.errors import InputError, StoppedError
 from edlm_jax.evaluation.compare import AR, compare_accuracy
-from edlm_jax.evaluation.drift import weight_drift
 from edlm_jax.evaluation.report import describe_machine, write_report
-from edlm_jax.evaluation.sweep import sweep_points
 from edlm_jax.evaluation.tasks import load_tasks
 from edlm_jax.pretrained import load_pretrained, load_tokenizer
-from edlm_jax.studies.cells import Cell, make_quick
+from edlm_jax.studies.cells import MEASURED_BY, WITH_THRESHOLD, Cell, make_quick
+from edlm_jax.studies.measures import drift_of, of_model, of_training
 from edlm_jax.studies.results import Results, collect
 from edlm_jax.training.checkpoint import load_trained
 from edlm_jax.training.config import to_json
@@ -70,7 +69,8 @@ class Study:
         path = self.workdir / "ar.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_report(self._score(Decoder(self._ar), AR), path)
+            measured = of_model(self.c, self.c.base, self._ar, self._tokenizer)
+            write_report(self._score(Decoder(self._ar), AR) | measured, path)
         return json.loads(path.read_text(encoding="utf-8"))
 
     def results(self, name: str, doc: str, baseline: dict[str, Any]) -> Results:
@@ -86,33 +86,49 @@ class Study:
             if not summary["completed"]:
                 raise StoppedError(f"stopped in {cell.name} at step {summary['step']}; the same command continues")
             training_compiled = compilations.compiled
-            points = [point for step in self.c.eval_steps or (None,) for point in self._measure(cell, directory, step)]
+            measured = [self._measure(cell, directory, step) for step in self.c.eval_steps or (None,)]
+            cost = of_training(self.c, cell.config)
         return {
             "arm": cell.arm,
             "seed": cell.seed,
             "changes": {name: _finite(value) for name, value in cell.changes.items()},
-            "points": points,
+            "points": [point for points, _ in measured for point in points],
+            "measures": [measures | cost for _, measures in measured],
             "training": {name: value for name, value in summary.items() if name in ("step", "loss", "eval_loss")},
             "seconds": time.perf_counter() - began,
             "compiled": {"training": training_compiled, "all": compilations.compiled, "reused": compilations.reused},
             "config": _plain(self._measured_config(cell)),
         }
 
-    def _measure(self, cell: Cell, directory: Path, step: int | None) -> list[dict[str, Any]]:
-        """Every way of decoding one checkpoint; step and block length are None where each cell has its own."""
+    def _measure(self, cell: Cell, directory: Path, step: int | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """(every way of decoding one checkpoint, what else it is measured by).
+
+        Step and block length are None where each cell has its own.
+        """
         model = load_trained(directory, step=step, dtype=cell.config.dtype)
-        decoder, drift = Decoder(model), weight_drift(self._ar, model)
-        drifts = {f"drift_{group}": sum(d["relative"]) / len(d["relative"]) for group, d in drift.items()}
-        lengths = self.c.eval_block_lengths or (cell.config.objective.block_length,)
-        return [
+        decoder = Decoder(model)
+        points = [
             {
                 "step": step,
+                "mode": how["mode"],
                 "block_length": how["block_length"] if self.c.eval_block_lengths else None,
-                "threshold": how["threshold"],
+                "threshold": how.get("threshold"),
                 **self._score(decoder, how),
-                **drifts,
             }
-            for how in sweep_points(cell.config.evaluation.thresholds, lengths)
+            for how in self._ways(cell)
+        ]
+        measures = drift_of(self._ar, model) | of_model(self.c, cell.config, model, self._tokenizer)
+        return points, {"step": step} | measures
+
+    def _ways(self, cell: Cell) -> list[dict[str, Any]]:
+        """Every mode, in blocks of every length, at every threshold if it has one."""
+        lengths = self.c.eval_block_lengths or (cell.config.objective.block_length,)
+        thresholds = [{"threshold": threshold} for threshold in cell.config.evaluation.thresholds]
+        return [
+            {"mode": mode, "block_length": length} | how
+            for mode in self.c.eval_modes
+            for length in lengths
+            for how in (thresholds if mode in WITH_THRESHOLD else ({},))
         ]
 
     def _score(self, decoder: Decoder, how) -> dict[str, float]:
@@ -123,9 +139,7 @@ class Study:
         return self.workdir / "cells" / cell.name
 
     def _measured_config(self, cell: Cell) -> ConfigDict:
-        c = ConfigDict(dict(training=cell.config, eval_steps=self.c.eval_steps))
-        c.eval_block_lengths = self.c.eval_block_lengths
-        return c
+        return ConfigDict(dict(training=cell.config) | {name: self.c[name] for name in MEASURED_BY})
 
     @functools.cached_property
     def _ar(self):

@@ -5,6 +5,7 @@ at any moment leaves the last complete one usable. Restoring goes onto the curre
 and however many processes wrote it.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -18,10 +19,11 @@ from ml_collections import ConfigDict
 from edlm_jax.attention import Tiles
 from edlm_jax.data.shards import BatchIterator
 from edlm_jax.errors import InputError
+from edlm_jax.models.lora import Lora, merge
 from edlm_jax.models.sharding import param_shardings
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
-from edlm_jax.training.config import RESUMABLE, differing_keys, to_json
+from edlm_jax.training.config import RESUMABLE, adapters, differing_keys, to_json
 from edlm_jax.training.data_state import DataHandler, DataRestore, DataSave
 from edlm_jax.training.processes import check_shared
 from edlm_jax.training.step import TrainState
@@ -112,13 +114,15 @@ def check_workdir(workdir: Path, c: ConfigDict) -> None:
 
 
 def write_workdir(workdir: Path, c: ConfigDict, spec: ModelSpec) -> None:
-    """config.json, the resolved config, and model.json, the model's config.json and where its tokenizer is.
+    """config.json, the resolved config, and model.json, the model's config.json, its tokenizer's place, its adapters.
 
     Process 0 writes them, and all see them when this returns.
     """
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        _write_text(workdir / "model.json", json.dumps(dict(config=spec.to_hf(), source=spec.source), indent=2))
+        lora = adapters(c)
+        model = dict(config=spec.to_hf(), source=spec.source, lora=dataclasses.asdict(lora) if lora else None)
+        _write_text(workdir / "model.json", json.dumps(model, indent=2))
         _write_text(workdir / "config.json", to_json(c))
     check_shared(workdir / "config.json")
 
@@ -126,19 +130,21 @@ def write_workdir(workdir: Path, c: ConfigDict, spec: ModelSpec) -> None:
 def load_trained(
     workdir: str | Path, *, step: int | None = None, dtype: str = "float32", mesh: jax.sharding.Mesh | None = None
 ) -> Transformer:
-    """The model of a work directory's newest (or a given) checkpoint; its weights are float32."""
+    """The model of a work directory's newest (or a given) checkpoint, adapters merged; its weights are float32."""
     workdir = Path(workdir)
     if not (workdir / "model.json").exists() or not (workdir / "checkpoints").is_dir():
         raise InputError(f"{workdir} is not the work directory of a training run (no model.json and checkpoints in it)")
     described = _read_json(workdir / "model.json")
     spec = ModelSpec.from_hf(described["config"], source=described["source"])
-    graphdef, abstract = abstract_model(spec, dtype, mesh)
+    lora = Lora(**described["lora"]) if described.get("lora") else None  # older runs do not say that they have none
+    graphdef, _ = abstract_model(spec, dtype, mesh)
+    _, abstract = abstract_model(spec, dtype, mesh, lora=lora)
     wanted, step = step, latest_step(workdir) if step is None else step
     if step is None or not (workdir / "checkpoints" / str(step)).is_dir():
         raise InputError(f"{workdir} holds no complete checkpoint{'' if wanted is None else f' of step {wanted}'}")
     checkpoints = Checkpoints(workdir, abstract, keep_last=1, read_only=True)
     try:
-        return nnx.merge(graphdef, checkpoints.restore_params(step, abstract))
+        return nnx.merge(graphdef, merge(checkpoints.restore_params(step, abstract), lora))
     finally:
         checkpoints.close()
 
@@ -148,9 +154,10 @@ def abstract_model(
     dtype: str,
     mesh: jax.sharding.Mesh | None,
     tiles: Tiles = Tiles(),  # noqa: B008 (frozen)
+    lora: Lora | None = None,
 ) -> tuple[nnx.GraphDef, dict]:
     """(graph definition, parameter tree of ShapeDtypeStructs with their shardings): nothing is allocated."""
-    settings = dict(dtype=dtype, param_dtype="float32", tiles=tiles)
+    settings = dict(dtype=dtype, param_dtype="float32", tiles=tiles, lora=lora)
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Transformer(spec, rngs=nnx.Rngs(0), **settings)))
     abstract = nnx.to_pure_dict(state)
     if mesh is None:

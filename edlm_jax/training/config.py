@@ -6,6 +6,7 @@ import math
 from ml_collections import ConfigDict, config_dict
 
 from edlm_jax.errors import InputError
+from edlm_jax.models.lora import Lora
 from edlm_jax.models.spec import Conversion
 
 PATTERNS = ("causal", "bidirectional", "block_causal", "clean_context", "semi_block")
@@ -21,11 +22,11 @@ CHOICES = {
 # What a prompt sees at decoding time follows what training showed the model, unless the config says otherwise.
 _AUTO_PREFILL = {"bidirectional": "bidirectional", "semi_block": "causal"}
 _POSITIVE = ("steps", "log_every", "checkpoint.keep_last", "data.batch_size", "data.length", "data.shards")
-_POSITIVE += ("objective.block_length", "optimizer.learning_rate")
+_POSITIVE += ("objective.block_length", "optimizer.learning_rate", "lora.alpha")
 _NOT_NEGATIVE = ("seed", "eval_every", "checkpoint.every", "checkpoint.keep_every", "objective.ar_weight")
 _NOT_NEGATIVE += ("objective.diffusion_weight", "objective.noisy_length", "optimizer.final_learning_rate")
 _NOT_NEGATIVE += ("optimizer.warmup_steps", "optimizer.decay_steps", "optimizer.weight_decay", "optimizer.clip_norm")
-_NOT_NEGATIVE += ("optimizer.accumulation",)
+_NOT_NEGATIVE += ("optimizer.accumulation", "lora.rank")
 # A run may be continued with other values of these: none of them changes what a step computes from its state and batch,
 # except `steps`, which is how a run is made longer.
 RESUMABLE = ("steps", "log_every", "eval_every", "checkpoint", "mesh", "remat", "attention_tiles", "evaluation")
@@ -35,7 +36,7 @@ def default_config() -> ConfigDict:
     """The defaults that every configs/*.py starts from."""
     c = ConfigDict()
     c.seed = 0  # of the random initialisation, the order of the data and the noise
-    c.dtype = "bfloat16"  # of the computation; weights, gradients and moments are always float32
+    c.dtype = "bfloat16"  # of the computation; what is trained, gradients and moments are always float32
     c.remat = "none"  # what the backward pass computes again: none | full | dots | save_attention
     c.attention_tiles = (512, 512)  # (queries, keys) that attention on TPU computes at once; elsewhere unused
     c.steps = 1000  # optimizer steps in all
@@ -46,6 +47,10 @@ def default_config() -> ConfigDict:
         hf_config=ConfigDict(),  # a config.json as a dict; beside a path its shape, known without downloading it
         mask_token_id=-1,  # -1 = chosen by tokenizer family
         mask_embedding="keep",  # how the mask token's embedding starts: keep | mean | noise
+    )
+    c.lora = config_dict.create(  # adapters on the matrices of attention and FFN, which then stay as they are
+        rank=0,  # 0 = full training
+        alpha=32.0,  # weighs them by alpha / rank; not published for Efficient-DLM
     )
     c.objective = config_dict.create(
         pattern="clean_context",  # causal (= AR) | bidirectional | block_causal | clean_context | semi_block
@@ -116,6 +121,8 @@ def validate(c: ConfigDict) -> None:
     _check_schedule(c)
     if not c.init.path and not c.init.hf_config:
         raise InputError("set config.init.path (a checkpoint) or config.init.hf_config (random weights)")
+    if c.lora.rank and not c.init.path:
+        raise InputError("config.lora.rank > 0 needs config.init.path: random weights have nothing to adapt")
     if c.data.batch_size % max(c.optimizer.accumulation, 1):
         raise InputError(
             f"config.data.batch_size={c.data.batch_size} is not divisible by "
@@ -163,6 +170,11 @@ def _check_schedule(c: ConfigDict) -> None:
     for name in ("beta1", "beta2"):
         if not 0 <= o[name] < 1:
             raise InputError(f"config.optimizer.{name} must be in [0, 1), not {o[name]}")
+
+
+def adapters(c: ConfigDict) -> Lora | None:
+    """The adapters that are trained; None for full training."""
+    return Lora(c.lora.rank, c.lora.alpha) if c.lora.rank else None
 
 
 def grid(c: ConfigDict) -> int:

@@ -13,13 +13,14 @@ from ml_collections import ConfigDict
 
 from edlm_jax.attention import Tiles
 from edlm_jax.errors import InputError
+from edlm_jax.models.lora import combine, initial_adapters, partition
 from edlm_jax.models.sharding import param_shardings
 from edlm_jax.models.spec import ModelSpec
-from edlm_jax.models.transformer import Transformer
+from edlm_jax.models.transformer import Transformer, layer_shapes
 from edlm_jax.pretrained import choose_mask_token, load_pretrained, load_tokenizer, start_mask_embedding
 from edlm_jax.pretrained.source import find_directory, read_config
 from edlm_jax.training.checkpoint import abstract_model, with_shardings
-from edlm_jax.training.config import conversion
+from edlm_jax.training.config import adapters, conversion
 from edlm_jax.training.optimizer import make_optimizer
 from edlm_jax.training.step import TrainState
 
@@ -63,13 +64,27 @@ def planned_spec(c: ConfigDict) -> ModelSpec:
 
 def abstract_state(c: ConfigDict, spec: ModelSpec, mesh: Mesh) -> tuple[nnx.GraphDef, TrainState]:
     """(graph definition, state of ShapeDtypeStructs with their shardings)."""
-    graphdef, params = abstract_model(spec, c.dtype, mesh, Tiles(*c.attention_tiles))
-    state = jax.eval_shape(lambda p: TrainState(jnp.int32(0), p, make_optimizer(c).init(p)), params)
+    graphdef, params = abstract_model(spec, c.dtype, mesh, Tiles(*c.attention_tiles), adapters(c))
+
+    def build(params):
+        return TrainState(jnp.int32(0), _stored(c, params), make_optimizer(c).init(partition(params)[0]))
+
+    state = jax.eval_shape(build, params)
     return graphdef, with_shardings(state, param_shardings(mesh, state))
 
 
 def initial_params(c: ConfigDict, spec: ModelSpec, mesh: Mesh) -> dict:
-    """float32 parameters as the run starts with them; a run from a checkpoint reads it again at every call."""
+    """Parameters as the run starts with them; a run from a checkpoint reads it again at every call."""
+    params, lora = _base_params(c, spec, mesh), adapters(c)
+    if lora is None:
+        return params
+    key = jax.random.fold_in(jax.random.key(c.seed), 2**31 - 1)  # the mask's embedding has a token's number
+    build = lambda: initial_adapters(key, layer_shapes(spec), spec.num_layers, lora.rank)  # noqa: E731
+    added = jax.jit(build, out_shardings=param_shardings(mesh, jax.eval_shape(build)))()
+    return _stored(c, params | {"layers": params["layers"] | added})
+
+
+def _base_params(c: ConfigDict, spec: ModelSpec, mesh: Mesh) -> dict:
     if not c.init.path:
         build = lambda: _pure(Transformer(spec, rngs=nnx.Rngs(c.seed), param_dtype="float32"))  # noqa: E731
         return jax.jit(build, out_shardings=param_shardings(mesh, jax.eval_shape(build)))()
@@ -87,7 +102,7 @@ def initial_params(c: ConfigDict, spec: ModelSpec, mesh: Mesh) -> dict:
 def initial_state(c: ConfigDict, params: dict, abstract: TrainState) -> TrainState:
     """Step 0 with these parameters."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    opt_state = jax.jit(make_optimizer(c).init, out_shardings=shardings.opt_state)(params)
+    opt_state = jax.jit(make_optimizer(c).init, out_shardings=shardings.opt_state)(partition(params)[0])
     return TrainState(jax.device_put(jnp.int32(0), shardings.step), params, opt_state)
 
 
@@ -100,6 +115,12 @@ def _check_shape(c: ConfigDict, spec: ModelSpec) -> None:
     wrong = [name for name in names if getattr(said, name) != getattr(spec, name)]
     if wrong:
         raise InputError(f"config.init.hf_config is not the shape of {c.init.path}: {', '.join(wrong)} differ")
+
+
+def _stored(c: ConfigDict, params: dict) -> dict:
+    """What is trained in float32, the rest in the compute dtype: nothing reads more of it."""
+    trained, frozen = partition(params)
+    return combine(trained, jax.tree.map(lambda x: x.astype(c.dtype), frozen))
 
 
 def _pure(model: Transformer) -> dict:

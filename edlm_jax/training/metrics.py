@@ -1,6 +1,7 @@
 """What a run reports: scalars over a window of steps, FLOPs by formula, weight drift, and the files they go to."""
 
 import contextlib
+import functools
 import json
 import math
 import time
@@ -11,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edlm_jax.models.lora import Lora, adapter_shapes, merge
 from edlm_jax.models.spec import ModelSpec
+from edlm_jax.models.transformer import layer_shapes
 from edlm_jax.training.objective import Objective
 
 # Dense bfloat16 FLOP/s of one device, by jax's device_kind (vendors' data sheets). Unknown kinds report no MFU.
@@ -36,12 +39,13 @@ DRIFT_GROUPS = {
 }
 
 
-def step_flops(spec: ModelSpec, objective: Objective, rows: int, length: int) -> float:
+def step_flops(spec: ModelSpec, objective: Objective, rows: int, length: int, lora: Lora | None = None) -> float:
     """FLOPs that a training step on `rows` x `length` tokens needs: forward and backward, no rematerialisation.
 
     2 per weight and token forward, 4 backward; 4 * heads * head size per attended pair forward, 8 backward. Two streams
     pass the layers, the head runs on streams with a loss, and attention counts the pairs that the pattern allows
     (L^2 + L*C for clean context), not what a kernel visits. Look-ups, norms and softmax are left out, as is usual.
+    Under adapters a layer's own matrices have no gradient (2 backward), the adapters are weights like others.
     """
     noisy = objective.noisy_length or length
     projections = spec.width * spec.head_dim * 2 * (spec.num_heads + spec.num_kv_heads)
@@ -50,7 +54,11 @@ def step_flops(spec: ModelSpec, objective: Objective, rows: int, length: int) ->
     through_head = length * bool(objective.ar_weight) + noisy * bool(objective.diffusion_weight)
     weights = layers * through_layers + spec.width * spec.vocab_size * through_head
     pairs = spec.num_layers * spec.num_heads * spec.head_dim * attended_pairs(objective, length)
-    return 3.0 * rows * (2 * weights + 4 * pairs)
+    flops = 3.0 * rows * (2 * weights + 4 * pairs)
+    if lora:
+        adapters = spec.num_layers * sum(map(math.prod, adapter_shapes(layer_shapes(spec), lora.rank).values()))
+        flops += rows * through_layers * (6 * adapters - 2 * layers)
+    return flops
 
 
 def attended_pairs(objective: Objective, length: int) -> int:
@@ -67,13 +75,17 @@ def attended_pairs(objective: Objective, length: int) -> int:
     }[objective.pattern]
 
 
-@jax.jit
-def weight_drift(before: dict, after: dict) -> dict[str, jax.Array]:
-    """|after - before| / |before| (Frobenius) over all matrices of attention, and of the FFN."""
-    drift = {}
+@functools.partial(jax.jit, static_argnames="lora")
+def weight_drift(before: dict, after: dict, lora: Lora | None = None) -> dict[str, jax.Array]:
+    """|after - before| / |before| (Frobenius) over all matrices of attention, and of the FFN; `lora` is what both have.
+
+    Adapters begin at nothing, so that the matrices before are those of the model that they adapt.
+    """
+    old, new, drift = before["layers"], merge(after, lora)["layers"], {}
+    square = lambda x: jnp.sum(jnp.square(x.astype(jnp.float32)))  # noqa: E731
     for group, names in DRIFT_GROUPS.items():
-        moved = sum(jnp.sum(jnp.square(after["layers"][n] - before["layers"][n])) for n in names)
-        drift[f"drift_{group}"] = jnp.sqrt(moved / sum(jnp.sum(jnp.square(before["layers"][n])) for n in names))
+        moved, norm = sum(square(new[n] - old[n]) for n in names), sum(square(old[n]) for n in names)
+        drift[f"drift_{group}"] = jnp.sqrt(moved / norm)
     return drift
 
 

@@ -115,30 +115,33 @@ class Objective:
 
     def weights(self, batch: Batch, corruption: Corruption) -> Weights:
         """The loss tokens of a batch."""
-        diffusion = self._predicted(batch, corruption).sum(dtype=jnp.float32)
+        diffusion = self.predicted(batch, corruption).sum(dtype=jnp.float32)
         ar = _ar_targets(batch)[1].sum(dtype=jnp.float32) if self.ar_weight else jnp.zeros(())
         return Weights(ar, diffusion)
 
     def sums(self, model, batch: Batch, corruption: Corruption, *, remat: str = "none") -> Sums:
         """One forward pass. The head runs on a stream only if that stream has a loss."""
-        length, noisy = batch["tokens"].shape[1], corruption.noisy_BM.shape[1]
-        # Of the last layer, the columns that something is read from: the noisy ones alone where that is all.
-        columns = noisy if self.two_streams and not self.ar_weight and self.alignment == "same_position" else None
-        streams = self._streams(batch, corruption)
-        x_BTD = model.hidden(pattern=self.attention(length), remat=remat, columns=columns, **streams)
+        x_BTD, length = self.hidden(model, batch, corruption, remat=remat), batch["tokens"].shape[1]
         ar, diffusion, bins = jnp.zeros(()), jnp.zeros(()), (jnp.zeros(NOISE_BINS), jnp.zeros(NOISE_BINS))
         if self.ar_weight:
             targets_BL, loss_mask_BL = _ar_targets(batch)
             ce_BL = model.cross_entropy(x_BTD[:, -length:], targets_BL, loss_mask_BL)
             ar, _ = weighted_sum(ce_BL, loss_mask_BL)
         if self.diffusion_weight:
-            masked_BM, noise_level_BM = self._predicted(batch, corruption), corruption.noise_level_BM
+            masked_BM, noise_level_BM = self.predicted(batch, corruption), corruption.noise_level_BM
             ce_BM = model.cross_entropy(
-                self._aligned(x_BTD, corruption), corruption.copied(batch["tokens"]), masked_BM
+                self.aligned(x_BTD, corruption), corruption.copied(batch["tokens"]), masked_BM
             )
             diffusion, _ = weighted_sum(ce_BM / noise_level_BM, masked_BM)
             bins = _by_noise_level(ce_BM, masked_BM, noise_level_BM)
         return Sums(ar, diffusion, *bins)
+
+    def hidden(self, model, batch: Batch, corruption: Corruption, *, remat: str = "none") -> jax.Array:
+        """x_BTD of the streams; of the last layer, the columns that something is read from."""
+        length, noisy = batch["tokens"].shape[1], corruption.noisy_BM.shape[1]
+        columns = noisy if self.two_streams and not self.ar_weight and self.alignment == "same_position" else None
+        streams = self._streams(batch, corruption)
+        return model.hidden(pattern=self.attention(length), remat=remat, columns=columns, **streams)
 
     def loss(self, sums: Sums, weights: Weights) -> jax.Array:
         """The step's loss, or a micro-batch's share of it, from sums and the GLOBAL weights."""
@@ -155,7 +158,7 @@ class Objective:
         streams = dict(tokens_BT=tokens_BT, positions_BT=positions_BT, segment_ids_BT=segments_BT)
         return streams | dict(copies_BM=corruption.copies_BM)
 
-    def _aligned(self, x_BTD, corruption: Corruption):
+    def aligned(self, x_BTD, corruption: Corruption):
         """x_BMD: what each noisy column's token is predicted from.
 
         Shifted, that is the column before it, and for the first of a block, as in decoding, the clean token before the
@@ -172,7 +175,7 @@ class Objective:
         own_BNCD = x_BTD[:, :M].reshape(*firsts_BN.shape, self.block_length, -1)
         return jnp.concatenate([before_BND[:, :, None], own_BNCD[:, :, :-1]], axis=2).reshape(B, M, -1)
 
-    def _predicted(self, batch: Batch, corruption: Corruption) -> jax.Array:
+    def predicted(self, batch: Batch, corruption: Corruption) -> jax.Array:
         """Masked tokens that have a logit: shifted, the first token of a document has none before it."""
         if self.alignment == "same_position" or not self.diffusion_weight:
             return corruption.masked_BM

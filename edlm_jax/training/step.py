@@ -12,6 +12,7 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
+from edlm_jax.models.lora import combine, partition
 from edlm_jax.training.mesh import micro_batches
 from edlm_jax.training.objective import Batch, Corruption, Objective, Sums, Weights, example_keys
 from edlm_jax.training.optimizer import make_optimizer, make_schedule
@@ -20,7 +21,7 @@ _EVALUATION = 2**31 - 1  # stands where a step number would, so that held-out no
 
 
 class TrainState(NamedTuple):
-    """All that a step changes. `params` is the plain tree of nnx.split, float32."""
+    """All that a step changes. `params` is the plain tree of nnx.split; `opt_state` is of those that are trained."""
 
     step: jax.Array
     params: dict
@@ -80,10 +81,11 @@ def make_train_step(c: ConfigDict, graphdef: nnx.GraphDef, objective: Objective,
         corruption = drawn.corrupt(example_keys(key, batch["tokens"].shape[0]), batch)
         weights = drawn.weights(batch, corruption)
         count = micro_batches(c, batch["tokens"].shape[0])
-        accumulate = functools.partial(_accumulate, graphdef, drawn, count, c.remat, shardings.params)
-        sums, grads = accumulate(state.params, batch, corruption, weights)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        accumulate = functools.partial(_accumulate, graphdef, drawn, count, c.remat, partition(shardings.params)[0])
+        trained, frozen = partition(state.params)
+        sums, grads = accumulate(trained, frozen, batch, corruption, weights)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+        params = combine(optax.apply_updates(trained, updates), frozen)
         metrics = _metrics(drawn, batch, corruption, sums, weights)
         metrics |= dict(grad_norm=optax.tree.norm(grads), learning_rate=schedule(state.step))
         return TrainState(state.step + 1, params, opt_state), metrics
@@ -106,16 +108,17 @@ def make_eval_step(c: ConfigDict, graphdef: nnx.GraphDef, objective: Objective) 
 
 
 def _accumulate(
-    graphdef, objective, count, remat, shardings, params, batch: Batch, corruption: Corruption, weights: Weights
+    graphdef, objective, count, remat, shardings, trained, frozen, batch: Batch, corruption: Corruption, weights
 ):
-    """(sums, gradient) of the whole batch in `count` micro-batches.
+    """(sums, gradient by `trained`) of the whole batch in `count` micro-batches.
 
     Each micro-batch's loss is its sums over the GLOBAL weights, hence their gradients add up to the gradient of the
     global mean: nothing is averaged over micro-batches, and ragged ones count by their tokens.
     """
 
-    def total(params, batch, corruption):
-        sums = objective.sums(nnx.merge(graphdef, params), batch, corruption, remat=remat)
+    def total(trained, batch, corruption):
+        model = nnx.merge(graphdef, combine(trained, frozen))
+        sums = objective.sums(model, batch, corruption, remat=remat)
         return objective.loss(sums, weights), sums
 
     def grad(*args):
@@ -123,16 +126,16 @@ def _accumulate(
         return jax.lax.with_sharding_constraint(grads, shardings), sums  # split at once, like the parameters
 
     if count == 1:
-        grads, sums = grad(params, batch, corruption)
+        grads, sums = grad(trained, batch, corruption)
         return sums, grads
 
     def body(carry, micro):
-        grads, sums = grad(params, *micro)
+        grads, sums = grad(trained, *micro)
         return jax.tree.map(jnp.add, carry, (sums, grads)), None
 
     micro = jax.tree.map(functools.partial(_split_rows, count), (batch, corruption))
     first = jax.tree.map(lambda x: x[0], micro)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad, params, *first)[::-1])
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad, trained, *first)[::-1])
     return jax.lax.scan(body, zeros, micro)[0]
 
 

@@ -16,7 +16,7 @@ from edlm_jax.data.shards import BatchIterator
 from edlm_jax.errors import InputError
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.training.checkpoint import Checkpoints, check_workdir, latest_step, write_workdir
-from edlm_jax.training.config import grid, validate
+from edlm_jax.training.config import adapters, grid, validate
 from edlm_jax.training.initial import abstract_state, initial_params, initial_state, read_spec
 from edlm_jax.training.mesh import check_batch, local_rows, make_mesh, to_global
 from edlm_jax.training.metrics import (
@@ -93,7 +93,7 @@ class Run:
         c, began = self.c, time.perf_counter()
         state, first = self._restore()
         self.clock, self.files = Clock(), MetricsFiles(self.workdir, first)
-        flops = step_flops(self.spec, self.objective, c.data.batch_size, c.data.length)
+        flops = step_flops(self.spec, self.objective, c.data.batch_size, c.data.length, adapters(c))
         self.window = Window(self.clock, mfu_meter(flops, c.dtype))
         try:
             with StopSignal() as stop, Reporter(first, c.steps) as self.reporter:
@@ -138,7 +138,8 @@ class Run:
             )
             if self.c.init.path:
                 before = initial_params(self.c, self.spec, self.mesh)  # read again: a copy would cost memory all along
-                scalars |= {name: float(value) for name, value in weight_drift(before, params).items()}
+                drift = weight_drift(before, params, adapters(self.c))
+                scalars |= {name: float(value) for name, value in drift.items()}
         if scalars:
             self._write(step, scalars)
 

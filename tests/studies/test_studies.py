@@ -14,12 +14,19 @@ from edlm_jax.commands.main import main
 from edlm_jax.errors import InputError
 from edlm_jax.studies import run as study_run
 from edlm_jax.studies.cells import cell_range, expand
-from edlm_jax.studies.page import accuracy_rows, page
+from edlm_jax.studies.page import accuracy_rows, measure_rows, page, place_name, places
 from edlm_jax.studies.plot import curves
 from edlm_jax.studies.results import mean_and_error, summarise
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted(path.stem for path in (ROOT / "configs" / "studies").glob("*.py"))
+CELL = {"lora": 1, "joint": 3, "components": 6}  # whose quick form is tested, where it is not the first
+MEASURE = {  # of the page, beside the answers
+    "lora": "gradients, MiB",
+    "joint": "ar loss tasks",
+    "generalisation": "diffusion loss stdlib",
+    "embedding": "retrieval block causal",
+}
 STUDY = '''"""A title.
 
 What it is about.
@@ -72,7 +79,7 @@ def test_cells_that_differ_in_numbers_compile_once(own_cache, study_file, tmp_pa
     assert first["compiled"]["training"] > 0 == second["compiled"]["training"] == second["compiled"]["all"]
     assert second["compiled"]["reused"] > 0
     assert "[1/2] cells: low-rate-seed3 in" in captured.err and "0 programs compiled" in captured.err
-    low, high = (cell["points"][0]["drift_ffn"] for cell in results["cells"])
+    low, high = (cell["measures"][0]["drift_ffn"] for cell in results["cells"])
     assert high > 2 * low > 0  # ten times the rate
     assert results["ar"]["tokens_per_forward"] == 1 < second["points"][0]["tokens_per_forward"]
     assert (tmp_path / "runs" / "rates.png").read_bytes().startswith(b"\x89PNG")
@@ -88,6 +95,7 @@ def stand_in(monkeypatch):
         points = [point(threshold, (cell.seed + 1) / 10, 2.0) for threshold in cell.config.evaluation.thresholds]
         compiled = dict(training=0, all=0, reused=0)
         facts = dict(arm=cell.arm, seed=cell.seed, changes=dict(cell.changes), points=points, training={}, seconds=1.0)
+        facts |= dict(measures=[DRIFT])
         return facts | dict(compiled=compiled, config=study_run._plain(study._measured_config(cell)))
 
     monkeypatch.setattr(study_run.Study, "_run_cell", run_cell)
@@ -140,10 +148,10 @@ def test_the_quick_form_of_every_study_runs(name, tiny_ar_dir, tmp_path, capsys)
     sources = "({'kind': 'tasks', 'kinds': ('sort',)},)"
     tiny = dict(init_path=tiny_ar_dir, data_eval_sources=(), data_length=64, data_sources=sources)
     overrides = [f"--config.base.{name.replace('_', '.', 1)}={value}" for name, value in tiny.items()]
-    assert main([*argv, "--config.quick=True", "--cells=0", *overrides]) == 0
+    assert main([*argv, "--config.quick=True", f"--cells={CELL.get(name, 0)}", *overrides]) == 0
     text = (tmp_path / f"{name}.md").read_text()
     assert "a quick form (one seed, two steps: no result), 1 of" in text and "| AR, unconverted |" in text
-    assert (tmp_path / f"{name}.png").exists()
+    assert (tmp_path / f"{name}.png").exists() and MEASURE.get(name, "drift ffn") in text
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -155,22 +163,28 @@ def test_the_committed_page_is_what_its_results_say(name, tmp_path):
     assert (tmp_path / f"{name}.md").read_text() == (pages / f"{name}.md").read_text()
 
 
+DRIFT = dict(step=None, drift_attention=0.1, drift_ffn=0.2, drift={"ffn": {"relative": [0.2]}})
+
+
 def point(threshold, accuracy, forward, **place):
-    drift = dict(drift_attention=0.1, drift_ffn=0.2)
-    where = dict(step=None, block_length=None, threshold=threshold) | place
-    return where | dict(accuracy=accuracy, tokens_per_forward=forward) | drift
+    where = dict(step=None, mode="diffusion", block_length=None, threshold=threshold) | place
+    return where | dict(accuracy=accuracy, tokens_per_forward=forward)
 
 
 def results_of(x, arms):
     """{arm: [points of a seed, ...]} -> results."""
     runs = {
-        arm: [dict(seed=seed, points=points, changes={"rate": len(arm)}) for seed, points in enumerate(seeds)]
+        arm: [
+            dict(seed=seed, points=points, measures=[DRIFT | dict(peak_bytes=2**20 * seed)], changes={"rate": len(arm)})
+            for seed, points in enumerate(seeds)
+        ]
         for arm, seeds in arms.items()
     }
     machine = dict(hardware=dict(devices=["cpu"], processor="abacus", cpu_cores=1), versions=dict(jax="0"))
     counts = dict(finished=3, cells_in_all=4, quick=False)
     summaries = [summarise(arm, seeds) for arm, seeds in runs.items()]
-    return dict(study="some", doc="T\n\nText.", x=x, ar=dict(accuracy=0.9), arms=summaries, **counts, **machine)
+    ar = dict(accuracy=0.9, drift_ffn=0.05)
+    return dict(study="some", doc="T\n\nText.", x=x, ar=ar, arms=summaries, **counts, **machine)
 
 
 def test_tables_have_means_and_standard_errors_over_seeds():
@@ -182,6 +196,10 @@ def test_tables_have_means_and_standard_errors_over_seeds():
     assert rows[1] == ["one", "3", f"0.700 ± {error:.3f} @ 1.00", f"0.350 ± {error / 2:.3f} @ 3.00"]
     assert rows[2][2] == "0.800 @ 1.00"
     assert "| one | 3 | 0.700 ± 0.058 @ 1.00 |" in page(results) and "3 of 4 cells" in page(results)
+    header, rows = measure_rows(results)
+    assert header == ["measure", "drift attention", "drift ffn", "peak, MiB"]
+    assert rows[0] == ["AR, unconverted", "", "0.050", ""]
+    assert rows[1] == ["one", "0.100", "0.200", f"1.0 ± {1 / 3**0.5:.1f}"] and rows[2][0] == "lonely"
     assert mean_and_error([2.0]) == dict(mean=2.0, standard_error=None)
 
 
@@ -194,6 +212,11 @@ def test_curves_run_over_what_the_study_is_about():
     assert drawn("rate") == {"threshold 1": [(1, 0.9), (2, 0.8)], "threshold 0.5": [(1, 0.7), (2, 0.6)]}
     arms = {"a": [[point(1.0, 0.5, 1.0, step=8), point(1.0, 0.2, 1.0, step=4)]]}
     assert drawn("step") == {"conversion": [(4, 0.2), (8, 0.5)]}
+    arms = {"a": [[point(1.0, 0.5, 1.0), point(None, 0.7, 1.5, mode="ar")]]}
+    assert drawn("tokens_per_forward") == {"diffusion": [(1.0, 0.5)], "ar": [(1.5, 0.7)]}
+    assert [place_name(place, places(results_of("x", arms))) for place in places(results_of("x", arms))] == [
+        "diffusion, threshold 1", "ar"
+    ]  # fmt: skip
 
 
 def test_what_no_study_can_be_is_refused(study_file, tiny_config, tmp_path, capsys):
@@ -202,6 +225,9 @@ def test_what_no_study_can_be_is_refused(study_file, tiny_config, tmp_path, caps
         (dict(seeds=()), "config.seeds"),
         (dict(eval_block_lengths=(0,)), "eval_block_lengths must be positive"),
         (dict(eval_steps=(50,)), "stops at step 3, before 50"),
+        (dict(eval_modes=("diffusion", "backwards")), "eval_modes are one or more of"),
+        (dict(eval_losses=(dict(kind="tasks"), dict(kind="tasks", seed=1))), "must differ"),
+        (dict(retrieval=-1), "config.retrieval must be zero or more"),
     ]:
         with pytest.raises(InputError, match=reason):
             changed = config.copy_and_resolve_references()

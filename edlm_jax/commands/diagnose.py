@@ -1,0 +1,79 @@
+"""Look into a converted model: what it predicts where, in which order it decodes, how noisy its training is.
+
+  loss by position in the block and calibration of confidence, of the diffusion and, with --baseline, the AR model
+  order of decoding inside blocks, at --threshold, where the source has prompts
+  variance of the gradient by how noise levels are drawn, on one batch (--draws=0 leaves it out)
+  with --baseline, weight drift of every layer, attention and FFN apart
+
+Writes diagnosis.json and diagnosis.png."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from edlm_jax.commands.evaluate import choose_source
+from edlm_jax.errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("--model", required=True, metavar="DIR", help="Hugging Face directory or hub id")
+    parser.add_argument("--baseline", metavar="DIR", help="AR model that it was made from")
+    parser.add_argument("--data", metavar="SOURCE", help="tasks, stdlib, or a .txt, .jsonl or .parquet file (tasks)")
+    parser.add_argument("--count", type=int, default=256, metavar="N", help="generated tasks, prompts decoded (256)")
+    parser.add_argument("--threshold", type=float, default=0.9, metavar="P", help="of the order of decoding (0.9)")
+    parser.add_argument("--draws", type=int, default=32, metavar="N", help="gradients of each way to draw noise (32)")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="rows at a time (8)")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="to compute in (bfloat16)")
+    parser.add_argument("--out", default="diagnosis", metavar="DIR", help="where the two files go (diagnosis)")
+    parser.set_defaults(task="tasks")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure, write the files; returns the report."""
+    for name, least in (("count", 1), ("batch_size", 1), ("draws", 0)):
+        if vars(args)[name] < least:
+            raise InputError(f"--{name.replace('_', '-')} must be at least {least}, not {vars(args)[name]}")
+    if args.draws == 1:
+        raise InputError("--draws=1 has no variance: give 0, or two and more")
+    if not 0 <= args.threshold <= 1:
+        raise InputError(f"--threshold must lie in [0, 1], not {args.threshold}")
+    source = choose_source(args)
+    from edlm_jax.evaluation.diagnosis import diagnose
+    from edlm_jax.evaluation.plot_diagnosis import plot_diagnosis
+    from edlm_jax.evaluation.report import describe_machine, write_report
+    from edlm_jax.pretrained import load_pretrained, load_tokenizer
+
+    load = lambda path: load_pretrained(path, dtype=args.dtype, param_dtype="float32")  # noqa: E731
+    model, baseline = load(args.model), load(args.baseline) if args.baseline else None
+    if not model.spec.conversion:
+        raise InputError(f"{args.model} was never converted: there are no blocks to look into")
+    found = diagnose(
+        model,
+        baseline,
+        source,
+        load_tokenizer(args.model),
+        threshold=args.threshold,
+        draws=args.draws,
+        batch_size=args.batch_size,
+        count=args.count,
+    )
+    report = {"model": args.model, **found, **describe_machine()}
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_report(report, out / "diagnosis.json")
+    plot_diagnosis(report, out / "diagnosis.png")
+    print(f"diagnosis: {out / 'diagnosis.json'}, {out / 'diagnosis.png'}", file=sys.stderr)
+    return report
+
+
+def show(report: dict[str, Any], args: argparse.Namespace) -> None:
+    """Print the tables."""
+    from rich.console import Console
+
+    from edlm_jax.evaluation.diagnosis import diagnosis_rows
+    from edlm_jax.evaluation.report import terminal_table
+
+    for header, rows in diagnosis_rows(report):
+        Console().print(terminal_table(header, rows))

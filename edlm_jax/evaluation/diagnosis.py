@@ -1,0 +1,95 @@
+"""Everything that `edlm diagnose` measures of a converted model, and its tables."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from edlm_jax.data.pipeline import make_eval_batches
+from edlm_jax.decoding import Decoder
+from edlm_jax.errors import InputError
+from edlm_jax.evaluation.batches import decode_batches
+from edlm_jax.evaluation.drift import weight_drift
+from edlm_jax.evaluation.gradient_variance import gradient_variance
+from edlm_jax.evaluation.heldout import heldout_config
+from edlm_jax.evaluation.order import decode_order
+from edlm_jax.evaluation.prediction import predict
+from edlm_jax.evaluation.report import Rows
+from edlm_jax.evaluation.tasks import load_tasks, longest_answer
+from edlm_jax.models.transformer import Transformer
+from edlm_jax.training.config import grid
+from edlm_jax.training.objective import Objective
+
+Diagnosis = dict[str, Any]
+
+
+def diagnose(
+    model: Transformer,
+    baseline: Transformer | None,
+    source: Mapping[str, Any],
+    tokenizer,
+    *,
+    threshold: float,
+    draws: int,
+    batch_size: int,
+    count: int,
+) -> Diagnosis:
+    """{"predictions": {"diffusion", "ar"}, "decode_order", "gradient_variance", "weight_drift"}, each by its own file.
+
+    What there is nothing to measure by is left out: an order without prompts, a drift without a baseline.
+    """
+    c = heldout_config(model.spec, source, batch_size=batch_size)
+    found: Diagnosis = {"block_length": grid(c), "threshold": threshold}
+    found["predictions"] = {"diffusion": predict(model, c, tokenizer, pattern=c.objective.pattern)}
+    if baseline is not None:
+        found["predictions"]["ar"] = predict(baseline, c, tokenizer, pattern="causal")
+        found["weight_drift"] = weight_drift(baseline, model)
+    try:
+        tasks = load_tasks([source], tokenizer)[:count]
+    except InputError:  # text without prompts
+        tasks = []
+    if tasks:
+        found["decode_order"] = _order(model, tasks, tokenizer, threshold, batch_size)
+    if draws:
+        batch = next(iter(make_eval_batches(c.data, tokenizer, block_length=grid(c))))
+        objective = Objective.from_config(c, model.spec.conversion.mask_token_id)
+        found["gradient_variance"] = gradient_variance(model, objective, batch, draws)
+    return found
+
+
+def _order(model, tasks, tokenizer, threshold, batch_size) -> dict[str, Any]:
+    C = model.spec.conversion.block_length
+    prompts = [task.prompt for task in tasks]
+    limits = dict(max_new_tokens=longest_answer(tasks), eos_id=tokenizer.eos_token_id)
+    decoded = decode_batches(Decoder(model), prompts, batch_size=batch_size, threshold=threshold, **limits)
+    offsets = [len(prompt) % C if model.spec.on_position_grid else 0 for prompt in prompts]
+    return decode_order([row.accepted_at for row in decoded], C, offsets)
+
+
+def diagnosis_rows(found: Diagnosis) -> Iterator[Rows]:
+    """The tables, short: curves are in the picture."""
+    named = {"diffusion": "diffusion", "ar": "AR"}
+    shown = {named[mode]: prediction for mode, prediction in found["predictions"].items()}
+    losses = {name: prediction["loss_by_position"] for name, prediction in shown.items()}
+    yield ["predictions", *shown], [
+        ["loss at the block's first position", *(f"{loss[0]:.3f}" for loss in losses.values())],
+        ["loss at its last position", *(f"{loss[-1]:.3f}" for loss in losses.values())],
+        ["expected calibration error", *(f"{prediction['ece']:.3f}" for prediction in shown.values())],
+    ]
+    facts = []
+    if order := found.get("decode_order"):
+        facts += [[f"left token {when}", f"{order[name]:.3f}"] for name, when in _WHEN.items()]
+        facts.append(["Kendall's tau of position and forward", f"{order['kendall_tau']:.3f}"])
+    for group, drift in found.get("weight_drift", {}).items():
+        mean = {name: sum(values) / len(values) for name, values in drift.items()}
+        facts.append([f"weight drift, {group} (mean over layers)", f"{mean['relative']:.3f}"])
+        facts.append([f"cosine with the weights before, {group}", f"{mean['cosine']:.3f}"])
+    if facts:
+        yield ["measure", "value"], facts
+    if ways := found.get("gradient_variance"):
+        ratio = lambda way: "-" if way["relative"] is None else f"{way['relative']:.2f}"  # noqa: E731
+        yield (
+            ["noise levels", "variance / squared gradient", "columns of a row"],
+            [[name, ratio(way), f"{way['columns']} L"] for name, way in ways.items()],
+        )
+
+
+_WHEN = {"left_first": "decoded earlier", "together": "in the same forward", "right_first": "decoded later"}

@@ -1,0 +1,103 @@
+"""Texts as vectors: hidden states averaged over tokens, and how well a docstring finds its function's body by them."""
+
+import ast
+import functools
+import textwrap
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from edlm_jax.attention import Bidirectional, BlockCausal, Causal, Pattern
+from edlm_jax.data.stdlib import StdlibSource
+from edlm_jax.errors import InputError
+from edlm_jax.models.transformer import Transformer
+
+_SHORTEST = 32  # columns of the smallest row; rows double from here, so that mixed lengths compile few programs
+_MOST = 256  # tokens that are read of a text, as far as the model goes
+_LEAST_WORDS, _LEAST_LINES = 5, 3  # of a docstring, of a body
+
+
+def attentions(model: Transformer, block_length: int | None = None) -> dict[str, Pattern]:
+    """The ways to read a text, by name: block-causal where there is a block length to read it by."""
+    conversion = model.spec.conversion
+    C = block_length or (conversion.block_length if conversion else None)
+    blocks = {"block_causal": BlockCausal(C)} if C else {}
+    return {"causal": Causal(), **blocks, "bidirectional": Bidirectional()}
+
+
+def embed(model: Transformer, rows: Sequence[Sequence[int]], *, pattern: Pattern, batch_size: int = 32) -> np.ndarray:
+    """float32[texts, D]: the mean over a text's tokens of what the head would read."""
+    if not all(rows):
+        raise InputError("a text without tokens has no embedding")
+    longest = min(_MOST, model.spec.max_length)
+    rows = [row[:longest] for row in rows]
+    graphdef, state = nnx.split(model)
+    vectors = np.zeros((len(rows), model.spec.width), np.float32)
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    for start in range(0, len(order), batch_size):
+        chosen, T = order[start : start + batch_size], _SHORTEST
+        while T < len(rows[chosen[-1]]):
+            T *= 2
+        T += -T % getattr(pattern, "block_length", 1)
+        tokens_BT, real_BT = np.zeros((batch_size, T), np.int32), np.zeros((batch_size, T), np.int32)
+        for place, index in enumerate(chosen):
+            tokens_BT[place, : len(rows[index])], real_BT[place, : len(rows[index])] = rows[index], 1
+        vectors[chosen] = _mean_hidden(graphdef, state, tokens_BT, real_BT, pattern)[: len(chosen)]
+    return vectors
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "pattern"))
+def _mean_hidden(graphdef, state, tokens_BT, real_BT, pattern):
+    x_BTD = nnx.merge(graphdef, state).hidden(tokens_BT, pattern=pattern, segment_ids_BT=real_BT)
+    x_BTD = jnp.where(real_BT[:, :, None] > 0, x_BTD.astype(jnp.float32), 0.0)
+    return x_BTD.sum(axis=1) / jnp.maximum(real_BT.sum(axis=1, keepdims=True), 1)
+
+
+def retrieval(model: Transformer, tokenizer, pairs: Sequence[tuple[str, str]], *, pattern: Pattern) -> dict[str, float]:
+    """{"mean_reciprocal_rank", "recall_at_1", "recall_at_10"} of each first text's own second text, by cosine."""
+    encode = lambda texts: [tokenizer.encode(text, add_special_tokens=False) for text in texts]  # noqa: E731
+    queries_QD, texts_QD = (normalise(embed(model, encode(side), pattern=pattern)) for side in zip(*pairs, strict=True))
+    scores_QQ = queries_QD @ texts_QD.T
+    rank_Q = 1 + (scores_QQ > np.diag(scores_QQ)[:, None]).sum(axis=1)
+    return {
+        "mean_reciprocal_rank": float((1 / rank_Q).mean()),
+        "recall_at_1": float((rank_Q <= 1).mean()),
+        "recall_at_10": float((rank_Q <= 10).mean()),
+    }
+
+
+def normalise(vectors_BD: np.ndarray) -> np.ndarray:
+    """Of length one, so that products are cosines."""
+    return vectors_BD / np.maximum(np.linalg.norm(vectors_BD, axis=-1, keepdims=True), 1e-9)
+
+
+def documented_functions(count: int) -> list[tuple[str, str]]:
+    """(docstring, body without it) of functions of held-out standard library files, spread over all of them.
+
+    The name of the function stands in neither; docstrings and bodies that occur twice are left out.
+    """
+    found: dict[str, str] = {}
+    for document in StdlibSource("test"):
+        found |= dict(_documented(document["text"]))
+    bodies = list(found.values())
+    pairs = [(docstring, body) for docstring, body in found.items() if bodies.count(body) == 1]
+    if len(pairs) < count:
+        raise InputError(f"the held-out standard library has {len(pairs)} documented functions; ask for no more")
+    return [pairs[index * len(pairs) // count] for index in range(count)]
+
+
+def _documented(text: str):
+    try:
+        tree = ast.parse(text)
+    except SyntaxError:  # of another version
+        return
+    lines = text.split("\n")
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or len(node.body) < 2:
+            continue
+        docstring, body = ast.get_docstring(node), lines[node.body[1].lineno - 1 : node.end_lineno]
+        if docstring and len(docstring.split()) >= _LEAST_WORDS and len(body) >= _LEAST_LINES:
+            yield docstring, textwrap.dedent("\n".join(body)).strip()

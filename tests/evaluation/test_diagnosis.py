@@ -1,0 +1,149 @@
+"""Diagnostics against plain computations, and the command that gathers them."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from edlm_jax.commands.main import main
+from edlm_jax.data.pipeline import make_eval_batches
+from edlm_jax.evaluation import gradient_variance as variance_module
+from edlm_jax.evaluation.gradient_variance import WAYS, draw, gradient_variance
+from edlm_jax.evaluation.heldout import heldout_config, heldout_loss
+from edlm_jax.evaluation.order import decode_order
+from edlm_jax.evaluation.prediction import predict
+from edlm_jax.pretrained import load_pretrained, load_tokenizer
+from edlm_jax.training.objective import Objective
+from tests.training.tiny import MASK_ID, random_batch
+
+SOURCE = dict(kind="tasks", kinds=("sort", "sums"), split="test", seed=9, size=20)
+
+
+def test_order_of_pairs_inside_blocks():
+    # blocks of 3: [1 2 2] has two pairs in order and a tie, [5 4] one reversed; a pair across blocks does not count
+    order = decode_order([[1, 2, 2, 5, 4]], 3)
+    assert [order[name] for name in ("left_first", "together", "right_first")] == [2 / 4, 1 / 4, 1 / 4]
+    assert order["kendall_tau"] == pytest.approx((2 - 1) / (4 * 3) ** 0.5)
+    assert order["forward_by_position"] == [0.5, 0.5, 1.0]
+    assert decode_order([[1, 2, 3, 4]], 4)["kendall_tau"] == 1 == -decode_order([[4, 3, 2, 1]], 4)["kendall_tau"]
+    assert decode_order([[7, 7]], 2)["kendall_tau"] == 0
+    moved = decode_order([[1, 2, 2, 5, 4]], 3, offsets=[2])  # the first token ends a block
+    assert moved["forward_by_position"] == [0.0, 0.0, 1.5] and moved["left_first"] == 2 / 3
+
+
+def test_ar_predictions_are_those_of_the_model(tiny_ar_dir):
+    model, tokenizer = load_pretrained(tiny_ar_dir, "float32"), load_tokenizer(tiny_ar_dir)
+    c = heldout_config(model.spec, SOURCE, batch_size=3)
+    c.objective.update(pattern="clean_context", block_length=4)
+    found = predict(model, c, tokenizer, pattern="causal")
+    loss_4, tokens_4, confidence, right = np.zeros(4), np.zeros(4), [], []
+    for batch in make_eval_batches(c.data, tokenizer, block_length=4):
+        fields = {"positions_BT": batch["positions"], "segment_ids_BT": batch["segment_ids"]}
+        logits_BTV = model(jnp.asarray(batch["tokens"]), **jax.tree.map(jnp.asarray, fields))
+        log_p_BTV = np.asarray(jax.nn.log_softmax(logits_BTV))
+        for row, column in np.argwhere(batch["loss_mask"] > 0):
+            if column and batch["segment_ids"][row, column] == batch["segment_ids"][row, column - 1]:
+                log_p_V, token = log_p_BTV[row, column - 1], batch["tokens"][row, column]
+                loss_4[column % 4] -= log_p_V[token]
+                tokens_4[column % 4] += 1
+                confidence.append(np.exp(log_p_V.max()))
+                right.append(log_p_V.argmax() == token)
+    np.testing.assert_allclose(found["loss_by_position"], loss_4 / tokens_4, rtol=1e-4)
+    bins = np.minimum((np.array(confidence) * 10).astype(int), 9)
+    error = sum(abs(sum(confidence[i] - right[i] for i in np.flatnonzero(bins == b))) for b in range(10))
+    assert found["ece"] == pytest.approx(error / len(right), abs=1e-5)
+    assert sum(entry["predictions"] for entry in found["bins"]) == len(right)
+
+
+def test_diffusion_predictions_of_a_model_that_knows_nothing(tiny_converted_dir):
+    model, tokenizer = load_pretrained(tiny_converted_dir, "float32"), load_tokenizer(tiny_converted_dir)
+    model.embedding_VD[...] = jnp.zeros_like(model.embedding_VD[...])  # tied: all logits are 0
+    c = heldout_config(model.spec, SOURCE, batch_size=3)
+    found = predict(model, c, tokenizer, pattern="clean_context")
+    assert len(found["loss_by_position"]) == 4
+    assert found["loss_by_position"] == pytest.approx([np.log(258)] * 4, rel=0.3)  # n / k is 1 in expectation
+    assert found["bins"][0]["confidence"] == pytest.approx(1 / 258, rel=1e-4) and len(found["bins"]) == 1
+    assert np.mean(found["loss_by_position"]) == pytest.approx(
+        heldout_loss(model, c, tokenizer, pattern="clean_context"), rel=0.3
+    )
+
+
+class Line(nnx.Module):
+    """The loss of a masked token is the one weight itself: the gradient is the mean of 1 / t over masked tokens."""
+
+    def __init__(self):
+        self.weight_D = nnx.Param(jnp.ones(1))
+
+    def hidden(self, tokens_BT, **_):
+        return jnp.broadcast_to(self.weight_D[...], (*tokens_BT.shape, 1))
+
+    def cross_entropy(self, x_BTD, targets_BT, supervised_BT):
+        return jnp.where(supervised_BT, x_BTD[..., 0], 0.0)
+
+
+DRAW = jax.jit(draw, static_argnums=(2, 3))
+OBJECTIVE = Objective("clean_context", "same_position", 4, 0.1, MASK_ID, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_draws_masks_of_the_right_rate(way):
+    batch = random_batch(64, 32, documents=(20, 12))
+    corruption = DRAW(jax.random.key(3), batch, OBJECTIVE, way)
+    corruptible_BM = np.asarray(corruption.copied(jnp.asarray(batch["loss_mask"] > 0)))
+    masked_BM, level_BM = np.asarray(corruption.masked_BM), np.asarray(corruption.noise_level_BM)
+    assert not masked_BM[~corruptible_BM].any()
+    np.testing.assert_array_equal(np.asarray(corruption.noisy_BM)[masked_BM], MASK_ID)
+    assert (masked_BM / level_BM)[corruptible_BM].mean() == pytest.approx(1.0, abs=0.5)
+    levels_BN = level_BM[:, ::4]
+    assert (levels_BN == levels_BN[:, :1]).all() == (way == "per sequence")
+    if way == "complementary":
+        first, second = np.split(masked_BM, 2, axis=1)
+        np.testing.assert_array_equal(first ^ second, batch["loss_mask"] > 0)
+    if way == "stratified":
+        for row, levels_N in zip(batch["loss_mask"].reshape(64, 8, 4).any(axis=2), levels_BN, strict=True):
+            parts = np.floor((levels_N[row] - 1e-3) / 0.998 * row.sum()).astype(int)
+            assert sorted(parts) == list(range(row.sum()))
+
+
+def test_variance_is_that_of_the_draws():
+    batch = random_batch(4, 16, documents=(16,))
+    batch["loss_mask"][:] = 1
+    model = Line()
+    found = gradient_variance(model, OBJECTIVE, batch, 8)
+    assert {way: entry["columns"] for way, entry in found.items()} == dict(zip(WAYS, (2, 2, 2, 3, 3), strict=True))
+    weights = {
+        way: [
+            float((c.masked_BM / c.noise_level_BM).sum() / c.masked_BM.size)
+            for c in (DRAW(jax.random.key(i), batch, OBJECTIVE, way) for i in range(8))
+        ]
+        for way in WAYS
+    }
+    variance = {way: np.var(found, ddof=1) for way, found in weights.items()}
+    signal = np.mean(list(weights.values())) ** 2 - sum(variance.values()) / 8 / len(WAYS) ** 2
+    assert signal > 0
+    for way in WAYS:
+        assert found[way]["relative"] == pytest.approx(variance[way] / signal, rel=1e-3), way
+    one_stream = Objective("block_causal", "same_position", 4, 0.1, MASK_ID, 0.0, 1.0)
+    assert list(gradient_variance(model, one_stream, batch, 2)) == list(WAYS[:3])
+
+
+def test_the_command_writes_a_report_a_picture_and_tables(
+    tiny_converted_dir, tiny_ar_dir, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(variance_module, "WAYS", WAYS[3:])  # each is a program to compile
+    out = tmp_path / "out"
+    argv = ["diagnose", f"--model={tiny_converted_dir}", "--dtype=float32", "--count=3", "--batch-size=2"]
+    argv.append(f"--out={out}")
+    assert main([*argv, f"--baseline={tiny_ar_dir}", "--draws=2", "--threshold=0"]) == 0
+    report = json.loads((out / "diagnosis.json").read_text())
+    assert set(report["predictions"]) == {"diffusion", "ar"} and report["weight_drift"]["ffn"]["cosine"]
+    assert report["decode_order"]["together"] == 1  # threshold 0: a block in one forward
+    assert (out / "diagnosis.png").read_bytes().startswith(b"\x89PNG")
+    text = capsys.readouterr().out
+    assert "expected calibration error" in text and "complementary" in text and "weight drift, ffn" in text
+    assert main(["diagnose", f"--model={tiny_ar_dir}", "--draws=0"]) == 2
+    assert "never converted" in capsys.readouterr().err
+    assert main([*argv, "--draws=1"]) == 2

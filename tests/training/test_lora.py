@@ -1,0 +1,102 @@
+"""Runs that train adapters: what moves, what is kept of it, what it costs."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from edlm_jax.errors import InputError
+from edlm_jax.evaluation.bench_train import state_bytes
+from edlm_jax.models.lora import ADAPTERS, Lora, partition
+from edlm_jax.pretrained import load_pretrained
+from edlm_jax.training.checkpoint import Checkpoints, load_trained
+from edlm_jax.training.initial import abstract_state, read_spec
+from edlm_jax.training.mesh import make_mesh
+from edlm_jax.training.metrics import step_flops
+from edlm_jax.training.objective import Objective
+from edlm_jax.training.train import train
+from tests.training.conftest import make_config
+from tests.training.test_train import assert_same, params, raise_sigterm_in_step
+from tests.training.tiny import random_model
+
+
+def lora_config(corpus, checkpoint):
+    c = make_config(corpus, checkpoint)
+    c.lora.rank = 4
+    return c
+
+
+@pytest.fixture(scope="module")
+def finished(corpus, checkpoint, tmp_path_factory):
+    """(work directory, summary) of a run that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("lora")
+    return workdir, train(lora_config(corpus, checkpoint), workdir)
+
+
+def test_matrices_move_by_the_rank_and_the_run_knows_how_far(finished, checkpoint):
+    workdir, summary = finished
+    before, after = load_pretrained(checkpoint, "float32"), load_trained(workdir)
+    assert not hasattr(after.layers, "q_a_DR")
+    for matrix in ADAPTERS:
+        moved = np.asarray(getattr(after.layers, matrix)[...] - getattr(before.layers, matrix)[...])[0]
+        inputs = 32 if matrix == "o_NHD" else moved.shape[0]
+        singular = np.linalg.svd(moved.reshape(inputs, -1), compute_uv=False)
+        assert singular[3] > 1e-6 and singular[4] < 1e-6, matrix  # rank 4, in every one of them
+    for name in ("embedding_VD", "final_norm_D"):
+        assert np.any(getattr(after, name)[...] != getattr(before, name)[...])
+    assert np.any(after.layers.mlp_norm_D[...] != before.layers.mlp_norm_D[...])
+    assert 0 < summary["drift_attention"] < 1 and 0 < summary["drift_ffn"] < 1
+
+
+def test_the_state_holds_what_is_frozen_as_it_was_and_no_moments_of_it(finished, config, checkpoint):
+    config.lora.rank = 4
+    spec, _ = read_spec(config)
+    _, abstract = abstract_state(config, spec, make_mesh(config))
+    checkpoints = Checkpoints(finished[0], abstract, keep_last=2, read_only=True)
+    kept = checkpoints.restore_params(6, abstract.params)
+    checkpoints.close()
+    before = nnx.to_pure_dict(nnx.state(load_pretrained(checkpoint, "float32"), nnx.Param))["layers"]
+    for name, value in partition(kept)[1].items():
+        np.testing.assert_array_equal(value, before[name])
+    moments = {path[-1].key for path, _ in jax.tree.leaves_with_path(abstract.opt_state) if hasattr(path[-1], "key")}
+    assert "q_a_DR" in moments and not moments & set(ADAPTERS)
+    config.dtype = "bfloat16"  # what nobody updates is kept as it is read
+    dtypes = jax.tree.map(lambda x: x.dtype.name, partition(abstract_state(config, spec, make_mesh(config))[1].params))
+    assert set(jax.tree.leaves(dtypes[0])) == {"float32"} and set(dtypes[1].values()) == {"bfloat16"}
+
+
+def test_interrupted_equals_uninterrupted_bitwise(finished, corpus, checkpoint, tmp_path, monkeypatch):
+    raise_sigterm_in_step(monkeypatch, 3)
+    assert not train(lora_config(corpus, checkpoint), tmp_path)["completed"]
+    monkeypatch.undo()
+    assert train(lora_config(corpus, checkpoint), tmp_path)["completed"]
+    assert_same(params(tmp_path), params(finished[0]))
+    other = lora_config(corpus, checkpoint)
+    other.lora.rank = 8
+    with pytest.raises(InputError, match=r"\(lora.rank differ\)"):
+        train(other, tmp_path)
+    other.init.path, other.init.hf_config = "", {"hidden_size": 8}
+    with pytest.raises(InputError, match="nothing to adapt"):
+        train(other, tmp_path)
+
+
+def test_what_a_step_takes(config):
+    bytes_of, (spec, _) = {}, read_spec(config)
+    for rank in (0, 4):
+        config.lora.rank = rank
+        bytes_of[rank] = state_bytes(abstract_state(config, spec, make_mesh(config))[1])
+    full, lora = bytes_of[0], bytes_of[4]
+    assert full["optimizer"] == 2 * full["parameters"] + 8 and full["gradients"] == full["parameters"]
+    matrices = 4 * spec.num_layers * (32 * 8 * (4 + 4 + 2 + 2) + 3 * 32 * 48)
+    adapters = 4 * spec.num_layers * 4 * (64 + 48 + 48 + 64 + 3 * 80)
+    assert lora["gradients"] == full["gradients"] - matrices + adapters
+    assert lora["parameters"] == full["parameters"] + adapters and lora["optimizer"] == 2 * lora["gradients"] + 8
+
+
+def test_flops_leave_out_the_gradients_of_what_is_frozen():
+    spec = random_model().spec
+    objective = Objective("clean_context", "same_position", 4, 0.1, 92, 0.0, 1.0)
+    layers = 2 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48)
+    adapters = 2 * 4 * (64 + 48 + 48 + 64 + 3 * 80)
+    full, lora = (step_flops(spec, objective, 3, 24, how) for how in (None, Lora(4, 32.0)))
+    assert full - lora == 3 * 48 * (2 * layers - 6 * adapters)
