@@ -25,7 +25,6 @@ from ml_collections import ConfigDict
 from edlm_jax.studies.cells import study_config
 
 QUICKSTART = runpy.run_path(str(Path(__file__).parents[1] / "quickstart.py"))["get_config"]
-STEPS = 1200  # the quickstart's
 PATH = (  # each changes what those before it have left
     ("bidirectional, shifted, uniform", {"objective.pattern": "bidirectional"}),
     ("+ blocks with clean context", {"objective.pattern": "clean_context"}),
@@ -33,7 +32,7 @@ PATH = (  # each changes what those before it have left
     ("+ a noise level for each block", {"objective.half_life": float("inf")}),
     ("+ later tokens masked more often", {"objective.half_life": 0.1}),
     ("+ two views", {"objective.noisy_length": 128}),
-    ("+ longer", {"steps": 2 * STEPS}),
+    ("+ longer", {"steps": 2 * QUICKSTART().steps}),
 )
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from edlm_jax.attention import attend_cached, platform
+from edlm_jax.errors import InputError
 from edlm_jax.models.rope import rotary_tables
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer, fuse_projections, layer_forward, rms_norm
@@ -35,6 +36,8 @@ class DecodingWeights:
     @classmethod
     def of(cls, model: Transformer) -> "DecodingWeights":
         """Laid out once; later changes of the model are not followed."""
+        if model.layers.lora:
+            raise InputError("this model's adapters are not merged; read its run with load_trained, which merges them")
         # On CPU a product with the transposed embedding costs several times one with a head of its own (measured).
         return _lay_out(*nnx.split(model), copy_head=platform() == "cpu")
 

@@ -7,6 +7,8 @@ import pytest
 from flax import nnx
 
 from edlm_jax.attention import CleanContext
+from edlm_jax.decoding import Decoder
+from edlm_jax.errors import InputError
 from edlm_jax.models.lora import ADAPTERS, Lora, combine, initial_adapters, merge, partition
 from edlm_jax.models.transformer import Transformer, layer_shapes
 from tests.training.tiny import random_model
@@ -65,3 +67,8 @@ def test_what_is_trained():
     assert jax.tree.structure(combine(trained, frozen)) == jax.tree.structure(params)
     plain = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     assert partition(plain) == (plain, {}) and combine(plain, {}) is plain
+
+
+def test_decoding_refuses_adapters_that_are_not_merged():
+    with pytest.raises(InputError, match="not merged; read its run with load_trained"):
+        Decoder(nnx.merge(*adapted(random_model())))
