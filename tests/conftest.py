@@ -1,17 +1,13 @@
 """Eight CPU devices in one process, so that meshes can be tested; silent broadcasting of ranks is an error."""
 
 import os
-import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: a test must not take somebody's accelerator
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads and forked workers do not mix
 # Compiling small programs takes most of the tests' time, so the compiler tries less hard (parity tests use all of it),
-# and pytest's workers and the processes that tests start, which inherit this, share what was compiled.
+# as do the processes that tests start, which inherit this.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1"  # many small ones: jaxlib 0.10.2 crashed over one
-if "PYTEST_XDIST_WORKER" not in os.environ:
-    COMPILED = tempfile.TemporaryDirectory(prefix="edlm_jax-tests-")  # removed when pytest ends
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import dataclasses
 import json
@@ -46,6 +42,17 @@ def pytest_collection_modifyitems(items):
     """The longest tests first, or one worker sits over them at the end while the others have none left."""
     longest = ("test_processes.py", "test_train.py", "test_quickstart.py", "test_convert.py")
     items.sort(key=lambda item: item.path.name not in longest)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compile_once(tmp_path_factory):
+    """Tests of the same program, and the processes that they start, share its compilation.
+
+    Each of pytest's workers keeps to itself: sharing one directory, jaxlib 0.10.2 crashed twice as it wrote there.
+    """
+    directory = str(tmp_path_factory.mktemp("compiled"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = directory
+    jax.config.update("jax_compilation_cache_dir", directory)
 
 
 @pytest.fixture(scope="session")
