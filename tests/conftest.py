@@ -1,13 +1,17 @@
 """Eight CPU devices in one process, so that meshes can be tested; silent broadcasting of ranks is an error."""
 
 import os
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: a test must not take somebody's accelerator
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads and forked workers do not mix
 # Compiling small programs takes most of the tests' time, so the compiler tries less hard (parity tests use all of it),
-# as do the processes that tests start, which inherit this.
+# and pytest's workers and the processes that tests start, which inherit this, share what was compiled.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    COMPILED = tempfile.TemporaryDirectory(prefix="edlm_jax-tests-")  # removed when pytest ends
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
 
 import dataclasses
 import json
@@ -44,15 +48,11 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in longest)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compile_once(tmp_path_factory):
-    """Tests of the same program, and the processes that they start, share its compilation.
-
-    Each of pytest's workers keeps to itself: sharing one directory, jaxlib 0.10.2 crashed twice as it wrote there.
-    """
-    directory = str(tmp_path_factory.mktemp("compiled"))
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = directory
-    jax.config.update("jax_compilation_cache_dir", directory)
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Linux lets a process map 65530 pieces of memory; a program holds several, and jaxlib crashes at the limit."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from edlm_jax.studies.cells import study_config
 
 QUICKSTART = runpy.run_path(str(Path(__file__).parents[1] / "quickstart.py"))["get_config"]
-RATE = 2e-3  # the quickstart's
+RATE = QUICKSTART().optimizer.learning_rate
 
 
 def get_config() -> ConfigDict:

@@ -12,15 +12,20 @@ _SHORTEST = 8  # columns of the smallest prompt bucket: buckets double from here
 def pad_prompts(prompts: Sequence[Sequence[int]], block_length: int, max_length: int) -> tuple[np.ndarray, np.ndarray]:
     """(prompts_BP, pad_B): left-padded to end at column P, a multiple of the block length, from few sizes."""
     longest = max(map(len, prompts))
-    P = _SHORTEST
-    while P < longest:
-        P *= 2
+    P = bucket(longest, _SHORTEST)
     P = -(-(min(P, max_length) if longest <= max_length else longest) // block_length) * block_length
     pad_B = np.array([P - len(prompt) for prompt in prompts], np.int32)
     prompts_BP = np.zeros((len(prompts), P), np.int32)
     for row, prompt, pad in zip(prompts_BP, prompts, pad_B, strict=True):
         row[pad:] = prompt
     return prompts_BP, pad_B
+
+
+def bucket(length: int, shortest: int) -> int:
+    """The least of shortest, 2 shortest, 4 shortest ... that holds `length`: many lengths, few programs."""
+    while shortest < length:
+        shortest *= 2
+    return shortest
 
 
 def split_prompts(prompts: Sequence[Sequence[int]], block_length: int) -> tuple[list[list[int]], list[list[int]]]:

@@ -12,6 +12,7 @@ from flax import nnx
 
 from edlm_jax.attention import Bidirectional, BlockCausal, Causal, Pattern
 from edlm_jax.data.stdlib import StdlibSource
+from edlm_jax.decoding.prompts import bucket
 from edlm_jax.errors import InputError
 from edlm_jax.models.transformer import Transformer
 
@@ -38,9 +39,8 @@ def embed(model: Transformer, rows: Sequence[Sequence[int]], *, pattern: Pattern
     vectors = np.zeros((len(rows), model.spec.width), np.float32)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     for start in range(0, len(order), batch_size):
-        chosen, T = order[start : start + batch_size], _SHORTEST
-        while T < len(rows[chosen[-1]]):
-            T *= 2
+        chosen = order[start : start + batch_size]
+        T = bucket(len(rows[chosen[-1]]), _SHORTEST)
         T += -T % getattr(pattern, "block_length", 1)
         tokens_BT, real_BT = np.zeros((batch_size, T), np.int32), np.zeros((batch_size, T), np.int32)
         for place, index in enumerate(chosen):

@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from edlm_jax.attention import Causal, CleanContext
+from edlm_jax.decoding.prompts import bucket
 from edlm_jax.errors import InputError
 from edlm_jax.models import Transformer
 
@@ -94,9 +95,7 @@ def _check(index, context, continuation, max_length):
 def _row(context, continuation, C, pad):
     """(tokens_L, positions_L, segments_L, unknown_L) with `pad` columns before the context."""
     used = pad + len(context) + len(continuation)
-    L = _SHORTEST
-    while L < used:
-        L *= 2
+    L = bucket(used, _SHORTEST)
     L += -L % C
     columns_L = np.arange(L)
     tokens_L = np.zeros(L, np.int32)

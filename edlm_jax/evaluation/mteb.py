@@ -4,7 +4,8 @@
     from edlm_jax.evaluation.mteb import Encoder
     mteb.evaluate(Encoder("runs/quickstart/model", attention="bidirectional"), mteb.get_tasks(["STSBenchmark"]))
 
-Hidden states are averaged over tokens, without instructions or tuning, as in arXiv 2512.14067.
+Hidden states are averaged over tokens, without instructions or tuning, as in arXiv 2512.14067. Written to the
+protocol of mteb 2.26, and not yet run with it.
 """
 
 from collections.abc import Iterable, Mapping

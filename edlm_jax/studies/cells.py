@@ -9,13 +9,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from edlm_jax.data.sources import open_source
+from edlm_jax.decoding.modes import MODES
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.compare import check_evaluation
 from edlm_jax.training.config import validate
 
 QUICK_STEPS = 2
 MEASURED_BY = ("eval_steps", "eval_block_lengths", "eval_modes", "eval_losses", "retrieval", "timed_steps")
-WITH_THRESHOLD = ("diffusion", "mars", "psd", "dmax")
 WITHOUT_THRESHOLD = ("ar", "self_speculation", "quadratic_speculation")
 
 
@@ -111,8 +111,8 @@ def _check(c: ConfigDict) -> None:
     for name in ("eval_steps", "eval_block_lengths"):
         if any(not isinstance(value, int) or value < 1 for value in c[name]):
             raise InputError(f"config.{name} must be positive numbers, not {tuple(c[name])}")
-    if not c.eval_modes or set(c.eval_modes) - {*WITH_THRESHOLD, *WITHOUT_THRESHOLD}:
-        known = ", ".join((*WITH_THRESHOLD, *WITHOUT_THRESHOLD))
+    if not c.eval_modes or set(c.eval_modes) - set(MODES):
+        known = ", ".join(MODES)
         raise InputError(f"config.eval_modes are one or more of {known}, not {tuple(c.eval_modes)}")
     for name in ("retrieval", "timed_steps"):
         if c[name] < 0:

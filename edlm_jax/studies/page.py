@@ -79,7 +79,7 @@ def _cell(point: dict[str, Any]) -> str:
 
 def _statistic(value: dict[str, float | None], name: str = "") -> str:
     error = value["standard_error"]
-    return _value(value["mean"], name) + (f" ± {_value(error, name)}" if error else "")
+    return _value(value["mean"], name) + ("" if error is None else f" ± {_value(error, name)}")
 
 
 def _value(value: float, name: str = "") -> str:

@@ -1,5 +1,6 @@
 """A config small enough to convert in a test."""
 
+import jax
 import pytest
 
 CONFIG = """
@@ -13,7 +14,7 @@ def get_config():
     c.init.path = {ar_dir!r}
     c.init.mask_embedding = "mean"
     c.objective.block_length = 4
-    c.data.batch_size = 8  # a row for each device
+    c.data.batch_size = 8
     c.data.length = 128
     c.data.sources = (dict(kind="tasks", kinds=("sort", "sums")),)
     c.data.eval_sources = (dict(kind="tasks", kinds=("sort", "sums"), split="test", size=8),)
@@ -25,6 +26,13 @@ def get_config():
     c.evaluation.timed_prompts = 2
     return c
 """
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """Compiling for all eight would take most of the time of what is run here; tests/training/ has them."""
+    devices = jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda: devices[:1])
 
 
 @pytest.fixture

@@ -72,9 +72,19 @@ def forward(model, tokens, pattern):
     """float64 logits of a row of tokens, padded to `LENGTH`."""
     graphdef, state = nnx.split(model)
     padded = np.array([tokens + [0] * (LENGTH - len(tokens))])
-    return np.array(_logits(graphdef, state, padded, pattern)[0], np.float64)
+    return np.array(_logits(graphdef, state, padded, pattern.dense(LENGTH, LENGTH))[0], np.float64)
 
 
-@partial(jax.jit, static_argnames=("graphdef", "pattern"))
-def _logits(graphdef, state, tokens_BT, pattern):
-    return nnx.merge(graphdef, state)(tokens_BT, pattern=pattern)
+@dataclass(frozen=True, eq=False)
+class Drawn(Pattern):
+    """A mask that is a value of the program: one program serves all patterns."""
+
+    mask_TT: jax.Array
+
+    def dense(self, q_len, k_len):
+        return self.mask_TT
+
+
+@partial(jax.jit, static_argnames="graphdef")
+def _logits(graphdef, state, tokens_BT, mask_TT):
+    return nnx.merge(graphdef, state)(tokens_BT, pattern=Drawn(mask_TT))

@@ -1,3 +1,3 @@
 """The config that the commands' tests convert with is small enough for a study, too."""
 
-from tests.commands.conftest import tiny_config  # noqa: F401
+from tests.commands.conftest import one_device, tiny_config  # noqa: F401

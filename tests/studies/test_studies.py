@@ -199,7 +199,7 @@ def test_tables_have_means_and_standard_errors_over_seeds():
     header, rows = measure_rows(results)
     assert header == ["measure", "drift attention", "drift ffn", "peak, MiB"]
     assert rows[0] == ["AR, unconverted", "", "0.050", ""]
-    assert rows[1] == ["one", "0.100", "0.200", f"1.0 ± {1 / 3**0.5:.1f}"] and rows[2][0] == "lonely"
+    assert rows[1] == ["one", "0.100 ± 0.000", "0.200 ± 0.000", f"1.0 ± {1 / 3**0.5:.1f}"] and rows[2][0] == "lonely"
     assert mean_and_error([2.0]) == dict(mean=2.0, standard_error=None)
 
 
