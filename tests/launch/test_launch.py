@@ -35,7 +35,8 @@ def path(tmp_path):
     for tool in TOOLS:
         stub = f"""#!/bin/bash
             [[ $* != *describe* || ! -e {tmp_path}/ran || $(<{tmp_path}/ran) != *create* ]] || echo ACTIVE
-            {{ printf '%s\\x1f' {tool} "$@"; echo; }} >> {tmp_path}/ran"""
+            printf -v line '%s\\x1f' {tool} "$@"
+            echo "$line" >> {tmp_path}/ran  # in one piece: processes write at the same time"""
         (directory / tool).write_text(stub)
         (directory / tool).chmod(0o755)
     for tool in GENTLE:
