@@ -133,6 +133,7 @@ def test_machines_share_cells_and_nothing_runs_twice(study_file, tmp_path, capsy
 def test_every_cell_of_a_committed_study_can_start(name):
     _, doc, config, sweep = load_study(str(ROOT / "configs" / "studies" / f"{name}.py"))
     cells = expand(config, sweep)
+    assert all(cell.config.seed == cell.seed for cell in cells)
     assert len(config.seeds) >= 3 and len(cells) % len(config.seeds) == 0
     assert "arXiv 2512.14067" in doc and f"configs/studies/{name}.py" in doc
     assert f"{len(cells)} cells" in doc
@@ -175,7 +176,7 @@ def results_of(x, arms):
     """{arm: [points of a seed, ...]} -> results."""
     runs = {
         arm: [
-            dict(seed=seed, points=points, measures=[DRIFT | dict(peak_bytes=2**20 * seed)], changes={"rate": len(arm)})
+            dict(seed=seed, points=points, measures=[DRIFT | dict(peak_bytes=2**24 * seed)], changes={"rate": len(arm)})
             for seed, points in enumerate(seeds)
         ]
         for arm, seeds in arms.items()
@@ -199,8 +200,15 @@ def test_tables_have_means_and_standard_errors_over_seeds():
     header, rows = measure_rows(results)
     assert header == ["measure", "drift attention", "drift ffn", "peak, MiB"]
     assert rows[0] == ["AR, unconverted", "", "0.050", ""]
-    assert rows[1] == ["one", "0.100 ± 0.000", "0.200 ± 0.000", f"1.0 ± {1 / 3**0.5:.1f}"] and rows[2][0] == "lonely"
+    assert rows[1] == ["one", "0.100 ± 0.000", "0.200 ± 0.000", f"16.0 ± {16 / 3**0.5:.1f}"] and rows[2][0] == "lonely"
     assert mean_and_error([2.0]) == dict(mean=2.0, standard_error=None)
+
+
+def test_measures_are_of_their_step():
+    measured = lambda seed: [dict(step=step, drift=step + seed) for step in (2, 4)]  # noqa: E731
+    runs = [dict(seed=seed, points=[], changes={}, measures=measured(seed)) for seed in (0, 2)]
+    measures = summarise("one", runs)["measures"]
+    assert [(found["step"], found["drift"]["mean"]) for found in measures] == [(2, 3.0), (4, 5.0)]
 
 
 def test_curves_run_over_what_the_study_is_about():
