@@ -8,13 +8,14 @@ The paper's path (arXiv 2512.14067; Qwen3-4B, blocks of 64, mean accuracy at one
     + position-weighted masking                 62.02
     + 300B tokens instead of 25B                64.05
 
-Here: the quickstart's model and data. The step from one noise level a row to position-weighted masking is taken in
-two, since it changes two things: each block gets a level of its own (half-life infinity), then later tokens are masked
-more often. Two views of every response are our own addition. "Longer" has twice the steps of the quickstart.
+Here: the quickstart's model and data, an eighth of its steps. The step from one noise level a row to
+position-weighted masking is taken in two, since it changes two things: each block gets a level of its own (half-life
+infinity), then later tokens are masked more often. Two views of every response are our own addition. "Longer" has
+twice the steps.
 
     edlm study --config=configs/studies/components.py --workdir=runs/components
 
-Hardware and result: not yet run; 21 cells of 10 to 20 minutes on the quickstart's two cores.
+Hardware and result: not yet run; 21 cells of a minute or two on the quickstart's two cores.
 """
 
 import runpy
@@ -25,6 +26,7 @@ from ml_collections import ConfigDict
 from edlm_jax.studies.cells import study_config
 
 QUICKSTART = runpy.run_path(str(Path(__file__).parents[1] / "quickstart.py"))["get_config"]
+STEPS = QUICKSTART().steps // 8
 PATH = (  # each changes what those before it have left
     ("bidirectional, shifted, uniform", {"objective.pattern": "bidirectional"}),
     ("+ blocks with clean context", {"objective.pattern": "clean_context"}),
@@ -32,13 +34,14 @@ PATH = (  # each changes what those before it have left
     ("+ a noise level for each block", {"objective.half_life": float("inf")}),
     ("+ later tokens masked more often", {"objective.half_life": 0.1}),
     ("+ two views", {"objective.noisy_length": 128}),
-    ("+ longer", {"steps": 2 * QUICKSTART().steps}),
+    ("+ longer", {"steps": 2 * STEPS}),
 )
 
 
 def get_config() -> ConfigDict:
     """Where the path begins, but for the pattern; at one token a forward and bolder."""
     c = study_config(QUICKSTART())
+    c.base.steps = STEPS
     with c.base.ignore_type():
         c.base.objective.half_life = None
     c.base.objective.alignment = "shifted"

@@ -4,12 +4,12 @@ The paper's comparison of learning rates (arXiv 2512.14067; Qwen3-4B, mean accur
 
     1e-4  50.95    3e-5  56.59    1e-5  60.63    3e-6  60.11    1e-6  54.56
 
-Here: the quickstart's model, data and steps; its model is 2000 times smaller and its rates are higher. The schedule
-ends at 1/200 of its peak in every arm. All cells share one compiled program.
+Here: the quickstart's model and data, an eighth of its steps; its model is 2000 times smaller and its rates are higher.
+The schedule ends at 1/200 of its peak in every arm. All cells share one compiled program.
 
     edlm study --config=configs/studies/learning_rate.py --workdir=runs/learning_rate
 
-Hardware and result: not yet run; 15 cells of about 10 minutes on the quickstart's two cores.
+Hardware and result: not yet run; 15 cells of about a minute on the quickstart's two cores.
 """
 
 import runpy
@@ -26,6 +26,7 @@ RATES = (2e-4, 6e-4, 2e-3, 6e-3, 2e-2)
 def get_config() -> ConfigDict:
     """The quickstart at one token a forward and at threshold 0.9."""
     c = study_config(QUICKSTART())
+    c.base.steps //= 8
     c.x = "optimizer.learning_rate"
     c.base.checkpoint.keep_last = 1
     c.base.evaluation.thresholds = (1.0, 0.9)
