@@ -8,10 +8,12 @@ from edlm_jax.studies.results import PLACE, Results
 
 _SHOWN = {"step": "step {}", "mode": "{}", "block_length": "block {}", "threshold": "threshold {:g}"}
 _THRESHOLD = PLACE.index("threshold")
-_MEASURES = """Drift is the norm of the change over that of the AR weights, mean over layers; losses are held-out nats
-per token, of diffusion a bound; retrieval is a mean reciprocal rank; bytes are those of the training state and of the
-step's planned peak.
-"""
+_MEANING = {  # of a measure whose name holds the word
+    "drift": "Drift is the norm of the change over that of the AR weights, mean over layers.",
+    "loss": "Losses are held-out nats per token, of diffusion a bound.",
+    "retrieval": "Retrieval is a mean reciprocal rank.",
+    "bytes": "Bytes are those of the training state and of the step's planned peak.",
+}
 
 
 def accuracy_rows(results: Results) -> Rows:
@@ -45,10 +47,11 @@ def page(results: Results) -> str:
     name = results["study"]
     parts = [_head(name, results["doc"])]
     quick = "a quick form (one seed, two steps: no result), " if results["quick"] else ""
-    parts.append(f"Run: {quick}{results['finished']} of {results['cells_in_all']} cells; {_machine(results)}\n")
+    cells = f"{results['finished']} of {results['cells_in_all']} cells in {_minutes(results):.0f} minutes"
+    parts.append(f"Run: {quick}{cells}; {_machine(results)}\n")
     caption = "Exact match on held-out tasks, mean ± standard error over seeds; after @, tokens per forward.\n"
     parts += [caption, markdown_table(*accuracy_rows(results)), f"![{name}]({name}.png)\n"]
-    parts += [_MEASURES, markdown_table(*measure_rows(results))]
+    parts += [_explain(results), markdown_table(*measure_rows(results))]
     return "\n".join(parts)
 
 
@@ -89,6 +92,16 @@ def _value(value: float, name: str = "") -> str:
 def _measure_name(step: int | None, name: str) -> str:
     words = name.removesuffix("_bytes").replace("_", " ") + (", MiB" if name.endswith("_bytes") else "")
     return words if step is None else f"step {step}, {words}"
+
+
+def _explain(results: Results) -> str:
+    """The measures that the page has."""
+    names = {name for arm in results["arms"] for measures in arm["measures"] for name in measures}
+    return " ".join(text for word, text in _MEANING.items() if any(word in name for name in names)) + "\n"
+
+
+def _minutes(results: Results) -> float:
+    return sum(cell["seconds"] for cell in results["cells"]) / 60
 
 
 def _head(name: str, doc: str) -> str:

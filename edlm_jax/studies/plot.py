@@ -67,4 +67,5 @@ def _drift(axes, results: Results) -> None:
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.set(title="Weight drift from the AR model", xlabel="norm of the change / norm before")
+    axes.margins(x=0.3)  # room for the legend
     axes.legend(fontsize=7)

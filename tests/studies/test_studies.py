@@ -182,7 +182,7 @@ def results_of(x, arms):
         for arm, seeds in arms.items()
     }
     machine = dict(hardware=dict(devices=["cpu"], processor="abacus", cpu_cores=1), versions=dict(jax="0"))
-    counts = dict(finished=3, cells_in_all=4, quick=False)
+    counts = dict(finished=3, cells_in_all=4, quick=False, cells=[dict(seconds=100.0 * i) for i in range(3)])
     summaries = [summarise(arm, seeds) for arm, seeds in runs.items()]
     ar = dict(accuracy=0.9, drift_ffn=0.05)
     return dict(study="some", doc="T\n\nText.", x=x, ar=ar, arms=summaries, **counts, **machine)
@@ -196,7 +196,8 @@ def test_tables_have_means_and_standard_errors_over_seeds():
     error = math.sqrt((0.1**2 + 0.1**2) / 2 / 3)
     assert rows[1] == ["one", "3", f"0.700 ± {error:.3f} @ 1.00", f"0.350 ± {error / 2:.3f} @ 3.00"]
     assert rows[2][2] == "0.800 @ 1.00"
-    assert "| one | 3 | 0.700 ± 0.058 @ 1.00 |" in page(results) and "3 of 4 cells" in page(results)
+    assert "| one | 3 | 0.700 ± 0.058 @ 1.00 |" in page(results) and "3 of 4 cells in 5 minutes" in page(results)
+    assert "Drift is" in page(results) and "Bytes are" in page(results) and "Losses are" not in page(results)
     header, rows = measure_rows(results)
     assert header == ["measure", "drift attention", "drift ffn", "peak, MiB"]
     assert rows[0] == ["AR, unconverted", "", "0.050", ""]
