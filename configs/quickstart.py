@@ -2,15 +2,16 @@
 
     make quickstart        or        edlm convert --config=configs/quickstart.py --workdir=runs/quickstart
 
-Hardware: two CPU cores (Xeon, 2.5 GHz, AVX-512), virtual ones, left alone by others meanwhile; while others took 40 %
-of their time, the same run took 1064 seconds. Measured there: 649 seconds after installing (544 of them training), on
-512 held-out prompts (on which 1600 steps were chosen over 1200; on 1024 of seed 77 0.996, 0.995, 0.984, 0.966):
+Hardware: two CPU cores (Xeon, 2.5 GHz, AVX-512), virtual ones, left alone by others meanwhile. Measured there: 607
+seconds after installing (543 of them training), on 512 held-out prompts (on which 1600 steps were chosen over 1200; on
+1024 of seed 77 0.996, 0.995, 0.984, 0.966):
 
     decoding           AR       1.0      0.95     0.9      0.8      threshold
     exact match        1.000    0.986    0.980    0.980    0.969
-    tokens / forward   1        0.82     4.79     5.18     5.51
-    tokens / s         1176     605      2195     2344     2401     batch 1
+    tokens / forward   1        0.82     4.79     5.18     5.50
+    tokens / s         1240     734      2666     2722     2923     batch 1
 
+An earlier run took 649 seconds (1176, 605, 2195, 2344 and 2401 tokens/s), one while others took 40 % of the cores 1064.
 docs/quickstart.json is the whole report. 1200 steps: 0.980; 0.984 at 4.06, 0.943 at 5.02 (threshold 0.8). On other
 held-out prompts (exact at 1.0; at 0.95 with tokens per forward): shifted alignment, 1000 steps, 0.992; 0.984 at 3.93.
 1300 steps, 0.175 of the rows for each slow kind, 0.992; 0.986 at 4.13. Without noisy_length, shifted, 1000 steps,
