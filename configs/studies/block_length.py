@@ -15,7 +15,7 @@ hold any answer whole; one token a forward (threshold 1) and threshold 0.9.
 
     edlm study --config=configs/studies/block_length.py --workdir=runs/block_length
 
-Hardware and result: not yet run; 15 cells of about 2 minutes on the quickstart's two cores.
+Hardware and result: not yet run; 15 cells of an estimated 2 minutes on the quickstart's two cores.
 """
 
 import runpy

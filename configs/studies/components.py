@@ -15,7 +15,7 @@ twice the steps.
 
     edlm study --config=configs/studies/components.py --workdir=runs/components
 
-Hardware and result: not yet run; 21 cells of a minute or two on the quickstart's two cores.
+Hardware and result: not yet run; 21 cells of an estimated minute or two on the quickstart's two cores.
 """
 
 import runpy

@@ -10,7 +10,7 @@ goes on.
 
     edlm study --config=configs/studies/dynamics.py --workdir=runs/dynamics
 
-Hardware and result: not yet run; 15 cells of about 3 minutes on the quickstart's two cores.
+Hardware and result: not yet run; 15 cells of an estimated 3 minutes on the quickstart's two cores.
 """
 
 import runpy

@@ -11,7 +11,7 @@ larger models to MTEB.
 
     edlm study --config=configs/studies/embedding.py --workdir=runs/embedding
 
-Hardware and result: not yet run; 12 cells of about a minute on the quickstart's two cores.
+Hardware and result: not yet run; 12 cells of an estimated minute on the quickstart's two cores.
 """
 
 import runpy

@@ -9,7 +9,7 @@ on held-out tasks and held-out code. Code has no prompts, so every token is lear
 
     edlm study --config=configs/studies/generalisation.py --workdir=runs/generalisation
 
-Hardware and result: not yet run; 9 cells of about a minute on the quickstart's two cores.
+Hardware and result: not yet run; 9 cells of an estimated minute on the quickstart's two cores.
 """
 
 import runpy

@@ -12,7 +12,7 @@ conversion forgets.
 
     edlm study --config=configs/studies/joint.py --workdir=runs/joint
 
-Hardware and result: not yet run; 15 cells of about 2 minutes on the quickstart's two cores.
+Hardware and result: not yet run; 15 cells of an estimated 2 minutes on the quickstart's two cores.
 """
 
 import runpy

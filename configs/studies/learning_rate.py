@@ -9,7 +9,7 @@ The schedule ends at 1/200 of its peak in every arm. All cells share one compile
 
     edlm study --config=configs/studies/learning_rate.py --workdir=runs/learning_rate
 
-Hardware and result: not yet run; 15 cells of about a minute on the quickstart's two cores.
+Hardware and result: not yet run; 15 cells of an estimated minute on the quickstart's two cores.
 """
 
 import runpy

@@ -15,7 +15,7 @@ for the step.
 
     edlm study --config=configs/studies/lora.py --workdir=runs/lora
 
-Hardware and result: not yet run; 15 cells of about 2 minutes on the quickstart's two cores.
+Hardware and result: not yet run; 15 cells of an estimated 2 minutes on the quickstart's two cores.
 """
 
 import runpy

@@ -14,7 +14,7 @@ def get_config():
     c.init.path = {ar_dir!r}
     c.init.mask_embedding = "mean"
     c.objective.block_length = 4
-    c.data.batch_size = 8
+    c.data.batch_size = 8  # a row for each device, where there are eight
     c.data.length = 128
     c.data.sources = (dict(kind="tasks", kinds=("sort", "sums")),)
     c.data.eval_sources = (dict(kind="tasks", kinds=("sort", "sums"), split="test", size=8),)

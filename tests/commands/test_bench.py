@@ -30,7 +30,8 @@ def test_bench_decode(tiny_converted_dir, capsys):
     assert result["forward_ratio"]["1"] == 1.0 and result["forward_seconds"].keys() == {"1", "4", "8"}
 
 
-def test_bench_train(tiny_config, capsys):
+def test_bench_train(tiny_config, capsys, monkeypatch):
+    monkeypatch.undo()  # all eight devices
     arguments = [f"--config={tiny_config}", "--config.data.length=32", "--steps=3", "--json"]
     assert main(["bench", "train", *arguments]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -38,7 +39,7 @@ def test_bench_train(tiny_config, capsys):
     assert 0 < seconds["min"] <= seconds["median"] <= seconds["max"]
     assert result["tokens_per_second"] == pytest.approx(8 * 32 / seconds["median"])
     assert result["model_flops_per_second"] == pytest.approx(result["model_flops_per_step"] / seconds["median"])
-    assert result["loss"] > 0 and result["mesh"]["fsdp"] == 1
+    assert result["loss"] > 0 and result["mesh"]["fsdp"] == 8
     assert main(["bench", "train", *arguments[:-1]]) == 0
     assert "tokens/s" in capsys.readouterr().out
 

@@ -11,6 +11,7 @@ from edlm_jax.training import processes
 
 
 def test_the_whole_job_and_its_repetition(tiny_config, tmp_path, monkeypatch, capsys):
+    monkeypatch.undo()  # all eight devices train
     workdir = tmp_path / "runs" / "tiny"
     argv = ["convert", f"--config={tiny_config}", f"--workdir={workdir}"]
     assert main(argv) == 0, capsys.readouterr().err
