@@ -1,5 +1,6 @@
 """Everything that `edlm diagnose` measures of a converted model, and its tables."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -8,10 +9,11 @@ from edlm_jax.decoding import Decoder
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.batches import decode_batches
 from edlm_jax.evaluation.drift import weight_drift
-from edlm_jax.evaluation.gradient_variance import gradient_variance
+from edlm_jax.evaluation.gradient_variance import gradient_variance, ways_of
 from edlm_jax.evaluation.heldout import heldout_config
 from edlm_jax.evaluation.order import decode_order
 from edlm_jax.evaluation.prediction import predict
+from edlm_jax.evaluation.progress import Progress
 from edlm_jax.evaluation.report import Rows
 from edlm_jax.evaluation.tasks import load_tasks, longest_answer
 from edlm_jax.models.transformer import Transformer
@@ -37,21 +39,29 @@ def diagnose(
     What there is nothing to measure by is left out: an order without prompts, a drift without a baseline.
     """
     c = heldout_config(model.spec, source, batch_size=batch_size)
-    found: Diagnosis = {"block_length": grid(c), "threshold": threshold}
-    found["predictions"] = {"diffusion": predict(model, c, tokenizer, pattern=c.objective.pattern)}
-    if baseline is not None:
-        found["predictions"]["ar"] = predict(baseline, c, tokenizer, pattern="causal")
-        found["weight_drift"] = weight_drift(baseline, model)
+    objective = Objective.from_config(c, model.spec.conversion.mask_token_id)
     try:
         tasks = load_tasks([source], tokenizer)[:count]
     except InputError:  # text without prompts
         tasks = []
-    if tasks:
-        found["decode_order"] = _order(model, tasks, tokenizer, threshold, batch_size)
-    if draws:
-        batch = next(iter(make_eval_batches(c.data, tokenizer, block_length=grid(c))))
-        objective = Objective.from_config(c, model.spec.conversion.mask_token_id)
-        found["gradient_variance"] = gradient_variance(model, objective, batch, draws)
+    parts = 1 + (baseline is not None) + bool(tasks) + (len(ways_of(objective)) if draws else 0)
+    found: Diagnosis = {"block_length": grid(c), "threshold": threshold}
+    with Progress(parts, "diagnose") as progress:
+        finished = itertools.count(1)
+        done = lambda part: progress.done(next(finished), part)  # noqa: E731
+        found["predictions"] = {"diffusion": predict(model, c, tokenizer, pattern=c.objective.pattern)}
+        done("predictions")
+        if baseline is not None:
+            found["predictions"]["ar"] = predict(baseline, c, tokenizer, pattern="causal")
+            found["weight_drift"] = weight_drift(baseline, model)
+            done("predictions of the baseline")
+        if tasks:
+            found["decode_order"] = _order(model, tasks, tokenizer, threshold, batch_size)
+            done("order of decoding")
+        if draws:
+            batch = next(iter(make_eval_batches(c.data, tokenizer, block_length=grid(c))))
+            on_way = lambda way: done(f"gradients, {way}")  # noqa: E731
+            found["gradient_variance"] = gradient_variance(model, objective, batch, draws, on_way)
     return found
 
 

@@ -12,6 +12,7 @@ so that every way has the same expected gradient and variances compare. Position
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,18 +27,26 @@ WAYS = ("per sequence", "per block", "stratified", "two views", "complementary")
 _LOW = 1e-3  # the least noise level, and the least distance from 1
 
 
-def gradient_variance(model: Transformer, objective: Objective, batch: Batch, draws: int) -> dict[str, dict[str, Any]]:
+def gradient_variance(
+    model: Transformer,
+    objective: Objective,
+    batch: Batch,
+    draws: int,
+    on_way: Callable[[str], None] = lambda way: None,
+) -> dict[str, dict[str, Any]]:
     """{way: {"relative": variance over all weights / squared norm of the mean gradient, "columns": of a row, in L}}.
 
-    Ways with two views need a clean stream to share. A mean gradient is held for each way.
+    A mean gradient is held for each way; `on_way` hears of each that is finished.
     """
     if draws < 2:
         raise InputError(f"a variance needs at least two draws, not {draws}")
     if not ((batch["loss_mask"] > 0) & (batch["segment_ids"] > 0)).any():
         raise InputError("the batch has no token that carries loss")
     graphdef, params = nnx.split(model)
-    ways = WAYS if objective.two_streams else WAYS[:3]
-    moments = [_moments(graphdef, params, objective, way, draws, batch) for way in ways]
+    ways, moments = ways_of(objective), []
+    for way in ways:
+        moments.append(jax.block_until_ready(_moments(graphdef, params, objective, way, draws, batch)))
+        on_way(way)
     variances, signal = jax.device_get(_compare(moments, draws))
     return {
         way: {
@@ -46,6 +55,11 @@ def gradient_variance(model: Transformer, objective: Objective, batch: Batch, dr
         }
         for way, variance in zip(ways, variances, strict=True)
     }
+
+
+def ways_of(objective: Objective) -> tuple[str, ...]:
+    """Those that it allows: two views need a clean stream to share."""
+    return WAYS if objective.two_streams else WAYS[:3]
 
 
 def views(way: str) -> int:

@@ -142,8 +142,9 @@ def test_the_command_writes_a_report_a_picture_and_tables(
     assert set(report["predictions"]) == {"diffusion", "ar"} and report["weight_drift"]["ffn"]["cosine"]
     assert report["decode_order"]["together"] == 1  # threshold 0: a block in one forward
     assert (out / "diagnosis.png").read_bytes().startswith(b"\x89PNG")
-    text = capsys.readouterr().out
+    text, progress = capsys.readouterr()
     assert "expected calibration error" in text and "complementary" in text and "weight drift, ffn" in text
+    assert "[3/5] diagnose: order of decoding" in progress and "[5/5] diagnose: gradients, complementary" in progress
     assert main(["diagnose", f"--model={tiny_ar_dir}", "--draws=0"]) == 2
     assert "never converted" in capsys.readouterr().err
     assert main([*argv, "--draws=1"]) == 2
