@@ -3,7 +3,8 @@
   decode    tokens/s of AR and diffusion in one engine, and of transformers' generate where torch is installed: same
             prompts, whole calls, warm, generated tokens only; and seconds of one forward of 1, C and 2C columns
   train     the jitted training step of a config on the devices that are here, with random weights and packed rows:
-            median seconds of a step, tokens/s, MFU by formula, memory"""
+            median seconds of a step, tokens/s, MFU by formula, memory; attention alone against a whole mask; and the
+            same step by torch, transformers and FlexAttention where torch and one GPU are"""
 
 import argparse
 from typing import Any
@@ -36,11 +37,20 @@ def _train(args):
     if not args.config or args.steps < 1:
         raise InputError("edlm bench train needs --config=FILE, and --steps of at least 1")
     config = load_config(args.config, args.overrides)
+    from edlm_jax.training.config import validate
+
+    validate(config)
+    from edlm_jax.evaluation.bench_attention import time_attention
     from edlm_jax.evaluation.bench_train import time_train_step
     from edlm_jax.evaluation.report import describe_machine
+    from edlm_jax.evaluation.torch_peer import time_peer
 
     command = " ".join(["edlm bench train", f"--config={args.config}", f"--steps={args.steps}", *args.overrides])
-    return dict(command=command, **time_train_step(config, args.steps), **describe_machine())
+    peer = time_peer(config, args.steps)  # first: then jax takes the GPU's memory
+    result = dict(command=command, **time_train_step(config, args.steps), attention=time_attention(config), peer=peer)
+    if "tokens_per_second" in peer:
+        result["times_the_peer"] = result["tokens_per_second"] / peer["tokens_per_second"]
+    return result | describe_machine()
 
 
 def _decode(args):
@@ -119,6 +129,19 @@ def _show_train(result):
     ))
     for what, size in result["peak_bytes"].items():
         print(f"  memory, {what:10} {size / 2**30:.2f} GiB a device")
+    attention, peer = result["attention"], result["peer"]
+    print("attention of one layer and row, forward and backward")
+    for side, what in (("attend", "as trained"), ("dense", "a whole mask")):
+        found = attention[side]
+        print(f"  {what:18} " + (f"{found['milliseconds']:.3f} ms" if "milliseconds" in found else found["error"]))
+    if "speedup" in attention:
+        ideal = f"{attention['ideal_speedup']:.2f} by what may be looked at"
+        print(f"  times as fast      {attention['speedup']:.2f} ({ideal})")
+    if "times_the_peer" in result:
+        print(f"torch {peer['torch']}, {peer['attention']}")
+        print(f"  tokens/s           {peer['tokens_per_second']:.1f}, ours {result['times_the_peer']:.2f} times that")
+    else:
+        print(f"torch: not measured: {peer['not_measured']}")
 
 
 def _peer(directory, args, eos_id):

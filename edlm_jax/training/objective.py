@@ -140,7 +140,7 @@ class Objective:
         """x_BTD of the streams; of the last layer, the columns that something is read from."""
         length, noisy = batch["tokens"].shape[1], corruption.noisy_BM.shape[1]
         columns = noisy if self.two_streams and not self.ar_weight and self.alignment == "same_position" else None
-        streams = self._streams(batch, corruption)
+        streams = self.streams(batch, corruption)
         return model.hidden(pattern=self.attention(length), remat=remat, columns=columns, **streams)
 
     def loss(self, sums: Sums, weights: Weights) -> jax.Array:
@@ -148,7 +148,8 @@ class Objective:
         ar, diffusion = (total / jnp.maximum(count, 1) for total, count in zip(sums[:2], weights, strict=True))
         return self.ar_weight * ar + self.diffusion_weight * diffusion
 
-    def _streams(self, batch: Batch, corruption: Corruption) -> dict[str, jax.Array]:
+    def streams(self, batch: Batch, corruption: Corruption) -> dict[str, jax.Array | None]:
+        """The columns of a row, tokens, positions and segments, as the model takes them."""
         tokens_BT, positions_BT, segments_BT = corruption.noisy_BM, batch["positions"], batch["segment_ids"]
         if self.two_streams:
             with_clean = lambda noisy_BM, clean_BL: jnp.concatenate([noisy_BM, clean_BL], axis=1)  # noqa: E731

@@ -14,9 +14,7 @@ fails, as for want of memory, says so.
 
 import argparse
 import json
-import statistics
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -24,9 +22,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edlm_jax.attention import CleanContext, Tiles, attend_triton, same_segment
+from edlm_jax.attention import CleanContext, Tiles, attend_triton
 from edlm_jax.attention.attend import _attend_split
 from edlm_jax.attention.intervals import key_runs, visits
+from edlm_jax.evaluation.bench_attention import (
+    attend_masked,
+    forward_and_backward,
+    may_look,
+    random_arrays,
+    take_turns,
+)
 from edlm_jax.evaluation.report import describe_machine
 
 
@@ -35,21 +40,14 @@ def main() -> None:
     args = parse()
     pattern = CleanContext(args.length, args.block_length)
     arrays, ids_BT = random_rows(args)
-    measured, programs = {}, {}
+    programs = {name: forward_and_backward(side) for name, side in sides(args, pattern, ids_BT).items()}
+    measured = take_turns({name: partial(program, *arrays) for name, program in programs.items()}, args.repeats)
     with jax.default_matmul_precision("highest"):  # a GPU's default for float32 is not
-        exact = forward_and_backward(partial(_attend_split, copies_BM=None), pattern, ids_BT)
-        reference = [np.asarray(x) for x in exact(*(x.astype(jnp.float32) for x in arrays))]
-    for name, function in sides(args).items():
-        program = forward_and_backward(function, pattern, ids_BT)
-        try:
-            results = [np.asarray(x, np.float32) for x in program(*arrays)]
-        except Exception as error:  # noqa: BLE001 (out of memory, or not on this machine: the others still count)
-            measured[name] = {"error": str(error).splitlines()[0][:200]}
-            continue
-        measured[name] = {"difference": difference(results, reference)}
-        programs[name] = partial(program, *arrays)
-    for name, seconds in take_turns(programs, args.repeats).items():
-        measured[name] |= {"milliseconds": 1e3 * statistics.median(seconds), "fastest": 1e3 * min(seconds)}
+        exact = programs["split"](*(x.astype(jnp.float32) for x in arrays))
+        reference = [np.asarray(x) for x in exact]
+    for name, found in measured.items():
+        if "error" not in found:
+            found["difference"] = difference([np.asarray(x, np.float32) for x in programs[name](*arrays)], reference)
     result = {
         "what": "attention of one layer under CleanContext, forward and backward, packed rows",
         "sides": measured,
@@ -81,47 +79,24 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def sides(args) -> dict:
-    """name -> function(q, k, v, pattern, segment ids)"""
+def sides(args, pattern, ids_BT) -> dict:
+    """name -> function(q, k, v)"""
+    rows = dict(pattern=pattern, q_segments_BT=ids_BT, k_segments_BS=ids_BT)
     tiled = {
-        f"tiles {tiles.queries}x{tiles.keys}": partial(attend_triton, tiles=tiles, interpret=args.interpret)
+        f"tiles {tiles.queries}x{tiles.keys}": partial(attend_triton, tiles=tiles, interpret=args.interpret, **rows)
         for tiles in args.tiles
     }
-    dense = {name: partial(dense_mask, implementation=name) for name in ("xla", "cudnn")}
-    return tiled | {"split": partial(_attend_split, copies_BM=None)} | dense
-
-
-def dense_mask(q_BTNH, k_BSKH, v_BSKH, *, pattern, q_segments_BT, k_segments_BS, implementation):
-    """What a framework without kernels of its own does."""
-    mask_BTS = jnp.asarray(pattern.dense(q_BTNH.shape[1], k_BSKH.shape[1]))[None]
-    mask_BTS = mask_BTS & same_segment(q_segments_BT, k_segments_BS)
-    return jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, mask=mask_BTS[:, None], implementation=implementation)
-
-
-def forward_and_backward(function, pattern, ids_BT):
-    """(q, k, v, cotangent) -> (out, dq, dk, dv)"""
-
-    @jax.jit
-    def program(q_BTNH, k_BSKH, v_BSKH, weight_BTNH):
-        attention = partial(function, pattern=pattern, q_segments_BT=ids_BT, k_segments_BS=ids_BT)
-        out_BTNH, backward = jax.vjp(attention, q_BTNH, k_BSKH, v_BSKH)
-        return out_BTNH, *backward(weight_BTNH)
-
-    return program
+    mask_BTT = may_look(pattern, ids_BT)
+    dense = {name: partial(attend_masked, mask_BTS=mask_BTT, implementation=name) for name in ("xla", "cudnn")}
+    return tiled | {"split": partial(_attend_split, copies_BM=None, **rows)} | dense
 
 
 def random_rows(args):
     """([q, k, v, cotangent], segment ids) of rows of equally long documents, two streams."""
-    sizes = [args.heads, args.key_heads, args.key_heads, args.heads]
-    keys = jax.random.split(jax.random.key(0), len(sizes))
-    shape = lambda heads: (args.rows, 2 * args.length, heads, args.head_size)  # noqa: E731
-    arrays = [
-        jax.random.normal(key, shape(heads), jnp.float32).astype(args.dtype)
-        for key, heads in zip(keys, sizes, strict=True)
-    ]
     each = -(-args.length // args.documents // args.block_length) * args.block_length
     ids_T = np.tile(np.arange(args.length, dtype=np.int32) // each + 1, 2)
-    return arrays, jnp.asarray(np.tile(ids_T, (args.rows, 1)))
+    heads = (args.heads, args.key_heads, args.head_size)
+    return random_arrays(args.rows, 2 * args.length, *heads, args.dtype), jnp.asarray(np.tile(ids_T, (args.rows, 1)))
 
 
 def visited(pattern, ids_BT, tiles: Tiles) -> dict:
@@ -138,17 +113,6 @@ def difference(results, reference) -> dict[str, float]:
     names = ("out", "dq", "dk", "dv")
     both = zip(names, results, reference, strict=True)
     return {name: float(np.abs(ours - theirs).max() / np.abs(theirs).max()) for name, ours, theirs in both}
-
-
-def take_turns(programs: dict, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call."""
-    seconds = {name: [] for name in programs}
-    for _ in range(repeats):
-        for name, program in programs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(program())
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 if __name__ == "__main__":

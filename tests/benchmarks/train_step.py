@@ -16,18 +16,16 @@ import time
 from pathlib import Path
 
 import jax
-import numpy as np
 import torch
-import transformers
 from flax import nnx
 
 from configs.quickstart import get_config
-from edlm_jax.attention import CleanContext
 from edlm_jax.evaluation.bench_train import packed_batch
 from edlm_jax.evaluation.report import describe_machine
+from edlm_jax.evaluation.torch_peer import torch_step
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
-from edlm_jax.training.objective import Objective, example_keys
+from edlm_jax.training.objective import Objective
 from edlm_jax.training.optimizer import make_optimizer
 from edlm_jax.training.step import TrainState, make_train_step
 
@@ -46,7 +44,8 @@ def main() -> None:
         c.objective.noisy_length = 0  # of another length, every block once
     spec = ModelSpec.from_hf(json.loads((Path(c.init.path) / "config.json").read_text()))
     batch = packed_batch(spec.vocab_size, c.data.batch_size, c.data.length, c.objective.block_length)
-    sides = {"edlm_jax": our_step(c, spec, batch), "torch": torch_step(c, spec, batch)}
+    peer = torch_step(c, spec, batch, attention="sdpa", device="cpu")
+    sides = {"edlm_jax": our_step(c, spec, batch), "torch": peer}
     for step in sides.values():
         step(), step()  # compile, allocate
     seconds = {name: [] for name in sides}
@@ -85,49 +84,6 @@ def our_step(c, spec, batch):
     def step():
         held[0], metrics = train_step(held[0], batch, block_length=c.objective.block_length)
         return float(metrics["loss"])
-
-    return step
-
-
-def torch_step(c, spec, batch):
-    """The same work by transformers' Qwen3 with SDPA and the dense mask of both streams, corruption given."""
-    if c.objective.alignment != "same_position":
-        raise SystemExit("the torch side knows the same-position alignment alone")
-    objective = Objective.from_config(c, mask_id=6)
-    noise = objective.corrupt(example_keys(jax.random.key(0), len(batch["tokens"])), batch)
-    (B, L), M = batch["tokens"].shape, noise.noisy_BM.shape[1]
-    copies_BM = np.tile(np.arange(L), (B, 1)) if noise.copies_BM is None else np.array(noise.copies_BM)
-    noisy, masked, level = (torch.from_numpy(np.array(x)) for x in noise[:3])
-    both = lambda x_BL: np.concatenate([np.take_along_axis(x_BL, copies_BM, axis=1), x_BL], axis=1)  # noqa: E731
-    segments_BT, positions_BT = both(batch["segment_ids"]), both(batch["positions"])
-    # In the row that has every block's noisy copy once, these are the columns of ours.
-    columns_BT = np.concatenate([copies_BM, np.tile(np.arange(L, 2 * L), (B, 1))], axis=1)
-    dense = CleanContext(L, c.objective.block_length).dense(2 * L, 2 * L)
-    allowed_BTT = dense[columns_BT[:, :, None], columns_BT[:, None, :]]
-    allowed_BTT &= segments_BT[:, :, None] == segments_BT[:, None, :]
-    slot_T = np.concatenate([np.arange(M), np.full(L, -1)]) // c.objective.block_length
-    allowed_BTT &= (slot_T[:, None] == slot_T[None]) | (slot_T < 0)[None]  # two views of a block do not mix
-    tokens = torch.from_numpy(np.take_along_axis(batch["tokens"], copies_BM, axis=1)).long()
-    inputs = dict(
-        input_ids=torch.cat([noisy.long(), torch.from_numpy(batch["tokens"]).long()], 1),
-        position_ids=torch.from_numpy(positions_BT).long(),
-        attention_mask=torch.from_numpy(allowed_BTT)[:, None],
-        use_cache=False,
-    )
-    config = transformers.Qwen3Config(**json.loads(spec.hf_json), attn_implementation="sdpa")
-    model = transformers.Qwen3ForCausalLM(config).float().train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
-
-    def step():
-        hidden = model.model(**inputs).last_hidden_state[:, :M]
-        logits = model.lm_head(hidden).flatten(0, 1)
-        ce = torch.nn.functional.cross_entropy(logits, tokens.flatten(), reduction="none").view(B, M)
-        loss = (ce / level * masked).sum() / masked.sum()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.item()
 
     return step
 

@@ -40,6 +40,10 @@ def test_bench_train(tiny_config, capsys, monkeypatch):
     assert result["tokens_per_second"] == pytest.approx(8 * 32 / seconds["median"])
     assert result["model_flops_per_second"] == pytest.approx(result["model_flops_per_step"] / seconds["median"])
     assert result["loss"] > 0 and result["mesh"]["fsdp"] == 8
+    attention = result["attention"]
+    slower = attention["dense"]["milliseconds"] / attention["attend"]["milliseconds"]
+    assert attention["speedup"] == pytest.approx(slower) and attention["ideal_speedup"] > 4  # of two streams, packed
+    assert "not_measured" in result["peer"]  # no torch, or no GPU
     assert main(["bench", "train", *arguments[:-1]]) == 0
     assert "tokens/s" in capsys.readouterr().out
 

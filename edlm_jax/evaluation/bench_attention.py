@@ -1,0 +1,106 @@
+"""How fast attention is by itself: one layer's, forward and backward, as the trainer has it and with a whole mask."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from edlm_jax.attention import Pattern, Tiles, attend, same_segment
+from edlm_jax.evaluation.bench_train import packed_batch
+from edlm_jax.training.config import validate
+from edlm_jax.training.initial import planned_spec
+from edlm_jax.training.objective import Objective, example_keys
+
+_REPEATS = 10
+
+
+def time_attention(c: ConfigDict) -> dict[str, Any]:
+    """Milliseconds on one device for one packed row, all of its streams, by `attend` and with a whole mask ("dense").
+
+    "speedup" is dense over attend. "ideal_speedup" is scores in all over scores that may be looked at: what a kernel
+    would reach that computed no other score, each as fast as the dense one.
+    """
+    validate(c)
+    spec, length = planned_spec(c), c.data.length
+    objective = Objective.from_config(c, max(c.init.mask_token_id, 0))
+    batch = packed_batch(spec.vocab_size, 1, length, objective.block_length)
+    noise = objective.corrupt(example_keys(jax.random.key(0), 1), batch)
+    segments_BT = objective.streams(batch, noise)["segment_ids_BT"]
+    pattern = objective.attention(length)
+    mask_BTT = may_look(pattern, segments_BT, noise.copies_BM)
+    segments = dict(q_segments_BT=segments_BT, k_segments_BS=segments_BT)
+    tiles = Tiles(*c.attention_tiles)
+    sides = {
+        "attend": partial(attend, pattern=pattern, copies_BM=noise.copies_BM, tiles=tiles, **segments),
+        "dense": partial(attend_masked, mask_BTS=mask_BTT),
+    }
+    arrays = random_arrays(1, mask_BTT.shape[1], spec.num_heads, spec.num_kv_heads, spec.head_dim, c.dtype)
+    found = take_turns({name: partial(forward_and_backward(side), *arrays) for name, side in sides.items()}, _REPEATS)
+    if all("milliseconds" in side for side in found.values()):
+        found["speedup"] = found["dense"]["milliseconds"] / found["attend"]["milliseconds"]
+    return found | dict(ideal_speedup=1 / float(np.mean(mask_BTT)))
+
+
+def may_look(pattern: Pattern, segments_BT, copies_BM=None) -> np.ndarray:
+    """bool[B, T, T]: the whole mask of packed rows, of chosen copies too."""
+    segments_BT = np.asarray(segments_BT)
+    q_T = np.arange(segments_BT.shape[1])
+    chosen = {}
+    if copies_BM is not None:  # clean queries are copies of nothing; what stands there is not read
+        copies_BT = np.pad(np.asarray(copies_BM), ((0, 0), (0, len(q_T) - copies_BM.shape[1])))
+        chosen = dict(copies=copies_BT[:, :, None])
+    allowed = pattern.allowed(q_T[None, :, None], q_T[None, None], **chosen)
+    return allowed & np.asarray(same_segment(segments_BT, segments_BT))
+
+
+def attend_masked(q_BTNH, k_BSKH, v_BSKH, *, mask_BTS, implementation: str = "xla"):
+    """What a framework without kernels of its own does."""
+    return jax.nn.dot_product_attention(
+        q_BTNH, k_BSKH, v_BSKH, mask=jnp.asarray(mask_BTS)[:, None], implementation=implementation
+    )
+
+
+def random_arrays(rows: int, columns: int, heads: int, key_heads: int, head_size: int, dtype: str) -> list[jax.Array]:
+    """[q, k, v, cotangent]"""
+    sizes = [heads, key_heads, key_heads, heads]
+    keys = jax.random.split(jax.random.key(0), len(sizes))
+    shapes = [(rows, columns, size, head_size) for size in sizes]
+    return [
+        jax.random.normal(key, shape, jnp.float32).astype(dtype) for key, shape in zip(keys, shapes, strict=True)
+    ]
+
+
+def forward_and_backward(attention: Callable) -> Callable:
+    """(q, k, v, cotangent) -> (out, dq, dk, dv)"""
+
+    @jax.jit
+    def program(q_BTNH, k_BSKH, v_BSKH, weight_BTNH):
+        out_BTNH, backward = jax.vjp(attention, q_BTNH, k_BSKH, v_BSKH)
+        return out_BTNH, *backward(weight_BTNH)
+
+    return program
+
+
+def take_turns(programs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, Any]]:
+    """Of each program its {"milliseconds": the median call's, "fastest"}, or the {"error"} that it fails with."""
+    found, seconds = {}, {}
+    for name, program in programs.items():
+        try:
+            jax.block_until_ready(program())
+            seconds[name] = []
+        except Exception as error:  # noqa: BLE001 (out of memory, or not on this machine: the others still count)
+            found[name] = {"error": " ".join(str(error).split())[:200]}
+    for _ in range(repeats):
+        for name in seconds:
+            start = time.perf_counter()
+            jax.block_until_ready(programs[name]())
+            seconds[name].append(time.perf_counter() - start)
+    for name, times in seconds.items():
+        found[name] = {"milliseconds": 1e3 * statistics.median(times), "fastest": 1e3 * min(times)}
+    return found

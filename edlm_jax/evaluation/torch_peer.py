@@ -1,0 +1,162 @@
+"""The conversion step as torch and transformers do it: the same streams, noise, mask, loss and optimizer.
+
+`edlm bench train` times it with FlexAttention, compiled, where torch and a GPU are; tests/benchmarks/train_step.py with
+SDPA and the whole mask on CPU. The peer knows the diffusion loss at the same position; noise is drawn before it starts.
+"""
+
+import importlib.util
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from edlm_jax.errors import InputError
+from edlm_jax.evaluation.bench_attention import may_look
+from edlm_jax.evaluation.bench_train import packed_batch
+from edlm_jax.models.spec import ModelSpec
+from edlm_jax.training.config import adapters
+from edlm_jax.training.initial import planned_spec
+from edlm_jax.training.mesh import micro_batches
+from edlm_jax.training.objective import Batch, Corruption, Objective, example_keys
+
+_WARM_UP = 3
+
+
+def time_peer(c: ConfigDict, steps: int) -> dict[str, Any]:
+    """What `edlm bench train` says of the peer: its rates, or why there are none.
+
+    It runs in a process of its own, which gives its memory back, and before jax has taken the GPU's.
+    """
+    if importlib.util.find_spec("torch") is None:
+        return {"not_measured": "torch is not installed"}
+    import torch
+
+    if torch.cuda.device_count() != 1:
+        return {"not_measured": f"it runs on one GPU, and {torch.cuda.device_count()} are here"}
+    try:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+            return process.submit(time_torch_step, c, steps, "flex_attention", "cuda").result()
+    except Exception as error:  # noqa: BLE001 (out of memory, a compiler that is missing: ours still counts)
+        return {"not_measured": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+
+
+def time_torch_step(c: ConfigDict, steps: int, attention: str, device: str) -> dict[str, Any]:
+    """Median seconds of `steps` steps, and what follows from them. For a process that uses jax for nothing else."""
+    jax.config.update("jax_platforms", "cpu")
+    import torch
+
+    spec = planned_spec(c)
+    batch = packed_batch(spec.vocab_size, c.data.batch_size, c.data.length, c.objective.block_length)
+    step = torch_step(c, spec, batch, attention=attention, device=device)
+    seconds = []
+    for _ in range(_WARM_UP + steps):
+        start = time.perf_counter()
+        loss = step()
+        seconds.append(time.perf_counter() - start)
+    median = statistics.median(seconds[_WARM_UP:])
+    return dict(
+        seconds_per_step=median,
+        tokens_per_second=c.data.batch_size * c.data.length / median,
+        loss=loss,
+        attention=attention,
+        torch=torch.__version__,
+    )
+
+
+def torch_step(c: ConfigDict, spec: ModelSpec, batch: Batch, *, attention: str, device: str) -> Callable[[], float]:
+    """A function that does one AdamW step on `batch` and returns its loss; weights are random.
+
+    Args:
+      attention: transformers' name, "sdpa" (the whole mask) or "flex_attention" (tiles that nothing sees are skipped).
+      device: "cpu" or "cuda"; on the latter everything is compiled.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if adapters(c):
+        raise InputError("the peer trains all weights: it knows no adapters")
+    objective = Objective.from_config(c, max(c.init.mask_token_id, 0))
+    noise = objective.corrupt(example_keys(jax.random.key(0), len(batch["tokens"])), batch)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(**json.loads(spec.hf_json)), attn_implementation=attention
+    )
+    model = model.float().to(device).train()
+    if c.remat != "none":
+        model.gradient_checkpointing_enable()
+    o, count = c.optimizer, micro_batches(c, c.data.batch_size)
+    settings = dict(lr=o.learning_rate, betas=(o.beta1, o.beta2), eps=o.eps, weight_decay=o.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=device == "cuda", **settings)
+    parts = peer_inputs(objective, batch, noise, count, attention=attention, device=device)
+    loss_of = torch.compile(peer_loss) if device == "cuda" else peer_loss
+
+    def step() -> float:
+        total = 0.0
+        for part in parts:
+            with torch.autocast(device, torch.bfloat16, enabled=c.dtype == "bfloat16"):
+                loss = loss_of(model, *part)
+            loss.backward()
+            total = total + loss.detach()
+        if o.clip_norm > 0:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), o.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return float(total)
+
+    return step
+
+
+def peer_inputs(
+    objective: Objective, batch: Batch, noise: Corruption, count: int, *, attention: str, device: str
+) -> list[tuple]:
+    """For each of `count` micro-batches what `peer_loss` takes beside the model, on the device."""
+    import torch
+
+    if objective.alignment != "same_position" or objective.ar_weight:
+        raise InputError("the peer knows the diffusion loss at the same position alone")
+    put = lambda x: torch.from_numpy(np.array(x)).to(device)  # noqa: E731
+    tokens_BT, positions_BT, segments_BT, _ = objective.streams(batch, noise).values()
+    targets_BM, masked_BM = np.asarray(noise.copied(batch["tokens"])), np.asarray(noise.masked_BM)
+    weights_BM = masked_BM / np.asarray(noise.noise_level_BM) / masked_BM.sum()
+    pattern = objective.attention(batch["tokens"].shape[1])
+    parts = []
+    for rows in np.split(np.arange(len(tokens_BT)), count):
+        copies_BM = None if noise.copies_BM is None else noise.copies_BM[rows]
+        if attention == "flex_attention":
+            mask = _block_mask(pattern, put(segments_BT[rows]), None if copies_BM is None else put(copies_BM))
+        else:
+            mask = put(may_look(pattern, segments_BT[rows], copies_BM))[:, None]
+        inputs = dict(input_ids=put(tokens_BT[rows]).long(), position_ids=put(positions_BT[rows]).long())
+        parts.append((inputs, mask, put(targets_BM[rows]).long(), put(weights_BM[rows]).float()))
+    return parts
+
+
+def peer_loss(model, inputs, mask, targets_BM, weights_BM):
+    """The sum of a micro-batch's weighted losses; the head runs on the noisy stream alone."""
+    from torch.nn.functional import cross_entropy
+
+    hidden_BTD = model.model(**inputs, attention_mask=mask, use_cache=False).last_hidden_state
+    logits_BMV = model.lm_head(hidden_BTD[:, : targets_BM.shape[1]])
+    ce = cross_entropy(logits_BMV.flatten(0, 1).float(), targets_BM.flatten(), reduction="none")
+    return (ce * weights_BM.flatten()).sum()
+
+
+def _block_mask(pattern, segments_BT, copies_BM):
+    """FlexAttention's form of `may_look`."""
+    from torch.nn.attention.flex_attention import create_block_mask
+    from torch.nn.functional import pad
+
+    B, T = segments_BT.shape
+    copies_BT = None if copies_BM is None else pad(copies_BM, (0, T - copies_BM.shape[1]))
+
+    def seen(b, h, q, k):
+        chosen = {} if copies_BT is None else dict(copies=copies_BT[b, q])
+        return pattern.allowed(q, k, **chosen) & (segments_BT[b, q] == segments_BT[b, k])
+
+    return create_block_mask(seen, B, None, T, T, device=segments_BT.device)
