@@ -112,4 +112,5 @@ def _head(name: str, doc: str) -> str:
 def _machine(results: Results) -> str:
     hardware, versions = results["hardware"], results["versions"]
     devices = f"{len(hardware['devices'])} x {hardware['devices'][0]}"
-    return f"{devices}, {hardware['processor']}, {hardware['cpu_cores']} cores; jax {versions['jax']}."
+    cores = f"{hardware['cpu_cores']} core{'s' * (hardware['cpu_cores'] != 1)}"
+    return f"{devices}, {hardware['processor']}, {cores}; jax {versions['jax']}."
