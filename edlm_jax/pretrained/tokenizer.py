@@ -29,4 +29,6 @@ def load_tokenizer(path_or_repo: str | Path) -> "PreTrainedTokenizerBase":
             f"{directory}: the tokenizer has ids up to {largest}, the model's vocabulary ends at {vocab_size}; "
             "this tokenizer belongs to another model"
         )
+    # Said already, so not to be said again: rows are cut here, and prompts that are too long refused, by us.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer

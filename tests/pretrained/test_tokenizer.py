@@ -1,6 +1,7 @@
 """Tokenizers beside the weights, and the mask token of each family."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -40,6 +41,17 @@ def test_tokenizer_loads_and_goes_with_the_export(directory):
     make_tokenizer(["<|fim_pad|>"]).save_pretrained(directory)
     tokenizer = load_tokenizer(directory)
     assert tokenizer("a c <|fim_pad|>")["input_ids"] == [1, 3, 6]
+
+
+def test_long_texts_are_taken_without_a_warning(directory, monkeypatch):
+    make_tokenizer(["<|fim_pad|>"], model_max_length=4).save_pretrained(directory)
+    warnings = []
+    logger = logging.getLogger("transformers.tokenization_utils_base")
+    monkeypatch.setattr(logger, "warning", lambda message, *_: warnings.append(message))
+    assert len(load_tokenizer(directory).encode("a b c d a b c d")) == 8
+    assert not warnings
+    PreTrainedTokenizerFast.from_pretrained(directory).encode("a b c d a b c d")
+    assert "longer than the specified" in warnings[0]  # transformers' own way: else the line above shows nothing
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(directory):
