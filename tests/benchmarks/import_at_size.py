@@ -23,21 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-QWEN = dict(
-    architectures=["Qwen2ForCausalLM"],
-    model_type="qwen2",
-    hidden_act="silu",
-    vocab_size=151936,
-    hidden_size=1536,
-    num_hidden_layers=28,
-    num_attention_heads=12,
-    num_key_value_heads=2,
-    intermediate_size=8960,
-    max_position_embeddings=32768,
-    rms_norm_eps=1e-6,
-    rope_theta=1e6,
-    tie_word_embeddings=True,
-)
+from configs.efficient_dlm_1p5b import QWEN2_5_1_5B
+
 FILE_BYTES = 500_000_000
 ALLOWED = 1.4
 
@@ -45,7 +32,7 @@ ALLOWED = 1.4
 def main() -> None:
     """Measure and print; `--json` also writes the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=QWEN["num_hidden_layers"], help="of the model (28)")
+    parser.add_argument("--layers", type=int, default=QWEN2_5_1_5B["num_hidden_layers"], help="of the model (28)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result here")
     parser.add_argument("--measure", nargs=3, metavar=("WHAT", "DIRECTORY", "DEVICES"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -66,7 +53,7 @@ def run(layers: int) -> dict:
     from edlm_jax.evaluation.report import describe_machine
 
     with tempfile.TemporaryDirectory() as directory:
-        files = write_checkpoint(Path(directory, "hf"), QWEN | dict(num_hidden_layers=layers))
+        files = write_checkpoint(Path(directory, "hf"), QWEN2_5_1_5B | dict(num_hidden_layers=layers))
         measurements = [in_a_process(*what, directory) for what in (("import", 8), ("restore", 4), ("restore", 1))]
     return {
         "what": "peak host memory of a process that reads a checkpoint onto CPU devices",

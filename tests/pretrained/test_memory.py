@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.benchmarks.import_at_size import QWEN, in_a_process, write_checkpoint
+from tests.benchmarks.import_at_size import QWEN2_5_1_5B, in_a_process, write_checkpoint
 
-SMALL = QWEN | dict(vocab_size=4099, hidden_size=512, num_hidden_layers=24, intermediate_size=2048)
+SMALL = QWEN2_5_1_5B | dict(vocab_size=4099, hidden_size=512, num_hidden_layers=24, intermediate_size=2048)
 
 
 @pytest.fixture(scope="module")
