@@ -43,9 +43,12 @@ def gradient_variance(
     if not ((batch["loss_mask"] > 0) & (batch["segment_ids"] > 0)).any():
         raise InputError("the batch has no token that carries loss")
     graphdef, params = nnx.split(model)
-    ways, moments = ways_of(objective), []
+    ways, moments, length = ways_of(objective), [], batch["tokens"].shape[1]
     for way in ways:
-        moments.append(jax.block_until_ready(_moments(graphdef, params, objective, way, draws, batch)))
+        noise = _draws(draws, batch, objective, way)
+        # What is compiled knows the number of views, not the way: two programs for five ways.
+        widened = dataclasses.replace(objective, noisy_length=views(way) * length if views(way) > 1 else 0)
+        moments.append(jax.block_until_ready(_moments(graphdef, params, widened, batch, noise)))
         on_way(way)
     variances, signal = jax.device_get(_compare(moments, draws))
     return {
@@ -101,22 +104,26 @@ def _draw_row(key, corruptible_L, C: int, way: str):
     return tuple(jnp.concatenate(parts) for parts in zip(*pair, strict=True))
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "objective", "way", "draws"))
-def _moments(graphdef, params, objective: Objective, way: str, draws: int, batch: Batch):
-    """(mean gradient, sum of the gradients' squared norms)."""
+@functools.partial(jax.jit, static_argnums=(0, 2, 3))
+def _draws(count: int, batch: Batch, objective: Objective, way: str) -> Corruption:
+    """The noise of draws 0..count - 1, one behind the other."""
+    return jax.vmap(lambda index: draw(jax.random.key(index), batch, objective, way))(jnp.arange(count))
 
-    def body(carry, index):
-        gradient = jax.grad(_loss)(params, graphdef, objective, way, batch, jax.random.key(index))
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _moments(graphdef, params, objective: Objective, batch: Batch, noise: Corruption):
+    """(mean gradient, sum of the gradients' squared norms) over the draws of `noise`."""
+    draws = len(noise.masked_BM)
+
+    def body(carry, corruption):
+        gradient = jax.grad(_loss)(params, graphdef, objective, batch, corruption)
         mean, squares = carry
         return (jax.tree.map(lambda m, g: m + g / draws, mean, gradient), squares + _square(gradient)), None
 
-    return jax.lax.scan(body, (jax.tree.map(jnp.zeros_like, params), 0.0), jnp.arange(draws))[0]
+    return jax.lax.scan(body, (jax.tree.map(jnp.zeros_like, params), 0.0), noise)[0]
 
 
-def _loss(params, graphdef, objective: Objective, way: str, batch: Batch, key):
-    corruption = draw(key, batch, objective, way)
-    length = batch["tokens"].shape[1]
-    objective = dataclasses.replace(objective, noisy_length=length * views(way) if views(way) > 1 else 0)
+def _loss(params, graphdef, objective: Objective, batch: Batch, corruption: Corruption):
     learnable_BM = corruption.copied((batch["loss_mask"] > 0) & (batch["segment_ids"] > 0))
     count = objective.predicted(batch, corruption._replace(masked_BM=learnable_BM)).sum(dtype=jnp.float32)
     return objective.sums(nnx.merge(graphdef, params), batch, corruption).diffusion / count

@@ -112,7 +112,9 @@ def test_variance_is_that_of_the_draws():
     batch = random_batch(4, 16, documents=(16,))
     batch["loss_mask"][:] = 1
     model = Line()
+    programs = variance_module._moments._cache_size()
     found = gradient_variance(model, OBJECTIVE, batch, 8)
+    assert variance_module._moments._cache_size() == programs + 2  # one view, two views
     assert {way: entry["columns"] for way, entry in found.items()} == dict(zip(WAYS, (2, 2, 2, 3, 3), strict=True))
     weights = {
         way: [
