@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from edlm_jax.models.product import widen
+
 ADAPTERS = {  # matrix: its A and its B
     "q_DNH": ("q_a_DR", "q_b_RNH"),
     "k_DKH": ("k_a_DR", "k_b_RKH"),
@@ -71,7 +73,7 @@ def low_rank(p: Mapping[str, jax.Array], matrix: str, x_BTI: jax.Array) -> jax.A
         return 0
     inputs, outputs = _letters(a)[:-1], _letters(b)[1:]
     x_BTR = jnp.einsum(f"BT{inputs},{inputs}R->BTR", x_BTI, p[a])
-    return jnp.einsum(f"BTR,R{outputs}->BT{outputs}", x_BTR, p[b])
+    return widen(x_BTR, p[b]) if p[b].ndim == 2 else jnp.einsum(f"BTR,R{outputs}->BT{outputs}", x_BTR, p[b])
 
 
 def merge(params: dict, lora: Lora | None) -> dict:
