@@ -15,7 +15,8 @@ for the step.
 
     edlm study --config=configs/studies/lora.py --workdir=runs/lora
 
-Hardware: two virtual CPU cores (Xeon, 2.5 GHz), one for this and one for another study; 15 cells of 3 to 5 minutes.
+Hardware: two virtual CPU cores (Xeon, 2.5 GHz), one for this and one for another study; 15 cells of 3 to 13
+minutes.
 
 Result: agrees. Full training 0.448 ± 0.008 at one token a forward; rank 64 0.150 ± 0.014 and, at three times the rate,
 0.368 ± 0.031; rank 16 0.120 ± 0.017 and 0.331 ± 0.045. Adapters lose to full training at either rate; that rank 64 is

@@ -15,8 +15,8 @@ share one compiled program.
 
     edlm study --config=configs/studies/masking.py --workdir=runs/masking
 
-Hardware: two virtual CPU cores (Xeon, 2.5 GHz), most cells on one of them; 18 of the 21 cells are run, 5 to 9 minutes
-each; half-life 0.5 is not.
+Hardware: two virtual CPU cores (Xeon, 2.5 GHz), most cells on one of them; 18 of the 21 cells are run, 5 to 15
+minutes each; half-life 0.5 is not.
 
 Result: agrees where a forward decodes many tokens. Half-life 0.1 against uniform per sequence: 0.932 ± 0.004 @ 3.55 and
 0.893 ± 0.007 @ 3.25 (4.8 standard errors, and more tokens a forward); 0.844 ± 0.004 @ 4.50 and 0.799 ± 0.004 @ 4.18

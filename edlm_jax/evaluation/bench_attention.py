@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 
 from edlm_jax.attention import Pattern, Tiles, attend, same_segment
 from edlm_jax.evaluation.bench_train import packed_batch
-from edlm_jax.training.config import validate
 from edlm_jax.training.initial import planned_spec
 from edlm_jax.training.objective import Objective, example_keys
 
@@ -26,14 +25,13 @@ def time_attention(c: ConfigDict) -> dict[str, Any]:
     "speedup" is dense over attend. "ideal_speedup" is scores in all over scores that may be looked at: what a kernel
     would reach that computed no other score, each as fast as the dense one.
     """
-    validate(c)
     spec, length = planned_spec(c), c.data.length
     objective = Objective.from_config(c, max(c.init.mask_token_id, 0))
     batch = packed_batch(spec.vocab_size, 1, length, objective.block_length)
     noise = objective.corrupt(example_keys(jax.random.key(0), 1), batch)
     segments_BT = objective.streams(batch, noise)["segment_ids_BT"]
     pattern = objective.attention(length)
-    mask_BTT = may_look(pattern, segments_BT, noise.copies_BM)
+    mask_BTT = whole_mask(pattern, segments_BT, noise.copies_BM)
     segments = dict(q_segments_BT=segments_BT, k_segments_BS=segments_BT)
     tiles = Tiles(*c.attention_tiles)
     sides = {
@@ -47,7 +45,7 @@ def time_attention(c: ConfigDict) -> dict[str, Any]:
     return found | dict(ideal_speedup=1 / float(np.mean(mask_BTT)))
 
 
-def may_look(pattern: Pattern, segments_BT, copies_BM=None) -> np.ndarray:
+def whole_mask(pattern: Pattern, segments_BT, copies_BM=None) -> np.ndarray:
     """bool[B, T, T]: the whole mask of packed rows, of chosen copies too."""
     segments_BT = np.asarray(segments_BT)
     q_T = np.arange(segments_BT.shape[1])

@@ -1,4 +1,4 @@
-"""The conversion step as torch and transformers do it: the same streams, noise, mask, loss and optimizer.
+"""The conversion step as torch and transformers do it: the same streams, noise, mask and loss, and AdamW.
 
 `edlm bench train` times it with FlexAttention, compiled, where torch and a GPU are; tests/benchmarks/train_step.py with
 SDPA and the whole mask on CPU. The peer knows the diffusion loss at the same position; noise is drawn before it starts.
@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from edlm_jax.errors import InputError
-from edlm_jax.evaluation.bench_attention import may_look
+from edlm_jax.evaluation.bench_attention import whole_mask
 from edlm_jax.evaluation.bench_train import packed_batch
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.training.config import adapters
@@ -131,7 +131,7 @@ def peer_inputs(
         if attention == "flex_attention":
             mask = _block_mask(pattern, put(segments_BT[rows]), None if copies_BM is None else put(copies_BM))
         else:
-            mask = put(may_look(pattern, segments_BT[rows], copies_BM))[:, None]
+            mask = put(whole_mask(pattern, segments_BT[rows], copies_BM))[:, None]
         inputs = dict(input_ids=put(tokens_BT[rows]).long(), position_ids=put(positions_BT[rows]).long())
         parts.append((inputs, mask, put(targets_BM[rows]).long(), put(weights_BM[rows]).float()))
     return parts
@@ -148,7 +148,7 @@ def peer_loss(model, inputs, mask, targets_BM, weights_BM):
 
 
 def _block_mask(pattern, segments_BT, copies_BM):
-    """FlexAttention's form of `may_look`."""
+    """FlexAttention's form of `whole_mask`."""
     from torch.nn.attention.flex_attention import create_block_mask
     from torch.nn.functional import pad
 

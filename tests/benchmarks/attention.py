@@ -7,9 +7,9 @@ Not yet run on a GPU. The second line runs the kernels' Python on any machine: i
 times mean nothing.
 
 Sides: `tiles` is `attend_triton`, once for each size of tile; `split` is what `attend` takes for short rows; `xla` and
-`cudnn` are `jax.nn.dot_product_attention` with the whole mask. Each is first compared with the split in float32
-(largest difference over largest value, of the output and the three gradients), and then they take turns. A side that
-fails, as for want of memory, says so.
+`cudnn` are `jax.nn.dot_product_attention` with the whole mask. They take turns, and each is compared with the split in
+float32 (largest difference over largest value, of the output and the three gradients). A side that fails, as for want
+of memory, says so.
 """
 
 import argparse
@@ -28,9 +28,9 @@ from edlm_jax.attention.intervals import key_runs, visits
 from edlm_jax.evaluation.bench_attention import (
     attend_masked,
     forward_and_backward,
-    may_look,
     random_arrays,
     take_turns,
+    whole_mask,
 )
 from edlm_jax.evaluation.report import describe_machine
 
@@ -86,7 +86,7 @@ def sides(args, pattern, ids_BT) -> dict:
         f"tiles {tiles.queries}x{tiles.keys}": partial(attend_triton, tiles=tiles, interpret=args.interpret, **rows)
         for tiles in args.tiles
     }
-    mask_BTT = may_look(pattern, ids_BT)
+    mask_BTT = whole_mask(pattern, ids_BT)
     dense = {name: partial(attend_masked, mask_BTS=mask_BTT, implementation=name) for name in ("xla", "cudnn")}
     return tiled | {"split": partial(_attend_split, copies_BM=None, **rows)} | dense
 

@@ -8,9 +8,9 @@ from edlm_jax.attention import attend
 from edlm_jax.evaluation.bench_attention import (
     attend_masked,
     forward_and_backward,
-    may_look,
     random_arrays,
     take_turns,
+    whole_mask,
 )
 from edlm_jax.evaluation.bench_train import packed_batch
 from edlm_jax.training.objective import Objective, example_keys
@@ -23,7 +23,7 @@ def test_the_whole_mask_is_what_the_trainer_sees(noisy_length):
     batch = packed_batch(99, 2, 48, 4)
     noise = objective.corrupt(example_keys(jax.random.key(seed), 2), batch)
     segments_BT, pattern = objective.streams(batch, noise)["segment_ids_BT"], objective.attention(48)
-    mask_BTT = may_look(pattern, segments_BT, noise.copies_BM)
+    mask_BTT = whole_mask(pattern, segments_BT, noise.copies_BM)
     arrays = random_arrays(2, mask_BTT.shape[1], 4, 2, 8, "float32")
     segments = dict(q_segments_BT=segments_BT, k_segments_BS=segments_BT, copies_BM=noise.copies_BM)
     ours = forward_and_backward(lambda q, k, v: attend(q, k, v, pattern=pattern, **segments))(*arrays)
