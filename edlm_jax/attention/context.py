@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from edlm_jax.attention.intervals import key_runs
 from edlm_jax.attention.pattern import BlockCausal, CleanContext, Pattern
 from edlm_jax.attention.splash import (
     HEAD_AXES,
@@ -156,8 +157,11 @@ def attend_in_pieces(
         arguments.append((copies_BT, row_spec))
 
         def local(q, k, v, segments, copies):
-            piece = jax.lax.axis_index(CONTEXT_AXIS)
-            return attend_tiled(q, k, v, segments, copies, piece, pattern=pattern, tiles=tiles)
+            columns_PT = jnp.asarray(pattern.query_order).reshape(pattern.pieces, -1)
+            columns_T, places = columns_PT[jax.lax.axis_index(CONTEXT_AXIS)], np.argsort(pattern.order)
+            runs_BRT = key_runs(pattern.pattern, len(q), columns_T, pattern.length, copies)
+            segments = segments and (segments[0], segments[1][:, places])
+            return attend_tiled(q, k[:, places], v[:, places], runs_BRT, segments)
 
     def gathered(q, k, v, segments, last):
         gather = lambda x: jax.lax.all_gather(x, CONTEXT_AXIS, axis=1, tiled=True)  # noqa: E731

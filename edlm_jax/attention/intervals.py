@@ -40,22 +40,25 @@ class Visits(NamedTuple):
 
 
 def key_runs(
-    pattern: Pattern, batch: int, q_len: int, k_len: int, copies_BM: Int[Array, "B M"] | None = None
+    pattern: Pattern, batch: int, q_columns_T: Int[Array, " T"], k_len: int, copies_BM: Int[Array, "B M"] | None = None
 ) -> Int[Array, "B R T"]:
     """(start, stop, start, stop) of the runs of keys that each query may look at; an unused run is empty.
 
-    Read off `pattern.allowed`, but for noisy columns whose `copies_BM` are known only inside the step.
+    Read off `pattern.allowed`, but for noisy columns whose `copies_BM` are known only inside the step. The columns that
+    are queries may be known only there, too; copies lie in their order.
     """
-    runs_BRT = jnp.broadcast_to(_read_runs(pattern, q_len, k_len), (batch, 2 * _RUNS, q_len))
+    q_len = k_len if isinstance(q_columns_T, jax.Array) else int(q_columns_T.max()) + 1
+    runs_RT = jnp.asarray(_read_runs(pattern, q_len, k_len))[:, q_columns_T]
+    runs_BRT = jnp.broadcast_to(runs_RT, (batch, *runs_RT.shape))
     if copies_BM is None:
         return runs_BRT
     assert isinstance(pattern, CleanContext)
     M, C = pattern.noisy_columns, pattern.block_length
-    own_M = np.arange(M, dtype=np.int32) // C * C
-    before_BM = M + copies_BM.astype(jnp.int32) // C * C
-    edges = [own_M, np.minimum(own_M + C, M), np.full(M, M, np.int32), before_BM]
-    noisy_BRM = jnp.stack([jnp.broadcast_to(edge, before_BM.shape) for edge in edges], axis=1)
-    return jnp.concatenate([noisy_BRM, runs_BRT[:, :, M:]], axis=2)
+    copies_BT = jnp.pad(copies_BM.astype(jnp.int32), ((0, 0), (0, len(q_columns_T) - copies_BM.shape[1])))
+    own_T = q_columns_T // C * C
+    edges = own_T, jnp.minimum(own_T + C, M), M, M + copies_BT // C * C
+    chosen_BRT = jnp.stack([jnp.broadcast_to(edge, copies_BT.shape) for edge in edges], axis=1)
+    return jnp.where((q_columns_T < M)[None, None], chosen_BRT, runs_BRT)
 
 
 def may_look(runs, columns, q_segments, k_segments) -> Bool[Array, "..."]:

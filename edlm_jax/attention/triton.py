@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
@@ -83,7 +84,7 @@ def _attend_local(q_BTNH, k_BSKH, v_BSKH, by_row, *, pattern, tiles, interpret):
         q_segments_BT, k_segments_BS = jnp.zeros((B, T), jnp.int32), jnp.zeros((B, S), jnp.int32)
     # Queries that pad the last tile are like the last one: a softmax over nothing is NaN. Nobody's run holds the keys.
     mask = _Mask(
-        _pad(key_runs(pattern, B, T, S, copies_BM), 2, tiles.queries, mode="edge"),
+        _pad(key_runs(pattern, B, np.arange(T), S, copies_BM), 2, tiles.queries, mode="edge"),
         _pad(q_segments_BT.astype(jnp.int32), 1, tiles.queries, mode="edge"),
         _pad(k_segments_BS.astype(jnp.int32), 1, tiles.keys),
     )

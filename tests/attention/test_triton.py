@@ -151,7 +151,7 @@ def test_visited_tiles_hold_all_that_may_be_looked_at(copies, documents):
     copies_BM = chosen_copies(L, C, M)[0] if copies else None
     S = M + L
     ids_BS = random_documents(documents, pattern, S, S).get("k_segments_BS", np.zeros((2, S), np.int32))
-    runs_BRT = key_runs(pattern, 2, S, S, copies_BM)
+    runs_BRT = key_runs(pattern, 2, np.arange(S), S, copies_BM)
     edges = [runs_BRT[:, edge, :, None] for edge in range(4)]
     mask = may_look(edges, jnp.arange(S)[None, None], ids_BS[:, :, None], ids_BS[:, None])
     if not copies:
@@ -167,7 +167,8 @@ def test_visited_tiles_hold_all_that_may_be_looked_at(copies, documents):
 def test_tiles_visited_are_those_of_the_method(L, C, tile):
     """1/4 + T / 2L of all tiles (density of tiles of side T > C), and most of them without a mask."""
     none = np.zeros((1, 2 * L), np.int32)
-    seen, whole = (int(x.sum()) for x in visits(key_runs(CleanContext(L, C), 1, 2 * L, 2 * L), none, none, tile, tile))
+    runs_BRT = key_runs(CleanContext(L, C), 1, np.arange(2 * L), 2 * L)
+    seen, whole = (int(x.sum()) for x in visits(runs_BRT, none, none, tile, tile))
     assert seen <= 1.15 * (1 / 4 + tile / (2 * L)) * (2 * L // tile) ** 2
     assert seen * tile * tile >= L * L + L * C  # all attended pairs lie in them
     assert seen - whole <= 8 * L / tile  # no more than edges of runs: one or two of each run of a tile's queries
@@ -176,7 +177,7 @@ def test_tiles_visited_are_those_of_the_method(L, C, tile):
 def test_packed_documents_skip_each_other():
     """Sixteen documents visit about a sixteenth, with padding between them too."""
     L, C, tile = 2048, 16, 64
-    runs_BRT = key_runs(CleanContext(L, C), 1, 2 * L, 2 * L)
+    runs_BRT = key_runs(CleanContext(L, C), 1, np.arange(2 * L), 2 * L)
 
     def seen(segments_L):
         ids = np.tile(segments_L.astype(np.int32), 2)[None]
@@ -199,7 +200,7 @@ class EverySecond(Pattern):
 
 def test_a_pattern_that_no_kernel_reads_is_refused():
     with pytest.raises(InputError, match="more than 2 runs"):
-        key_runs(EverySecond(), 1, 8, 8)
+        key_runs(EverySecond(), 1, np.arange(8), 8)
 
 
 def lowered(function, pattern, L, remat=None, device="NVIDIA H100 80GB HBM3", platform="gpu"):

@@ -103,7 +103,7 @@ def visited(pattern, ids_BT, tiles: Tiles) -> dict:
     """Of the first row's tiles, those that a kernel computes, and those of them that it need not mask."""
     ids_1T, length = ids_BT[:1], ids_BT.shape[1]
     pad = lambda x, size: jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, -length % size),), mode="edge")  # noqa: E731
-    runs_1RT = pad(key_runs(pattern, 1, length, length), tiles.queries)
+    runs_1RT = pad(key_runs(pattern, 1, np.arange(length), length), tiles.queries)
     seen, whole = visits(runs_1RT, pad(ids_1T, tiles.queries), pad(ids_1T, tiles.keys), tiles.queries, tiles.keys)
     return {"of": seen.size, "seen": int(seen.sum()), "whole": int(whole.sum())}
 
