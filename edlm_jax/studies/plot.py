@@ -5,6 +5,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from edlm_jax.evaluation.plot import AR_COLOUR, STYLE
 from edlm_jax.studies.results import PLACE, Results
@@ -15,7 +16,9 @@ LABELS = {
     "block_length": "block length of decoding",
 }
 _AXIS_TAKES = {"tokens_per_forward": "threshold", "step": "step", "block_length": "block_length"}
-Curves = dict[str, list[dict[str, Any]]]
+# {(arm, whatever else varies beside the axis): points}
+Curves = dict[tuple[str, str], list[dict[str, Any]]]
+_MARKERS, _LINES = "os^Dv", ("-", "--", ":", "-.", (0, (1, 3)))
 
 
 def plot_study(results: Results, path: Path) -> None:
@@ -29,33 +32,40 @@ def plot_study(results: Results, path: Path) -> None:
 
 
 def curves(results: Results) -> Curves:
-    """{label: points with "x", in its order}: one curve for whatever varies beside the axis."""
+    """Points with "x", in its order: a curve for each arm and for each place where arms are measured."""
     axis = results["x"]
     flat = [{"arm": arm["arm"], **arm["changes"], **point} for arm in results["arms"] for point in arm["points"]]
     names = [name for name in ("arm", *PLACE) if name != _AXIS_TAKES.get(axis, "arm")]
     varying = [name for name in names if len({point[name] for point in flat}) > 1]
     found: Curves = {}
     for point in flat:
-        named = [(name, point[name]) for name in varying if point[name] is not None]
-        label = ", ".join(value if isinstance(value, str) else f"{name} {value:g}" for name, value in named)
+        place = [(name, point[name]) for name in varying if name != "arm" and point[name] is not None]
+        rest = ", ".join(value if isinstance(value, str) else f"{name} {value:g}" for name, value in place)
         x = point[axis]["mean"] if axis == "tokens_per_forward" else point[axis]
-        found.setdefault(label or "conversion", []).append(point | {"x": x})
-    return {label: sorted(points, key=lambda point: point["x"]) for label, points in found.items()}
+        found.setdefault((point["arm"] if "arm" in varying else "", rest), []).append(point | {"x": x})
+    return {key: sorted(points, key=lambda point: point["x"]) for key, points in found.items()}
 
 
 def _accuracy(axes, results: Results) -> None:
+    """Colours are arms, markers and lines the rest."""
     found = curves(results)
-    colours = matplotlib.colormaps["tab10" if len(found) <= 10 else "viridis"]
-    for index, (label, points) in enumerate(found.items()):
-        colour = colours(index) if len(found) <= 10 else colours(index / len(found))
+    arms, places = (list(dict.fromkeys(labels)) for labels in zip(*found, strict=True))
+    colours = {arm: matplotlib.colormaps["tab10"](index % 10) for index, arm in enumerate(arms)}
+    styles = {
+        place: dict(marker=_MARKERS[index % len(_MARKERS)], linestyle=_LINES[index % len(_LINES)])
+        for index, place in enumerate(places)
+    }
+    for (arm, place), points in found.items():
         errors = [point["accuracy"]["standard_error"] or 0.0 for point in points]
         values = [point["accuracy"]["mean"] for point in points]
-        axes.errorbar([p["x"] for p in points], values, errors, fmt="o-", capsize=2, color=colour, label=label)
-    axes.axhline(results["ar"]["accuracy"], color=AR_COLOUR, linestyle="--", linewidth=1, label="AR, unconverted")
+        axes.errorbar([p["x"] for p in points], values, errors, capsize=2, color=colours[arm], **styles[place])
+    ar = axes.axhline(results["ar"]["accuracy"], color=AR_COLOUR, linestyle="--", linewidth=1, label="AR, unconverted")
     if results["x"] != "tokens_per_forward" and min(p["x"] for points in found.values() for p in points) > 0:
         axes.set_xscale("log", base=10 if results["x"] not in LABELS else 2)
     axes.set(title="Accuracy", xlabel=LABELS.get(results["x"], results["x"]), ylabel="exact match")
-    axes.legend(fontsize=7)
+    handles = [Line2D([], [], color=colour, linewidth=3, label=arm) for arm, colour in colours.items() if len(arms) > 1]
+    handles += [Line2D([], [], color="grey", label=place, **style) for place, style in styles.items() if place]
+    axes.legend(handles=[ar, *handles], fontsize=7)
 
 
 def _drift(axes, results: Results) -> None:

@@ -217,12 +217,13 @@ def test_curves_run_over_what_the_study_is_about():
     drawn = lambda x: {  # noqa: E731
         name: [(p["x"], p["accuracy"]["mean"]) for p in points] for name, points in curves(results_of(x, arms)).items()
     }
-    assert drawn("tokens_per_forward") == {"a": [(1.0, 0.9), (3.0, 0.7)], "bb": [(1.0, 0.8), (2.0, 0.6)]}
-    assert drawn("rate") == {"threshold 1": [(1, 0.9), (2, 0.8)], "threshold 0.5": [(1, 0.7), (2, 0.6)]}
+    assert drawn("tokens_per_forward") == {("a", ""): [(1.0, 0.9), (3.0, 0.7)], ("bb", ""): [(1.0, 0.8), (2.0, 0.6)]}
+    by_threshold = {("", "threshold 1"): [(1, 0.9), (2, 0.8)], ("", "threshold 0.5"): [(1, 0.7), (2, 0.6)]}
+    assert drawn("rate") == by_threshold
     arms = {"a": [[point(1.0, 0.5, 1.0, step=8), point(1.0, 0.2, 1.0, step=4)]]}
-    assert drawn("step") == {"conversion": [(4, 0.2), (8, 0.5)]}
+    assert drawn("step") == {("", ""): [(4, 0.2), (8, 0.5)]}
     arms = {"a": [[point(1.0, 0.5, 1.0), point(None, 0.7, 1.5, mode="ar")]]}
-    assert drawn("tokens_per_forward") == {"diffusion": [(1.0, 0.5)], "ar": [(1.5, 0.7)]}
+    assert drawn("tokens_per_forward") == {("", "diffusion"): [(1.0, 0.5)], ("", "ar"): [(1.5, 0.7)]}
     assert [place_name(place, places(results_of("x", arms))) for place in places(results_of("x", arms))] == [
         "diffusion, threshold 1", "ar"
     ]  # fmt: skip
