@@ -15,7 +15,15 @@ hold any answer whole; one token a forward (threshold 1) and threshold 0.9.
 
     edlm study --config=configs/studies/block_length.py --workdir=runs/block_length
 
-Hardware and result: not yet run; 15 cells of an estimated 2 minutes on the quickstart's two cores.
+Hardware: two virtual CPU cores (Xeon, 2.5 GHz), a cell on one of them beside other work; 15 cells of 3 to 11 minutes.
+
+Result: agrees that blocks should not be longer in decoding than in training, and more strongly: trained at 4, the
+accuracy falls from 0.622 ± 0.035 to 0.307 ± 0.027 at 8 and 0.052 ± 0.006 at 16, trained at 8 from 0.448 ± 0.008 to
+0.189 ± 0.020 at 16, while the paper sees that at 4 alone. Shorter blocks than training's cost little or nothing, as in
+the paper (trained at 16: 0.197 to 0.214, at 16 itself 0.160). It does not agree on which length to train at: the
+shorter the better here, 0.757 ± 0.015 at 2, 0.059 ± 0.012 at 32, where the paper has 16 before 4. The larger a block,
+the further its task is from next-token prediction, and this is an eighth of the quickstart's steps; no longer run was
+made.
 """
 
 import runpy

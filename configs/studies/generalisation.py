@@ -9,7 +9,7 @@ on held-out tasks and held-out code. Code has no prompts, so every token is lear
 
     edlm study --config=configs/studies/generalisation.py --workdir=runs/generalisation
 
-Hardware: two virtual CPU cores (Xeon, 2.5 GHz), a cell on one of them beside other work; 9 cells of 1 to 7 minutes.
+Hardware: two virtual CPU cores (Xeon, 2.5 GHz), a cell on one of them beside other work; 9 cells of 2 to 11 minutes.
 
 Result: it is the data that is learned, at this scale. Converted on code, the model solves no task at all, with a
 diffusion loss on tasks of 4.60 ± 0.12 where the other two have 1.02; converted on tasks, its diffusion loss on code is

@@ -16,11 +16,11 @@ Hardware: two virtual CPU cores (Xeon, 2.5 GHz), a cell on one of them beside ot
 
 Result: agrees, more strongly. Without the AR loss conversion forgets AR decoding after so few steps, whatever the clean
 stream looks at: exact match 0.232 ± 0.036 and 0.208 ± 0.021, where the AR model has 1.000. With it, AR decoding keeps
-0.943 ± 0.007 (weight 0.3) to 0.992 ± 0.001 (the successor's ratio), and the same weights decode the same tokens 2.3
-to a forward by quadratic self-speculation, 1.5 by linear. Up to equal weights the AR loss takes nothing from diffusion
+0.943 ± 0.007 (weight 0.3) to 0.992 ± 0.001 (the successor's ratio), and the same weights decode the same tokens 2.3 to
+a forward by quadratic self-speculation, 1.5 by linear. Up to equal weights the AR loss takes nothing from diffusion
 that the error bars show (0.453 ± 0.009 and 0.422 ± 0.017, alone 0.439 ± 0.004); at the successor's ratio it does (0.351
-± 0.007). Diffusion itself is far from trained: the gap of 20 points in the successor's table is not comparable. Quadratic
-drafting beats linear by half, where the paper has 6.38 and 5.99 tokens a forward.
+± 0.007). Diffusion itself is far from trained: the gap of 20 points in the successor's table is not comparable.
+Quadratic drafting beats linear by half, where the paper has 6.38 and 5.99 tokens a forward.
 """
 
 import runpy

@@ -62,6 +62,7 @@ def _accuracy(axes, results: Results) -> None:
     ar = axes.axhline(results["ar"]["accuracy"], color=AR_COLOUR, linestyle="--", linewidth=1, label="AR, unconverted")
     if results["x"] != "tokens_per_forward" and min(p["x"] for points in found.values() for p in points) > 0:
         axes.set_xscale("log", base=10 if results["x"] not in LABELS else 2)
+        axes.xaxis.set_major_formatter("{x:g}")
     axes.set(title="Accuracy", xlabel=LABELS.get(results["x"], results["x"]), ylabel="exact match")
     handles = [Line2D([], [], color=colour, linewidth=3, label=arm) for arm, colour in colours.items() if len(arms) > 1]
     handles += [Line2D([], [], color="grey", label=place, **style) for place, style in styles.items() if place]
