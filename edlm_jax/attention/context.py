@@ -139,8 +139,8 @@ def attend_in_pieces(
     """`attend` over columns in the order of the pieces: each device its own queries, against the keys of all.
 
     Splash kernels on TPU, each device with the tiles of its piece; elsewhere, with copies, and where no tile is seen in
-    part (whole tiles of one block), the same tiles in plain JAX. `copies_BT` and the segments lie as the queries do;
-    clean columns' copies are not looked at.
+    part (whole tiles of one block), tiles of plain JAX, with the keys back in the row's own order. `copies_BT` and the
+    segments lie as the queries do; clean columns' copies are not looked at.
     """
     mesh = jax.sharding.get_abstract_mesh()
     rows, heads = axes_that_divide(mesh, ROW_AXES, q_BTNH.shape[0]), axes_that_divide(mesh, HEAD_AXES, k_BSKH.shape[2])

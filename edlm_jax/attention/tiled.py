@@ -61,7 +61,7 @@ def _tour(runs_BRT, q_ids_BT, k_ids_BS) -> _Tour:
 
 
 def _widths(most: int) -> list[int]:
-    """1, 2, 3, 4, 6, 8, 12, ... up to `most`: at worst half of what is computed is masked."""
+    """1, 2, 3, 4, 6, 8, 12, ... up to `most`: at worst a third of what is computed is for nothing."""
     steps = sorted({2**i for i in range(most.bit_length())} | {3 * 2**i for i in range(most.bit_length() - 1)})
     return [*(step for step in steps if step < most), most]
 

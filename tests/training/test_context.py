@@ -114,4 +114,4 @@ def test_the_8b_step_traces_with_rows_split_in_two():
     batch = {name: column for name in ("tokens", "segment_ids", "positions", "loss_mask")}
     with jax.set_mesh(mesh):
         text = step.lower(state, batch, block_length=c.objective.block_length).as_text()
-    assert "512x512x" in text and f"{2 * c.data.length}x{2 * c.data.length}x" not in text
+    assert "128x256x" in text and f"{2 * c.data.length}x{2 * c.data.length}x" not in text
