@@ -18,22 +18,23 @@ def compare_rates(
 ) -> dict[str, float]:
     """Generated tokens per second of each way, prompts taken `batch_size` at a time.
 
-    Every way decodes every batch once before it counts (compilation, allocation); then they take turns, and a batch's
-    time is the median of its repeats.
+    Ways take turns, and a batch's time is the median of its repeats. Each turn is two calls of which the second counts:
+    the first one compiles, allocates, and brings back into the caches what the way before has driven out.
     """
     batches = [list(prompts[i : i + batch_size]) for i in range(0, len(prompts) - batch_size + 1, batch_size)]
     tokens, seconds = dict.fromkeys(ways, 0), dict.fromkeys(ways, 0.0)
     for batch in batches:
         times: dict[str, list[float]] = {name: [] for name in ways}
-        for repeat in range(-1, repeats):
+        made: dict[str, int] = {}
+        for _ in range(repeats):
             for name, way in ways.items():
+                way(batch)
                 start = time.perf_counter()
                 new = way(batch)
-                if repeat >= 0:
-                    times[name].append(time.perf_counter() - start)
-                else:
-                    tokens[name] += sum(map(len, new))
+                times[name].append(time.perf_counter() - start)
+                made[name] = sum(map(len, new))
         for name in ways:
+            tokens[name] += made[name]
             seconds[name] += statistics.median(times[name])
     return {name: tokens[name] / seconds[name] for name in ways}
 

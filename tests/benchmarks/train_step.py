@@ -1,6 +1,6 @@
 """The conversion step against torch + transformers with a dense SDPA mask, same weights and shape, in one process.
 
-    .venv-parity/bin/python -m tests.benchmarks.train_step [--length 128] [--json docs/benchmarks/train_step_cpu.json]
+    .venv-parity/bin/python -m tests.benchmarks.train_step [--length 128] [--json docs/benchmarks/train_step_epyc.json]
 
 `make test-parity` makes that virtual environment. Both sides do one AdamW step of the two-stream objective in float32
 on all cores: forward over [noisy | clean], head on the noisy stream, cross-entropy over t, backward, clipping, update.

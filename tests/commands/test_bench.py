@@ -15,7 +15,7 @@ def test_rates_count_new_tokens_of_whole_batches():
         return lambda batch: calls.append(len(batch)) or [[0] * length for _ in batch]
 
     rates = compare_rates({"short": way(1), "long": way(1000)}, [[1]] * 7, batch_size=3, repeats=2)
-    assert calls == [3] * (2 * 2 * 3)  # two whole batches, two ways, one warm-up and two repeats
+    assert calls == [3] * (2 * 2 * 4)  # two whole batches, two ways, two turns of two calls
     assert rates["long"] > rates["short"] > 0
 
 
