@@ -44,6 +44,7 @@ class Mode:
     start: Callable[[DecodingWeights, list[list[int]], Options], Run]
     masks: bool = True  # it puts the mask token into the model
     greedy: bool = False  # it verifies tokens, or revises them: no sampling
+    accepts: bool = True  # by a rule or a threshold; else its tokens are those of decoding one by one
     threshold_only: bool = False  # it has its own way of accepting, by the threshold alone
     causal: bool = False  # it reads next tokens from a causal stream, which not every conversion trains
 
@@ -57,6 +58,8 @@ class Mode:
             raise InputError("block_length must be a positive number of tokens, not None")
         if self.greedy and options.temperature > 0:
             raise InputError(f"{name} is greedy: it compares tokens with its own best ones; use temperature 0")
+        if not self.accepts and options.rule is not None:
+            raise InputError(f"{name} has nothing to accept by a rule; leave it out")
         if self.threshold_only and options.rule is not None:
             raise InputError(f"{name} accepts by its threshold alone; leave out the rule")
         if options.sub_block_length is not None and name != "diffusion":
@@ -169,9 +172,9 @@ def _autoregressive(weights, prompts, options) -> Run:
 
 MODES = {
     "diffusion": Mode(_diffusion),
-    "ar": Mode(_autoregressive, masks=False, causal=True),
-    "self_speculation": Mode(partial(_left_to_right, LinearSettings), greedy=True, causal=True),
-    "quadratic_speculation": Mode(partial(_left_to_right, QuadraticSettings), greedy=True, causal=True),
+    "ar": Mode(_autoregressive, masks=False, accepts=False, causal=True),
+    "self_speculation": Mode(partial(_left_to_right, LinearSettings), greedy=True, accepts=False, causal=True),
+    "quadratic_speculation": Mode(partial(_left_to_right, QuadraticSettings), greedy=True, accepts=False, causal=True),
     "psd": Mode(_psd, greedy=True),
     "dmax": Mode(_dmax, greedy=True, threshold_only=True),
     "mars": Mode(partial(_left_to_right, MarsSettings), threshold_only=True, causal=True),

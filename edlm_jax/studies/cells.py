@@ -16,7 +16,6 @@ from edlm_jax.training.config import validate
 
 QUICK_STEPS = 2
 MEASURED_BY = ("eval_steps", "eval_block_lengths", "eval_modes", "eval_losses", "retrieval", "timed_steps")
-WITHOUT_THRESHOLD = ("ar", "self_speculation", "quadratic_speculation")
 
 
 @dataclasses.dataclass(frozen=True)

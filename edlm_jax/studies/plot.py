@@ -18,7 +18,7 @@ LABELS = {
 _AXIS_TAKES = {"tokens_per_forward": "threshold", "step": "step", "block_length": "block_length"}
 # {(arm, whatever else varies beside the axis): points}
 Curves = dict[tuple[str, str], list[dict[str, Any]]]
-_MARKERS, _LINES = "os^Dv", ("-", "--", ":", "-.", (0, (1, 3)))
+_MARKERS, _LINES = "os^DvPX", ("-", "--", ":", "-.", (0, (1, 3)))
 
 
 def plot_study(results: Results, path: Path) -> None:
@@ -47,10 +47,12 @@ def curves(results: Results) -> Curves:
 
 
 def _accuracy(axes, results: Results) -> None:
-    """Colours are arms, markers and lines the rest."""
+    """Colours are arms where there are several, markers and lines the rest."""
     found = curves(results)
     arms, places = (list(dict.fromkeys(labels)) for labels in zip(*found, strict=True))
-    colours = {arm: matplotlib.colormaps["tab10"](index % 10) for index, arm in enumerate(arms)}
+    several = len(arms) > 1
+    coloured = arms if several else places
+    colours = {name: matplotlib.colormaps["tab10"](index % 10) for index, name in enumerate(coloured)}
     styles = {
         place: dict(marker=_MARKERS[index % len(_MARKERS)], linestyle=_LINES[index % len(_LINES)])
         for index, place in enumerate(places)
@@ -58,14 +60,19 @@ def _accuracy(axes, results: Results) -> None:
     for (arm, place), points in found.items():
         errors = [point["accuracy"]["standard_error"] or 0.0 for point in points]
         values = [point["accuracy"]["mean"] for point in points]
-        axes.errorbar([p["x"] for p in points], values, errors, capsize=2, color=colours[arm], **styles[place])
+        colour = colours[arm if several else place]
+        axes.errorbar([p["x"] for p in points], values, errors, capsize=2, color=colour, **styles[place])
     ar = axes.axhline(results["ar"]["accuracy"], color=AR_COLOUR, linestyle="--", linewidth=1, label="AR, unconverted")
     if results["x"] != "tokens_per_forward" and min(p["x"] for points in found.values() for p in points) > 0:
         axes.set_xscale("log", base=10 if results["x"] not in LABELS else 2)
         axes.xaxis.set_major_formatter("{x:g}")
     axes.set(title="Accuracy", xlabel=LABELS.get(results["x"], results["x"]), ylabel="exact match")
-    handles = [Line2D([], [], color=colour, linewidth=3, label=arm) for arm, colour in colours.items() if len(arms) > 1]
-    handles += [Line2D([], [], color="grey", label=place, **style) for place, style in styles.items() if place]
+    handles = [Line2D([], [], color=colours[arm], linewidth=3, label=arm) for arm in arms if several]
+    handles += [
+        Line2D([], [], color="grey" if several else colours[place], label=place, **style)
+        for place, style in styles.items()
+        if place
+    ]
     axes.legend(handles=[ar, *handles], fontsize=7)
 
 

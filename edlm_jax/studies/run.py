@@ -12,12 +12,13 @@ from jax import monitoring
 from ml_collections import ConfigDict
 
 from edlm_jax.decoding import Decoder
+from edlm_jax.decoding.modes import MODES
 from edlm_jax.errors import InputError, StoppedError
 from edlm_jax.evaluation.compare import AR, compare_accuracy
 from edlm_jax.evaluation.report import describe_machine, write_report
 from edlm_jax.evaluation.tasks import load_tasks
 from edlm_jax.pretrained import load_pretrained, load_tokenizer
-from edlm_jax.studies.cells import MEASURED_BY, WITHOUT_THRESHOLD, Cell, make_quick
+from edlm_jax.studies.cells import MEASURED_BY, Cell, make_quick
 from edlm_jax.studies.measures import drift_of, of_model, of_training
 from edlm_jax.studies.results import Results, collect
 from edlm_jax.training.checkpoint import load_trained
@@ -128,7 +129,7 @@ class Study:
             {"mode": mode, "block_length": length} | how
             for mode in self.c.eval_modes
             for length in lengths
-            for how in (({},) if mode in WITHOUT_THRESHOLD else thresholds)
+            for how in (thresholds if MODES[mode].accepts else ({},))
         ]
 
     def _score(self, decoder: Decoder, how) -> dict[str, float]:
