@@ -1,4 +1,4 @@
-"""Efficient-DLM 4B (arXiv 2512.14067) on TPU: Qwen3-4B to block diffusion. Not yet run or compiled at size.
+"""Efficient-DLM 4B (arXiv 2512.14067) on TPU: Qwen3-4B to block diffusion. Compiled, not yet run.
 
     edlm train --config=configs/efficient_dlm_4b.py --workdir=runs/efficient_dlm_4b \\
         --config.data.sources="({'kind': 'array_record', 'path': 'corpus/*.array_record'},)"
