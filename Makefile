@@ -23,7 +23,7 @@ quickstart: $(VENV)/installed  ## port, convert and evaluate the embedded model;
 test: $(VENV)/installed-test  ## run the tests (no torch needed)
 	$(VENV)/bin/python -m pytest -n auto --maxprocesses=4
 
-test-parity: $(PARITY)/installed  ## compare live with torch, transformers and lm-eval, in a virtual environment of its own
+test-parity: $(PARITY)/installed  ## compare live with torch, transformers, lm-eval and mteb, in a virtual environment of its own
 	$(PARITY)/bin/python -m pytest -m parity tests/parity
 
 lint: $(VENV)/installed-dev  ## check the style
@@ -53,5 +53,5 @@ $(VENV)/installed-dev: $(VENV)/installed-test
 # takes the small build without CUDA.
 $(PARITY)/installed: setup.py pyproject.toml | $(PARITY)/bin/python
 	$(PARITY)/bin/python $(PIP) '$(TORCH)'
-	$(PARITY)/bin/python $(PIP) --editable '.[test,lm-eval]'
+	$(PARITY)/bin/python $(PIP) --editable '.[test,lm-eval,mteb]'
 	@touch $@

@@ -50,6 +50,7 @@ setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
         "lm-eval": ["lm-eval>=0.4.13"],  # edlm_jax.evaluation.harness; asks for no torch by itself
+        "mteb": ["mteb>=2.26"],  # edlm_jax.evaluation.mteb; brings torch unless it is there
         "test": TEST,
         "dev": [*TEST, "ruff"],
     },
