@@ -9,7 +9,8 @@ _HEAD = """# What compiles and fits
 Training step and decoder of each config, compiled by the TPU compiler for chips that were not there (`edlm compile`).
 Memory and collectives are the compiler's, model FLOPs follow from the shapes; nothing was run, so nothing here is a
 speed. Rows are of 4096 tokens. Collectives are of one chip and one step, loops of known length counted out; the
-decoder's are not shown. The seconds to compile are of two CPU cores, some of them shared with other work. Made from docs/compile/*.json by `python -m edlm_jax.evaluation.compile_table docs/compile`.
+decoder's are not shown. The seconds to compile are of two CPU cores, some of them shared with other work. Made from
+docs/compile/*.json by `python -m edlm_jax.evaluation.compile_table docs/compile`.
 
 | config | chips | mesh | rows x micro-batches | peak / memory, GiB | arguments, temporaries | decoder peak |\
  model FLOPs | tiles / fewest | collectives, GiB | compiled in |
