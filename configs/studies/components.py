@@ -15,7 +15,15 @@ twice the steps.
 
     edlm study --config=configs/studies/components.py --workdir=runs/components
 
-Hardware and result: not yet run; 21 cells of an estimated minute or two on the quickstart's two cores.
+Hardware: two cores of an AMD EPYC with AVX-512, a cell on one of them beside other work; 21 cells of 1 to 9 minutes.
+
+Result: the first step and the last ones appear, two in the middle do not at so few steps. Clean context brings 0.761 ±
+0.010 to 0.848 ± 0.006. Targets at the same position cost 53 points after 200 steps: an AR model has shifted ones, and
+unlearning that takes about 800 (the alignment study). From there a noise level for each block brings 5 points, masking
+later tokens more often takes them back (three standard errors; after 800 steps it is ahead, the masking study), two
+views of every response bring 14, and twice the steps 36 more: 0.809 ± 0.004, and at threshold 0.6 0.579 ± 0.010 @ 3.72
+tokens a forward, where the path began with 0.346 ± 0.019 @ 2.30. Length of training outweighs every other part here; in
+the paper it is one of several alike.
 """
 
 import runpy
