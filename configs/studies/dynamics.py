@@ -10,7 +10,14 @@ goes on.
 
     edlm study --config=configs/studies/dynamics.py --workdir=runs/dynamics
 
-Hardware and result: not yet run; 15 cells of an estimated 3 minutes on the quickstart's two cores.
+Hardware: two cores of an AMD EPYC with AVX-512, a cell on one of them beside other work; 15 cells of 2 to 15 minutes.
+
+Result: agrees, as far as so short a training says. From 200 to 400 steps clean context in blocks of 8 goes from 0.254 ±
+0.026 to 0.487 ± 0.028 at one token a forward and, bolder, from 0.132 ± 0.013 @ 2.20 to 0.313 ± 0.021 @ 3.04: more right
+with fewer forwards. Attention's weights move most under bidirectional attention (0.330 ± 0.002 after 400 steps;
+block-causal 0.322 ± 0.001, clean context 0.320 ± 0.002: no gap between these two) and the more the longer the blocks
+(0.313 ± 0.001, 0.320 ± 0.002, 0.331 ± 0.001 for 4, 8, 16). Drift grows alike in all arms and says little of accuracy:
+blocks of 16 learn slowest (0.207 ± 0.004), blocks of 4 fastest (0.551 ± 0.029).
 """
 
 import runpy

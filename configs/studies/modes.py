@@ -10,7 +10,14 @@ Here: the quickstart's model and data, half of its steps, a token-causal clean s
 
     edlm study --config=configs/studies/modes.py --workdir=runs/modes
 
-Hardware and result: not yet run; 3 cells of an estimated 7 minutes.
+Hardware: two cores of an AMD EPYC with AVX-512, a cell on one of them beside other work; 3 cells of 4 to 6 minutes.
+
+Result: verified drafts win. Quadratic self-speculation decodes 3.71 ± 0.04 tokens a forward at the 0.997 ± 0.001 of AR
+decoding, linear 2.32 ± 0.02, where plain diffusion has 0.934 ± 0.006 @ 3.59; a quadratic forward is C + 1 times as
+wide. PSD gains forwards (4.13 for 3.59 at threshold 0.9) and loses accuracy (0.905 ± 0.009): its guesses stand on
+agreement, not on confidence. MARS, left to right, has 0.863 ± 0.003 @ 3.54 without its own training. DMax falls apart
+without it, as its paper says: what a token's own place predicts was never trained, so revising changes what was right
+(0.423 ± 0.023; 0.000 at threshold 1, where each token is revised most often).
 """
 
 import runpy

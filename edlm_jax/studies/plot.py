@@ -65,7 +65,9 @@ def _accuracy(axes, results: Results) -> None:
     ar = axes.axhline(results["ar"]["accuracy"], color=AR_COLOUR, linestyle="--", linewidth=1, label="AR, unconverted")
     if results["x"] != "tokens_per_forward" and min(p["x"] for points in found.values() for p in points) > 0:
         axes.set_xscale("log", base=10 if results["x"] not in LABELS else 2)
+        axes.set_xticks(sorted({p["x"] for points in found.values() for p in points}))
         axes.xaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
     axes.set(title="Accuracy", xlabel=LABELS.get(results["x"], results["x"]), ylabel="exact match")
     handles = [Line2D([], [], color=colours[arm], linewidth=3, label=arm) for arm in arms if several]
     handles += [
@@ -85,5 +87,5 @@ def _drift(axes, results: Results) -> None:
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.set(title="Weight drift from the AR model", xlabel="norm of the change / norm before")
-    axes.margins(x=0.3)  # room for the legend
+    axes.margins(x=0.4)  # room for the legend
     axes.legend(fontsize=7)
