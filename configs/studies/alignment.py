@@ -9,14 +9,13 @@ targets: what is asked is when, if at all, the other ones overtake it.
 
     edlm study --config=configs/studies/alignment.py --workdir=runs/alignment
 
-Hardware: two virtual CPU cores (Xeon, 2.5 GHz), one for this and one for another study; 2 of the 6 cells are run, about
-22 minutes each.
+Hardware: two cores of an AMD EPYC with AVX-512, a cell on one of them beside other work; 6 cells of 7 to 14 minutes.
 
-Result: one seed so far. Shifted targets start far ahead and gain little: 0.777, 0.785, 0.820 and 0.869 after 200, 400,
-800 and 1600 steps at one token a forward; those at the same position catch up with 0.369, 0.643, 0.814 and 0.850. At
-threshold 0.9 they pass: 0.762 @ 2.88 to 0.723 @ 2.97 after 800 steps and 0.789 @ 3.64 to 0.771 @ 3.88 after 1600. So
-the lead of the AR model's own alignment is gone after about 800 steps; a lead of the other one, as the paper has it, is
-not shown by one seed.
+Result: it does not turn within 1600 steps. Shifted targets start far ahead, 0.714 ± 0.027 to 0.423 ± 0.028 after 200
+steps at one token a forward and 0.783 ± 0.006 to 0.639 ± 0.030 after 400; then the others catch up, 0.824 ± 0.030 to
+0.770 ± 0.025 after 800 and 0.880 ± 0.013 to 0.872 ± 0.010 after 1600. At threshold 0.9 the last are 0.824 ± 0.016 @
+3.84 to 0.791 ± 0.012 @ 3.66. So the lead of the AR model's own alignment is gone, within the error bars, after some 800
+steps; a lead of the other one, as the paper has it after 25B tokens, is not shown.
 """
 
 import runpy

@@ -1,5 +1,6 @@
 """How fast decoding is, side by side: AR, diffusion and, where torch is there, transformers' own generate."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,19 +19,20 @@ def compare_rates(
 ) -> dict[str, float]:
     """Generated tokens per second of each way, prompts taken `batch_size` at a time.
 
-    Ways take turns, and a batch's time is the median of its repeats. Each turn is two calls of which the second counts:
-    the first one compiles, allocates, and brings back into the caches what the way before has driven out.
+    Ways take turns, in an order drawn anew each time, and a batch's time is the median of its repeats. Each turn is two
+    calls of which the second counts: the first one compiles, allocates, and brings back into the caches what the way
+    before has driven out.
     """
     batches = [list(prompts[i : i + batch_size]) for i in range(0, len(prompts) - batch_size + 1, batch_size)]
     tokens, seconds = dict.fromkeys(ways, 0), dict.fromkeys(ways, 0.0)
     for batch in batches:
         times: dict[str, list[float]] = {name: [] for name in ways}
         made: dict[str, int] = {}
-        for _ in range(repeats):
-            for name, way in ways.items():
-                way(batch)
+        for repeat in range(repeats):
+            for name in random.Random(repeat).sample(list(ways), len(ways)):
+                ways[name](batch)
                 start = time.perf_counter()
-                new = way(batch)
+                new = ways[name](batch)
                 times[name].append(time.perf_counter() - start)
                 made[name] = sum(map(len, new))
         for name in ways:
