@@ -25,11 +25,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: a TPU that is here stays free for others
     config = load_config(args.config, args.overrides)
     from edlm_jax.evaluation.aot import compile_report
+    from edlm_jax.evaluation.report import describe_machine
 
     command = [f"--config={args.config}", f"--topology={args.topology}"]
     command += [f"--num_slices={args.num_slices}"] if args.num_slices > 1 else []
     command = " ".join(["edlm compile", *command, *args.overrides])
-    return dict(command=command, **compile_report(config, args.topology, args.num_slices))
+    return dict(command=command, **compile_report(config, args.topology, args.num_slices), **describe_machine())
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:

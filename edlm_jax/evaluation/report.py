@@ -1,5 +1,6 @@
 """report.json and the tables: what the conversion kept and what it gained, AR beside diffusion."""
 
+import contextlib
 import json
 import os
 import platform
@@ -11,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
+VERSIONED = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 
 Report = dict[str, Any]
 Rows = tuple[list[str], list[list[str]]]
@@ -27,8 +28,14 @@ def describe_machine() -> dict[str, Any]:
             "processor": _processor(),
             "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         },
-        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in VERSIONED}},
+        "versions": {"python": platform.python_version(), **dict(_installed(VERSIONED))},
     }
+
+
+def _installed(names):
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):  # libtpu is where TPUs are, or compiled for
+            yield name, metadata.version(name)
 
 
 def _processor() -> str:

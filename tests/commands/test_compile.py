@@ -35,6 +35,7 @@ def test_exit_code_says_whether_it_fits(monkeypatch, capsys, fits):
     assert out.strip().endswith("fits" if fits else "DOES NOT FIT")
     assert main([*arguments, "--json"]) == (0 if fits else 1)
     printed = json.loads(capsys.readouterr().out)
+    assert {"jax", "jaxlib"} <= printed["versions"].keys() and printed["hardware"]["cpu_cores"] >= 1
     assert printed["command"] == f"edlm compile --config={CONFIG} --topology=v5e:2x2 --num_slices=2 --config.steps=7"
 
 
