@@ -6,7 +6,7 @@ study's weights, too. PSD (2605.15609) needs no training. DMax (2604.08302) and 
 weights have not had it, so what it says of them is how they fare without.
 
 Here: the quickstart's model and data, half of its steps, a token-causal clean stream with the AR loss at equal weight
-(the joint study's third arm): the one training that serves all modes.
+(an arm of the joint study): the one training that serves all modes.
 
     edlm study --config=configs/studies/modes.py --workdir=runs/modes
 
