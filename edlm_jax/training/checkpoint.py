@@ -6,12 +6,13 @@ and however many processes wrote it.
 """
 
 import dataclasses
+import gc
 import json
-import math
 import os
 from pathlib import Path
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 from ml_collections import ConfigDict
@@ -32,19 +33,16 @@ _POLICY = ocp.checkpoint_managers
 
 
 class Checkpoints:
-    """The checkpoints of one work directory; saving is asynchronous, `close` waits for it.
+    """The checkpoints of one work directory; saving is asynchronous, `close` waits for it."""
 
-    `abstract` is the tree of parameters, or of all that is saved: its largest array decides how much is read at a time.
-    """
-
-    def __init__(self, workdir: Path, abstract, *, keep_last: int, keep_every: int = 0, read_only: bool = False):
+    def __init__(self, workdir: Path, *, keep_last: int, keep_every: int = 0, read_only: bool = False):
         policies = [_POLICY.LatestN(keep_last)] + ([_POLICY.EveryNSteps(keep_every)] if keep_every else [])
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_POLICY.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
         )
-        handlers = dict(params=_array_handler(abstract), optimizer=_array_handler(abstract), data=DataHandler())
+        handlers = dict(params=_array_handler(), optimizer=_array_handler(), data=DataHandler())
         self._manager = ocp.CheckpointManager(
             workdir.absolute() / "checkpoints", options=options, item_handlers=handlers
         )
@@ -57,8 +55,8 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, data: BatchIterator) -> None:
         """Begins to write a checkpoint; what is passed may be changed or donated as soon as this returns."""
         items = dict(
-            params=ocp.args.StandardSave(state.params),
-            optimizer=ocp.args.StandardSave(dict(step=state.step, opt_state=state.opt_state)),
+            params=ocp.args.PyTreeSave(state.params),
+            optimizer=ocp.args.PyTreeSave(dict(step=state.step, opt_state=state.opt_state)),
             data=DataSave(data),
         )
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
@@ -66,8 +64,8 @@ class Checkpoints:
     def restore(self, step: int, abstract: TrainState, data: BatchIterator) -> TrainState:
         """The state of a step in the shardings of `abstract`; sets the data iterator back to that moment."""
         items = dict(
-            params=ocp.args.StandardRestore(abstract.params),
-            optimizer=ocp.args.StandardRestore(dict(step=abstract.step, opt_state=abstract.opt_state)),
+            params=_restore(abstract.params),
+            optimizer=_restore(dict(step=abstract.step, opt_state=abstract.opt_state)),
             data=DataRestore(data),
         )
         try:
@@ -81,7 +79,7 @@ class Checkpoints:
 
     def restore_params(self, step: int, abstract: dict) -> dict:
         """The parameters of a step alone."""
-        args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
+        args = ocp.args.Composite(params=_restore(abstract))
         return self._manager.restore(step, args=args).params
 
     def close(self) -> None:
@@ -142,7 +140,7 @@ def load_trained(
     wanted, step = step, latest_step(workdir) if step is None else step
     if step is None or not (workdir / "checkpoints" / str(step)).is_dir():
         raise InputError(f"{workdir} holds no complete checkpoint{'' if wanted is None else f' of step {wanted}'}")
-    checkpoints = Checkpoints(workdir, abstract, keep_last=1, read_only=True)
+    checkpoints = Checkpoints(workdir, keep_last=1, read_only=True)
     try:
         return nnx.merge(graphdef, merge(checkpoints.restore_params(step, abstract), lora))
     finally:
@@ -172,13 +170,27 @@ def with_shardings(abstract, shardings):
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
 
 
-def _array_handler(abstract) -> ocp.StandardCheckpointHandler:
-    """Restores about one array at a time. By itself orbax reads up to 96 GB before the devices have taken any of it: on
-    one device a model would be in memory twice."""
-    largest = max(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(abstract))
-    # Orbax refuses an array above the limit, and counts whole chunks of the file: hence half as much again. It adds and
-    # subtracts bytes of a limit in GB: 1/1024 GB is a number that floating point has.
-    return ocp.StandardCheckpointHandler(restore_concurrent_gb=math.ceil(1.5 * largest / 1e9 * 1024) / 1024)
+class _OneByOne(ocp.type_handlers.ArrayHandler):
+    """Restores an array when the devices have taken the last one. By itself orbax reads up to 96 GB before that: on one
+    device a model would be in memory twice."""
+
+    async def deserialize(self, infos, args=None):
+        arrays = []
+        for info, arg in zip(infos, args, strict=True):
+            arrays += jax.block_until_ready(await super().deserialize([info], [arg]))
+            gc.collect(0)  # jax lets go of what was copied to a device when Python collects
+        return arrays
+
+
+def _array_handler() -> ocp.PyTreeCheckpointHandler:
+    registry = ocp.type_handlers.create_type_handler_registry(
+        (np.number, ocp.type_handlers.ScalarHandler()), (jax.Array, _OneByOne())
+    )
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+
+
+def _restore(abstract) -> ocp.args.PyTreeRestore:
+    return ocp.args.PyTreeRestore(abstract, ocp.checkpoint_utils.construct_restore_args(abstract))
 
 
 def _read_json(path: Path) -> dict:

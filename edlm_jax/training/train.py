@@ -125,7 +125,7 @@ class Run:
             state = initial_state(self.c, initial_params(self.c, self.spec, self.mesh), self.abstract)
         write_workdir(self.workdir, self.c, self.spec)
         keep = dict(keep_last=self.c.checkpoint.keep_last, keep_every=self.c.checkpoint.keep_every)
-        self.checkpoints = Checkpoints(self.workdir, self.abstract, **keep)
+        self.checkpoints = Checkpoints(self.workdir, **keep)
         if state is not None:
             return state, 0
         step = self.checkpoints.latest_step

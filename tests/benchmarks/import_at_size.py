@@ -194,7 +194,7 @@ def save(workdir: Path, spec, params: dict) -> None:
     from edlm_jax.training.step import TrainState
 
     write_workdir(workdir, default_config(), spec)
-    checkpoints = Checkpoints(workdir, params, keep_last=1)
+    checkpoints = Checkpoints(workdir, keep_last=1)
     checkpoints.save(0, TrainState(np.int32(0), params, {}), BatchIterator({}))
     checkpoints.close()
 

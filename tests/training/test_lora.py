@@ -52,7 +52,7 @@ def test_the_state_holds_what_is_frozen_as_it_was_and_no_moments_of_it(finished,
     config.lora.rank = 4
     spec, _ = read_spec(config)
     _, abstract = abstract_state(config, spec, make_mesh(config))
-    checkpoints = Checkpoints(finished[0], abstract, keep_last=2, read_only=True)
+    checkpoints = Checkpoints(finished[0], keep_last=2, read_only=True)
     kept = checkpoints.restore_params(6, abstract.params)
     checkpoints.close()
     before = nnx.to_pure_dict(nnx.state(load_pretrained(checkpoint, "float32"), nnx.Param))["layers"]
