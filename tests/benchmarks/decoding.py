@@ -77,7 +77,10 @@ def measure(config: dict, repeats: int) -> dict:
         for commit in ("fused", "separate"):
             how = dict(rule=f"fixed:{tokens}", commit=commit)
             ways[f"{tokens} {commit}"] = lambda how=how: decode(**how).tokens
-    milliseconds = {name: found["milliseconds"] for name, found in take_turns(ways, repeats).items()}
+    found = take_turns(ways, repeats)
+    if failed := [f"{name}: {way['error']}" for name, way in found.items() if "error" in way]:
+        sys.exit("; ".join(failed))
+    milliseconds = {name: way["milliseconds"] for name, way in found.items()}
     fused = {tokens: milliseconds[f"{tokens} fused"] for tokens in ACCEPTED}
     return {
         "forward_milliseconds": {width: 1e3 * seconds for width, seconds in forwards.items()},
