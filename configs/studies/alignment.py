@@ -9,13 +9,13 @@ targets: what is asked is when, if at all, the other ones overtake it.
 
     edlm study --config=configs/studies/alignment.py --workdir=runs/alignment
 
-Hardware: two cores of an AMD EPYC with AVX-512, a cell on one of them beside other work; 6 cells of 7 to 14 minutes.
+Hardware: two cores of an AMD EPYC with AVX-512, a cell on one of them beside other work; 6 cells of 20 to 28 minutes.
 
-Result: it does not turn within 1600 steps. Shifted targets start far ahead, 0.714 ± 0.027 to 0.423 ± 0.028 after 200
-steps at one token a forward and 0.783 ± 0.006 to 0.639 ± 0.030 after 400; then the others catch up, 0.824 ± 0.030 to
-0.770 ± 0.025 after 800 and 0.880 ± 0.013 to 0.872 ± 0.010 after 1600. At threshold 0.9 the last are 0.824 ± 0.016 @
-3.84 to 0.791 ± 0.012 @ 3.66. So the lead of the AR model's own alignment is gone, within the error bars, after some 800
-steps; a lead of the other one, as the paper has it after 25B tokens, is not shown.
+Result: agrees, after long enough a training: at one token a forward it turns between 1600 and 3200 steps. Shifted
+targets start far ahead, 0.714 ± 0.027 to 0.423 ± 0.028 after 200 steps and 0.783 ± 0.006 to 0.639 ± 0.030 after 400;
+then the others catch up, 0.824 ± 0.030 to 0.770 ± 0.025 after 800 and 0.880 ± 0.013 to 0.872 ± 0.010 after 1600, and
+after 3200 they lead, 0.924 ± 0.007 to 0.888 ± 0.013, by 2.4 standard errors. At threshold 0.9 both are alike then, 0.844
+± 0.013 @ 4.35 to 0.838 ± 0.030 @ 4.56.
 """
 
 import runpy
