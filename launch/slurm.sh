@@ -50,8 +50,8 @@ start() {
   [[ $PARTITION ]] && options+=(--partition="$PARTITION")
   [[ $ACCOUNT ]] && options+=(--account="$ACCOUNT")
   run mkdir -p "$LOGDIR"
-  # When one process fails the others wait in vain: they are ended.
-  step="exec srun --kill-on-bad-exit=1 --label --gpu-bind=none $(quoted "${call[@]}" "${COMMAND[@]}")"
+  # srun does not take over --cpus-per-task. When one process fails the others wait in vain: they are ended.
+  step="exec srun --cpus-per-task=$CPUS --kill-on-bad-exit=1 --label --gpu-bind=none $(quoted "${call[@]}" "${COMMAND[@]}")"
   run sbatch "${options[@]}" --wrap="$step"
 }
 

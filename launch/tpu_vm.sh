@@ -89,10 +89,11 @@ install() {
   on_workers all "$unpack && bash edlm_jax/launch/tpu_vm_host.sh $BUCKET"
 }
 
-# edlm in the background, once per worker: the lock is held by one that still runs.
+# edlm in the background, once per worker: the lock is held by one that still runs. Without the braces the shell that
+# changed directory would wait for it, and ssh for that shell.
 start() {
   local call="flock --nonblock --no-fork ~/.edlm.lock ~/.edlm/bin/edlm"
-  on_workers all "cd edlm_jax && nohup $call $(quoted "${COMMAND[@]}") >> ~/edlm.log 2>&1 < /dev/null & sleep 1"
+  on_workers all "cd edlm_jax && { nohup $call $(quoted "${COMMAND[@]}") >> ~/edlm.log 2>&1 < /dev/null & sleep 1; }"
 }
 
 case $ACTION in

@@ -3,8 +3,8 @@
 The paper's step from shifted to same-position targets (arXiv 2512.14067; Qwen3-4B, clean context, uniform noise, 25B
 tokens, mean accuracy) brings 59.01 to 60.27.
 
-Here: the quickstart's model and data, twice its steps, checkpoints measured on the way. The schedule is a constant rate after
-warm-up, so that a step's checkpoint does not depend on how long the run goes on. An AR model starts with shifted
+Here: the quickstart's model and data, twice its steps, checkpoints measured on the way. The schedule is a constant rate
+after warm-up, so that a step's checkpoint does not depend on how long the run goes on. An AR model starts with shifted
 targets: what is asked is when, if at all, the other ones overtake it.
 
     edlm study --config=configs/studies/alignment.py --workdir=runs/alignment
@@ -14,8 +14,8 @@ Hardware: two cores of an AMD EPYC with AVX-512, a cell on one of them beside ot
 Result: agrees, after long enough a training: at one token a forward it turns between 1600 and 3200 steps. Shifted
 targets start far ahead, 0.714 ± 0.027 to 0.423 ± 0.028 after 200 steps and 0.783 ± 0.006 to 0.639 ± 0.030 after 400;
 then the others catch up, 0.824 ± 0.030 to 0.770 ± 0.025 after 800 and 0.880 ± 0.013 to 0.872 ± 0.010 after 1600, and
-after 3200 they lead, 0.924 ± 0.007 to 0.888 ± 0.013, by 2.4 standard errors. At threshold 0.9 both are alike then, 0.844
-± 0.013 @ 4.35 to 0.838 ± 0.030 @ 4.56.
+after 3200 they lead, 0.924 ± 0.007 to 0.888 ± 0.013, by 2.4 standard errors. At threshold 0.9 both are alike then,
+0.844 ± 0.013 @ 4.35 to 0.838 ± 0.030 @ 4.56.
 """
 
 import runpy
