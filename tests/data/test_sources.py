@@ -172,6 +172,7 @@ def test_generated_kinds_open():
 @pytest.mark.parametrize(
     "spec, reason",
     [
+        ("kind", "with its comma, not 'kind'"),  # of ({'kind': 'text'}), a dict whose keys are taken for sources
         (dict(path="x"), "unknown kind of source None; known kinds: text, jsonl,"),
         (dict(kind="csv", path="x"), "unknown kind of source 'csv'"),
         (dict(kind="text"), "a text source needs path"),
