@@ -45,16 +45,18 @@ def _join(parts: list[tuple[list[int], int]]) -> Tokens:
 
 def _check_tokens(document: Document, vocab_size: int) -> Tokens:
     tokens_L = np.asarray(document["tokens"], np.int32)
-    loss_mask_L = np.asarray(document.get("loss_mask", np.ones_like(tokens_L)), np.int32)
+    loss_mask_L = np.asarray(document.get("loss_mask", np.ones_like(tokens_L)))
     if tokens_L.shape != loss_mask_L.shape or tokens_L.ndim != 1:
         raise InputError(f"{tokens_L.shape} tokens with a loss mask of {loss_mask_L.shape}; both must be [length]")
+    if not ((loss_mask_L == 0) | (loss_mask_L == 1)).all():
+        raise InputError("a loss mask holds 0 (given) and 1 (learned) only")
     # JAX would clamp a token past the end of the embedding in silence.
     if tokens_L.size and not 0 <= tokens_L.min() <= tokens_L.max() < vocab_size:
         raise InputError(
             f"token {tokens_L.max()} is outside the tokenizer's vocabulary of {vocab_size}; "
             "was the corpus pre-tokenised with another tokenizer?"
         )
-    return tokens_L, loss_mask_L
+    return tokens_L, loss_mask_L.astype(np.int32)
 
 
 def _tokenize_messages(messages: list[dict[str, str]], tokenizer) -> Tokens:

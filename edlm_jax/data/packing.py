@@ -5,12 +5,13 @@ With block length 4 (p prompt, r response, t text, e end, . padding; a row of 24
     tokens       . p p p  r r r e  t t t t  t t e e  p p p p  r e e e
     segment_ids  0 1 1 1  1 1 1 1  2 2 2 2  2 2 2 2  3 3 3 3  3 3 3 3
     positions    0 0 1 2  3 4 5 6  0 1 2 3  4 5 6 7  0 1 2 3  4 5 6 7
-    loss_mask    0 0 0 0  1 1 1 1  1 1 1 1  1 1 1 1  0 0 0 0  1 1 1 1
+    loss_mask    0 0 0 0  1 1 1 1  1 1 1 1  1 1 2 2  0 0 0 0  1 1 1 1
 
 - A document starts on a block boundary. One that begins with a prompt is padded on its left, so that its response does,
   as the decoder's grid starts at the prompt's end.
 - Its last block is filled with end tokens that carry loss. The decoder always appends whole blocks of masks: a model
-  that had only seen the masks of real tokens would be told by their number where the answer ends.
+  that had only seen the masks of real tokens would be told by their number where the answer ends. The loss mask is 2
+  there: they are learned, but no tokens of the document (see `without_filler`).
 - A document longer than the row is cut: plain text into rows of its own, each a document from position 0; one with a
   prompt loses what does not fit, because the rest means nothing without the prompt.
 """
@@ -27,6 +28,7 @@ from edlm_jax.data.documents import Tokens
 # documents; a resumed run has to tokenise it again (well under a second).
 WINDOW_TOKENS = 2**16
 MIN_WINDOW_ROWS = 32
+FILLER = 2  # in the loss mask
 Row = dict[str, np.ndarray]  # tokens, segment_ids, positions, loss_mask; of a batch the same, stacked
 
 
@@ -62,7 +64,7 @@ def _align_piece(tokens_L: np.ndarray, loss_mask_L: np.ndarray, left: int, grid:
     used = left + len(tokens_L)
     piece_L3 = np.empty((used + -used % grid.block_length, 3), np.int32)
     # A document that ends with something given (a pre-tokenised one may) is filled with something given.
-    piece_L3[:, 0], piece_L3[:, 1] = grid.end_id, loss_mask_L[-1]
+    piece_L3[:, 0], piece_L3[:, 1] = grid.end_id, FILLER * loss_mask_L[-1]
     piece_L3[left:used, 0], piece_L3[left:used, 1] = tokens_L, loss_mask_L
     piece_L3[:left, 1], piece_L3[:left, 2] = 0, -1
     piece_L3[left:, 2] = np.arange(len(piece_L3) - left)
@@ -95,6 +97,11 @@ def _finish_row(row: dict[str, np.ndarray], end_id: int) -> Row:
         positions=np.maximum(positions_L, 0),
         loss_mask=loss_mask_L,
     )
+
+
+def without_filler(batch):
+    """The batch with no loss on what fills last blocks: what is measured of models that never saw any."""
+    return batch | {"loss_mask": (batch["loss_mask"] == 1).astype(np.int32)}
 
 
 def padding_row(grid: Grid) -> Row:

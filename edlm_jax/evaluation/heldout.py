@@ -1,18 +1,22 @@
 """Held-out loss in nats per token: next-token loss of an AR model, the diffusion bound of a converted one."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from edlm_jax.data.packing import without_filler
 from edlm_jax.data.pipeline import make_eval_batches
+from edlm_jax.evaluation.likelihood import draw_masks
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.training.config import default_config, grid
-from edlm_jax.training.objective import Objective
-from edlm_jax.training.step import make_eval_step
+from edlm_jax.training.objective import Batch, Corruption, Objective, example_keys
 
 ROW = 512  # tokens of a row where no config says how long
 
@@ -35,23 +39,50 @@ def heldout_config(spec: ModelSpec, source: Mapping[str, Any], *, batch_size: in
 def heldout_loss(model: Transformer, c: ConfigDict, tokenizer, *, pattern: str) -> float:
     """The loss over at most c.data.eval_batches of c.data.eval_sources, under the objective of c with this pattern.
 
-    "causal" gives the AR loss. Any other gives sum(ce / t) over all learnable tokens, which bounds the negative
-    log-likelihood from above, so that both are on one scale. Both see the same rows, packed to the same grid.
+    "causal" gives the AR loss. Any other gives sum(ce / t), which bounds the negative log-likelihood from above, so
+    that both are on one scale: nats per learnable token of the same documents, packed to the same grid. A diffusion
+    model says where a document ends by filling its last block, so its sum includes that filler; AR says it by one
+    end token and has no loss on what follows. Neither counts filler among the tokens.
     """
-    block_length = grid(c)
-    c = c.copy_and_resolve_references()
-    c.objective.pattern, c.objective.noisy_length = pattern, 0  # each block once: the sum is then the whole bound
-    conversion = model.spec.conversion
-    objective = Objective.from_config(c, conversion.mask_token_id if conversion else -1)
-    graphdef, state = nnx.split(model)
-    params = nnx.to_pure_dict(state)
-    eval_step = make_eval_step(c, graphdef, objective)
-    total, weight = 0.0, 0.0
-    batches = make_eval_batches(c.data, tokenizer, block_length=block_length)
+    objective, (graphdef, state) = heldout_objective(c, model, pattern), nnx.split(model)
+    batches = make_eval_batches(c.data, tokenizer, block_length=grid(c))
+    nats, tokens = 0.0, 0.0
     for index, batch in enumerate(batches):
-        sums, weights = jax.device_get(eval_step(params, batch, index))
-        if pattern == "causal":
-            total, weight = total + float(sums.ar), weight + float(weights.ar)
-        else:
-            total, weight = total + float(sums.diffusion), weight + float((batch["loss_mask"] > 0).sum())
-    return total / weight
+        more_nats, more_tokens = jax.device_get(_nats(graphdef, state, objective, batch, np.int32(index)))
+        nats, tokens = nats + float(more_nats), tokens + float(more_tokens)
+    return nats / tokens
+
+
+def heldout_objective(c: ConfigDict, model: Transformer, pattern: str) -> Objective:
+    """The objective of c with this pattern, and one noisy copy of every block: the sum is then the whole bound."""
+    c, conversion = c.copy_and_resolve_references(), model.spec.conversion
+    c.objective.update(pattern=pattern, noisy_length=0)
+    return Objective.from_config(c, conversion.mask_token_id if conversion else -1)
+
+
+def heldout_noise(objective: Objective, batch: Batch, index: jax.Array) -> Corruption:
+    """Noise with which sum(ce / t) is the bound, however the model was trained; nothing is masked for AR.
+
+    Of each block k of its n tokens, k uniform in 1..n, at noise level k / n (likelihood.py): the position-weighted
+    noise of training has another mean. Blocks that see later ones are not decoded one by one: their unit is the row.
+    """
+    if not objective.diffusion_weight:
+        return objective.corrupt(jnp.zeros(()), batch)
+    B, L = batch["tokens"].shape
+    keys_B = example_keys(jax.random.fold_in(jax.random.key(0), index), B)
+    corruptible_BL = (batch["loss_mask"] > 0) & (batch["segment_ids"] > 0)
+    unit = L if objective.pattern == "bidirectional" else objective.block_length
+    masked_BL, weight_BL = jax.vmap(draw_masks, (0, 0, None))(keys_B, corruptible_BL, unit)
+    return Corruption(jnp.where(masked_BL, objective.mask_id, batch["tokens"]), masked_BL, 1 / weight_BL)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "objective"))
+def _nats(graphdef, state, objective: Objective, batch: Batch, index) -> tuple[jax.Array, jax.Array]:
+    """The loss of a batch, and over how many tokens."""
+    model, document = nnx.merge(graphdef, state), without_filler(batch)
+    if objective.pattern == "causal":
+        corruption = heldout_noise(objective, document, index)
+        return objective.sums(model, document, corruption).ar, objective.weights(document, corruption).ar
+    corruption = heldout_noise(objective, batch, index)
+    counted_BL = objective.predicted(batch, corruption._replace(masked_BM=document["loss_mask"] > 0))
+    return objective.sums(model, batch, corruption).diffusion, counted_BL.sum()

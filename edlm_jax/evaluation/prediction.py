@@ -2,6 +2,8 @@
 
 A diffusion model sees each block with k of its n tokens masked, k uniform in 1..n; n / k times the loss of the masked
 ones then has the bound's expectation at every position (likelihood.py). AR predicts each token from those before it.
+What fills a document's last block is masked as in training and decoding, but not counted: AR has nothing to predict
+there.
 """
 
 import functools
@@ -13,13 +15,14 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from edlm_jax.data.packing import without_filler
 from edlm_jax.data.pipeline import make_eval_batches
 from edlm_jax.diffusion import next_token_targets
 from edlm_jax.errors import InputError
-from edlm_jax.evaluation.likelihood import draw_masks
+from edlm_jax.evaluation.heldout import heldout_noise, heldout_objective
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.training.config import grid
-from edlm_jax.training.objective import Corruption, Objective, example_keys
+from edlm_jax.training.objective import Objective
 
 BINS = 10  # of the confidence
 
@@ -38,11 +41,7 @@ def predict(model: Transformer, c: ConfigDict, tokenizer, *, pattern: str) -> di
     The expected calibration error is the mean distance of confidence and accuracy over the bins, by their predictions.
     The mask token gets no probability, as in decoding.
     """
-    C, conversion = grid(c), model.spec.conversion
-    c = c.copy_and_resolve_references()
-    c.objective.pattern, c.objective.noisy_length = pattern, 0
-    objective = Objective.from_config(c, conversion.mask_token_id if conversion else -1)
-    graphdef, state = nnx.split(model)
+    C, objective, (graphdef, state) = grid(c), heldout_objective(c, model, pattern), nnx.split(model)
     total = None
     for index, batch in enumerate(make_eval_batches(c.data, tokenizer, block_length=C)):
         added = jax.device_get(_tally(graphdef, state, objective, C, batch, np.int32(index)))
@@ -61,19 +60,18 @@ def predict(model: Transformer, c: ConfigDict, tokenizer, *, pattern: str) -> di
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "objective", "C"))
 def _tally(graphdef, state, objective: Objective, C: int, batch, index) -> Tally:
-    model, tokens_BL = nnx.merge(graphdef, state), jnp.asarray(batch["tokens"])
+    model, tokens_BL, document = nnx.merge(graphdef, state), jnp.asarray(batch["tokens"]), without_filler(batch)
     columns_L = jnp.arange(tokens_BL.shape[1])
+    corruption = heldout_noise(objective, batch, index)
     if objective.pattern == "causal":
-        targets_BL, seen_BL = next_token_targets(*(batch[name] for name in ("tokens", "loss_mask", "segment_ids")))
+        targets_BL, seen_BL = next_token_targets(*(document[name] for name in ("tokens", "loss_mask", "segment_ids")))
         weight_BL, counted_BL, place_L = seen_BL.astype(jnp.float32), seen_BL, (columns_L + 1) % C
-        x_BLD = objective.hidden(model, batch, objective.corrupt(jnp.zeros(()), batch))
+        x_BLD = objective.hidden(model, batch, corruption)
     else:
-        keys_B = example_keys(jax.random.fold_in(jax.random.key(0), index), len(tokens_BL))
-        corruptible_BL = (batch["loss_mask"] > 0) & (batch["segment_ids"] > 0)
-        masked_BL, weight_BL = jax.vmap(draw_masks, (0, 0, None))(keys_B, corruptible_BL, C)
-        corruption = Corruption(jnp.where(masked_BL, objective.mask_id, tokens_BL), masked_BL, 1 / weight_BL)
-        seen_BL, place_L, targets_BL = objective.predicted(batch, corruption), columns_L % C, tokens_BL
-        counted_BL = objective.predicted(batch, corruption._replace(masked_BM=corruptible_BL))
+        document_BL, weight_BL = document["loss_mask"] > 0, 1 / corruption.noise_level_BM
+        place_L, targets_BL = columns_L % C, tokens_BL
+        seen_BL = objective.predicted(batch, corruption) & document_BL
+        counted_BL = objective.predicted(batch, corruption._replace(masked_BM=document_BL))
         x_BLD = objective.aligned(objective.hidden(model, batch, corruption), corruption)
 
     def row(columns):

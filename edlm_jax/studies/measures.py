@@ -27,8 +27,6 @@ def of_model(study: ConfigDict, c: ConfigDict, model: Transformer, tokenizer) ->
     measured = {}
     for source in study.eval_losses:
         c = c.copy_and_resolve_references()
-        with c.ignore_type():  # uniform noise, whatever an arm was trained with: only then is sum(ce / t) a bound
-            c.objective.half_life = None
         c.data.eval_sources = (dict(source),)
         patterns = {"ar_loss": "causal"} | ({"diffusion_loss": c.objective.pattern} if model.spec.conversion else {})
         for name, pattern in patterns.items():

@@ -108,6 +108,7 @@ def test_template_that_rewrites_its_beginning_is_refused(tokenizer):
     [
         (dict(messages=CHAT[:2]), "nothing to learn"),
         (dict(tokens=[1, 2, 259]), "outside the tokenizer's vocabulary of 259"),
+        (dict(tokens=[1, 2], loss_mask=[0, 2]), "holds 0 .given. and 1 .learned. only"),
         (dict(tokens=[1, -2]), "outside"),
         (dict(tokens=[1, 2], loss_mask=[1]), "loss mask"),
     ],

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edlm_jax.data.packing import Grid, align_document, pack_documents, padding_row
+from edlm_jax.data.packing import Grid, align_document, pack_documents, padding_row, without_filler
 
 END = 1
 
@@ -62,7 +62,7 @@ def test_every_document_is_recovered_from_the_packed_rows(lengths, shape):
         assert (row["loss_mask"][padding] == 0).all()
         for column, tokens, loss_mask, positions in unpack(row):
             np.testing.assert_array_equal(positions, np.arange(len(tokens)))
-            response = column + int(np.argmax(loss_mask))
+            response = column + int(np.argmax(loss_mask > 0))
             assert response % grid.block_length == 0, "the response, or the text, does not start on a block boundary"
             assert (column + len(tokens)) % grid.block_length == 0, "the last block is not filled"
             assert int(tokens[0]) not in found
@@ -74,7 +74,7 @@ def test_every_document_is_recovered_from_the_packed_rows(lengths, shape):
         filled = len(found_tokens) - len(tokens)
         assert 0 <= filled < grid.block_length
         np.testing.assert_array_equal(found_tokens, np.append(tokens, [END] * filled))
-        np.testing.assert_array_equal(found_loss_mask, np.append(loss_mask, [1] * filled))
+        np.testing.assert_array_equal(found_loss_mask, np.append(loss_mask, [2] * filled))
 
 
 def test_the_drawn_example():
@@ -84,9 +84,11 @@ def test_the_drawn_example():
         tokens=[1, *range(10, 17), *range(20, 26), 1, 1, *range(30, 38)],
         segment_ids=[0] + [1] * 7 + [2] * 8 + [3] * 8,
         positions=[0, *range(7), *range(8), *range(8)],
-        loss_mask=[0] * 4 + [1] * 12 + [0] * 4 + [1] * 4,
+        loss_mask=[0] * 4 + [1] * 10 + [2] * 2 + [0] * 4 + [1] * 4,
     )
     assert {name: value.tolist() for name, value in row.items()} == expected
+    expected["loss_mask"][14:16] = [0, 0]
+    assert {name: value.tolist() for name, value in without_filler(row).items()} == expected
 
 
 def test_no_alignment_at_block_length_one():

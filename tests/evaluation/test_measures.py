@@ -11,9 +11,10 @@ from flax import nnx
 from edlm_jax.data.pipeline import make_eval_batches
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.drift import weight_drift
-from edlm_jax.evaluation.heldout import heldout_config, heldout_loss
+from edlm_jax.evaluation.heldout import heldout_config, heldout_loss, heldout_noise
 from edlm_jax.models import ModelSpec, Transformer
 from edlm_jax.pretrained import load_pretrained, load_tokenizer
+from edlm_jax.training.objective import Objective
 from tests.conftest import TINY
 
 SOURCE = dict(kind="tasks", kinds=("sort", "sums"), split="test", seed=9, size=40)
@@ -36,17 +37,44 @@ def test_heldout_ar_loss_is_the_mean_over_all_supervised_tokens(tiny_ar_dir):
                 count += 1
     assert count > 300
     assert heldout_loss(model, c, tokenizer, pattern="causal") == pytest.approx(total / count, rel=1e-5)
+    # Beside a conversion the same documents are packed to its grid: AR has not to predict what fills last blocks.
+    c.objective.update(pattern="clean_context", block_length=4)
+    assert heldout_loss(model, c, tokenizer, pattern="causal") == pytest.approx(total / count, rel=1e-5)
 
 
 def test_the_diffusion_bound_of_a_model_that_knows_nothing_is_log_vocabulary(tiny_converted_dir):
     model, tokenizer = load_pretrained(tiny_converted_dir, "float32"), load_tokenizer(tiny_converted_dir)
-    c = heldout_config(model.spec, SOURCE, batch_size=3)
+    c = heldout_config(model.spec, SOURCE | {"size": 800}, batch_size=3)
     assert (c.objective.block_length, c.data.length) == (4, 512)
     for params in jax.tree.leaves(nnx.state(model, nnx.Param)):
         assert params.size
     model.embedding_VD[...] = jnp.zeros_like(model.embedding_VD[...])  # tied: all logits are 0
-    # sum(ce / t) over all tokens: its mean over the noise is ln V exactly, the sample's is near
-    assert heldout_loss(model, c, tokenizer, pattern="clean_context") == pytest.approx(np.log(259), rel=0.15)
+    # sum(ce / t) over all that is learned: its mean over the noise is ln V for each exactly, the sample's is near
+    learned, documents = 0, 0
+    for batch in make_eval_batches(c.data, tokenizer, block_length=4):
+        learned, documents = learned + (batch["loss_mask"] > 0).sum(), documents + (batch["loss_mask"] == 1).sum()
+    expected = np.log(259) * learned / documents
+    assert learned > 1.1 * documents
+    loss = heldout_loss(model, c, tokenizer, pattern="clean_context")
+    assert loss == pytest.approx(expected, rel=0.05)
+    c.objective.half_life = 0.5  # the noise of training is not that of the bound
+    assert loss == heldout_loss(model, c, tokenizer, pattern="clean_context")
+
+
+@pytest.mark.parametrize("pattern, unit", [("clean_context", 4), ("block_causal", 4), ("bidirectional", 24)])
+def test_the_noise_of_the_bound_hides_k_of_what_is_decoded_together(pattern, unit):
+    B, L = 6, 24
+    loss_mask_BL = np.random.default_rng().integers(0, 3, (B, L))
+    tokens_BL = np.broadcast_to(np.arange(L), (B, L))
+    batch = dict(tokens=tokens_BL, loss_mask=loss_mask_BL, segment_ids=np.ones((B, L), int))
+    objective = Objective(pattern, "same_position", 4, 0.1, 99, 0.0, 1.0)
+    noisy_BL, masked_BL, level_BL, _ = (np.array(x) for x in heldout_noise(objective, batch, 3))
+    np.testing.assert_array_equal(noisy_BL, np.where(masked_BL, 99, tokens_BL))
+    assert not (masked_BL & (loss_mask_BL == 0)).any()
+    units = (x.reshape(-1, unit) for x in (masked_BL, level_BL, loss_mask_BL > 0))
+    for masked, level, learned in zip(*units, strict=True):
+        if learned.any():  # k is at least 1
+            np.testing.assert_allclose(level, masked.sum() / learned.sum())
 
 
 def test_drift_is_per_layer_and_per_group():
