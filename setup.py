@@ -21,6 +21,8 @@ setup(
     long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
+    # A plain path to the checkout: Python started above a checkout named edlm_jax then still finds the package in it.
+    package_dir={"": "."},
     packages=find_packages(include=["edlm_jax", "edlm_jax.*"]),
     package_data={"edlm_jax": ["pretrained/quickstart_ar/*"]},
     install_requires=[
@@ -54,5 +56,5 @@ setup(
         "test": TEST,
         "dev": [*TEST, "ruff"],
     },
-    entry_points={"console_scripts": ["edlm = edlm_jax.commands.main:main"]},
+    entry_points={"console_scripts": ["edlm = edlm_jax.commands.main:script"]},
 )

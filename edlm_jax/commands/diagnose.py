@@ -49,6 +49,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     model, baseline = load(args.model), load(args.baseline) if args.baseline else None
     if not model.spec.conversion:
         raise InputError(f"{args.model} was never converted: there are no blocks to look into")
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
     found = diagnose(
         model,
         baseline,
@@ -60,8 +62,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         count=args.count,
     )
     report = {"model": args.model, **found, **describe_machine()}
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
     write_report(report, out / "diagnosis.json")
     plot_diagnosis(report, out / "diagnosis.png")
     print(f"diagnosis: {out / 'diagnosis.json'}, {out / 'diagnosis.png'}", file=sys.stderr)

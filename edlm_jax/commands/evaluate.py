@@ -97,6 +97,8 @@ def _measure_sweep(args, model, baseline, source, tokenizer, thresholds, block_l
     block_lengths = block_lengths or sorted({max(own // 2, 1), own, 2 * own})
     if max(block_lengths) > model.spec.max_length:
         raise InputError(f"--block-lengths: {max(block_lengths)} is longer than the model's {model.spec.max_length}")
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
     result = sweep(
         Decoder(model),
         sweep_points(thresholds, block_lengths),
@@ -107,8 +109,6 @@ def _measure_sweep(args, model, baseline, source, tokenizer, thresholds, block_l
         timed_prompts=args.timed_prompts,
     )
     report = {"model": args.model, **result, **describe_machine()}
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
     write_report(report, out / "sweep.json")
     plot_sweep(report, out / "sweep.png")
     print(f"sweep: {out / 'sweep.json'}, {out / 'sweep.png'}", file=sys.stderr)

@@ -22,8 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chat", action="store_true", help="put each prompt into the tokenizer's chat template")
     modes = ("diffusion", "ar", "self_speculation", "quadratic_speculation", "psd", "dmax", "mars")
     parser.add_argument("--mode", choices=modes, help="default: diffusion if the model was converted")
-    parser.add_argument("--threshold", type=float, default=0.9, metavar="P", help="confidence to accept at (0.9)")
-    parser.add_argument(
+    acceptance = parser.add_mutually_exclusive_group()
+    acceptance.add_argument("--threshold", type=float, default=0.9, metavar="P", help="confidence to accept at (0.9)")
+    acceptance.add_argument(
         "--rule",
         metavar="NAME:X",
         help="another rule: factor:1, fixed:2 (tokens a step), entropy:0.1 (nats), margin:0.5, prefix:0.9",

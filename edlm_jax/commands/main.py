@@ -135,6 +135,8 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `edlm ... | head`
         sys.stderr.close()
         return FAILED
+    except (PermissionError, NotADirectoryError, IsADirectoryError) as error:
+        return _report(BAD_INPUT, f"edlm: {error.filename}: {error.strerror}; choose another path", argv)
     except Exception as error:
         first_line = next(iter(str(error).splitlines()), "")
         return _report(FAILED, f"edlm: {type(error).__name__}: {first_line} (--debug shows the traceback)", argv)
@@ -151,5 +153,14 @@ def _report(code: int, reason: str, argv: list[str]) -> int:
     return code
 
 
+def script() -> None:
+    """`edlm` of the command line: `main`, then the end of the process."""
+    code = main()
+    if code == INTERRUPTED:  # at once: Python taken down under threads that still compile can crash
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

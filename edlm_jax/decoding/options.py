@@ -69,6 +69,8 @@ def read_options(
         raise InputError(f"temperature must not be negative, not {temperature}")
     if top_k < 0 or not 0 < top_p <= 1:
         raise InputError(f"top_k must not be negative and top_p must lie in (0, 1], not {top_k} and {top_p}")
+    if temperature == 0 and (top_k or top_p < 1):
+        warnings.warn("top_k and top_p choose what is sampled from: at temperature 0 they change nothing", stacklevel=3)
     if commit not in ("fused", "separate"):
         raise InputError(f"commit {commit!r} is unknown; choose 'fused' or 'separate'")
     if prefill is not None and prefill not in PREFILLS:

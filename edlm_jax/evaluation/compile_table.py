@@ -53,4 +53,6 @@ def main(directory: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m edlm_jax.evaluation.compile_table DIRECTORY")
     main(sys.argv[1])

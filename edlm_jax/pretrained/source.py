@@ -42,6 +42,10 @@ def read_config(directory: Path) -> dict[str, Any]:
 def read_raw_config(directory: Path) -> dict[str, Any]:
     """The dictionary in the directory's config.json."""
     path = directory / "config.json"
+    if (directory / "model.json").is_file():  # what training leaves
+        exported = directory / "model"
+        hint = f"use {exported}" if exported.is_dir() else f"edlm export --workdir={directory} writes one"
+        raise InputError(f"{directory} is a work directory and not a model; {hint}")
     if not path.is_file():
         raise InputError(f"{directory} is not a Hugging Face model directory: it has no config.json")
     try:

@@ -103,6 +103,8 @@ def check_workdir(workdir: Path, c: ConfigDict) -> None:
         if (workdir / "checkpoints").exists():
             raise InputError(f"{workdir} holds checkpoints but no config.json of ours; choose another --workdir")
         return
+    if latest_step(workdir) is None:  # a run that ended before its first checkpoint: nothing is lost
+        return
     names = differing_keys(json.loads(to_json(c)), _read_json(workdir / "config.json"))
     if names:
         raise InputError(

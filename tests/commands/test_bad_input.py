@@ -79,6 +79,19 @@ def test_a_missing_or_foreign_model_directory_is_refused(tmp_path, capsys):
         assert reason in fail(capsys, "evaluate", f"--model={model}")
 
 
+def test_a_work_directory_in_place_of_its_model_is_told_apart(tmp_path, capsys):
+    (tmp_path / "model.json").write_text("{}")
+    assert f"edlm export --workdir={tmp_path}" in fail(capsys, "generate", f"--model={tmp_path}", "--prompt=a")
+    (tmp_path / "model").mkdir()
+    assert f"use {tmp_path / 'model'}" in fail(capsys, "generate", f"--model={tmp_path}", "--prompt=a")
+
+
+def test_a_file_where_a_directory_should_be_is_named(tiny_converted_dir, tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("")
+    assert f"{file}" in fail(capsys, "diagnose", f"--model={tiny_converted_dir}", f"--out={file}/out")
+
+
 def test_export_of_no_run_is_refused(tmp_path, capsys):
     (tmp_path / "foreign" / "checkpoints" / "7").mkdir(parents=True)
     for workdir in ("absent", "foreign"):

@@ -217,9 +217,10 @@ def test_two_hundred_mixed_prompts_compile_at_most_eight_programs():
         (dict(block_length=6), "block_length 6 is above the 4"),
         (dict(prefill="causal"), "prefill 'causal' is not the 'block_causal'"),
         (dict(mode="ar"), "'clean_context'.* did not train"),
+        (dict(top_k=5), "at temperature 0 they change nothing"),
     ],
 )
-def test_what_a_checkpoint_was_not_trained_for_is_said(settings, reason):
+def test_what_will_not_do_what_it_seems_to_is_said_once(settings, reason):
     decoder = Decoder(make_model())
     with pytest.warns(UserWarning, match=reason):
         decoder([], max_new_tokens=4, **settings)

@@ -160,6 +160,17 @@ def test_another_config_in_the_work_directory_is_refused(finished, config):
         train(config, finished[0])
 
 
+def test_a_run_without_a_checkpoint_leaves_its_directory_to_another(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("edlm_jax.training.train.Checkpoints", None)  # dies after its config is written
+    with pytest.raises(TypeError):
+        train(config, tmp_path / "run")
+    monkeypatch.undo()
+    config.seed = 3
+    config.steps = 1
+    assert train(config, tmp_path / "run")["completed"]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 3
+
+
 def test_what_is_refused_writes_nothing(config, checkpoint, tmp_path):
     for change, reason in [
         (lambda c: c.data.update(batch_size=6), "not divisible by data x fsdp"),
