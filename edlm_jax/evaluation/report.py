@@ -128,11 +128,11 @@ def _fact_rows(report: Report) -> list[list[str]]:
 
 
 def terminal_table(header: list[str], rows: list[list[str]]) -> Table:
-    """For rich's console; the first column is text, the others are numbers."""
+    """For rich's console; the first column is text, the others are numbers. Where it is narrow, names fold."""
     table = Table(header_style="bold")
-    table.add_column(header[0])
+    table.add_column(header[0], overflow="fold")
     for name in header[1:]:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table
