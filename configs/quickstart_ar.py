@@ -19,9 +19,11 @@ from edlm_jax.training.config import default_config
 
 TOKENIZER = "edlm_jax/pretrained/quickstart_ar"
 FIRST_MODEL = "runs/quickstart_ar/first_model"
-FIRST_KINDS = ("count", "sums", "sort", "reverse", "lookup", "brackets", "init", "record")
-# `lookup` was not learned in 3000 steps (retrieval by content forms late) and made room for `spell`.
-SECOND_KINDS = ("count", "sums", "sort", "reverse", "brackets", "init", "record", "spell")
+KINDS = {
+    "first": ("count", "sums", "sort", "reverse", "lookup", "brackets", "init", "record"),
+    # `lookup` was not learned in 3000 steps (retrieval by content forms late) and made room for `spell`.
+    "second": ("count", "sums", "sort", "reverse", "brackets", "init", "record", "spell"),
+}
 SHAPE = dict(
     architectures=["Qwen3ForCausalLM"],
     model_type="qwen3",
@@ -46,7 +48,9 @@ SHAPE = dict(
 def get_config(stage: str = "second") -> ConfigDict:
     """The runs that made edlm_jax/pretrained/quickstart_ar."""
     c = default_config()
-    kinds = FIRST_KINDS if stage == "first" else SECOND_KINDS
+    if stage not in KINDS:
+        raise ValueError(f"stage {stage!r} is unknown; choose one of {', '.join(KINDS)}")
+    kinds = KINDS[stage]
     c.dtype = "float32"
     c.log_every = 100
     c.checkpoint.every = 500

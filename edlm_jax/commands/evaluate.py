@@ -97,12 +97,12 @@ def _measure_sweep(args, model, baseline, source, tokenizer, thresholds, block_l
     block_lengths = block_lengths or sorted({max(own // 2, 1), own, 2 * own})
     if max(block_lengths) > model.spec.max_length:
         raise InputError(f"--block-lengths: {max(block_lengths)} is longer than the model's {model.spec.max_length}")
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
+    tasks, out = load_tasks([source], tokenizer), Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)  # what cannot be written to is told before hours of measuring
     result = sweep(
         Decoder(model),
         sweep_points(thresholds, block_lengths),
-        load_tasks([source], tokenizer),
+        tasks,
         tokenizer,
         baseline=Decoder(baseline) if baseline else None,
         batch_size=args.batch_size,
