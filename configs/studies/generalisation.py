@@ -9,13 +9,13 @@ on held-out tasks and held-out code. Code has no prompts, so every token is lear
 
     edlm study --config=configs/studies/generalisation.py --workdir=runs/generalisation
 
-Hardware: two virtual CPU cores (Xeon, 2.5 GHz), a cell on one of them beside other work; 9 cells of 2 to 11 minutes.
+Hardware: two cores of an AMD EPYC with AVX-512, a cell on one of them beside other work; 9 cells of 1 to 2 minutes.
 
 Result: it is the data that is learned, at this scale. Converted on code, the model solves no task at all, with a
-diffusion loss on tasks of 4.60 ± 0.12 where the other two have 1.02; converted on tasks, its diffusion loss on code is
-8.67 ± 0.11, with a little code 5.88 ± 0.06, on code alone 4.92 ± 0.12. The weights move equally far. AR losses show the
+diffusion loss on tasks of 5.83 ± 0.10 where the other two have 1.43; converted on tasks, its diffusion loss on code is
+8.66 ± 0.16, with a little code 5.80 ± 0.04, on code alone 4.89 ± 0.04. The weights move equally far. AR losses show the
 same, milder: code alone keeps the AR model's loss on code best (4.23 to 3.85), tasks alone worst (4.69). One part in
-fifty of code, as in the quickstart, costs the tasks nothing that the error bars show (0.448 ± 0.008, without it 0.462 ±
+fifty of code, as in the quickstart, costs the tasks nothing that the error bars show (0.449 ± 0.008, without it 0.462 ±
 0.028). The paper publishes nothing to agree with; a model of this size has no general skill that a way of decoding
 could be learned for.
 """
