@@ -121,8 +121,8 @@ class _Job:
         }
 
     def drift(self) -> dict[str, Any]:
-        """How far the weights moved."""
-        return weight_drift(self.ar, self.converted)
+        """How far the weights moved, before an export rounds them."""
+        return weight_drift(load_pretrained(self.c.init.path, dtype="float32"), load_trained(self.workdir))
 
     def by_mode(self, measured: list[list[dict[str, Any]]]) -> dict[str, Any]:
         """The measurements of all ways of decoding as the report has them."""

@@ -61,7 +61,9 @@ def retrieval(model: Transformer, tokenizer, pairs: Sequence[tuple[str, str]], *
     encode = lambda texts: [tokenizer.encode(text, add_special_tokens=False) for text in texts]  # noqa: E731
     queries_QD, texts_QD = (normalise(embed(model, encode(side), pattern=pattern)) for side in zip(*pairs, strict=True))
     scores_QQ = queries_QD @ texts_QD.T
-    rank_Q = 1 + (scores_QQ > np.diag(scores_QQ)[:, None]).sum(axis=1)
+    if not np.isfinite(scores_QQ).all():
+        raise InputError("the model's hidden states are not finite: there is nothing to compare")
+    rank_Q = (scores_QQ >= np.diag(scores_QQ)[:, None]).sum(axis=1)  # its own is one of them; ties count against it
     return {
         "mean_reciprocal_rank": float((1 / rank_Q).mean()),
         "recall_at_1": float((rank_Q <= 1).mean()),

@@ -106,8 +106,9 @@ def _draw_row(key, corruptible_L, C: int, way: str):
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3))
 def _draws(count: int, batch: Batch, objective: Objective, way: str) -> Corruption:
-    """The noise of draws 0..count - 1, one behind the other."""
-    return jax.vmap(lambda index: draw(jax.random.key(index), batch, objective, way))(jnp.arange(count))
+    """The noise of draws 0..count - 1, one behind the other; ways do not share any, as `_compare` takes for granted."""
+    key = jax.random.fold_in(jax.random.key(0), WAYS.index(way))
+    return jax.vmap(lambda key: draw(key, batch, objective, way))(jax.random.split(key, count))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))

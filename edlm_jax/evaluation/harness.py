@@ -134,7 +134,7 @@ class EdlmLM(TemplateLM):
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs) -> list[tuple[float, bool]]:
         """(nats, whether greedy decoding gives exactly this) of each continuation."""
         requests = list(requests)
-        pairs = [(context[-(self.model.spec.max_length - len(new)) :], new) for _, context, new in requests]
+        pairs = [(self._cut(context, len(new)), new) for _, context, new in requests]
         scores = []
         for context, new in tqdm(pairs, desc="loglikelihood", disable=disable_tqdm):
             scores.append(self._score(context, new, seed=len(scores)))
@@ -153,12 +153,19 @@ class EdlmLM(TemplateLM):
         """Whether greedy block decoding begins with the continuation.
 
         All are decoded to the longest one's length, which changes no earlier token: another length would compile again.
+        Those whose context leaves no room for that are decoded to their own.
         """
+        room, greedy = self.model.spec.max_length, [False] * len(pairs)
         longest = max((len(new) for _, new in pairs), default=1)
-        prompts = [context[-(self.model.spec.max_length - longest) :] for context, _ in pairs]
-        how = self._decoding(dict(max_gen_toks=longest)) | dict(eos_id=None)
-        decoded = decode_batches(self.decoder, prompts, batch_size=self.batch_size, **how)
-        return [row.tokens[: len(new)] == list(new) for row, (_, new) in zip(decoded, pairs, strict=True)]
+        lengths = [longest if len(context) + longest <= room else len(new) for context, new in pairs]
+        for length in sorted(set(lengths)):
+            members = [i for i in range(len(pairs)) if lengths[i] == length]
+            how = self._decoding(dict(max_gen_toks=length)) | dict(eos_id=None)
+            prompts = [pairs[i][0] for i in members]
+            decoded = decode_batches(self.decoder, prompts, batch_size=self.batch_size, **how)
+            for i, row in zip(members, decoded, strict=True):
+                greedy[i] = row.tokens[: len(pairs[i][1])] == list(pairs[i][1])
+        return greedy
 
     def _decoding(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         sampling = dict(top_k=kwargs.get("top_k", 0), top_p=kwargs.get("top_p", 1.0))
@@ -170,8 +177,14 @@ class EdlmLM(TemplateLM):
         )
 
     def _prompt(self, context: str, new_tokens: int) -> list[int]:
-        tokens = self.tok_encode(context) or [self.prefix_token_id]
-        return tokens[-(self.model.spec.max_length - new_tokens) :]
+        return self._cut(self.tok_encode(context) or [self.prefix_token_id], new_tokens)
+
+    def _cut(self, context: list[int], new_tokens: int) -> list[int]:
+        """The end of the context that the model's cache has room for."""
+        room = self.model.spec.max_length - new_tokens
+        if room < 1:
+            raise InputError(f"{new_tokens} new tokens leave no room for a prompt in {self.model.spec.max_length}")
+        return context[-room:]
 
 
 if __name__ == "__main__":

@@ -12,13 +12,14 @@ from ml_collections import ConfigDict
 
 from edlm_jax.data.packing import without_filler
 from edlm_jax.data.pipeline import make_eval_batches
+from edlm_jax.errors import InputError
 from edlm_jax.evaluation.likelihood import draw_masks
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.training.config import default_config, grid
 from edlm_jax.training.objective import Batch, Corruption, Objective, example_keys
 
-ROW = 512  # tokens of a row where no config says how long
+ROW, ROWS = 512, 512  # tokens of a row, and rows, where no config says how many
 
 
 def heldout_config(spec: ModelSpec, source: Mapping[str, Any], *, batch_size: int) -> ConfigDict:
@@ -31,7 +32,7 @@ def heldout_config(spec: ModelSpec, source: Mapping[str, Any], *, batch_size: in
             alignment=spec.conversion.alignment,
             block_length=spec.conversion.block_length,
         )
-    c.data.update(batch_size=batch_size, eval_sources=(dict(source),))
+    c.data.update(batch_size=batch_size, eval_batches=-(-ROWS // batch_size), eval_sources=(dict(source),))
     c.data.length = min(ROW, spec.max_length) // grid(c) * grid(c)
     return c
 
@@ -42,7 +43,8 @@ def heldout_loss(model: Transformer, c: ConfigDict, tokenizer, *, pattern: str) 
     "causal" gives the AR loss. Any other gives sum(ce / t), which bounds the negative log-likelihood from above, so
     that both are on one scale: nats per learnable token of the same documents, packed to the same grid. A diffusion
     model says where a document ends by filling its last block, so its sum includes that filler; AR says it by one
-    end token and has no loss on what follows. Neither counts filler among the tokens.
+    end token and has no loss on what follows. Neither counts filler among the tokens. (Of text without a prompt AR
+    predicts all but the first token.)
     """
     objective, (graphdef, state) = heldout_objective(c, model, pattern), nnx.split(model)
     batches = make_eval_batches(c.data, tokenizer, block_length=grid(c))
@@ -50,13 +52,19 @@ def heldout_loss(model: Transformer, c: ConfigDict, tokenizer, *, pattern: str) 
     for index, batch in enumerate(batches):
         more_nats, more_tokens = jax.device_get(_nats(graphdef, state, objective, batch, np.int32(index)))
         nats, tokens = nats + float(more_nats), tokens + float(more_tokens)
+    if not tokens:
+        raise InputError("the held-out set has no token that carries loss")
     return nats / tokens
 
 
 def heldout_objective(c: ConfigDict, model: Transformer, pattern: str) -> Objective:
-    """The objective of c with this pattern, and one noisy copy of every block: the sum is then the whole bound."""
+    """The objective by which a model is measured: AR alone or diffusion alone, one noisy copy of every block.
+
+    Blocks of one noisy stream are measured after clean ones, too, as they are decoded.
+    """
     c, conversion = c.copy_and_resolve_references(), model.spec.conversion
-    c.objective.update(pattern=pattern, noisy_length=0)
+    pattern = "clean_context" if pattern == "block_causal" else pattern
+    c.objective.update(pattern=pattern, noisy_length=0, ar_weight=0.0, diffusion_weight=1.0)
     return Objective.from_config(c, conversion.mask_token_id if conversion else -1)
 
 

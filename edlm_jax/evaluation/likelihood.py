@@ -31,7 +31,7 @@ class Likelihood:
     """Nats of a continuation given its context."""
 
     log_likelihood: float
-    standard_error: float  # 0 where it is exact
+    standard_error: float  # 0 where it is exact, nan where a single sample does not tell
     num_samples: int
     greedy: bool | None = None  # AR: whether every token is the likeliest one; an estimate by masks does not say
 
@@ -73,7 +73,7 @@ def log_likelihood(
             key = jax.random.fold_in(jax.random.key(seed), index)
             shifted = conversion.alignment == "shifted"
             estimates_S = np.array(_bound(graphdef, state, *row, key, C, mask_id, shifted, num_samples))
-        error = float(estimates_S.std(ddof=1) / num_samples**0.5) if num_samples > 1 else 0.0
+        error = float(estimates_S.std(ddof=1) / num_samples**0.5) if num_samples > 1 else 0.0 if C == 1 else np.nan
         results.append(Likelihood(float(estimates_S.mean()), error, num_samples, greedy))
     return results
 

@@ -61,6 +61,10 @@ def expand(c: ConfigDict, sweep: Callable[[Callable], None]) -> list[Cell]:
         arms[arm] = dict(changes)
 
     sweep(add)
+    if c.x not in ("tokens_per_forward", "step", "block_length"):
+        for arm, changes in arms.items():
+            if not isinstance(changes.get(c.x), int | float) or not math.isfinite(changes[c.x]):
+                raise InputError(f"config.x={c.x} is the axis of the curves: arm {arm!r} must change it to a number")
     cells = [_make_cell(c, arm, changes, seed) for arm, changes in arms.items() for seed in c.seeds]
     if len({cell.name for cell in cells}) < len(cells):
         raise InputError(f"two arms of the study have names that make one directory: {', '.join(arms)}")
@@ -113,6 +117,9 @@ def _check(c: ConfigDict) -> None:
     if not c.eval_modes or set(c.eval_modes) - set(MODES):
         known = ", ".join(MODES)
         raise InputError(f"config.eval_modes are one or more of {known}, not {tuple(c.eval_modes)}")
+    for x, measured in (("step", "eval_steps"), ("block_length", "eval_block_lengths")):
+        if c.x == x and not c[measured]:
+            raise InputError(f"config.x={x} needs config.{measured}")
     for name in ("retrieval", "timed_steps"):
         if c[name] < 0:
             raise InputError(f"config.{name} must be zero or more, not {c[name]}")

@@ -61,18 +61,21 @@ class Study:
         if not path.exists():
             return None
         result = json.loads(path.read_text(encoding="utf-8"))
-        if result["config"] != _plain(self._measured_config(cell)):
+        if result["config"] != _plain(self._measured_config(cell.config)):
             raise InputError(f"{path} was made under another config; choose another --workdir or remove that directory")
         return result
 
     def baseline(self) -> dict[str, Any]:
         """The AR model that all cells start from, on the same tasks; measured once."""
-        path = self.workdir / "ar.json"
+        path, config = self.workdir / "ar.json", _plain(self._measured_config(self.c.base))
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             measured = of_model(self.c, self.c.base, self._ar, self._tokenizer)
-            write_report(self._score(Decoder(self._ar), AR) | measured, path)
-        return json.loads(path.read_text(encoding="utf-8"))
+            write_report(self._score(Decoder(self._ar), AR) | measured | {"config": config}, path)
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if result.pop("config", None) != config:
+            raise InputError(f"{path} was made under another config; choose another --workdir or remove that file")
+        return result
 
     def results(self, name: str, doc: str, baseline: dict[str, Any]) -> Results:
         """Of all cells that are finished so far."""
@@ -98,7 +101,7 @@ class Study:
             "training": {name: value for name, value in summary.items() if name in ("step", "loss", "eval_loss")},
             "seconds": time.perf_counter() - began,
             "compiled": {"training": training_compiled, "all": compilations.compiled, "reused": compilations.reused},
-            "config": _plain(self._measured_config(cell)),
+            "config": _plain(self._measured_config(cell.config)),
         }
 
     def _measure(self, cell: Cell, directory: Path, step: int | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -139,8 +142,8 @@ class Study:
     def _directory(self, cell: Cell) -> Path:
         return self.workdir / "cells" / cell.name
 
-    def _measured_config(self, cell: Cell) -> ConfigDict:
-        return ConfigDict(dict(training=cell.config) | {name: self.c[name] for name in MEASURED_BY})
+    def _measured_config(self, training: ConfigDict) -> ConfigDict:
+        return ConfigDict(dict(training=training) | {name: self.c[name] for name in MEASURED_BY})
 
     @functools.cached_property
     def _ar(self):

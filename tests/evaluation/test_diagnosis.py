@@ -113,10 +113,11 @@ def test_variance_is_that_of_the_draws():
     found = gradient_variance(model, OBJECTIVE, batch, 8)
     assert variance_module._moments._cache_size() == programs + 2  # one view, two views
     assert {way: entry["columns"] for way, entry in found.items()} == dict(zip(WAYS, (2, 2, 2, 3, 3), strict=True))
+    keys = {way: jax.random.split(jax.random.fold_in(jax.random.key(0), i), 8) for i, way in enumerate(WAYS)}
     weights = {
         way: [
             float((c.masked_BM / c.noise_level_BM).sum() / c.masked_BM.size)
-            for c in (DRAW(jax.random.key(i), batch, OBJECTIVE, way) for i in range(8))
+            for c in (DRAW(key, batch, OBJECTIVE, way) for key in keys[way])
         ]
         for way in WAYS
     }

@@ -45,6 +45,11 @@ def test_ranks(tiny_ar_dir, monkeypatch):
     tokenizer = type("Numbers", (), dict(encode=lambda self, text, **_: int(text)))()
     found = retrieval(None, tokenizer, [("0", "2"), ("1", "3")], pattern=Causal())
     assert found == dict(mean_reciprocal_rank=0.5, recall_at_1=0.0, recall_at_10=1.0)
+    vectors[2] = vectors[3]  # texts that are alike find nothing
+    assert retrieval(None, tokenizer, [("0", "2"), ("1", "3")], pattern=Causal())["recall_at_1"] == 0
+    vectors[0] = [np.nan, 0.0]
+    with pytest.raises(InputError, match="not finite"):
+        retrieval(None, tokenizer, [("0", "2"), ("1", "3")], pattern=Causal())
 
 
 def test_the_command_measures_both_models(tiny_converted_dir, tiny_ar_dir, capsys):

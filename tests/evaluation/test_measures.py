@@ -57,8 +57,12 @@ def test_the_diffusion_bound_of_a_model_that_knows_nothing_is_log_vocabulary(tin
     assert learned > 1.1 * documents
     loss = heldout_loss(model, c, tokenizer, pattern="clean_context")
     assert loss == pytest.approx(expected, rel=0.05)
-    c.objective.half_life = 0.5  # the noise of training is not that of the bound
+    c.objective.half_life = 0.5  # neither the noise of training nor its weights are those of the bound
+    c.objective.update(ar_weight=1.0, diffusion_weight=0.0)
     assert loss == heldout_loss(model, c, tokenizer, pattern="clean_context")
+    model.embedding_VD[...] = 20 * jax.random.normal(jax.random.key(0), model.embedding_VD.shape)
+    losses = [heldout_loss(model, c, tokenizer, pattern=pattern) for pattern in ("clean_context", "block_causal")]
+    assert losses[0] == losses[1] != loss  # blocks are decoded after clean ones, whatever streams they were trained on
 
 
 @pytest.mark.parametrize("pattern, unit", [("clean_context", 4), ("block_causal", 4), ("bidirectional", 24)])

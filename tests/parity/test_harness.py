@@ -137,10 +137,13 @@ def test_what_decoding_says_is_greedy_and_nothing_else(tiny_converted_dir, mode)
         for text in contexts
     ]
     pairs = [(("", ""), lm.tok_encode(text), tokens[:n]) for text, tokens, n in zip(contexts, decoded, (6, 4))]  # noqa: B905
-    other = (1, -1)  # a token after the greedy one, and one before it
+    full = np.random.default_rng(0).integers(0, 256, MAX_LENGTH - 4).tolist()  # leaves no room for six tokens
+    tokens = edlm_jax.generate(lm.model, [full], max_new_tokens=4, mode=mode, eos_id=None).tokens[0]
+    pairs.append((("", ""), full, tokens))
+    other = (1, -1, 1)  # a token after the greedy one, and one before it
     wrong = [(texts, context, [*new[:-1], (new[-1] + d) % 256]) for (texts, context, new), d in zip(pairs, other)]  # noqa: B905
     scores = lm._loglikelihood_tokens(pairs + wrong, disable_tqdm=True)
-    assert [greedy for _, greedy in scores] == [True, True, False, False]
+    assert [greedy for _, greedy in scores] == [True] * 3 + [False] * 3
     for seed, ((_, context, new), (nats, _)) in enumerate(zip(pairs + wrong, scores, strict=True)):
         (alone,) = log_likelihood(lm.model, [(context, new)], mode=mode, num_samples=4, seed=seed)
         assert nats == pytest.approx(alone.log_likelihood, rel=1e-5)

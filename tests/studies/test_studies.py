@@ -96,7 +96,7 @@ def stand_in(monkeypatch):
         compiled = dict(training=0, all=0, reused=0)
         facts = dict(arm=cell.arm, seed=cell.seed, changes=dict(cell.changes), points=points, training={}, seconds=1.0)
         facts |= dict(measures=[DRIFT])
-        return facts | dict(compiled=compiled, config=study_run._plain(study._measured_config(cell)))
+        return facts | dict(compiled=compiled, config=study_run._plain(study._measured_config(cell.config)))
 
     monkeypatch.setattr(study_run.Study, "_run_cell", run_cell)
     monkeypatch.setattr(study_run.Study, "baseline", lambda study: dict(accuracy=0.9, tokens_per_forward=1.0))
@@ -127,6 +127,16 @@ def test_machines_share_cells_and_nothing_runs_twice(study_file, tmp_path, capsy
     assert (pages / "rates.md").read_text() == (workdir / "rates.md").read_text()
     assert main([*argv, "--config.base.optimizer.beta2=0.5"]) == 2
     assert "another config" in capsys.readouterr().err and len(ran) == 4
+
+
+def test_an_ar_model_measured_otherwise_is_not_taken_for_the_baseline(study_file, tmp_path, monkeypatch):
+    name, doc, config, sweep = load_study(str(study_file))
+    monkeypatch.setattr(study_run.Study, "_score", lambda study, decoder, how: dict(accuracy=0.5))
+    study = study_run.Study(config, expand(config, sweep), tmp_path)
+    assert study.baseline() == study.baseline() == dict(accuracy=0.5)
+    config.base.evaluation.batch_size += 1
+    with pytest.raises(InputError, match="ar.json was made under another config"):
+        study_run.Study(config, expand(config, sweep), tmp_path).baseline()
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -238,6 +248,8 @@ def test_what_no_study_can_be_is_refused(study_file, tiny_config, tmp_path, caps
         (dict(eval_modes=("diffusion", "backwards")), "eval_modes are one or more of"),
         (dict(eval_losses=(dict(kind="tasks"), dict(kind="tasks", seed=1))), "must differ"),
         (dict(retrieval=-1), "config.retrieval must be zero or more"),
+        (dict(x="step"), "config.x=step needs config.eval_steps"),
+        (dict(x="objective.half_life"), "'low rate' must change it to a number"),
     ]:
         with pytest.raises(InputError, match=reason):
             changed = config.copy_and_resolve_references()
