@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from edlm_jax.attention.pattern import Pattern
 
 _LANES = 128  # columns come in multiples of the vector unit's width
-ROW_AXES, HEAD_AXES = ("data", "fsdp"), ("tensor",)  # of the mesh, see models/sharding.py
+ROW_AXES, HEAD_AXES = ("data", "fsdp"), ("tensor",)  # of the mesh, see parallel/sharding.py
 
 
 @dataclass(frozen=True)

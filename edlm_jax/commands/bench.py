@@ -40,10 +40,10 @@ def _train(args):
     from edlm_jax.training.config import validate
 
     validate(config)
-    from edlm_jax.evaluation.bench_attention import time_attention
-    from edlm_jax.evaluation.bench_train import time_train_step
-    from edlm_jax.evaluation.report import describe_machine
-    from edlm_jax.evaluation.torch_peer import time_peer
+    from edlm_jax.benchmarks.attention import time_attention
+    from edlm_jax.benchmarks.torch_peer import time_peer
+    from edlm_jax.benchmarks.training import time_train_step
+    from edlm_jax.reports.report import describe_machine
 
     command = " ".join(["edlm bench train", f"--config={args.config}", f"--steps={args.steps}", *args.overrides])
     peer = time_peer(config, args.steps)  # first: then jax takes the GPU's memory
@@ -60,11 +60,11 @@ def _decode(args):
     sizes, thresholds = _numbers(args.batch_sizes, int, "batch-sizes"), _numbers(args.thresholds, float, "thresholds")
     if max(sizes) > args.prompts:
         raise InputError(f"--batch-sizes: a batch of {max(sizes)} needs as many --prompts, not {args.prompts}")
+    from edlm_jax.benchmarks.decoding import compare_rates, forward_seconds
     from edlm_jax.decoding import Decoder
-    from edlm_jax.evaluation.bench import compare_rates, forward_seconds
-    from edlm_jax.evaluation.report import describe_machine
     from edlm_jax.evaluation.tasks import load_tasks
     from edlm_jax.pretrained import load_pretrained, load_tokenizer
+    from edlm_jax.reports.report import describe_machine
 
     model, tokenizer = load_pretrained(args.model, dtype=args.dtype), load_tokenizer(args.model)
     if model.spec.conversion is None:
@@ -149,7 +149,7 @@ def _peer(directory, args, eos_id):
 
     if find_spec("torch") is None:
         return {}
-    from edlm_jax.evaluation.bench import transformers_way
+    from edlm_jax.benchmarks.decoding import transformers_way
 
     return {"transformers, ar": transformers_way(directory, args.dtype, args.max_new_tokens, eos_id)}
 

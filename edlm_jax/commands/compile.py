@@ -24,8 +24,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise InputError(f"--num_slices must be positive, not {args.num_slices}")
     os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: a TPU that is here stays free for others
     config = load_config(args.config, args.overrides)
-    from edlm_jax.evaluation.aot import compile_report
-    from edlm_jax.evaluation.report import describe_machine
+    from edlm_jax.benchmarks.aot import compile_report
+    from edlm_jax.reports.report import describe_machine
 
     command = [f"--config={args.config}", f"--topology={args.topology}"]
     command += [f"--num_slices={args.num_slices}"] if args.num_slices > 1 else []

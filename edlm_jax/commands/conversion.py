@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from edlm_jax.commands.stages import Stages
 from edlm_jax.decoding import Decoder
+from edlm_jax.diagnosis.drift import weight_drift
 from edlm_jax.errors import InputError, StoppedError
 from edlm_jax.evaluation.compare import (
     AR,
@@ -21,12 +22,11 @@ from edlm_jax.evaluation.compare import (
     diffusion_at,
     results_by_mode,
 )
-from edlm_jax.evaluation.drift import weight_drift
 from edlm_jax.evaluation.heldout import heldout_loss
-from edlm_jax.evaluation.plot import plot_report
-from edlm_jax.evaluation.report import describe_machine, read_losses, write_report
 from edlm_jax.evaluation.tasks import load_tasks
 from edlm_jax.pretrained import load_pretrained, load_tokenizer, save_pretrained
+from edlm_jax.reports.plot_report import plot_report
+from edlm_jax.reports.report import describe_machine, read_losses, write_report
 from edlm_jax.training.checkpoint import check_workdir, load_trained
 from edlm_jax.training.config import to_json, validate
 from edlm_jax.training.initial import read_spec

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Convert; returns the report."""
     config = load_config(args.config, args.overrides)
-    from edlm_jax.training.processes import connect
+    from edlm_jax.parallel.processes import connect
 
     if (count := connect(args.wait)) > 1:
         raise InputError(
@@ -36,6 +36,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def show(report: dict[str, Any], args: argparse.Namespace) -> None:
     """Print the report's tables."""
-    from edlm_jax.evaluation.report import print_report
+    from edlm_jax.reports.report import print_report
 
     print_report(report, markdown=args.markdown)

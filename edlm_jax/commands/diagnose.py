@@ -40,10 +40,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not 0 <= args.threshold <= 1:
         raise InputError(f"--threshold must lie in [0, 1], not {args.threshold}")
     source = choose_source(args)
-    from edlm_jax.evaluation.diagnosis import diagnose
-    from edlm_jax.evaluation.plot_diagnosis import plot_diagnosis
-    from edlm_jax.evaluation.report import describe_machine, write_report
+    from edlm_jax.diagnosis.diagnose import diagnose
     from edlm_jax.pretrained import load_pretrained, load_tokenizer
+    from edlm_jax.reports.plot_diagnosis import plot_diagnosis
+    from edlm_jax.reports.report import describe_machine, write_report
 
     load = lambda path: load_pretrained(path, dtype=args.dtype, param_dtype="float32")  # noqa: E731
     model, baseline = load(args.model), load(args.baseline) if args.baseline else None
@@ -72,8 +72,8 @@ def show(report: dict[str, Any], args: argparse.Namespace) -> None:
     """Print the tables."""
     from rich.console import Console
 
-    from edlm_jax.evaluation.diagnosis import diagnosis_rows
-    from edlm_jax.evaluation.report import terminal_table
+    from edlm_jax.diagnosis.diagnose import diagnosis_rows
+    from edlm_jax.reports.report import terminal_table
 
     for header, rows in diagnosis_rows(report):
         Console().print(terminal_table(header, rows))

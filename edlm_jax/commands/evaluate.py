@@ -49,8 +49,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             raise InputError(f"--{name.replace('_', '-')} must be positive, not {vars(args)[name]}")
     source = choose_source(args)
     block_lengths = _check_sweep(args)
-    from edlm_jax.evaluation.report import describe_machine
     from edlm_jax.pretrained import load_pretrained, load_tokenizer
+    from edlm_jax.reports.report import describe_machine
 
     model, tokenizer = load_pretrained(args.model, dtype=args.dtype), load_tokenizer(args.model)
     baseline = load_pretrained(args.baseline, dtype=args.dtype) if args.baseline else None
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
     """Print the tables."""
-    from edlm_jax.evaluation.report import print_report
+    from edlm_jax.reports.report import print_report
 
     print_report(result, markdown=args.markdown)
 
@@ -86,10 +86,10 @@ def _measure_tasks(args, models, source, tokenizer, thresholds) -> dict[str, Any
 
 def _measure_sweep(args, model, baseline, source, tokenizer, thresholds, block_lengths) -> dict[str, Any]:
     from edlm_jax.decoding import Decoder
-    from edlm_jax.evaluation.plot_sweep import plot_sweep
-    from edlm_jax.evaluation.report import describe_machine, write_report
     from edlm_jax.evaluation.sweep import sweep, sweep_points
     from edlm_jax.evaluation.tasks import load_tasks
+    from edlm_jax.reports.plot_sweep import plot_sweep
+    from edlm_jax.reports.report import describe_machine, write_report
 
     if not model.spec.conversion:
         raise InputError(f"{args.model} was never converted; --sweep is for a converted model")

@@ -143,7 +143,7 @@ def _settings(args, spec, tokenizer) -> dict[str, Any]:
 def _decode(decoder, tokens, seeds, decoding, batch_size, warm):
     """(results, seconds); `warm` decodes once before and leaves that out."""
     from edlm_jax.evaluation.batches import decode_batches
-    from edlm_jax.evaluation.progress import Progress
+    from edlm_jax.reports.progress import Progress
 
     size = max(1, min(batch_size, len(tokens)))
     how = dict(batch_size=size, seeds=seeds, **decoding)

@@ -47,8 +47,8 @@ def show(results: dict[str, Any], args: argparse.Namespace) -> None:
 
 
 def _run(study, name: str, doc: str, wanted: range) -> dict[str, Any]:
-    from edlm_jax.evaluation.progress import Progress
-    from edlm_jax.evaluation.report import write_report
+    from edlm_jax.reports.progress import Progress
+    from edlm_jax.reports.report import write_report
     from edlm_jax.studies.page import page
     from edlm_jax.studies.plot import plot_study
 
@@ -98,7 +98,7 @@ def _report(directory: Path, name: str, doc: str) -> dict[str, Any]:
 def _print_table(results: dict[str, Any], stderr: bool = False) -> None:
     from rich.console import Console
 
-    from edlm_jax.evaluation.report import terminal_table
+    from edlm_jax.reports.report import terminal_table
     from edlm_jax.studies.page import accuracy_rows
 
     Console(stderr=stderr).print(terminal_table(*accuracy_rows(results)))

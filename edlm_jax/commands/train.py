@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     config = load_config(args.config, args.overrides)
     import jax
 
-    from edlm_jax.training.processes import connect
+    from edlm_jax.parallel.processes import connect
     from edlm_jax.training.train import train
 
     connect(args.wait)

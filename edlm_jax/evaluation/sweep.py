@@ -5,8 +5,8 @@ from typing import Any
 
 from edlm_jax.decoding import Decoder
 from edlm_jax.evaluation.compare import AR, compare_accuracy, compare_speed, diffusion_at
-from edlm_jax.evaluation.progress import Progress
 from edlm_jax.evaluation.tasks import Decoding, Task
+from edlm_jax.reports.progress import Progress
 
 
 def sweep_points(thresholds: Sequence[float], block_lengths: Sequence[int]) -> list[Decoding]:

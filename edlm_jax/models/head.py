@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from edlm_jax.models.sharding import divides, partition_spec
+from edlm_jax.parallel.sharding import divides, partition_spec
 
 # An eighth of a row: small enough to skip most of what has no loss, large enough to keep the matrix unit busy.
 _CHUNKS, _MOST_COLUMNS = 8, 512

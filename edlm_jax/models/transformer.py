@@ -2,8 +2,8 @@
 
 Shapes: B batch, T query length, S key length, D width, N query heads, K key heads, H head size, F ffn width, V
 vocabulary. The layers are stacked: each parameter under `layers` has a leading layer axis and the forward pass scans
-over it, so that a 36-layer model compiles as fast as a 5-layer one. Parameter names end in their shape; sharding.py
-reads it.
+over it, so that a 36-layer model compiles as fast as a 5-layer one. Parameter names end in their shape;
+parallel/sharding.py reads it.
 """
 
 from functools import partial
@@ -19,8 +19,8 @@ from edlm_jax.models.head import linear_cross_entropy
 from edlm_jax.models.lora import Lora, initial_adapters, low_rank, scaled
 from edlm_jax.models.product import widen
 from edlm_jax.models.rope import rotary_tables, rotate
-from edlm_jax.models.sharding import constrain
 from edlm_jax.models.spec import ModelSpec
+from edlm_jax.parallel.sharding import constrain
 
 REMAT_POLICIES = {
     "none": None,

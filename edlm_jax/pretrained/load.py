@@ -8,9 +8,9 @@ from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from edlm_jax.errors import InputError
-from edlm_jax.models.sharding import named_sharding
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
+from edlm_jax.parallel.sharding import named_sharding
 from edlm_jax.pretrained.checkpoint import Checkpoint
 from edlm_jax.pretrained.layout import Place, places
 from edlm_jax.pretrained.released import rename
@@ -25,7 +25,7 @@ def load_pretrained(
     """A Hugging Face directory (no network) or hub id as a model, AR or converted.
 
     It computes in `dtype` and stores its parameters in `param_dtype`, which is `dtype` unless given. With a mesh the
-    parameters are sharded by models/sharding.py; no host ever holds more than one of them.
+    parameters are sharded by parallel/sharding.py; no host ever holds more than one of them.
     """
     param_dtype = dtype if param_dtype is None else param_dtype
     for name in (dtype, param_dtype):

@@ -4,8 +4,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from edlm_jax.evaluation.bench_train import time_train_step
-from edlm_jax.evaluation.drift import weight_drift
+from edlm_jax.benchmarks.training import time_train_step
+from edlm_jax.diagnosis.drift import weight_drift
 from edlm_jax.evaluation.embedding import attentions, documented_functions, retrieval
 from edlm_jax.evaluation.heldout import heldout_loss
 from edlm_jax.models.transformer import Transformer

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from edlm_jax.evaluation.report import Rows, markdown_table
+from edlm_jax.reports.report import Rows, markdown_table
 from edlm_jax.studies.results import PLACE, Results
 
 _SHOWN = {"step": "step {}", "mode": "{}", "block_length": "block {}", "threshold": "threshold {:g}"}

@@ -7,7 +7,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from edlm_jax.evaluation.plot import AR_COLOUR, STYLE
+from edlm_jax.reports.plot_report import AR_COLOUR, STYLE
 from edlm_jax.studies.results import PLACE, Results
 
 LABELS = {

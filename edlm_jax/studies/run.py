@@ -15,9 +15,9 @@ from edlm_jax.decoding import Decoder
 from edlm_jax.decoding.modes import MODES
 from edlm_jax.errors import InputError, StoppedError
 from edlm_jax.evaluation.compare import AR, compare_accuracy
-from edlm_jax.evaluation.report import describe_machine, write_report
 from edlm_jax.evaluation.tasks import load_tasks
 from edlm_jax.pretrained import load_pretrained, load_tokenizer
+from edlm_jax.reports.report import describe_machine, write_report
 from edlm_jax.studies.cells import MEASURED_BY, Cell, make_quick
 from edlm_jax.studies.measures import drift_of, of_model, of_training
 from edlm_jax.studies.results import Results, collect

@@ -21,12 +21,12 @@ from edlm_jax.attention import Tiles
 from edlm_jax.data.shards import BatchIterator
 from edlm_jax.errors import InputError
 from edlm_jax.models.lora import Lora, merge
-from edlm_jax.models.sharding import param_shardings
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
+from edlm_jax.parallel.processes import check_shared
+from edlm_jax.parallel.sharding import param_shardings
 from edlm_jax.training.config import RESUMABLE, adapters, differing_keys, to_json
 from edlm_jax.training.data_state import DataHandler, DataRestore, DataSave
-from edlm_jax.training.processes import check_shared
 from edlm_jax.training.step import TrainState
 
 _POLICY = ocp.checkpoint_managers

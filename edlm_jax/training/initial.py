@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 from edlm_jax.attention import Tiles
 from edlm_jax.errors import InputError
 from edlm_jax.models.lora import combine, initial_adapters, partition
-from edlm_jax.models.sharding import param_shardings
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer, layer_shapes
+from edlm_jax.parallel.sharding import param_shardings
 from edlm_jax.pretrained import choose_mask_token, load_pretrained, load_tokenizer, start_mask_embedding
 from edlm_jax.pretrained.source import find_directory, read_config
 from edlm_jax.training.checkpoint import abstract_model, with_shardings

@@ -13,7 +13,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from edlm_jax.models.lora import combine, partition
-from edlm_jax.training.mesh import micro_batches
+from edlm_jax.parallel.mesh import micro_batches
 from edlm_jax.training.objective import Batch, Corruption, Objective, Sums, Weights, example_keys
 from edlm_jax.training.optimizer import make_optimizer, make_schedule
 

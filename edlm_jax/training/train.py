@@ -15,10 +15,11 @@ from edlm_jax.data.pipeline import make_dataset, make_eval_batches
 from edlm_jax.data.shards import BatchIterator
 from edlm_jax.errors import InputError
 from edlm_jax.models.spec import ModelSpec
+from edlm_jax.parallel.mesh import check_batch, local_rows, make_mesh, to_global
+from edlm_jax.parallel.processes import agree, announce
 from edlm_jax.training.checkpoint import Checkpoints, check_workdir, latest_step, write_workdir
 from edlm_jax.training.config import adapters, grid, validate
 from edlm_jax.training.initial import abstract_state, initial_params, initial_state, read_spec
-from edlm_jax.training.mesh import check_batch, local_rows, make_mesh, to_global
 from edlm_jax.training.metrics import (
     Clock,
     MetricsFiles,
@@ -29,7 +30,6 @@ from edlm_jax.training.metrics import (
     weight_drift,
 )
 from edlm_jax.training.objective import Objective
-from edlm_jax.training.processes import agree, announce
 from edlm_jax.training.progress import Reporter
 from edlm_jax.training.step import Numbers, TrainState, choose_block_length, make_eval_step, make_train_step
 from edlm_jax.training.stop import StopSignal

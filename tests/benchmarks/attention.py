@@ -25,14 +25,14 @@ import numpy as np
 from edlm_jax.attention import CleanContext, Tiles, attend_triton
 from edlm_jax.attention.attend import _attend_split
 from edlm_jax.attention.intervals import key_runs, visits
-from edlm_jax.evaluation.bench_attention import (
+from edlm_jax.benchmarks.attention import (
     attend_masked,
     forward_and_backward,
     random_arrays,
     take_turns,
     whole_mask,
 )
-from edlm_jax.evaluation.report import describe_machine
+from edlm_jax.reports.report import describe_machine
 
 
 def main() -> None:

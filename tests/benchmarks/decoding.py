@@ -19,12 +19,12 @@ from pathlib import Path
 from flax import nnx
 
 from configs.quickstart import AR_MODEL
+from edlm_jax.benchmarks.attention import take_turns
+from edlm_jax.benchmarks.decoding import forward_seconds
 from edlm_jax.decoding import Decoder
-from edlm_jax.evaluation.bench import forward_seconds
-from edlm_jax.evaluation.bench_attention import take_turns
-from edlm_jax.evaluation.report import describe_machine
 from edlm_jax.models import ModelSpec, Transformer
 from edlm_jax.models.spec import Conversion
+from edlm_jax.reports.report import describe_machine
 
 QWEN3_0_6B = dict(
     model_type="qwen3",

@@ -50,7 +50,7 @@ def main() -> None:
 
 def run(layers: int) -> dict:
     """The three measurements, one process after the other."""
-    from edlm_jax.evaluation.report import describe_machine
+    from edlm_jax.reports.report import describe_machine
 
     with tempfile.TemporaryDirectory() as directory:
         files = write_checkpoint(Path(directory, "hf"), QWEN2_5_1_5B | dict(num_hidden_layers=layers))
@@ -114,10 +114,10 @@ def measure(what: str, directory: Path, devices: int) -> dict:
     import jax
     from flax import nnx
 
+    from edlm_jax.parallel.mesh import make_mesh
     from edlm_jax.pretrained import load_pretrained
     from edlm_jax.training.checkpoint import load_trained
     from edlm_jax.training.config import default_config
-    from edlm_jax.training.mesh import make_mesh
 
     mesh, start = make_mesh(default_config()), time.perf_counter()
     with Peak() as peak:

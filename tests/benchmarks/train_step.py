@@ -22,12 +22,12 @@ import torch
 from flax import nnx
 
 from configs.quickstart import get_config
-from edlm_jax.evaluation.bench_attention import take_turns
-from edlm_jax.evaluation.bench_train import packed_batch
-from edlm_jax.evaluation.report import describe_machine
-from edlm_jax.evaluation.torch_peer import torch_step
+from edlm_jax.benchmarks.attention import take_turns
+from edlm_jax.benchmarks.torch_peer import torch_step
+from edlm_jax.benchmarks.training import packed_batch
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
+from edlm_jax.reports.report import describe_machine
 from edlm_jax.training.objective import Objective
 from edlm_jax.training.optimizer import make_optimizer
 from edlm_jax.training.step import TrainState, make_train_step

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from edlm_jax.benchmarks.decoding import compare_rates
 from edlm_jax.commands.main import main
-from edlm_jax.evaluation.bench import compare_rates
 
 
 def test_rates_count_new_tokens_of_whole_batches():

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from edlm_jax.benchmarks import aot
+from edlm_jax.benchmarks.compile_table import table
 from edlm_jax.commands import compile as command
 from edlm_jax.commands.main import main
-from edlm_jax.evaluation import aot
-from edlm_jax.evaluation.compile_table import table
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "efficient_dlm_8b.py")

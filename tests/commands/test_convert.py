@@ -7,7 +7,7 @@ import pytest
 from edlm_jax import load_pretrained
 from edlm_jax.commands import conversion
 from edlm_jax.commands.main import main
-from edlm_jax.training import processes
+from edlm_jax.parallel import processes
 
 
 def test_the_whole_job_and_its_repetition(tiny_config, tmp_path, monkeypatch, capsys):

@@ -5,8 +5,8 @@ import pytest
 
 from edlm_jax.decoding import Decoder, Generation
 from edlm_jax.evaluation.batches import decode_batches, prompt_seeds
-from edlm_jax.evaluation.progress import Progress, show_seconds
 from edlm_jax.pretrained import load_pretrained
+from edlm_jax.reports.progress import Progress, show_seconds
 
 
 def test_rows_come_back_in_order_and_fillers_count_for_nothing():

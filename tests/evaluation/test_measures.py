@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from edlm_jax.data.pipeline import make_eval_batches
+from edlm_jax.diagnosis.drift import weight_drift
 from edlm_jax.errors import InputError
-from edlm_jax.evaluation.drift import weight_drift
 from edlm_jax.evaluation.heldout import heldout_config, heldout_loss, heldout_noise
 from edlm_jax.models import ModelSpec, Transformer
 from edlm_jax.pretrained import load_pretrained, load_tokenizer

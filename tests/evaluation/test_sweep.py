@@ -6,10 +6,10 @@ import pytest
 
 from edlm_jax.commands.main import main
 from edlm_jax.decoding import Decoder
-from edlm_jax.evaluation.plot_sweep import plot_sweep
 from edlm_jax.evaluation.sweep import sweep_points
 from edlm_jax.evaluation.tasks import load_tasks, score_tasks
 from edlm_jax.pretrained import load_pretrained, load_tokenizer
+from edlm_jax.reports.plot_sweep import plot_sweep
 
 
 def test_every_point_of_a_sweep_is_measured(tiny_converted_dir, tiny_ar_dir, tmp_path, capsys):

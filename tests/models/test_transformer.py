@@ -8,7 +8,8 @@ from jax.sharding import PartitionSpec as P
 
 from edlm_jax.attention import BlockCausal, Causal, CleanContext
 from edlm_jax.errors import InputError
-from edlm_jax.models import MESH_AXES, ModelSpec, Transformer, param_shardings, partition_spec
+from edlm_jax.models import ModelSpec, Transformer
+from edlm_jax.parallel.sharding import MESH_AXES, param_shardings, partition_spec
 
 CONFIG = {
     "architectures": ["Qwen2ForCausalLM"],

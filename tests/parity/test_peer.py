@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM
 
 from configs.quickstart import get_config
 from edlm_jax import load_pretrained
-from edlm_jax.evaluation import torch_peer
-from edlm_jax.evaluation.bench_train import packed_batch
+from edlm_jax.benchmarks import torch_peer
+from edlm_jax.benchmarks.training import packed_batch
 from edlm_jax.training.objective import Objective, example_keys
 
 pytestmark = pytest.mark.parity

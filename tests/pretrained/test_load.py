@@ -15,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 import edlm_jax
 from edlm_jax import InputError, load_pretrained
-from edlm_jax.models.sharding import MESH_AXES, named_sharding
 from edlm_jax.models.spec import ModelSpec
+from edlm_jax.parallel.sharding import MESH_AXES, named_sharding
 from edlm_jax.pretrained import checkpoint as checkpoint_module
 from edlm_jax.pretrained import source
 from edlm_jax.pretrained.layout import places

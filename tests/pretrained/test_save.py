@@ -13,8 +13,8 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from edlm_jax import InputError, load_pretrained, save_pretrained
-from edlm_jax.models.sharding import MESH_AXES
 from edlm_jax.models.spec import Conversion
+from edlm_jax.parallel.sharding import MESH_AXES
 from edlm_jax.pretrained import save as save_module
 
 GOLDEN = Path(__file__).parents[1] / "golden"

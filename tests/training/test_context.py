@@ -12,9 +12,9 @@ from flax import nnx
 from jax.sharding import AxisType
 
 from edlm_jax.errors import InputError
-from edlm_jax.models.sharding import param_shardings
+from edlm_jax.parallel.mesh import AXES, make_mesh, to_global
+from edlm_jax.parallel.sharding import param_shardings
 from edlm_jax.training.config import default_config
-from edlm_jax.training.mesh import AXES, make_mesh, to_global
 from edlm_jax.training.objective import Objective, example_keys
 from tests.training.tiny import MASK_ID, random_batch, random_model
 
@@ -98,8 +98,8 @@ def test_what_whole_blocks_do_not_divide_is_refused(change, reason):
 def test_the_8b_step_traces_with_rows_split_in_two():
     """At the paper's size, abstractly; nothing in it has scores of a whole row."""
     from configs.efficient_dlm_8b import get_config
+    from edlm_jax.parallel.mesh import BATCH_SPEC
     from edlm_jax.training.initial import abstract_state, planned_spec
-    from edlm_jax.training.mesh import BATCH_SPEC
     from edlm_jax.training.step import make_train_step
 
     c = get_config()

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from edlm_jax.benchmarks.training import state_bytes
 from edlm_jax.errors import InputError
-from edlm_jax.evaluation.bench_train import state_bytes
 from edlm_jax.models.lora import ADAPTERS, Lora, partition
+from edlm_jax.parallel.mesh import make_mesh
 from edlm_jax.pretrained import load_pretrained
 from edlm_jax.training.checkpoint import Checkpoints, load_trained
 from edlm_jax.training.initial import abstract_state, read_spec
-from edlm_jax.training.mesh import make_mesh
 from edlm_jax.training.metrics import step_flops
 from edlm_jax.training.objective import Objective
 from edlm_jax.training.train import train

@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from edlm_jax.evaluation.report import Report
+from edlm_jax.reports.report import Report
 
 AR_COLOUR = "#3d405b"
 DRIFT_COLOURS = {"attention": "#e07a5f", "ffn": "#81b29a"}

@@ -5,8 +5,8 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from edlm_jax.evaluation.diagnosis import Diagnosis
-from edlm_jax.evaluation.plot import AR_COLOUR, DRIFT_COLOURS, STYLE
+from edlm_jax.diagnosis.diagnose import Diagnosis
+from edlm_jax.reports.plot_report import AR_COLOUR, DRIFT_COLOURS, STYLE
 
 _COLOURS = {"diffusion": "#2a9d8f", "ar": AR_COLOUR}
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from edlm_jax.evaluation.plot import AR_COLOUR, STYLE
-from edlm_jax.evaluation.report import Report
+from edlm_jax.reports.plot_report import AR_COLOUR, STYLE
+from edlm_jax.reports.report import Report
 
 PANELS = {
     "tokens_per_forward": ("Accuracy against tokens per forward", "tokens per denoising forward"),

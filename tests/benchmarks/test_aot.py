@@ -47,7 +47,7 @@ def test_the_spec_is_that_of_the_config():
 
 def test_a_small_step_and_its_decoder_on_four_chips():
     pytest.importorskip("libtpu")
-    from edlm_jax.evaluation.aot import compile_report
+    from edlm_jax.benchmarks.aot import compile_report
 
     report = compile_report(small_config(), "v5e:2x2", 1)
     step, decoder = report["train_step"], report["decoder"]

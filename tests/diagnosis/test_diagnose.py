@@ -10,11 +10,11 @@ from flax import nnx
 
 from edlm_jax.commands.main import main
 from edlm_jax.data.pipeline import make_eval_batches
-from edlm_jax.evaluation import gradient_variance as variance_module
-from edlm_jax.evaluation.gradient_variance import WAYS, draw, gradient_variance
+from edlm_jax.diagnosis import gradient_variance as variance_module
+from edlm_jax.diagnosis.gradient_variance import WAYS, draw, gradient_variance
+from edlm_jax.diagnosis.order import decode_order
+from edlm_jax.diagnosis.prediction import predict
 from edlm_jax.evaluation.heldout import heldout_config
-from edlm_jax.evaluation.order import decode_order
-from edlm_jax.evaluation.prediction import predict
 from edlm_jax.pretrained import load_pretrained, load_tokenizer
 from edlm_jax.training.objective import Objective
 from tests.training.tiny import MASK_ID, random_batch

@@ -17,13 +17,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from edlm_jax.benchmarks.attention import whole_mask
+from edlm_jax.benchmarks.training import packed_batch
 from edlm_jax.errors import InputError
-from edlm_jax.evaluation.bench_attention import whole_mask
-from edlm_jax.evaluation.bench_train import packed_batch
 from edlm_jax.models.spec import ModelSpec
+from edlm_jax.parallel.mesh import micro_batches
 from edlm_jax.training.config import adapters
 from edlm_jax.training.initial import planned_spec
-from edlm_jax.training.mesh import micro_batches
 from edlm_jax.training.objective import Batch, Corruption, Objective, example_keys
 
 _WARM_UP = 3

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from edlm_jax.attention import Pattern, Tiles, attend, same_segment
-from edlm_jax.evaluation.bench_train import packed_batch
+from edlm_jax.benchmarks.training import packed_batch
 from edlm_jax.training.initial import planned_spec
 from edlm_jax.training.objective import Objective, example_keys
 

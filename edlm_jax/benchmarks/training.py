@@ -9,11 +9,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from edlm_jax.evaluation.progress import Progress
 from edlm_jax.models.lora import partition
+from edlm_jax.parallel.mesh import local_rows, make_mesh, micro_batches, to_global
+from edlm_jax.reports.progress import Progress
 from edlm_jax.training.config import adapters, validate
 from edlm_jax.training.initial import abstract_state, initial_params, initial_state, planned_spec
-from edlm_jax.training.mesh import local_rows, make_mesh, micro_batches, to_global
 from edlm_jax.training.metrics import mfu_meter, step_flops
 from edlm_jax.training.objective import Objective
 from edlm_jax.training.step import Numbers, TrainState, make_train_step

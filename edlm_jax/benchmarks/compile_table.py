@@ -1,4 +1,4 @@
-"""docs/compile.md from reports of `edlm compile --json`: `python -m edlm_jax.evaluation.compile_table docs/compile`."""
+"""docs/compile.md from reports of `edlm compile --json`: `python -m edlm_jax.benchmarks.compile_table docs/compile`."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ Training step and decoder of each config, compiled by the TPU compiler for chips
 Memory and collectives are the compiler's, model FLOPs follow from the shapes; nothing was run, so nothing here is a
 speed. Rows are of 4096 tokens. Collectives are of one chip and one step, loops of known length counted out; the
 decoder's are not shown. The seconds to compile are of two CPU cores, some of them shared with other work. Made from
-docs/compile/*.json by `python -m edlm_jax.evaluation.compile_table docs/compile`.
+docs/compile/*.json by `python -m edlm_jax.benchmarks.compile_table docs/compile`.
 
 | config | chips | mesh | rows x micro-batches | peak / memory, GiB | arguments, temporaries | decoder peak |\
  model FLOPs | tiles / fewest | collectives, GiB | compiled in |
@@ -54,5 +54,5 @@ def main(directory: str) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m edlm_jax.evaluation.compile_table DIRECTORY")
+        sys.exit("usage: python -m edlm_jax.benchmarks.compile_table DIRECTORY")
     main(sys.argv[1])

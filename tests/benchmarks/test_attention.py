@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 
 from edlm_jax.attention import attend
-from edlm_jax.evaluation.bench_attention import (
+from edlm_jax.benchmarks.attention import (
     attend_masked,
     forward_and_backward,
     random_arrays,
     take_turns,
     whole_mask,
 )
-from edlm_jax.evaluation.bench_train import packed_batch
+from edlm_jax.benchmarks.training import packed_batch
 from edlm_jax.training.objective import Objective, example_keys
 
 

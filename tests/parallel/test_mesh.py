@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
-from edlm_jax.training.mesh import AXES, local_rows, to_global
+from edlm_jax.parallel.mesh import AXES, local_rows, to_global
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 1, 1), (2, 1, 1, 2), (1, 2, 2, 1), (2, 2, 1, 1)])

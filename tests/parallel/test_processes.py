@@ -16,8 +16,8 @@ import pytest
 from flax import nnx
 
 from edlm_jax.errors import InputError
+from edlm_jax.parallel.processes import ADDRESS, COUNT, INDEX, connect
 from edlm_jax.training.checkpoint import latest_step, load_trained
-from edlm_jax.training.processes import ADDRESS, COUNT, INDEX, connect
 from edlm_jax.training.train import train
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from edlm_jax.evaluation.hlo import collectives, shapes
+from edlm_jax.benchmarks.hlo import collectives, shapes
 
 TEXT = """HloModule jit_step, entry_computation_layout={(f32[4]{0})->f32[4]{0}}
 

@@ -6,17 +6,17 @@ from typing import Any
 
 from edlm_jax.data.pipeline import make_eval_batches
 from edlm_jax.decoding import Decoder
+from edlm_jax.diagnosis.drift import weight_drift
+from edlm_jax.diagnosis.gradient_variance import gradient_variance, ways_of
+from edlm_jax.diagnosis.order import decode_order
+from edlm_jax.diagnosis.prediction import predict
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.batches import decode_batches
-from edlm_jax.evaluation.drift import weight_drift
-from edlm_jax.evaluation.gradient_variance import gradient_variance, ways_of
 from edlm_jax.evaluation.heldout import heldout_config
-from edlm_jax.evaluation.order import decode_order
-from edlm_jax.evaluation.prediction import predict
-from edlm_jax.evaluation.progress import Progress
-from edlm_jax.evaluation.report import Rows
 from edlm_jax.evaluation.tasks import load_tasks, longest_answer
 from edlm_jax.models.transformer import Transformer
+from edlm_jax.reports.progress import Progress
+from edlm_jax.reports.report import Rows
 from edlm_jax.training.config import grid
 from edlm_jax.training.objective import Objective
 

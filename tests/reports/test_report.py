@@ -2,8 +2,8 @@
 
 import json
 
-from edlm_jax.evaluation.plot import plot_report
-from edlm_jax.evaluation.report import describe_machine, print_report, read_losses, write_report
+from edlm_jax.reports.plot_report import plot_report
+from edlm_jax.reports.report import describe_machine, print_report, read_losses, write_report
 
 
 def entry(accuracy, speed, forward=1.0, **more):

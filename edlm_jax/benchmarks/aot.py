@@ -17,17 +17,17 @@ from ml_collections import ConfigDict
 
 from edlm_jax.attention import BlockCausal, InPieces, Tiles, count_tiles
 from edlm_jax.attention.splash import has_partial_tiles
+from edlm_jax.benchmarks.hlo import collectives, shapes
 from edlm_jax.decoding.acceptance import Sampling, Threshold
 from edlm_jax.decoding.blocks import BlockSettings, Request, decode_blocks
 from edlm_jax.errors import InputError
-from edlm_jax.evaluation.hlo import collectives, shapes
 from edlm_jax.models.cache import DecodingWeights
-from edlm_jax.models.sharding import param_shardings
 from edlm_jax.models.spec import ModelSpec
+from edlm_jax.parallel.mesh import AXES, BATCH_SPEC, make_mesh, micro_batches
+from edlm_jax.parallel.sharding import param_shardings
 from edlm_jax.training.checkpoint import abstract_model, with_shardings
 from edlm_jax.training.config import adapters, validate
 from edlm_jax.training.initial import abstract_state, planned_spec
-from edlm_jax.training.mesh import AXES, BATCH_SPEC, make_mesh, micro_batches
 from edlm_jax.training.metrics import step_flops
 from edlm_jax.training.objective import Objective
 from edlm_jax.training.step import make_train_step

@@ -1,0 +1,1 @@
+"""How fast: decoding, training and attention, torch beside them; compiling for devices that are not here."""

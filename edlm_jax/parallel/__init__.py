@@ -1,0 +1,1 @@
+"""Devices: mesh, sharding rules, processes."""
