@@ -3,7 +3,7 @@
 from edlm_jax.attention.attend import attend, attend_cached, attend_dense
 from edlm_jax.attention.context import InPieces, attend_in_pieces
 from edlm_jax.attention.pattern import Bidirectional, BlockCausal, Causal, CleanContext, Pattern, same_segment
-from edlm_jax.attention.splash import Tiles, attend_splash, count_tiles, platform
+from edlm_jax.attention.splash import Tiles, attend_splash, count_tiles
 from edlm_jax.attention.triton import attend_triton
 
 __all__ = [
@@ -21,6 +21,5 @@ __all__ = [
     "attend_splash",
     "attend_triton",
     "count_tiles",
-    "platform",
     "same_segment",
 ]

@@ -14,9 +14,11 @@ from jaxtyping import Array, Bool, Float, Int
 from edlm_jax.attention.context import InPieces, attend_in_pieces
 from edlm_jax.attention.intervals import key_runs
 from edlm_jax.attention.pattern import BlockCausal, Causal, CleanContext, Pattern, same_segment
-from edlm_jax.attention.splash import Tiles, attend_splash, on_mesh, platform
+from edlm_jax.attention.splash import Tiles, attend_splash
 from edlm_jax.attention.tiled import NEVER, attend_tiled
 from edlm_jax.attention.triton import attend_triton
+from edlm_jax.parallel.devices import platform
+from edlm_jax.parallel.per_device import per_device
 
 _CHUNK = 128  # queries per tile of the triangular split; a choice, other sizes are not yet measured
 # Rows of up to so many keys take the split there: on a GPU a choice, not yet measured; on two CPU cores tiles are 1.8
@@ -62,7 +64,7 @@ def _attend_tiled(q_BTNH, k_BSKH, v_BSKH, *, pattern, q_segments_BT, k_segments_
         runs_BRT = key_runs(pattern, len(q), np.arange(q.shape[1]), k.shape[1], copies)
         return attend_tiled(q, k, v, runs_BRT, None if q_ids is None else (q_ids, k_ids))
 
-    return on_mesh(attend_local, q_BTNH, k_BSKH, v_BSKH, (q_segments_BT, k_segments_BS, copies_BM))
+    return per_device(attend_local, q_BTNH, k_BSKH, v_BSKH, (q_segments_BT, k_segments_BS, copies_BM))
 
 
 def _attend_split(q_BTNH, k_BSKH, v_BSKH, *, pattern, q_segments_BT, k_segments_BS, copies_BM):

@@ -20,18 +20,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 from edlm_jax.attention.intervals import key_runs
 from edlm_jax.attention.pattern import BlockCausal, CleanContext, Pattern
 from edlm_jax.attention.splash import (
-    HEAD_AXES,
-    ROW_AXES,
     Tiles,
-    axes_that_divide,
     has_partial_tiles,
     make_kernel,
-    platform,
     run_kernel,
 )
 from edlm_jax.attention.tiled import attend_tiled
+from edlm_jax.parallel.devices import platform
+from edlm_jax.parallel.sharding import TRAINING, dividing
 
-CONTEXT_AXIS = "context"
+(CONTEXT_AXIS,) = TRAINING.L
 
 
 @dataclass(frozen=True)
@@ -143,7 +141,7 @@ def attend_in_pieces(
     segments lie as the queries do; clean columns' copies are not looked at.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    rows, heads = axes_that_divide(mesh, ROW_AXES, q_BTNH.shape[0]), axes_that_divide(mesh, HEAD_AXES, k_BSKH.shape[2])
+    rows, heads = dividing(mesh, TRAINING.B, q_BTNH.shape[0]), dividing(mesh, TRAINING.K, k_BSKH.shape[2])
     x_spec, row_spec = PartitionSpec(rows, CONTEXT_AXIS, heads, None), PartitionSpec(rows, CONTEXT_AXIS)
     arguments = [(q_BTNH, x_spec), (k_BSKH, x_spec), (v_BSKH, x_spec), ((q_segments_BT, k_segments_BS), row_spec)]
     sizes = pattern.num_queries, pattern.length

@@ -14,13 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from edlm_jax.attention.pattern import Pattern
+from edlm_jax.parallel.per_device import per_device
 
 _LANES = 128  # columns come in multiples of the vector unit's width
-ROW_AXES, HEAD_AXES = ("data", "fsdp"), ("tensor",)  # of the mesh, see parallel/sharding.py
 
 
 @dataclass(frozen=True)
@@ -32,12 +31,6 @@ class Tiles:
 
     queries: int = 512
     keys: int = 512
-
-
-def platform() -> str:
-    """What is being traced for: the devices of the mesh that is set, which need not be this machine's, or jax's own."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return device.platform if device is not None else jax.default_backend()
 
 
 def attend_splash(
@@ -59,24 +52,7 @@ def attend_splash(
     """
     segments = None if q_segments_BT is None else (q_segments_BT, k_segments_BS)
     attend_local = partial(_attend_local, pattern=pattern, tiles=tiles, interpret=interpret)
-    return on_mesh(attend_local, q_BTNH, k_BSKH, v_BSKH, segments)
-
-
-def on_mesh(attend_local, q_BTNH, k_BSKH, v_BSKH, by_row):
-    """`attend_local(q, k, v, by_row)` on each device for its own rows and heads, as far as these divide evenly.
-
-    A compiler cannot split a kernel by itself. `by_row` is a tree of int32[B, columns].
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return attend_local(q_BTNH, k_BSKH, v_BSKH, by_row)
-    rows = axes_that_divide(mesh, ROW_AXES, q_BTNH.shape[0])
-    heads = axes_that_divide(mesh, HEAD_AXES, k_BSKH.shape[2])
-    x_spec = PartitionSpec(rows, None, heads, None)
-    in_specs = (x_spec, x_spec, x_spec, PartitionSpec(rows, None))
-    # A kernel's outputs say nothing of how they vary over the mesh, so that cannot be checked.
-    sharded = jax.shard_map(attend_local, in_specs=in_specs, out_specs=x_spec, check_vma=False)
-    return sharded(q_BTNH, k_BSKH, v_BSKH, by_row)
+    return per_device(attend_local, q_BTNH, k_BSKH, v_BSKH, segments)
 
 
 def count_tiles(pattern: Pattern, q_len: int, k_len: int, tiles: Tiles = Tiles()) -> tuple[int, int]:  # noqa: B008
@@ -184,9 +160,3 @@ def pad_columns(x, *, axis, mode="constant"):
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, _padded(x.shape[axis]) - x.shape[axis])
     return jnp.pad(x, widths, mode=mode)
-
-
-def axes_that_divide(mesh, axes: tuple[str, ...], size: int) -> tuple[str, ...]:
-    """These axes of the mesh, if together they divide `size` evenly."""
-    axes = tuple(axis for axis in axes if axis in mesh.axis_names)
-    return axes if size % int(np.prod([mesh.shape[axis] for axis in axes])) == 0 else ()

@@ -24,8 +24,9 @@ from jaxtyping import Array, Float, Int
 
 from edlm_jax.attention.intervals import key_runs, may_look, visits
 from edlm_jax.attention.pattern import Pattern
-from edlm_jax.attention.splash import Tiles, on_mesh
+from edlm_jax.attention.splash import Tiles
 from edlm_jax.attention.tiled import NEVER
+from edlm_jax.parallel.per_device import per_device
 
 _SMALLEST = 16  # Triton multiplies matrices from this size on, in powers of two
 _LOG2_E = math.log2(math.e)  # its exponential has base 2
@@ -74,7 +75,7 @@ def attend_triton(
     slowly. Output and log-sum-exp are named "attention" for remat policies.
     """
     attend_local = partial(_attend_local, pattern=pattern, tiles=tiles, interpret=interpret)
-    return on_mesh(attend_local, q_BTNH, k_BSKH, v_BSKH, (q_segments_BT, k_segments_BS, copies_BM))
+    return per_device(attend_local, q_BTNH, k_BSKH, v_BSKH, (q_segments_BT, k_segments_BS, copies_BM))
 
 
 def _attend_local(q_BTNH, k_BSKH, v_BSKH, by_row, *, pattern, tiles, interpret):

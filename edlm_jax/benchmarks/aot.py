@@ -23,8 +23,9 @@ from edlm_jax.decoding.blocks import BlockSettings, Request, decode_blocks
 from edlm_jax.errors import InputError
 from edlm_jax.models.cache import DecodingWeights
 from edlm_jax.models.spec import ModelSpec
-from edlm_jax.parallel.mesh import AXES, BATCH_SPEC, make_mesh, micro_batches
-from edlm_jax.parallel.sharding import param_shardings
+from edlm_jax.parallel.devices import describe
+from edlm_jax.parallel.mesh import BATCH_SPEC, make_mesh, micro_batches
+from edlm_jax.parallel.sharding import MESH_AXES, param_shardings
 from edlm_jax.training.checkpoint import abstract_model, with_shardings
 from edlm_jax.training.config import adapters, validate
 from edlm_jax.training.initial import abstract_state, planned_spec
@@ -32,10 +33,6 @@ from edlm_jax.training.metrics import step_flops
 from edlm_jax.training.objective import Objective
 from edlm_jax.training.step import make_train_step
 
-GIB = 2**30
-# Memory of one device by jax's device_kind (vendor's data sheets). A TPU7x chip is two devices of 96 GiB.
-MEMORY = {"TPU v4": 32 * GIB, "TPU v5 lite": 16 * GIB, "TPU v5": 95 * GIB, "TPU v6 lite": 32 * GIB, "TPU7x": 96 * GIB}
-DEVICES_PER_CHIP = {"TPU7x": 2}
 PROMPT, NEW_TOKENS = 1024, 512  # columns of what the decoder is compiled for
 
 
@@ -50,8 +47,8 @@ def compile_report(c: ConfigDict, topology: str, num_slices: int) -> dict[str, A
         num_slices=num_slices,
         device_kind=kind,
         devices=len(devices),
-        chips=len(devices) // DEVICES_PER_CHIP.get(kind, 1),
-        memory_per_device=MEMORY[kind],
+        chips=len(devices) // describe(kind).per_chip,
+        memory_per_device=describe(kind).memory_bytes,
         mesh={axis: size for axis, size in mesh.shape.items()},
         train_step=train_step_report(c, spec, mesh),
     )
@@ -123,8 +120,8 @@ def decoder_report(spec: ModelSpec, dtype: str, devices: list[jax.Device]) -> di
     """The block decoder: key heads over `tensor`, as far as they divide, and a row for each group of devices."""
     tensor = math.gcd(spec.num_kv_heads, len(devices))
     shape = (len(devices) // tensor, 1, tensor, 1)
-    types = (AxisType.Auto,) * len(AXES)
-    mesh = Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=types)
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    mesh = Mesh(np.asarray(devices).reshape(shape), MESH_AXES, axis_types=types)
     rows, C = shape[0], spec.conversion.block_length
     graphdef, params = abstract_model(spec, dtype, mesh)
     with jax.set_mesh(mesh):
@@ -179,6 +176,6 @@ def _compile(function, mesh: Mesh, *args, **kwargs) -> dict[str, Any]:
         peak_bytes=memory.peak_memory_in_bytes,
     )
     widest = sorted(shapes(text), key=math.prod, reverse=True)[:8]
-    return dict(fits=sizes["peak_bytes"] <= MEMORY[kind], **sizes, **seconds) | dict(
+    return dict(fits=sizes["peak_bytes"] <= describe(kind).memory_bytes, **sizes, **seconds) | dict(
         collectives=collectives(text), widest_arrays=widest
     )

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import jax
 import numpy as np
 
-from edlm_jax.attention import platform
 from edlm_jax.decoding.blocks import BlockSettings, BlockState, Request
 from edlm_jax.decoding.left_to_right import RowRequest, Rows
+from edlm_jax.parallel.devices import platform
 
 
 @dataclass(frozen=True)

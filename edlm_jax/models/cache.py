@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from edlm_jax.attention import attend_cached, platform
+from edlm_jax.attention import attend_cached
 from edlm_jax.errors import InputError
 from edlm_jax.models.rope import rotary_tables
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer, fuse_projections, layer_forward, rms_norm
+from edlm_jax.parallel.devices import platform
 
 Attention = Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array]  # (layer, q_BTNH, k_BTKH, v_BTKH) -> out_BTNH
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from edlm_jax.parallel.sharding import divides, partition_spec
+from edlm_jax.parallel.sharding import TRAINING, dividing
 
 # An eighth of a row: small enough to skip most of what has no loss, large enough to keep the matrix unit busy.
 _CHUNKS, _MOST_COLUMNS = 8, 512
@@ -49,12 +49,10 @@ class _Axes(NamedTuple):
     def of(cls, mesh, x_shape, head_shape):
         if mesh.empty:
             return cls()
-        kept = lambda axes, size: axes if divides(mesh, axes, size) else ()  # noqa: E731
-        names = [(axes,) if isinstance(axes, str) else axes for axes in partition_spec("x_BLDV", 4)]
-        rows = kept(names[0], x_shape[0])
+        rows, columns = dividing(mesh, TRAINING.B, x_shape[0]), dividing(mesh, TRAINING.L, x_shape[1])
         # A head split over devices that hold the same rows would need its gradient sliced, not summed.
-        width = kept(names[2], head_shape[0]) if rows else ()
-        return cls(rows, kept(names[1], x_shape[1]), width, kept(names[3], head_shape[1]), True)
+        width = dividing(mesh, TRAINING.D, head_shape[0]) if rows else ()
+        return cls(rows, columns, width, dividing(mesh, TRAINING.V, head_shape[1]), True)
 
     def run(self, function, in_specs, out_specs):
         """The function on each device's part; letters of a spec say what its axes are."""

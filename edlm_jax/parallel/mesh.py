@@ -9,9 +9,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from edlm_jax.errors import InputError
+from edlm_jax.parallel.sharding import MESH_AXES, TRAINING
 
-AXES = ("data", "fsdp", "tensor", "context")
-BATCH_SPEC = PartitionSpec(("data", "fsdp"), "context")
+BATCH_SPEC = PartitionSpec(TRAINING.B, TRAINING.L)
 
 
 def make_mesh(c: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -22,7 +22,7 @@ def make_mesh(c: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mes
     """
     devices = jax.devices() if devices is None else devices
     slices = len({_slice(device) for device in devices})
-    sizes = [slices if axis == "data" and c.mesh.data == 0 else c.mesh[axis] for axis in AXES]
+    sizes = [slices if axis == "data" and c.mesh.data == 0 else c.mesh[axis] for axis in MESH_AXES]
     count = len(devices)
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise InputError(f"config.mesh: each axis is a positive number, at most one of them -1, not {dict(c.mesh)}")
@@ -39,11 +39,11 @@ def make_mesh(c: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mes
             f"{sizes[0]} x {sizes[1]} x {accumulation}"
         )
     _check_context(c, sizes[3])
-    types = (AxisType.Auto,) * len(AXES)
+    types = (AxisType.Auto,) * len(MESH_AXES)
     if slices == 1:
-        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+        return jax.make_mesh(sizes, MESH_AXES, axis_types=types, devices=devices)
     within, across = [sizes[0] // slices, *sizes[1:]], [slices, 1, 1, 1]
-    return Mesh(create_hybrid_device_mesh(within, across, devices), AXES, axis_types=types)
+    return Mesh(create_hybrid_device_mesh(within, across, devices), MESH_AXES, axis_types=types)
 
 
 def _check_context(c: ConfigDict, pieces: int) -> None:

@@ -1,12 +1,13 @@
 """Where arrays live: one table from shape letters to mesh axes, read from the suffix of each parameter's name."""
 
+import math
 from dataclasses import dataclass
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor", "context")
-Axes = str | tuple[str, ...] | None
+Axes = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -21,35 +22,36 @@ class ShardingRules:
     """
 
     B: Axes = ("data", "fsdp")
-    L: Axes = "context"
-    D: Axes = "fsdp"
-    N: Axes = "tensor"
-    K: Axes = "tensor"
-    F: Axes = "tensor"
-    V: Axes = "tensor"
-    H: Axes = None
-    M: Axes = None
-    P: Axes = None
-    R: Axes = None
+    L: Axes = ("context",)
+    D: Axes = ("fsdp",)
+    N: Axes = ("tensor",)
+    K: Axes = ("tensor",)
+    F: Axes = ("tensor",)
+    V: Axes = ("tensor",)
+    H: Axes = ()
+    M: Axes = ()
+    P: Axes = ()
+    R: Axes = ()
 
 
-def partition_spec(name: str, ndim: int, rules: ShardingRules = ShardingRules()) -> PartitionSpec:  # noqa: B008 (frozen)
+TRAINING = ShardingRules()
+
+
+def partition_spec(name: str, ndim: int, rules: ShardingRules = TRAINING) -> PartitionSpec:
     """The spec of an array whose name ends in its shape letters; axes before them (stacked layers) are whole.
 
     `partition_spec("q_DNH", 4)` is `PartitionSpec(None, "fsdp", "tensor", None)`.
     """
-    letters = name.rsplit("_", 1)[-1]
-    return PartitionSpec(*(None,) * (ndim - len(letters)), *(getattr(rules, letter) for letter in letters))
+    return _spec([_axes(letter, rules) for letter in name.rsplit("_", 1)[-1].rjust(ndim, "_")])
 
 
-def named_sharding(mesh: Mesh, name: str, shape: tuple[int, ...], rules: ShardingRules = ShardingRules()):  # noqa: B008
+def named_sharding(mesh: Mesh, name: str, shape: tuple[int, ...], rules: ShardingRules = TRAINING):
     """`partition_spec` on a mesh, less axes that do not divide a dimension (4 key heads on 8 devices stay whole)."""
-    spec = partition_spec(name, len(shape), rules)
-    kept = [axes if divides(mesh, axes, size) else None for axes, size in zip(spec, shape, strict=True)]
-    return NamedSharding(mesh, PartitionSpec(*kept))
+    letters = name.rsplit("_", 1)[-1].rjust(len(shape), "_")
+    return NamedSharding(mesh, _dividing_spec(mesh, letters, shape, rules))
 
 
-def param_shardings(mesh: Mesh, params, rules: ShardingRules = ShardingRules()):  # noqa: B008 (frozen)
+def param_shardings(mesh: Mesh, params, rules: ShardingRules = TRAINING):
     """A tree of shardings like `params` (arrays or ShapeDtypeStructs), by the name of each leaf.
 
     Works for whatever holds such leaves: model state, gradients, optax moments. Leaves without shape letters are
@@ -68,7 +70,7 @@ def _is_named(name: str) -> bool:
     return "_" in name and name.rsplit("_", 1)[-1].isalpha() and name.rsplit("_", 1)[-1].isupper()
 
 
-def constrain(x: jax.Array, letters: str, rules: ShardingRules = ShardingRules()) -> jax.Array:  # noqa: B008 (frozen)
+def constrain(x: jax.Array, letters: str, rules: ShardingRules = TRAINING) -> jax.Array:
     """An activation split as its letters say, `_` whole, on the mesh that is set, as far as its axes divide.
 
     Without it the compiler may follow the weights instead: rows whole, the width split, and all rows on every device.
@@ -76,14 +78,23 @@ def constrain(x: jax.Array, letters: str, rules: ShardingRules = ShardingRules()
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    axes = [None if letter == "_" else getattr(rules, letter) for letter in letters]
-    kept = [axis if divides(mesh, axis, size) else None for axis, size in zip(axes, x.shape, strict=True)]
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*kept))
+    return jax.lax.with_sharding_constraint(x, _dividing_spec(mesh, letters, x.shape, rules))
 
 
-def divides(mesh: Mesh, axes: Axes, size: int) -> bool:
-    """Can an axis of `size` be split over these mesh axes?"""
-    count = 1
-    for axis in (axes,) if isinstance(axes, str) else axes or ():
-        count *= mesh.shape[axis]
-    return size % count == 0
+def dividing(mesh: Mesh | AbstractMesh, axes: Axes, size: int) -> Axes:
+    """Those of `axes` that the mesh has, if together they divide `size` evenly; else none."""
+    axes = tuple(axis for axis in axes if axis in mesh.axis_names)
+    return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else ()
+
+
+def _dividing_spec(mesh, letters: str, shape: tuple[int, ...], rules: ShardingRules) -> PartitionSpec:
+    return _spec([dividing(mesh, _axes(letter, rules), size) for letter, size in zip(letters, shape, strict=True)])
+
+
+def _axes(letter: str, rules: ShardingRules) -> Axes:
+    return () if letter == "_" else getattr(rules, letter)
+
+
+def _spec(axes: list[Axes]) -> PartitionSpec:
+    """One mesh axis stands by itself and none as None: the form in which jax writes specs."""
+    return PartitionSpec(*((of[0] if len(of) == 1 else of) or None for of in axes))

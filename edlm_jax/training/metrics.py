@@ -15,24 +15,9 @@ import numpy as np
 from edlm_jax.models.lora import Lora, adapter_shapes, merge
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import layer_shapes
+from edlm_jax.parallel.devices import describe
 from edlm_jax.training.objective import Objective
 
-# Dense bfloat16 FLOP/s of one device, by jax's device_kind (vendors' data sheets). Unknown kinds report no MFU.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU7x": 2307e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-    "NVIDIA L4": 121e12,
-    "Tesla T4": 65e12,
-}
 DRIFT_GROUPS = {
     "attention": ("q_DNH", "k_DKH", "v_DKH", "o_NHD"),
     "ffn": ("gate_DF", "up_DF", "down_FD"),
@@ -144,8 +129,8 @@ def noise_level_losses(bin_ce: np.ndarray, bin_count: np.ndarray) -> dict[str, f
 
 def mfu_meter(flops_per_step: float, dtype: str) -> Callable[[float], dict[str, float]]:
     """Steps per second -> {"mfu": share of these devices' bfloat16 peak}, or {} where that peak is no measure."""
-    known = PEAK_FLOPS if dtype == "bfloat16" else {}
-    peak = known.get(jax.devices()[0].device_kind, 0.0) * jax.device_count()
+    peak = describe(jax.devices()[0].device_kind).peak_flops if dtype == "bfloat16" else None
+    peak = peak and peak * jax.device_count()
     return lambda steps_per_second: {"mfu": flops_per_step * steps_per_second / peak} if peak else {}
 
 

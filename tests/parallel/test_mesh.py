@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
-from edlm_jax.parallel.mesh import AXES, local_rows, to_global
+from edlm_jax.parallel.mesh import local_rows, to_global
+from edlm_jax.parallel.sharding import MESH_AXES
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 1, 1), (2, 1, 1, 2), (1, 2, 2, 1), (2, 2, 1, 1)])
 def test_a_batch_is_the_same_array_on_every_mesh(shape):
     devices = np.random.default_rng().permutation(jax.devices()[:4]).reshape(shape)
-    mesh = Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 4)
+    mesh = Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * 4)
     rows = local_rows(mesh, 12)
     assert rows == list(range(12))  # one process holds them all
     value_BL = np.random.default_rng().integers(0, 99, (12, 6), np.int32)

@@ -12,8 +12,8 @@ from flax import nnx
 from jax.sharding import AxisType
 
 from edlm_jax.errors import InputError
-from edlm_jax.parallel.mesh import AXES, make_mesh, to_global
-from edlm_jax.parallel.sharding import param_shardings
+from edlm_jax.parallel.mesh import make_mesh, to_global
+from edlm_jax.parallel.sharding import MESH_AXES, param_shardings
 from edlm_jax.training.config import default_config
 from edlm_jax.training.objective import Objective, example_keys
 from tests.training.tiny import MASK_ID, random_batch, random_model
@@ -51,7 +51,7 @@ def measure():
         graphdef, params = models[layers][0], nnx.to_pure_dict(models[layers][1])
         if shape is None:
             return jax.device_get(run(objective, graphdef, params, batch))
-        mesh = jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 4)
+        mesh = jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 4)
         with jax.set_mesh(mesh):
             placed = jax.device_put(params, param_shardings(mesh, params)), to_global(batch, mesh, range(B), B)
             return jax.device_get(run(objective, graphdef, *placed))

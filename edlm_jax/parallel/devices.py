@@ -1,0 +1,45 @@
+"""What is known of devices: one table of memory and peaks, and the platform that is being traced for."""
+
+from dataclasses import dataclass
+
+import jax
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device as jax counts them (vendors' data sheets). None: not looked up, so nothing is computed from it."""
+
+    memory_bytes: int | None = None
+    peak_flops: float | None = None  # dense bfloat16 FLOP/s
+    per_chip: int = 1  # a TPU7x chip is two devices
+
+
+# By jax's device_kind.
+DEVICES = {
+    "TPU v4": Device(32 * _GIB, 275e12),
+    "TPU v5 lite": Device(16 * _GIB, 197e12),
+    "TPU v5": Device(95 * _GIB, 459e12),
+    "TPU v5p": Device(95 * _GIB, 459e12),
+    "TPU v6 lite": Device(32 * _GIB, 918e12),
+    "TPU7x": Device(96 * _GIB, 2307e12, per_chip=2),
+    "NVIDIA A100-SXM4-40GB": Device(40 * _GIB, 312e12),
+    "NVIDIA A100-SXM4-80GB": Device(80 * _GIB, 312e12),
+    "NVIDIA H100 80GB HBM3": Device(80 * _GIB, 989e12),
+    "NVIDIA H200": Device(141 * _GIB, 989e12),
+    "NVIDIA B200": Device(192 * _GIB, 2250e12),
+    "NVIDIA L4": Device(24 * _GIB, 121e12),
+    "Tesla T4": Device(16 * _GIB, 65e12),
+}
+
+
+def describe(kind: str) -> Device:
+    """What the table says of jax's `device_kind`; of an unknown one, nothing."""
+    return DEVICES.get(kind, Device())
+
+
+def platform() -> str:
+    """What is being traced for: the devices of the mesh that is set, which need not be this machine's, or jax's own."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.default_backend()
