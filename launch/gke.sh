@@ -13,7 +13,8 @@
 #   delete    SIGTERM to every pod (a last checkpoint, within --grace), then remove it
 #
 #   --name=NAME            of the JobSet                                              (EDLM_NAME)
-#   --image=IMAGE          with edlm_jax[tpu] installed, edlm on the PATH             (EDLM_IMAGE)
+#   --image=IMAGE          with edlm_jax[tpu] installed, edlm on the PATH:            (EDLM_IMAGE)
+#                          docker build --target=tpu --tag=IMAGE . && docker push IMAGE
 #   --accelerator=KIND     the node pool's cloud.google.com/gke-tpu-accelerator       (EDLM_ACCELERATOR)
 #   --topology=AxB[xC]     chips of a slice                                           (EDLM_TOPOLOGY)
 #   --chips=N              of each host                                               (EDLM_CHIPS, 4)

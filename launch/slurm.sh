@@ -22,6 +22,7 @@
 #   --partition=NAME                                                                  (EDLM_PARTITION, Slurm's default)
 #   --account=NAME                                                                    (EDLM_ACCOUNT, Slurm's default)
 #   --edlm=COMMAND     how edlm is called on a node, as in /shared/venv/bin/edlm      (EDLM_COMMAND, edlm)
+#                      or inside the image of: docker build --target=cuda --tag=IMAGE .
 #   --logdir=DIR       for NAME.log, on a disk that the nodes share                   (EDLM_LOGDIR, slurm-logs)
 #   --dry-run          print the commands and run none
 #

@@ -1,4 +1,4 @@
-"""Config files: load one, apply the overrides of the command line, say in one line what is wrong with them."""
+"""Config files: find one, load it, apply the overrides of the command line, say in one line what is wrong with them."""
 
 import argparse
 import difflib
@@ -16,8 +16,8 @@ edlm_jax/training/config.py lists every field with its meaning."""
 
 def add_config_argument(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Declare --config; its overrides are gathered by the caller."""
-    what = "Python file with get_config(), see configs/"
-    parser.add_argument("--config", required=required, metavar="FILE", help=what)
+    what = "a recorded config by its name (quickstart, studies/masking), or a Python file with get_config()"
+    parser.add_argument("--config", required=required, metavar="NAME", help=what)
     parser.epilog = OVERRIDES_HELP
 
 
@@ -27,8 +27,15 @@ def add_processes_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wait", type=float, default=300.0, metavar="SECONDS", help=what)
 
 
+def recorded_configs() -> dict[str, Path]:
+    """name -> file of the configs that come along: a checkout's configs/, or the wheel's copy of it."""
+    package = Path(__file__).parents[1]
+    folder = next(f for f in (package / "configs", package.parent / "configs") if f.is_dir())
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in sorted(folder.rglob("*.py"))}
+
+
 def load_config(path: str, overrides: Sequence[str] = ()):
-    """The locked ConfigDict of FILE or FILE:ARGUMENT with the overrides, each --config.a.b=value, applied."""
+    """The locked ConfigDict of NAME, FILE or either with :ARGUMENT, with each override, --config.a.b=value, applied."""
     config = _load(*path.partition(":")[::2])
     for override in overrides:
         _check_known(config, override)
@@ -51,10 +58,11 @@ def _load(path: str, argument: str):
 
 
 def _run_file(path: str) -> dict:
-    if not Path(path).is_file():
-        raise InputError(f"no config file {path}; give --config=FILE, for example configs/quickstart.py")
+    file = Path(path) if Path(path).is_file() else recorded_configs().get(path)
+    if file is None:
+        raise InputError(f"no config {path}: it is neither a file nor one of {', '.join(recorded_configs())}")
     try:
-        return runpy.run_path(path)
+        return runpy.run_path(str(file))
     except Exception as error:
         raise _does_not_load(path, error) from error
 

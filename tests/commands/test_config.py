@@ -59,8 +59,8 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
     broken.write_text("def get_config(:\n")
     empty.write_text("")
     for path, reason in [
-        (tmp_path / "absent.py", "no config file"),
-        (tmp_path, "no config file"),
+        (tmp_path / "absent.py", "neither a file nor one of"),
+        (tmp_path, "neither a file nor one of"),
         (broken, "SyntaxError"),
     ]:
         with pytest.raises(InputError, match=reason) as error:
