@@ -46,8 +46,6 @@ def test_the_diffusion_bound_of_a_model_that_knows_nothing_is_log_vocabulary(tin
     model, tokenizer = load_pretrained(tiny_converted_dir, "float32"), load_tokenizer(tiny_converted_dir)
     c = heldout_config(model.spec, SOURCE | {"size": 800}, batch_size=3)
     assert (c.objective.block_length, c.data.length) == (4, 512)
-    for params in jax.tree.leaves(nnx.state(model, nnx.Param)):
-        assert params.size
     model.embedding_VD[...] = jnp.zeros_like(model.embedding_VD[...])  # tied: all logits are 0
     # sum(ce / t) over all that is learned: its mean over the noise is ln V for each exactly, the sample's is near
     learned, documents = 0, 0
