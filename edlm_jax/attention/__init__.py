@@ -1,10 +1,11 @@
-"""Who may look at whom (`pattern`), and how fast (`attend`)."""
+"""Who may look at whom (`pattern`), and how fast (`plan_attention` once a forward, then `attend`)."""
 
-from edlm_jax.attention.attend import attend, attend_cached, attend_dense
-from edlm_jax.attention.context import InPieces, attend_in_pieces
+from edlm_jax.attention.attend import Plan, attend, plan_attention
+from edlm_jax.attention.context import InPieces
 from edlm_jax.attention.pattern import Bidirectional, BlockCausal, Causal, CleanContext, Pattern, same_segment
-from edlm_jax.attention.splash import Tiles, attend_splash, count_tiles
-from edlm_jax.attention.triton import attend_triton
+from edlm_jax.attention.reference import attend_cached, attend_dense
+from edlm_jax.attention.sight import Sight, Tiles
+from edlm_jax.attention.splash import count_tiles
 
 __all__ = [
     "Bidirectional",
@@ -13,13 +14,13 @@ __all__ = [
     "CleanContext",
     "InPieces",
     "Pattern",
+    "Plan",
+    "Sight",
     "Tiles",
     "attend",
     "attend_cached",
     "attend_dense",
-    "attend_in_pieces",
-    "attend_splash",
-    "attend_triton",
     "count_tiles",
+    "plan_attention",
     "same_segment",
 ]

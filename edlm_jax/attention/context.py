@@ -17,17 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from edlm_jax.attention import splash, tiled
 from edlm_jax.attention.intervals import key_runs
 from edlm_jax.attention.pattern import BlockCausal, CleanContext, Pattern
-from edlm_jax.attention.splash import (
-    Tiles,
-    has_partial_tiles,
-    make_kernel,
-    run_kernel,
-)
-from edlm_jax.attention.tiled import attend_tiled
+from edlm_jax.attention.sight import Sight, Tiles
+from edlm_jax.attention.splash import has_partial_tiles, local_heads, make_kernel, run_kernel
+from edlm_jax.attention.tiled import attend_tour, plan_tour
 from edlm_jax.parallel.devices import platform
-from edlm_jax.parallel.sharding import TRAINING, dividing
+from edlm_jax.parallel.per_device import head_axes, row_axes
+from edlm_jax.parallel.sharding import TRAINING
 
 (CONTEXT_AXIS,) = TRAINING.L
 
@@ -122,53 +120,59 @@ class InPieces(Pattern):
         return x_BTD.at[:, places].get(unique_indices=True, mode="promise_in_bounds")
 
 
-def attend_in_pieces(
-    q_BTNH,
-    k_BSKH,
-    v_BSKH,
-    *,
-    pattern: InPieces,
-    q_segments_BT=None,
-    k_segments_BS=None,
-    copies_BT=None,
-    tiles: Tiles = Tiles(),  # noqa: B008 (frozen)
-    interpret: bool = False,
-):
-    """`attend` over columns in the order of the pieces: each device its own queries, against the keys of all.
+def plan_in_pieces(sight: Sight, heads: tuple[int, int], tiles: Tiles | None = None, interpret: bool = False):
+    """`attend(q, k, v)` over columns in the order of the pieces: each device its own queries, against the keys of all.
 
     Splash kernels on TPU, each device with the tiles of its piece; elsewhere, with copies, and where no tile is seen in
-    part (whole tiles of one block), tiles of plain JAX, with the keys back in the row's own order. `copies_BT` and the
-    segments lie as the queries do; clean columns' copies are not looked at.
+    part (whole tiles of one block), tiles of plain JAX, with the keys back in the row's own order. The sight's copies
+    and segments lie as the queries and keys do; clean columns' copies are not looked at.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    rows, heads = dividing(mesh, TRAINING.B, q_BTNH.shape[0]), dividing(mesh, TRAINING.K, k_BSKH.shape[2])
-    x_spec, row_spec = PartitionSpec(rows, CONTEXT_AXIS, heads, None), PartitionSpec(rows, CONTEXT_AXIS)
-    arguments = [(q_BTNH, x_spec), (k_BSKH, x_spec), (v_BSKH, x_spec), ((q_segments_BT, k_segments_BS), row_spec)]
-    sizes = pattern.num_queries, pattern.length
-    if copies_BT is None and (interpret or platform() == "tpu") and has_partial_tiles(pattern, *sizes, tiles):
-        num_heads = q_BTNH.shape[2] // math.prod(mesh.shape[axis] for axis in heads)
-        kernel = make_kernel(pattern, *sizes, num_heads, tiles, interpret)
+    mesh, pattern = jax.sharding.get_abstract_mesh(), sight.pattern
+    rows, spec_heads = row_axes(sight.batch), head_axes(heads[1])
+    x_spec = PartitionSpec(rows, CONTEXT_AXIS, spec_heads, None)
+    on_tpu = sight.copies_BM is None and (interpret or platform() == "tpu")
+    if on_tpu and has_partial_tiles(pattern, sight.q_len, sight.k_len, tiles or splash.TILES):
+        kernel = make_kernel(
+            pattern, sight.q_len, sight.k_len, local_heads(*heads), tiles or splash.TILES, interpret
+        )
         by_piece = NamedSharding(mesh, PartitionSpec(None, CONTEXT_AXIS))
-        arguments.append((kernel, kernel.manual_sharding_spec(by_piece)))
-        local = run_kernel
+        segments = sight.q_segments_BT, sight.k_segments_BS
+        if segments[0] is not None:  # a device needs the documents of all keys: they are gathered here, once
+            everywhere = NamedSharding(mesh, PartitionSpec(rows, None))
+            segments = segments[0], jax.lax.with_sharding_constraint(segments[1], everywhere)
+        arrays = segments, kernel
+        specs = (PartitionSpec(rows, CONTEXT_AXIS), PartitionSpec(rows)), kernel.manual_sharding_spec(by_piece)
+        local = lambda q, k, v, planned: run_kernel(  # noqa: E731
+            q, k, v, None if planned[0][0] is None else planned[0], planned[1]
+        )
     else:
-        arguments.append((copies_BT, row_spec))
+        arrays, specs = _plan_tours(sight, rows, tiles or tiled.TILES), PartitionSpec((*rows, CONTEXT_AXIS))
+        places = np.argsort(pattern.order)
+        local = lambda q, k, v, tour: attend_tour(q, k[:, places], v[:, places], tour)  # noqa: E731
 
-        def local(q, k, v, segments, copies):
-            columns_PT = jnp.asarray(pattern.query_order).reshape(pattern.pieces, -1)
-            columns_T, places = columns_PT[jax.lax.axis_index(CONTEXT_AXIS)], np.argsort(pattern.order)
-            runs_BRT = key_runs(pattern.pattern, len(q), columns_T, pattern.length, copies)
-            segments = segments and (segments[0], segments[1][:, places])
-            return attend_tiled(q, k[:, places], v[:, places], runs_BRT, segments)
-
-    def gathered(q, k, v, segments, last):
+    def gathered(q, k, v, arrays):
         gather = lambda x: jax.lax.all_gather(x, CONTEXT_AXIS, axis=1, tiled=True)  # noqa: E731
-        segments = None if segments[0] is None else (segments[0], gather(segments[1]))
-        return local(q, gather(k), gather(v), segments, last)
+        return local(q, gather(k), gather(v), arrays)
 
-    values, specs = zip(*arguments, strict=True)
     # A kernel's outputs say nothing of how they vary over the mesh, so that cannot be checked.
-    return jax.shard_map(gathered, in_specs=specs, out_specs=x_spec, check_vma=False)(*values)
+    run = jax.shard_map(gathered, in_specs=(x_spec,) * 3 + (specs,), out_specs=x_spec, check_vma=False)
+    return lambda q, k, v: run(q, k, v, arrays)
+
+
+def _plan_tours(sight: Sight, rows, tiles: Tiles):
+    """Each device's tour, of its piece's queries to keys in the row's own order; devices side by side on axis 0."""
+    pattern = sight.pattern
+
+    def tour(by_row):
+        q_ids_BT, k_ids_BS, copies_BT = by_row
+        columns_PT = jnp.asarray(pattern.query_order).reshape(pattern.pieces, -1)
+        columns_T, places = columns_PT[jax.lax.axis_index(CONTEXT_AXIS)], np.argsort(pattern.order)
+        k_ids_BS = jax.lax.all_gather(k_ids_BS, CONTEXT_AXIS, axis=1, tiled=True)[:, places]
+        runs_BRT = key_runs(pattern.pattern, len(q_ids_BT), columns_T, pattern.length, copies_BT)
+        return plan_tour(runs_BRT, q_ids_BT, k_ids_BS, tiles)
+
+    row_spec, tour_spec = PartitionSpec(rows, CONTEXT_AXIS), PartitionSpec((*rows, CONTEXT_AXIS))
+    return jax.shard_map(tour, in_specs=(row_spec,), out_specs=tour_spec, check_vma=False)(sight.by_row)
 
 
 def _streams(pattern: Pattern, length: int) -> tuple[list[int], int]:

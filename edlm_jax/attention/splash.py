@@ -7,6 +7,7 @@ against 4 % for reading tiles (the TPU v5p compiler's schedules of all three ker
 numpy, so it would need a second form of every pattern.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -14,49 +15,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
-from jaxtyping import Array, Float, Int
 
 from edlm_jax.attention.pattern import Pattern
-from edlm_jax.parallel.per_device import per_device
+from edlm_jax.attention.sight import Sight, Tiles
+from edlm_jax.errors import InputError
+from edlm_jax.parallel.per_device import by_rows_and_heads, head_axes
 
 _LANES = 128  # columns come in multiples of the vector unit's width
+TILES = Tiles(512, 512)  # the largest: a length that it does not divide gets smaller ones
 
 
-@dataclass(frozen=True)
-class Tiles:
-    """The largest tile of scores that is computed at once; a length that it does not divide gets a smaller one.
+def plan_splash(sight: Sight, heads: tuple[int, int], tiles: Tiles | None = None, interpret: bool = False):
+    """`attend(q, k, v)` in tiles, for T <= S of any size: what is no multiple of 128 is padded, and nobody sees it.
 
-    Fewest tiles are visited where whole blocks fill a tile.
+    `heads` are those of queries and of keys. On a mesh each device attends for its own rows and heads, as far as these
+    divide evenly; axes that do not divide them repeat the work, and `context` does unless the columns are `InPieces`.
+    `interpret` runs the kernels' Python on any machine, slowly.
     """
-
-    queries: int = 512
-    keys: int = 512
-
-
-def attend_splash(
-    q_BTNH: Float[Array, "B T N H"],
-    k_BSKH: Float[Array, "B S K H"],
-    v_BSKH: Float[Array, "B S K H"],
-    *,
-    pattern: Pattern,
-    q_segments_BT: Int[Array, "B T"] | None = None,
-    k_segments_BS: Int[Array, "B S"] | None = None,
-    tiles: Tiles = Tiles(),  # noqa: B008 (frozen)
-    interpret: bool = False,
-) -> Float[Array, "B T N H"]:
-    """`attend` in tiles, for T <= S of any size: what is no multiple of 128 is padded with columns that nobody sees.
-
-    On a mesh each device attends for its own rows and heads, as far as these divide evenly; axes that do not divide
-    them repeat the work, and `context` does unless the columns are `InPieces`. `interpret` runs the kernels' Python on
-    any machine, slowly.
-    """
-    segments = None if q_segments_BT is None else (q_segments_BT, k_segments_BS)
-    attend_local = partial(_attend_local, pattern=pattern, tiles=tiles, interpret=interpret)
-    return per_device(attend_local, q_BTNH, k_BSKH, v_BSKH, segments)
+    tiles = tiles or TILES
+    if any(size % _LANES for size in tiles):
+        raise InputError(f"tiles of attention on TPU are multiples of {_LANES}, not {tuple(tiles)}")
+    kernel = make_kernel(sight.pattern, sight.q_len, sight.k_len, local_heads(*heads), tiles, interpret)
+    segments = None if sight.q_segments_BT is None else (sight.q_segments_BT, sight.k_segments_BS)
+    return lambda q, k, v: by_rows_and_heads(partial(run_kernel, kernel=kernel), q, k, v, segments)
 
 
-def count_tiles(pattern: Pattern, q_len: int, k_len: int, tiles: Tiles = Tiles()) -> tuple[int, int]:  # noqa: B008
+def local_heads(num_heads: int, kv_heads: int) -> int:
+    """Query heads of one device of the mesh that is set."""
+    axes = head_axes(kv_heads)
+    return num_heads // math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes)
+
+
+def count_tiles(pattern: Pattern, q_len: int, k_len: int, tiles: Tiles | None = None) -> tuple[int, int]:
     """(tiles that the forward kernel computes, tiles in all) of one head of one row, over all of its pieces."""
+    tiles = tiles or TILES
     block_mask = make_kernel(pattern, q_len, k_len, 1, tiles).fwd_mask_info.block_mask
     sizes = tile_sizes(pattern, tiles, q_len, k_len)
     total = (len(padded_places(q_len, pattern.pieces)) // sizes[0]) * (_padded(k_len) // sizes[1])
@@ -83,11 +75,6 @@ class _TileMask(splash.Mask):
         q, k = self._places[tile[0]], np.arange(tile[1].start, tile[1].stop, dtype=np.int32)
         seen = np.minimum(k, self.k_len - 1)
         return np.asarray(self.pattern.allowed(q[:, None], seen[None])) & (k < self.k_len)[None]
-
-
-def _attend_local(q_BTNH, k_BSKH, v_BSKH, segments, *, pattern, tiles, interpret):
-    kernel = make_kernel(pattern, q_BTNH.shape[1], k_BSKH.shape[1], q_BTNH.shape[2], tiles, interpret)
-    return run_kernel(q_BTNH, k_BSKH, v_BSKH, segments, kernel)
 
 
 def run_kernel(q_BTNH, k_BSKH, v_BSKH, segments, kernel):

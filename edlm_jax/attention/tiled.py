@@ -14,16 +14,19 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from edlm_jax.attention.intervals import may_look, visits
+from edlm_jax.attention.intervals import key_runs, may_look, visits
+from edlm_jax.attention.sight import Sight, Tiles
+from edlm_jax.parallel.per_device import by_rows, by_rows_and_heads
 
 # Finite, so that a masked score cannot make NaN; its exp is exactly zero beside any allowed one.
 NEVER = -(2.0**100)
-_TILE = 128  # queries, and keys; 64 and 256 took as long or longer on two cores
+TILES = Tiles(128, 128)  # of 64 and of 256 took as long or longer on two cores
 
 
-class _Tour(NamedTuple):
+class Tour(NamedTuple):
     """What the loops are told: whom each query sees, and which tiles of keys each tile of queries visits."""
 
     runs_BIRQ: jax.Array
@@ -34,30 +37,42 @@ class _Tour(NamedTuple):
     ends: jax.Array  # up to where in `by_width_V` each width is enough, from none on
 
 
-def attend_tiled(q_BTNH, k_BSKH, v_BSKH, runs_BRT, segments):
-    """Attention of queries to the runs of keys that `key_runs` gave; `segments` are (of queries, of keys) or None.
+def plan_tiled(sight: Sight, tiles: Tiles | None = None):
+    """`attend(q, k, v)` in tiles of plain JAX, on a mesh each device for its own rows and heads."""
+    tiles = tiles or TILES
 
-    Output and log-sum-exp are named "attention" for remat policies.
-    """
-    (B, T, N, H), (S, K) = q_BTNH.shape, k_BSKH.shape[1:3]
-    q_ids_BT, k_ids_BS = segments or (jnp.zeros((B, T), jnp.int32), jnp.zeros((B, S), jnp.int32))
+    def tour(by_row):
+        q_ids_BT, k_ids_BS, copies_BM = by_row
+        runs_BRT = key_runs(sight.pattern, len(q_ids_BT), np.arange(sight.q_len), sight.k_len, copies_BM)
+        return plan_tour(runs_BRT, q_ids_BT, k_ids_BS, tiles)
+
+    arrays = by_rows(tour, sight.by_row, sight.batch)
+    return lambda q, k, v: by_rows_and_heads(attend_tour, q, k, v, arrays)
+
+
+def plan_tour(runs_BRT, q_ids_BT, k_ids_BS, tiles: Tiles) -> Tour:
+    """The tour of queries to the runs of keys that `key_runs` gave."""
     # Queries that pad the last tile are like the last one: a softmax over nothing is NaN. Nobody's run holds the keys.
-    runs_BRT, q_ids_BT = (_pad(x, -1, mode="edge") for x in (runs_BRT, q_ids_BT))
-    tour = _tour(runs_BRT, q_ids_BT, _pad(k_ids_BS, 1))
-    # Heads in front of columns, for all tiles at once: the products are then plain batched ones, twice as fast on CPU.
-    q_BIQKGH = _pad(q_BTNH * H**-0.5, 1).reshape(B, -1, _TILE, K, N // K, H)
-    k_BJKSH, v_BJKSH = (_pad(x, 1).reshape(B, -1, _TILE, K, H).swapaxes(2, 3) for x in (k_BSKH, v_BSKH))
-    out_BIKGQH = _attend(jnp.moveaxis(q_BIQKGH, 2, 4), k_BJKSH, v_BJKSH, tour)
-    return jnp.moveaxis(out_BIKGQH, 4, 2).reshape(B, -1, N, H)[:, :T]
-
-
-def _tour(runs_BRT, q_ids_BT, k_ids_BS) -> _Tour:
-    order_BIJ, ends_BI2 = visits(runs_BRT, q_ids_BT, k_ids_BS, _TILE, _TILE).order()
-    cut = lambda x: x.reshape(*x.shape[:-1], -1, _TILE)  # noqa: E731
+    runs_BRT, q_ids_BT = (_pad(x, -1, tiles.queries, mode="edge") for x in (runs_BRT, q_ids_BT))
+    k_ids_BS = _pad(k_ids_BS, 1, tiles.keys)
+    order_BIJ, ends_BI2 = visits(runs_BRT, q_ids_BT, k_ids_BS, *tiles).order()
+    cut = lambda x, size: x.reshape(*x.shape[:-1], -1, size)  # noqa: E731
     width_V = ends_BI2[..., 1].reshape(-1)
     by_width_V, steps = jnp.argsort(width_V), jnp.array([0, *_widths(order_BIJ.shape[2])])
     ends = jnp.searchsorted(width_V[by_width_V], steps, side="right")
-    return _Tour(cut(runs_BRT).swapaxes(1, 2), cut(q_ids_BT), cut(k_ids_BS), order_BIJ, by_width_V, ends)
+    of_queries = cut(runs_BRT, tiles.queries).swapaxes(1, 2), cut(q_ids_BT, tiles.queries)
+    return Tour(*of_queries, cut(k_ids_BS, tiles.keys), order_BIJ, by_width_V, ends)
+
+
+def attend_tour(q_BTNH, k_BSKH, v_BSKH, tour: Tour):
+    """Attention along a tour. Output and log-sum-exp are named "attention" for remat policies."""
+    (B, T, N, H), K = q_BTNH.shape, k_BSKH.shape[2]
+    Q, S = tour.q_ids_BIQ.shape[2], tour.k_ids_BJS.shape[2]
+    # Heads in front of columns, for all tiles at once: the products are then plain batched ones, twice as fast on CPU.
+    q_BIQKGH = _pad(q_BTNH * H**-0.5, 1, Q).reshape(B, -1, Q, K, N // K, H)
+    k_BJKSH, v_BJKSH = (_pad(x, 1, S).reshape(B, -1, S, K, H).swapaxes(2, 3) for x in (k_BSKH, v_BSKH))
+    out_BIKGQH = _attend(jnp.moveaxis(q_BIQKGH, 2, 4), k_BJKSH, v_BJKSH, tour)
+    return jnp.moveaxis(out_BIKGQH, 4, 2).reshape(B, -1, N, H)[:, :T]
 
 
 def _widths(most: int) -> list[int]:
@@ -66,7 +81,7 @@ def _widths(most: int) -> list[int]:
     return [*(step for step in steps if step < most), most]
 
 
-def _visit_all(tour: _Tour, visit, carry):
+def _visit_all(tour: Tour, visit, carry):
     """`visit(row, query tile, int32[W] key tiles, carry)` of every tile of queries."""
     _, query_tiles, key_tiles = tour.order_BIJ.shape
     for step, width in enumerate(_widths(key_tiles)):
@@ -119,8 +134,8 @@ def _backward(residuals, g_BIKGQH):
         pairs = (q_KGQH, dscores_KGQX), (g_KGQH, weights_KGQX)
         new = [_product("KGQH,KGQX->KHX", x_KGQH.astype(jnp.float32), y_KGQX) for x_KGQH, y_KGQX in pairs]
 
-        def add(w, dkv):
-            parts = (jax.lax.dynamic_slice_in_dim(x_KHX, w * _TILE, _TILE, axis=2) for x_KHX in new)
+        def add(w, dkv, S=tour.k_ids_BJS.shape[2]):
+            parts = (jax.lax.dynamic_slice_in_dim(x_KHX, w * S, S, axis=2) for x_KHX in new)
             both, key = zip(dkv, parts, strict=True), keys_W[w]
             return [_put(row, key, x, _at(x, row, key) + part_KHS.swapaxes(1, 2)) for x, part_KHS in both]
 
@@ -135,7 +150,8 @@ _attend.defvjp(_forward, _backward)
 
 
 def _scores(q_KGQH, k_KXH, row, tile, keys_W, tour):
-    columns_1X = (keys_W[:, None] * _TILE + jnp.arange(_TILE)[None]).reshape(1, -1)
+    S = tour.k_ids_BJS.shape[2]
+    columns_1X = (keys_W[:, None] * S + jnp.arange(S)[None]).reshape(1, -1)
     runs = [edge_Q[:, None] for edge_Q in _at(tour.runs_BIRQ, row, tile)]
     ids_Q1, ids_1X = _at(tour.q_ids_BIQ, row, tile)[:, None], tour.k_ids_BJS[row, keys_W].reshape(1, -1)
     seen_QX = may_look(runs, columns_1X, ids_Q1, ids_1X)
@@ -156,10 +172,10 @@ def _put(row, tile, whole, part):
     return jax.lax.dynamic_update_slice(whole, part[None, None], (row, tile) + (0,) * (whole.ndim - 2))
 
 
-def _pad(x, axis, mode="constant"):
+def _pad(x, axis, size, mode="constant"):
     """Up to whole tiles."""
     widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, -x.shape[axis] % _TILE)
+    widths[axis] = (0, -x.shape[axis] % size)
     return jnp.pad(x, widths, mode=mode)
 
 

@@ -20,17 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Float, Int
 
 from edlm_jax.attention.intervals import key_runs, may_look, visits
-from edlm_jax.attention.pattern import Pattern
-from edlm_jax.attention.splash import Tiles
+from edlm_jax.attention.sight import Sight, Tiles
 from edlm_jax.attention.tiled import NEVER
-from edlm_jax.parallel.per_device import per_device
+from edlm_jax.errors import InputError
+from edlm_jax.parallel.per_device import by_rows, by_rows_and_heads
 
 _SMALLEST = 16  # Triton multiplies matrices from this size on, in powers of two
 _LOG2_E = math.log2(math.e)  # its exponential has base 2
 _STAGES = 2  # copies of a tile in flight; a choice, not yet measured on a GPU
+TILES = Tiles(64, 64)  # powers of two from 16 on; not yet measured on a GPU
 
 
 class _Mask(NamedTuple):
@@ -41,8 +41,16 @@ class _Mask(NamedTuple):
     k_ids_BS: jax.Array
 
 
+class _Plan(NamedTuple):
+    """The mask, and for each tile of queries, and of keys, the tiles to visit and where these end (`Visits.order`)."""
+
+    mask: _Mask
+    by_query: tuple[jax.Array, jax.Array]
+    by_key: tuple[jax.Array, jax.Array]
+
+
 class _Tour(NamedTuple):
-    """What a kernel is told of the mask: that, and which tiles to visit (`Visits.order`). Arrays, specs or refs."""
+    """What a kernel is told: the mask and its own part of the plan. Arrays, specs or refs."""
 
     runs: jax.Array | pl.BlockSpec
     q_ids: jax.Array | pl.BlockSpec
@@ -57,53 +65,49 @@ class _Settings(NamedTuple):
     interpret: bool
 
 
-def attend_triton(
-    q_BTNH: Float[Array, "B T N H"],
-    k_BSKH: Float[Array, "B S K H"],
-    v_BSKH: Float[Array, "B S K H"],
-    *,
-    pattern: Pattern,
-    q_segments_BT: Int[Array, "B T"] | None = None,
-    k_segments_BS: Int[Array, "B S"] | None = None,
-    copies_BM: Int[Array, "B M"] | None = None,
-    tiles: Tiles = Tiles(64, 64),  # noqa: B008 (frozen)
-    interpret: bool = False,
-) -> Float[Array, "B T N H"]:
-    """`attend` in tiles, of any size; `tiles` are powers of two from 16 on, the default not yet measured on a GPU.
+def plan_triton(sight: Sight, tiles: Tiles | None = None, interpret: bool = False):
+    """`attend(q, k, v)` in tiles, of any size, on a mesh each device for its own rows and heads.
 
-    On a mesh each device attends for its own rows and heads. `interpret` runs the kernels' Python on any machine,
-    slowly. Output and log-sum-exp are named "attention" for remat policies.
+    `interpret` runs the kernels' Python on any machine, slowly. Output and log-sum-exp are named "attention" for remat
+    policies.
     """
-    attend_local = partial(_attend_local, pattern=pattern, tiles=tiles, interpret=interpret)
-    return per_device(attend_local, q_BTNH, k_BSKH, v_BSKH, (q_segments_BT, k_segments_BS, copies_BM))
+    tiles = tiles or TILES
+    if any(size < _SMALLEST or size & (size - 1) for size in tiles):
+        raise InputError(f"tiles of attention on GPU are powers of two from {_SMALLEST} on, not {tuple(tiles)}")
+    arrays = by_rows(partial(_plan_local, sight, tiles), sight.by_row, sight.batch)
+    return partial(by_rows_and_heads, partial(_attend_local, tiles, interpret), arrays=arrays)
 
 
-def _attend_local(q_BTNH, k_BSKH, v_BSKH, by_row, *, pattern, tiles, interpret):
-    (B, T, _, H), S = q_BTNH.shape, k_BSKH.shape[1]
-    q_segments_BT, k_segments_BS, copies_BM = by_row
-    if q_segments_BT is None:
-        q_segments_BT, k_segments_BS = jnp.zeros((B, T), jnp.int32), jnp.zeros((B, S), jnp.int32)
+def _plan_local(sight: Sight, tiles: Tiles, by_row) -> _Plan:
+    q_ids_BT, k_ids_BS, copies_BM = by_row
     # Queries that pad the last tile are like the last one: a softmax over nothing is NaN. Nobody's run holds the keys.
+    runs_BRT = key_runs(sight.pattern, len(q_ids_BT), np.arange(sight.q_len), sight.k_len, copies_BM)
     mask = _Mask(
-        _pad(key_runs(pattern, B, np.arange(T), S, copies_BM), 2, tiles.queries, mode="edge"),
-        _pad(q_segments_BT.astype(jnp.int32), 1, tiles.queries, mode="edge"),
-        _pad(k_segments_BS.astype(jnp.int32), 1, tiles.keys),
+        _pad(runs_BRT, 2, tiles.queries, mode="edge"),
+        _pad(q_ids_BT, 1, tiles.queries, mode="edge"),
+        _pad(k_ids_BS, 1, tiles.keys),
     )
+    found = visits(*mask, *tiles)
+    return _Plan(mask, found.order(), found.by_key().order())
+
+
+def _attend_local(tiles, interpret, q_BTNH, k_BSKH, v_BSKH, plan):
+    T, H = q_BTNH.shape[1], q_BTNH.shape[3]
     head_size = max(pl.next_power_of_2(H), _SMALLEST)
     sizes = (tiles.queries, tiles.keys, tiles.keys)
     q_BTNH, k_BSKH, v_BSKH = (
         _pad(_pad(x, 1, size), 3, head_size) for x, size in zip((q_BTNH, k_BSKH, v_BSKH), sizes, strict=True)
     )
-    return _attention(q_BTNH, k_BSKH, v_BSKH, mask, _Settings(tiles, H**-0.5, interpret))[:, :T, :, :H]
+    return _attention(q_BTNH, k_BSKH, v_BSKH, plan, _Settings(tiles, H**-0.5, interpret))[:, :T, :, :H]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attention(q_BTNH, k_BSKH, v_BSKH, mask, settings):
-    return _forward(q_BTNH, k_BSKH, v_BSKH, mask, settings)[0]
+def _attention(q_BTNH, k_BSKH, v_BSKH, plan, settings):
+    return _forward(q_BTNH, k_BSKH, v_BSKH, plan, settings)[0]
 
 
 @partial(jax.jit, static_argnames="settings")
-def _forward(q_BTNH, k_BSKH, v_BSKH, mask, settings):
+def _forward(q_BTNH, k_BSKH, v_BSKH, plan, settings):
     """(attention, log2 of the sum of exp2 of each query's scaled scores)
 
     Under jit, because rematerialisation drops that where nothing of it is used, but never drops a bare kernel.
@@ -116,29 +120,29 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, mask, settings):
         in_specs=[specs.q, specs.k, specs.k, specs.tour],
         out_specs=[specs.q, specs.numbers],
         out_shape=[_like(q_BTNH), jax.ShapeDtypeStruct((B, N, T), jnp.float32)],
-    )(q_BTNH, k_BSKH, v_BSKH, _Tour(*mask, *_visits(mask, settings.tiles).order()))
+    )(q_BTNH, k_BSKH, v_BSKH, _Tour(*plan.mask, *plan.by_query))
 
 
-def _forward_saving(q_BTNH, k_BSKH, v_BSKH, mask, settings):
-    named = [checkpoint_name(x, "attention") for x in _forward(q_BTNH, k_BSKH, v_BSKH, mask, settings)]
-    return named[0], (q_BTNH, k_BSKH, v_BSKH, mask, *named)
+def _forward_saving(q_BTNH, k_BSKH, v_BSKH, plan, settings):
+    named = [checkpoint_name(x, "attention") for x in _forward(q_BTNH, k_BSKH, v_BSKH, plan, settings)]
+    return named[0], (q_BTNH, k_BSKH, v_BSKH, plan, *named)
 
 
 @partial(jax.jit, static_argnums=0)
 def _backward(settings, residuals, dout_BTNH):
-    q_BTNH, k_BSKH, v_BSKH, mask, out_BTNH, lse_BNT = residuals
+    q_BTNH, k_BSKH, v_BSKH, plan, out_BTNH, lse_BNT = residuals
     delta_BNT = jnp.einsum("BTNH,BTNH->BNT", out_BTNH, dout_BTNH, preferred_element_type=jnp.float32)
-    arrays, tiles = (q_BTNH, k_BSKH, v_BSKH, dout_BTNH, lse_BNT, delta_BNT), _visits(mask, settings.tiles)
+    arrays = (q_BTNH, k_BSKH, v_BSKH, dout_BTNH, lse_BNT, delta_BNT)
 
     def call(kernel, specs, visits, **outs):
         in_specs = [specs.q, specs.k, specs.k, specs.q, specs.numbers, specs.numbers, specs.tour]
         program = _call(kernel, settings, grid=specs.grid, in_specs=in_specs, **outs)
-        return program(*arrays, _Tour(*mask, *visits.order()))
+        return program(*arrays, _Tour(*plan.mask, *visits))
 
     by_q, by_k = (specs(q_BTNH, k_BSKH, settings.tiles) for specs in (_by_query_tile, _by_key_tile))
-    dq_BTNH = call(_dq_kernel, by_q, tiles, out_specs=by_q.q, out_shape=_like(q_BTNH))
+    dq_BTNH = call(_dq_kernel, by_q, plan.by_query, out_specs=by_q.q, out_shape=_like(q_BTNH))
     outs = dict(out_specs=[by_k.k, by_k.k], out_shape=[_like(k_BSKH), _like(v_BSKH)])
-    return dq_BTNH, *call(_dkv_kernel, by_k, tiles.by_key(), **outs), None
+    return dq_BTNH, *call(_dkv_kernel, by_k, plan.by_key, **outs), None
 
 
 _attention.defvjp(_forward_saving, _backward)
@@ -287,10 +291,6 @@ def _call(kernel, settings, **how):
     how |= dict(interpret=settings.interpret, name=kernel.__name__.strip("_"))
     how |= dict(compiler_params=triton.CompilerParams(num_warps=warps, num_stages=_STAGES))
     return pl.pallas_call(partial(kernel, settings=settings), **how)
-
-
-def _visits(mask, tiles):
-    return visits(*mask, tiles.queries, tiles.keys)
 
 
 def _like(x):

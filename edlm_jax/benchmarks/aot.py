@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from edlm_jax.attention import BlockCausal, InPieces, Tiles, count_tiles
-from edlm_jax.attention.splash import has_partial_tiles
+from edlm_jax.attention.splash import TILES, has_partial_tiles
 from edlm_jax.benchmarks.hlo import collectives, shapes
 from edlm_jax.decoding.acceptance import Sampling, Threshold
 from edlm_jax.decoding.blocks import BlockSettings, Request, decode_blocks
@@ -27,7 +27,7 @@ from edlm_jax.parallel.devices import describe
 from edlm_jax.parallel.mesh import BATCH_SPEC, make_mesh, micro_batches
 from edlm_jax.parallel.sharding import MESH_AXES, param_shardings
 from edlm_jax.training.checkpoint import abstract_model, with_shardings
-from edlm_jax.training.config import adapters, validate
+from edlm_jax.training.config import adapters, attention_tiles, validate
 from edlm_jax.training.initial import abstract_state, planned_spec
 from edlm_jax.training.metrics import step_flops
 from edlm_jax.training.objective import Objective
@@ -91,7 +91,7 @@ def train_step_report(c: ConfigDict, spec: ModelSpec, mesh: Mesh) -> dict[str, A
     devices = math.prod(mesh.shape.values())
     report |= dict(batch_size=B, length=L, micro_batches=count, model_flops=flops, flops_per_device=flops / devices)
     if not objective.noisy_length:  # chosen copies are attended to by the exact split, without tiles
-        report["attention_tiles"] = tiles_report(objective, L, Tiles(*c.attention_tiles), mesh.shape["context"])
+        report["attention_tiles"] = tiles_report(objective, L, attention_tiles(c) or TILES, mesh.shape["context"])
     return report
 
 

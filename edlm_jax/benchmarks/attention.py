@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from edlm_jax.attention import Pattern, Tiles, attend, same_segment
+from edlm_jax.attention import Pattern, Sight, attend, plan_attention, same_segment
 from edlm_jax.benchmarks.training import packed_batch
+from edlm_jax.training.config import attention_tiles
 from edlm_jax.training.initial import planned_spec
 from edlm_jax.training.objective import Objective, example_keys
 
@@ -32,10 +33,11 @@ def time_attention(c: ConfigDict) -> dict[str, Any]:
     segments_BT = objective.streams(batch, noise)["segment_ids_BT"]
     pattern = objective.attention(length)
     mask_BTT = whole_mask(pattern, segments_BT, noise.copies_BM)
-    segments = dict(q_segments_BT=segments_BT, k_segments_BS=segments_BT)
-    tiles = Tiles(*c.attention_tiles)
+    T = segments_BT.shape[1]
+    sight = Sight(pattern, 1, T, T, segments_BT, segments_BT, noise.copies_BM)
+    plan = plan_attention(sight, (spec.num_heads, spec.num_kv_heads), attention_tiles(c))
     sides = {
-        "attend": partial(attend, pattern=pattern, copies_BM=noise.copies_BM, tiles=tiles, **segments),
+        "attend": partial(attend, plan=plan),
         "dense": partial(attend_masked, mask_BTS=mask_BTT),
     }
     arrays = random_arrays(1, mask_BTT.shape[1], spec.num_heads, spec.num_kv_heads, spec.head_dim, c.dtype)

@@ -7,7 +7,7 @@ Shapes as in blocks.py. All rows add one token a step, so the column is shared; 
 import jax
 import jax.numpy as jnp
 
-from edlm_jax.attention import Causal, attend
+from edlm_jax.attention import Causal
 from edlm_jax.decoding.acceptance import Sampling
 from edlm_jax.decoding.compiled import compiled
 from edlm_jax.models.cache import DecodingWeights, Rotary, forward_cached, prefill
@@ -41,9 +41,6 @@ def decode_autoregressive(
         count_B = jnp.broadcast_to(column - P, (B,))
         return sampling.propose(weights.logits(x_B1D), keys_B, count_B, temperature, banned_id=banned_id).tokens_BC
 
-    def attend_prompt(_, q, k, v):
-        return attend(q, k, v, pattern=Causal(), q_segments_BT=segments_BP, k_segments_BS=segments_BP)
-
     def step(carry):
         tokens_BX, cache, column, done_B, counts_B, last_B1 = carry
         mask_B1S = ((columns_S >= pad_B[:, None]) & (columns_S <= column))[:, None]
@@ -58,7 +55,7 @@ def decode_autoregressive(
 
     rotary_BP = rotary.at(jnp.maximum(columns_P - pad_B[:, None], 0))
     read = dict(read_mask_BTS=segments_BP[:, None] > 0)  # of the last layer, the last column
-    x_B1D, cache = prefill(weights, prompts_BP, rotary_BP, attend_prompt, keep=P, length=P + room, **read)
+    x_B1D, cache = prefill(weights, prompts_BP, rotary_BP, Causal(), segments_BP, keep=P, length=P + room, **read)
     tokens_BX = jnp.pad(prompts_BP, ((0, 0), (0, room)))
     zeros_B = jnp.zeros(B, jnp.int32)
     first = keep(tokens_BX, cache, jnp.asarray(P), zeros_B > 0, zeros_B, choose(x_B1D, P))

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
-from edlm_jax.attention import Pattern, attend
+from edlm_jax.attention import Pattern
 from edlm_jax.decoding.acceptance import Rule, Sampling
 from edlm_jax.decoding.compiled import compiled
 from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, forward_cached, prefill
@@ -142,15 +142,13 @@ class BlockProgram:
         tokens_BX = jnp.concatenate([prompts_BP, self.request.first_block_BC, masks], axis=1)
         columns_T = jnp.arange(P + C)[None]
         segments_BT = (columns_T >= self.pad_B[:, None]).astype(jnp.int32)
-        attention = lambda _, q, k, v: attend(  # noqa: E731
-            q, k, v, pattern=PromptThenBlock(P, c.prefill), q_segments_BT=segments_BT, k_segments_BS=segments_BT
-        )
         rotary_BT = self.rotary.at(jnp.maximum(columns_T - self.pad_B[:, None], 0))
         # Read are the block and, shifted, the column before it, which sees the whole prompt under every prefill.
         end_R1 = jnp.where(columns_T[0, P - c.shifted :, None] < P, P, P + C)
         read_mask_BRT = (columns_T[:, None] < end_R1[None]) & (segments_BT[:, None] > 0)
         kept = dict(keep=P, length=self.S, read_mask_BTS=read_mask_BRT)
-        x_BRD, cache = prefill(self.weights, tokens_BX[:, : P + C], rotary_BT, attention, **kept)
+        pattern = PromptThenBlock(P, c.prefill)
+        x_BRD, cache = prefill(self.weights, tokens_BX[:, : P + C], rotary_BT, pattern, segments_BT, **kept)
         logits_BCV = self.weights.logits(x_BRD[:, :C])
         zeros_B = jnp.zeros(B, jnp.int32)
         state = BlockState(

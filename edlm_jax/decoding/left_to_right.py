@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edlm_jax.attention import Pattern, attend
+from edlm_jax.attention import Pattern
 from edlm_jax.decoding.acceptance import Sampling
 from edlm_jax.decoding.compiled import compiled
 from edlm_jax.decoding.windows import forward_window, put
@@ -114,11 +114,9 @@ class LeftToRight:
         tokens_BX = jnp.pad(prompts_BP, ((0, 0), (0, self.S - P)), constant_values=filler)
         columns_T = jnp.arange(P + masks)[None]
         segments_BT = (columns_T >= self.pad_B[:, None]).astype(jnp.int32)
-        attention = lambda _, q, k, v: attend(  # noqa: E731
-            q, k, v, pattern=pattern, q_segments_BT=segments_BT, k_segments_BS=segments_BT
-        )
         rotary_BT = self.rotary.at(jnp.maximum(columns_T - self.pad_B[:, None], 0))
-        x_BTD, cache = prefill(self.weights, tokens_BX[:, : P + masks], rotary_BT, attention, keep=P, length=self.S)
+        kept = dict(keep=P, length=self.S)
+        x_BTD, cache = prefill(self.weights, tokens_BX[:, : P + masks], rotary_BT, pattern, segments_BT, **kept)
         zeros_B = jnp.zeros(B, jnp.int32)
         return Rows(tokens_BX, jnp.zeros_like(tokens_BX), cache, zeros_B + P, zeros_B, zeros_B, zeros_B > 0, ()), x_BTD
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from edlm_jax.attention import attend_cached
+from edlm_jax.attention import Pattern, Sight, attend, attend_cached, plan_attention
 from edlm_jax.errors import InputError
 from edlm_jax.models.rope import rotary_tables
 from edlm_jax.models.spec import ModelSpec
@@ -112,17 +112,19 @@ def prefill(
     weights: DecodingWeights,
     tokens_BT,
     rotary_BT,
-    attention: Attention,
+    pattern: Pattern,
+    segments_BT,
     *,
     keep: int,
     length: int,
     read_mask_BTS=None,
 ):
-    """(x_BTD, a cache of `length` columns that begins with the first `keep` of these).
+    """(x_BTD, a cache of `length` columns that begins with the first `keep` of these); padding is segment 0.
 
     `read_mask_BTS`: only so many last columns are read, and this is what they see.
     """
-    keys, values = [], []
+    keys, values, (B, T), spec = [], [], segments_BT.shape, weights.spec
+    plan = plan_attention(Sight(pattern, B, T, T, segments_BT, segments_BT), (spec.num_heads, spec.num_kv_heads))
 
     def attend_and_keep(index, q, k, v):
         for kept, x_BTKH in ((keys, k), (values, v)):
@@ -130,7 +132,7 @@ def prefill(
             kept.append(jnp.pad(x_BKTH, ((0, 0), (0, 0), (0, length - keep), (0, 0))))
         if q.shape[1] < k.shape[1]:
             return attend_cached(q, k.swapaxes(1, 2), v.swapaxes(1, 2), read_mask_BTS)
-        return attention(index, q, k, v)
+        return attend(q, k, v, plan)
 
     read = None if read_mask_BTS is None else read_mask_BTS.shape[1]
     x_BTD = forward(weights, tokens_BT, rotary_BT, attend_and_keep, read)

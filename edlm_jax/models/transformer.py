@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from edlm_jax.attention import Causal, InPieces, Pattern, Tiles, attend
+from edlm_jax.attention import Causal, InPieces, Pattern, Sight, Tiles, attend, plan_attention
 from edlm_jax.errors import InputError
 from edlm_jax.models.head import linear_cross_entropy
 from edlm_jax.models.lora import Lora, initial_adapters, low_rank, scaled
@@ -71,7 +71,7 @@ class Layers(nnx.Module):
 class Transformer(nnx.Module):
     """A decoder-only language model.
 
-    `dtype` is what it computes in, `param_dtype` what it stores, `tiles` what attention on TPU computes at once. It has
+    `dtype` is what it computes in, `param_dtype` what it stores, `tiles` what attention computes at once. It has
     adapters (`lora`) while it is trained; what decodes or is exported has them merged.
     """
 
@@ -82,7 +82,7 @@ class Transformer(nnx.Module):
         rngs: nnx.Rngs,
         dtype: str = "float32",
         param_dtype: str = "float32",
-        tiles: Tiles = Tiles(),  # noqa: B008 (frozen)
+        tiles: Tiles | None = None,
         lora: Lora | None = None,
     ):
         self.spec = spec
@@ -131,15 +131,17 @@ class Transformer(nnx.Module):
         arranged = map(row.enter, (tokens_BT, positions_BT, segment_ids_BT, copies_BM))
         tokens_BT, positions_BT, segment_ids_BT, copies_BM = arranged
         rotary = rotary_tables(positions_BT, self.spec.rope, self.spec.head_dim)
+        B, S = tokens_BT.shape
 
-        def attention(q_BTNH, k_BSKH, v_BSKH):
-            T = q_BTNH.shape[1]
-            segments = {"q_segments_BT": row.read(segment_ids_BT, T), "k_segments_BS": segment_ids_BT}
-            how = dict(pattern=row.for_queries(T), copies_BM=row.read(copies_BM, T), tiles=self.tiles)
-            return attend(q_BTNH, k_BSKH, v_BSKH, **how, **segments)
+        def planned(T):
+            documents = row.read(segment_ids_BT, T), segment_ids_BT
+            sight = Sight(row.for_queries(T), B, T, S, *documents, row.read(copies_BM, T))
+            return plan_attention(sight, (self.spec.num_heads, self.spec.num_kv_heads), self.tiles)
 
-        def body(x_BTD, layer, columns=None):
-            read = partial(row.read, count=columns)
+        whole = planned(S)
+
+        def body(x_BTD, layer, plan=whole, columns=None):
+            read, attention = partial(row.read, count=columns), partial(attend, plan=plan)
             return constrain(layer_forward(self.spec, layer, x_BTD, rotary, attention, read), "BL_"), None
 
         x_BTD, layers = self.embed(tokens_BT), self.layers.stacked(self.dtype)
@@ -149,7 +151,8 @@ class Transformer(nnx.Module):
         unroll = self.spec.num_layers <= _UNROLLED
         x_BTD, _ = jax.lax.scan(rematerialise(body, remat, in_scan=not unroll), x_BTD, layers, unroll=unroll)
         if last is not None:
-            x_BTD, _ = rematerialise(partial(body, columns=columns), remat, in_scan=False)(x_BTD, last)
+            body = partial(body, plan=planned(columns), columns=columns)
+            x_BTD, _ = rematerialise(body, remat, in_scan=False)(x_BTD, last)
         return constrain(row.leave(self.final_norm(x_BTD)), "BL_")
 
     def embed(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:

@@ -153,7 +153,7 @@ def abstract_model(
     spec: ModelSpec,
     dtype: str,
     mesh: jax.sharding.Mesh | None,
-    tiles: Tiles = Tiles(),  # noqa: B008 (frozen)
+    tiles: Tiles | None = None,
     lora: Lora | None = None,
 ) -> tuple[nnx.GraphDef, dict]:
     """(graph definition, parameter tree of ShapeDtypeStructs with their shardings): nothing is allocated."""

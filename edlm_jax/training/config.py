@@ -5,6 +5,7 @@ import math
 
 from ml_collections import ConfigDict, config_dict
 
+from edlm_jax.attention import Tiles
 from edlm_jax.errors import InputError
 from edlm_jax.models.lora import Lora
 from edlm_jax.models.spec import Conversion
@@ -38,7 +39,7 @@ def default_config() -> ConfigDict:
     c.seed = 0  # of the random initialisation, the order of the data and the noise
     c.dtype = "bfloat16"  # of the computation; what is trained, gradients and moments are always float32
     c.remat = "none"  # what the backward pass computes again: none | full | dots | save_attention
-    c.attention_tiles = (512, 512)  # (queries, keys) that attention on TPU computes at once; elsewhere unused
+    c.attention_tiles = ()  # (queries, keys) that attention computes at once; () = the backend's own
     c.steps = 1000  # optimizer steps in all
     c.log_every = 10  # steps between lines of metrics.jsonl
     c.eval_every = 0  # steps between held-out losses; 0 = only at the end
@@ -115,8 +116,8 @@ def validate(c: ConfigDict) -> None:
             if not (value >= 0 if low else value > 0):
                 raise InputError(f"config.{path} must be {word}, not {value}")
     tiles = c.attention_tiles
-    if len(tiles) != 2 or not all(isinstance(size, int) and size > 0 and size % 128 == 0 for size in tiles):
-        raise InputError(f"config.attention_tiles must be two multiples of 128 (queries, keys), not {tuple(tiles)}")
+    if len(tiles) not in (0, 2) or not all(isinstance(size, int) and size > 0 for size in tiles):
+        raise InputError(f"config.attention_tiles must be two sizes (queries, keys), or (), not {tuple(tiles)}")
     _check_objective(c)
     _check_schedule(c)
     if not c.init.path and not c.init.hf_config:
@@ -170,6 +171,11 @@ def _check_schedule(c: ConfigDict) -> None:
     for name in ("beta1", "beta2"):
         if not 0 <= o[name] < 1:
             raise InputError(f"config.optimizer.{name} must be in [0, 1), not {o[name]}")
+
+
+def attention_tiles(c: ConfigDict) -> Tiles | None:
+    """What attention computes at once; None leaves it to the backend."""
+    return Tiles(*c.attention_tiles) if c.attention_tiles else None
 
 
 def adapters(c: ConfigDict) -> Lora | None:

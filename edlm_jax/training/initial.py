@@ -11,7 +11,6 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from edlm_jax.attention import Tiles
 from edlm_jax.errors import InputError
 from edlm_jax.models.lora import combine, initial_adapters, partition
 from edlm_jax.models.spec import ModelSpec
@@ -20,7 +19,7 @@ from edlm_jax.parallel.sharding import param_shardings
 from edlm_jax.pretrained import choose_mask_token, load_pretrained, load_tokenizer, start_mask_embedding
 from edlm_jax.pretrained.source import find_directory, read_config
 from edlm_jax.training.checkpoint import abstract_model, with_shardings
-from edlm_jax.training.config import adapters, conversion
+from edlm_jax.training.config import adapters, attention_tiles, conversion
 from edlm_jax.training.optimizer import make_optimizer
 from edlm_jax.training.step import TrainState
 
@@ -64,7 +63,7 @@ def planned_spec(c: ConfigDict) -> ModelSpec:
 
 def abstract_state(c: ConfigDict, spec: ModelSpec, mesh: Mesh) -> tuple[nnx.GraphDef, TrainState]:
     """(graph definition, state of ShapeDtypeStructs with their shardings)."""
-    graphdef, params = abstract_model(spec, c.dtype, mesh, Tiles(*c.attention_tiles), adapters(c))
+    graphdef, params = abstract_model(spec, c.dtype, mesh, attention_tiles(c), adapters(c))
 
     def build(params):
         return TrainState(jnp.int32(0), _stored(c, params), make_optimizer(c).init(partition(params)[0]))

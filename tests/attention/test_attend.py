@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edlm_jax.attention import Bidirectional, BlockCausal, Causal, CleanContext, attend, attend_dense
-from edlm_jax.attention.attend import _combine, _partial
+from edlm_jax.attention import Bidirectional, BlockCausal, Causal, CleanContext, attend_dense
+from edlm_jax.attention.reference import combine, partial_attention
+from tests.attention.planned import attend
 
 CASES = [
     (Causal(), 37),
@@ -111,10 +112,10 @@ def test_clean_context_never_forms_the_masked_three_quarters():
 def test_groups_of_keys_share_one_softmax():
     q, k, v = random_inputs(int(np.random.randint(2**31)), 11)
     whole = attend_dense(q, k, v, pattern=Bidirectional())
-    later = _partial(q, k[:, 4:], v[:, 4:], None)
-    parts = _combine([_partial(q, k[:, :4], v[:, :4], None), later], q)
+    later = partial_attention(q, k[:, 4:], v[:, 4:], None)
+    parts = combine([partial_attention(q, k[:, :4], v[:, :4], None), later], q)
     np.testing.assert_allclose(parts, whole, atol=2e-6, rtol=2e-5)
-    hidden = _combine([_partial(q, k[:, :4], v[:, :4], np.zeros((1, 1, 4), bool)), later], q)
+    hidden = combine([partial_attention(q, k[:, :4], v[:, :4], np.zeros((1, 1, 4), bool)), later], q)
     np.testing.assert_allclose(
         hidden, attend_dense(q, k[:, 4:], v[:, 4:], pattern=Bidirectional()), atol=2e-6, rtol=2e-5
     )

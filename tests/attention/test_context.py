@@ -15,12 +15,11 @@ from edlm_jax.attention import (
     CleanContext,
     InPieces,
     Tiles,
-    attend,
     attend_dense,
-    attend_in_pieces,
     count_tiles,
 )
 from edlm_jax.attention.intervals import key_runs, visits
+from tests.attention.planned import attend, attend_in_pieces
 
 SMALL = Tiles(128, 128)
 CASES = [  # pattern, columns of a row, mesh (data, fsdp, tensor, context), queries or None, packed

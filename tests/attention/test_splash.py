@@ -17,9 +17,9 @@ from edlm_jax.attention import (
     Pattern,
     Tiles,
     attend_dense,
-    attend_splash,
     count_tiles,
 )
+from tests.attention.planned import attend_splash
 
 SMALL = Tiles(128, 256)
 

@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from edlm_jax.attention import CleanContext, attend, attend_dense, tiled
+from edlm_jax.attention import CleanContext, Tiles, attend_dense, tiled
 from edlm_jax.attention.tiled import _widths
+from tests.attention.planned import attend
 from tests.attention.test_splash import check, random_case, value_and_grad
 from tests.attention.test_triton import CASES, chosen_copies, dense, lowered, random_documents
 
 MODULE = import_module("edlm_jax.attention.attend")  # the package has a function of that name
-SHORT = MODULE._SHORT["cpu"]
+SHORT, TILES = MODULE._SHORT["cpu"], tiled.TILES
 
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """So that short rows have several, and `attend` takes them."""
-    monkeypatch.setattr(tiled, "_TILE", 16)
+    monkeypatch.setattr(tiled, "TILES", Tiles(16, 32))
     monkeypatch.setitem(MODULE._SHORT, "cpu", 0)
 
 
@@ -79,7 +80,7 @@ def test_widths_waste_at_most_a_third(most):
 
 
 def test_long_rows_take_the_tiles_and_never_form_a_square(monkeypatch):
-    monkeypatch.setattr(tiled, "_TILE", 128)
+    monkeypatch.setattr(tiled, "TILES", TILES)
     monkeypatch.setitem(MODULE._SHORT, "cpu", SHORT)
     tile = "128x256xf32"  # scores of two tiles of keys
     long, short = (lowered(attend, CleanContext(L, 16), L, platform="cpu") for L in (1024, SHORT // 2))

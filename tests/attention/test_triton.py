@@ -18,15 +18,14 @@ from edlm_jax.attention import (
     CleanContext,
     Pattern,
     Tiles,
-    attend,
     attend_dense,
-    attend_triton,
     same_segment,
 )
-from edlm_jax.attention.attend import _combine, _partial
 from edlm_jax.attention.intervals import _read_runs, key_runs, may_look, visits
+from edlm_jax.attention.reference import combine, partial_attention
 from edlm_jax.decoding.blocks import PromptThenBlock
 from edlm_jax.errors import InputError
+from tests.attention.planned import attend, attend_triton
 from tests.attention.test_splash import check, random_case, value_and_grad
 
 SMALL = Tiles(32, 16)
@@ -94,7 +93,7 @@ def chosen_copies(L, C, M, clean="block_causal", B=2):
 
 def dense(q_BTNH, k_BSKH, v_BSKH, mask_BTS, **_):
     """`attend_dense` under any mask."""
-    return _combine([_partial(q_BTNH, k_BSKH, v_BSKH, mask_BTS)], q_BTNH)
+    return combine([partial_attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS)], q_BTNH)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@
 Not yet run on a GPU. The second line runs the kernels' Python on any machine: it shows that this program works, and its
 times mean nothing.
 
-Sides: `tiles` is `attend_triton`, once for each size of tile; `split` is what `attend` takes for short rows; `xla` and
+Sides: `tiles` is `plan_triton`, once for each size of tile; `split` is what `attend` takes for short rows; `xla` and
 `cudnn` are `jax.nn.dot_product_attention` with the whole mask. They take turns, and each is compared with the split in
 float32 (largest difference over largest value, of the output and the three gradients). A side that fails, as for want
 of memory, says so.
@@ -22,9 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edlm_jax.attention import CleanContext, Tiles, attend_triton
-from edlm_jax.attention.attend import _attend_split
+from edlm_jax.attention import CleanContext, Sight, Tiles
 from edlm_jax.attention.intervals import key_runs, visits
+from edlm_jax.attention.split import plan_split
+from edlm_jax.attention.triton import plan_triton
 from edlm_jax.benchmarks.attention import (
     attend_masked,
     forward_and_backward,
@@ -81,14 +82,11 @@ def parse() -> argparse.Namespace:
 
 def sides(args, pattern, ids_BT) -> dict:
     """name -> function(q, k, v)"""
-    rows = dict(pattern=pattern, q_segments_BT=ids_BT, k_segments_BS=ids_BT)
-    tiled = {
-        f"tiles {tiles.queries}x{tiles.keys}": partial(attend_triton, tiles=tiles, interpret=args.interpret, **rows)
-        for tiles in args.tiles
-    }
+    sight = Sight(pattern, *ids_BT.shape, ids_BT.shape[1], ids_BT, ids_BT)
+    tiled = {f"tiles {t.queries}x{t.keys}": plan_triton(sight, t, args.interpret) for t in args.tiles}
     mask_BTT = whole_mask(pattern, ids_BT)
     dense = {name: partial(attend_masked, mask_BTS=mask_BTT, implementation=name) for name in ("xla", "cudnn")}
-    return tiled | {"split": partial(_attend_split, copies_BM=None, **rows)} | dense
+    return tiled | {"split": plan_split(sight)} | dense
 
 
 def random_rows(args):

@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 
-from edlm_jax.attention import attend
 from edlm_jax.benchmarks.attention import (
     attend_masked,
     forward_and_backward,
@@ -14,6 +13,7 @@ from edlm_jax.benchmarks.attention import (
 )
 from edlm_jax.benchmarks.training import packed_batch
 from edlm_jax.training.objective import Objective, example_keys
+from tests.attention.planned import attend
 
 
 @pytest.mark.parametrize("noisy_length", [0, 24])

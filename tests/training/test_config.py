@@ -19,7 +19,7 @@ BAD = [
     ({"objective.random_block_lengths": (4,), "objective.pattern": "bidirectional"}, "means nothing"),
     ({"dtype": "float16"}, "dtype='float16' is unknown"),
     ({"remat": "some"}, "remat='some' is unknown"),
-    ({"attention_tiles": (512, 100)}, "two multiples of 128"),
+    ({"attention_tiles": (512, 0)}, "two sizes"),
     ({"steps": 0}, "steps must be positive"),
     ({"objective.noisy_length": 24}, "noisy_length=24 is not divisible by block_length=16"),
     ({"objective.noisy_length": 32, "objective.pattern": "block_causal"}, "noisy_length means nothing"),

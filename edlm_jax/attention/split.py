@@ -1,0 +1,128 @@
+"""The exact split in plain JAX, for short rows: what a pattern forbids is cut off in chunks, never formed and masked.
+
+Shapes: B batch, T query, S key, L length, M noisy columns, C block length. Masks are worked out here, once; a mask of
+None hides nothing.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+
+from edlm_jax.attention.pattern import BlockCausal, Causal, CleanContext, same_segment
+from edlm_jax.attention.reference import attend_dense, combine, partial_attention
+from edlm_jax.attention.sight import Sight
+
+_CHUNK = 128  # queries per tile of the triangular split; a choice, other sizes are not yet measured
+
+
+class _Part(NamedTuple):
+    """Keys that a chunk of queries meets, and who of them sees whom; in blocks of C, each of a chunk's own alone."""
+
+    keys: slice
+    mask: jax.Array | None
+    blocks: int | None = None
+
+    def attend(self, q_BTNH, k_BSKH, v_BSKH):
+        """Before normalisation, see `partial_attention`."""
+        arrays = q_BTNH, k_BSKH[:, self.keys], v_BSKH[:, self.keys]
+        if self.blocks is None:
+            return partial_attention(*arrays, self.mask)
+        (B, T), C = q_BTNH.shape[:2], self.blocks
+        parts = partial_attention(*(_fold(x, C) for x in arrays), self.mask)
+
+        def unfold(x):
+            x = jnp.moveaxis(x.reshape(B, -1, *x.shape[1:]), 1, 3)  # B, K, G, blocks, C, ...
+            return x.reshape(*x.shape[:3], T + -T % C, x.shape[-1])[:, :, :, :T]
+
+        return jax.tree.map(unfold, parts)
+
+
+class _Chunk(NamedTuple):
+    """Queries, and the groups of keys that they meet under one softmax."""
+
+    queries: slice
+    parts: list[_Part]
+
+
+def plan_split(sight: Sight):
+    """`attend(q, k, v)` by chunks of queries; of other patterns than triangles and two streams, the dense reference."""
+    pattern, segments = sight.pattern, (sight.q_segments_BT, sight.k_segments_BS)
+    if isinstance(pattern, CleanContext):
+        chunks = _clean_context(sight)
+    elif isinstance(pattern, Causal | BlockCausal) and sight.q_len == sight.k_len:
+        chunks = _triangle(pattern, 0, sight.k_len, *segments)
+    else:
+        return partial(attend_dense, pattern=pattern, q_segments_BT=segments[0], k_segments_BS=segments[1])
+
+    def attend(q_BTNH, k_BSKH, v_BSKH):
+        outs = []
+        for chunk in chunks:
+            q = q_BTNH[:, chunk.queries]
+            outs.append(combine([part.attend(q, k_BSKH, v_BSKH) for part in chunk.parts], q))
+        return checkpoint_name(jnp.concatenate(outs, axis=1), "attention")
+
+    return attend
+
+
+def _triangle(pattern, first, length, q_segments_BT, k_segments_BT) -> list[_Chunk]:
+    """Causal and block-causal, on the columns from `first` on: each chunk meets the keys up to its own end, no later.
+
+    Segments are those of these columns alone.
+    """
+    C = pattern.block_length if isinstance(pattern, BlockCausal) else 1
+    chunks = []
+    for start, stop in _cut(length, C):
+        mask_BTS = jnp.asarray(pattern.allowed(np.arange(start, stop)[:, None], np.arange(stop)[None]))[None]
+        if q_segments_BT is not None:
+            mask_BTS = mask_BTS & same_segment(q_segments_BT[:, start:stop], k_segments_BT[:, :stop])
+        chunks.append(_Chunk(slice(first + start, first + stop), [_Part(slice(first, first + stop), mask_BTS)]))
+    return chunks
+
+
+def _clean_context(sight: Sight) -> list[_Chunk]:
+    """Clean on clean; noisy on earlier clean blocks and on its own block. Queries may be the noisy stream alone."""
+    pattern, copies_BM = sight.pattern, sight.copies_BM
+    L, M, C = pattern.length, pattern.noisy_columns, pattern.block_length
+    packed = sight.q_segments_BT is not None
+    noisy_BM, clean_BL = (sight.q_segments_BT[:, :M], sight.k_segments_BS[:, M:]) if packed else (None, None)
+    chunks = []
+    for start, stop in _cut(M, C):
+        parts = [_own_blocks(noisy_BM, sight.batch, start, stop, C)]
+        # Static where it can be: clean keys that nobody in this chunk sees are then left out.
+        copies_BT = np.arange(start, stop)[None] % L if copies_BM is None else copies_BM[:, start:stop]
+        seen = (int(copies_BT.max()) if copies_BM is None else L - 1) // C * C
+        if seen:
+            mask_BTS = jnp.asarray(np.arange(seen)[None, None] // C < copies_BT[:, :, None] // C)
+            if packed:
+                mask_BTS = mask_BTS & same_segment(noisy_BM[:, start:stop], clean_BL[:, :seen])
+            parts.append(_Part(slice(M, M + seen), mask_BTS))
+        chunks.append(_Chunk(slice(start, stop), parts))
+    if sight.q_len > M:
+        chunks += _triangle(pattern.clean_pattern, M, L, clean_BL, clean_BL)
+    return chunks
+
+
+def _own_blocks(segments_BM, batch, start, stop, C) -> _Part:
+    """Dense C x C attention inside each noisy block: blocks become rows of the batch; a short last block is padded."""
+    short = (start - stop) % C
+    if not short and segments_BM is None:
+        return _Part(slice(start, stop), None, C)
+    segments_BT = jnp.zeros((batch, stop - start), jnp.int32) if segments_BM is None else segments_BM[:, start:stop]
+    folded = _fold(segments_BT, C)
+    return _Part(slice(start, stop), same_segment(folded, folded), C)
+
+
+def _fold(x, C):
+    B, T = x.shape[:2]
+    x = jnp.pad(x, ((0, 0), (0, -T % C)) + ((0, 0),) * (x.ndim - 2), constant_values=-1 if x.ndim == 2 else 0)
+    return x.reshape(B * (T + -T % C) // C, C, *x.shape[2:])
+
+
+def _cut(length, block_length):
+    """(start, stop) of the query chunks: whole blocks, about `_CHUNK` long."""
+    step = -(-_CHUNK // block_length) * block_length
+    return [(start, min(start + step, length)) for start in range(0, length, step)]
