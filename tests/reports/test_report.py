@@ -1,7 +1,9 @@
 """The report's tables, files and figure."""
 
 import json
+from pathlib import Path
 
+from edlm_jax.reports.plot_readme import plot_readme
 from edlm_jax.reports.plot_report import plot_report
 from edlm_jax.reports.report import describe_machine, print_report, read_losses, write_report
 
@@ -76,3 +78,19 @@ def test_losses_are_read_from_the_training_metrics(tmp_path):
     lines = [dict(step=1, loss=2.5), dict(step=1, eval_loss=9.0), dict(step=2, loss=None), dict(step=3, loss=1.5)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert read_losses(tmp_path / "metrics.jsonl") == [(1, 2.5), (3, 1.5)]
+
+
+def test_the_readme_shows_committed_results(tmp_path):
+    docs = Path(__file__).parents[2] / "docs"
+    read = lambda name: json.loads((docs / name).read_text())  # noqa: E731
+    quickstart, modes = read("quickstart_epyc.json"), read("studies/modes.json")
+    plot_readme(quickstart, modes, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG") and (docs / "picture.png").is_file()
+    readme = (docs.parent / "README.md").read_text()
+    assert len(readme.splitlines()) <= 120
+    for entry in quickstart["diffusion"][1], quickstart["diffusion"][3]:
+        speed = entry["tokens_per_second"], entry["tokens_per_second"] / quickstart["ar"]["tokens_per_second"]
+        row = f"| {entry['accuracy']:.3f} | {entry['tokens_per_forward']:.2f} | {speed[0]:.0f} | {speed[1]:.2f}x |"
+        assert f"| diffusion, threshold {entry['threshold']:g} {row}" in readme
+    for page in docs.glob("*.md"):
+        assert len(page.read_text().splitlines()) <= 150, page
