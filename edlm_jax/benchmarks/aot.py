@@ -135,6 +135,7 @@ def decoder_report(spec: ModelSpec, dtype: str, devices: list[jax.Device]) -> di
         shifted=spec.conversion.alignment == "shifted",
         sampling=Sampling(),
         fused_commit=True,
+        first_token=False,
         prefill=BlockCausal(C),
     )
     request = Request(

@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="another rule: factor:1, fixed:2 (tokens a step), entropy:0.1 (nats), margin:0.5, prefix:0.9",
     )
     parser.add_argument("--block-length", type=int, metavar="C", help="default: the one the model was converted with")
+    parser.add_argument("--grid", choices=("response", "position"), help="where blocks are counted from (as converted)")
     parser.add_argument("--sub-block-length", type=int, metavar="U", help="finish blocks in parts of so many tokens")
     parser.add_argument("--dual-cache", action="store_true", help="forward the active part of a block alone")
     parser.add_argument("--draft-depth", type=int, default=3, metavar="D", help="tokens that --mode=psd guesses (3)")
@@ -127,6 +128,7 @@ def _settings(args, spec, tokenizer) -> dict[str, Any]:
         threshold=args.threshold,
         rule=args.rule,
         block_length=args.block_length,
+        grid=args.grid,
         sub_block_length=args.sub_block_length,
         dual_cache=args.dual_cache,
         draft_depth=args.draft_depth,

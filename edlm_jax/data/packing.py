@@ -8,7 +8,7 @@ With block length 4 (p prompt, r response, t text, e end, . padding; a row of 24
     loss_mask    0 0 0 0  1 1 1 1  1 1 1 1  1 1 2 2  0 0 0 0  1 1 1 1
 
 - A document starts on a block boundary. One that begins with a prompt is padded on its left, so that its response does,
-  as the decoder's grid starts at the prompt's end.
+  as the decoder's grid starts at the prompt's end. Where the decoder counts blocks from position 0, nothing is padded.
 - Its last block is filled with end tokens that carry loss. The decoder always appends whole blocks of masks: a model
   that had only seen the masks of real tokens would be told by their number where the answer ends. The loss mask is 2
   there: they are learned, but no tokens of the document (see `without_filler`).
@@ -39,6 +39,7 @@ class Grid:
     length: int
     block_length: int
     end_id: int
+    counted_from: str = "response"  # "position": a document's blocks begin at its first token, prompt or not
 
 
 def align_document(tokens: Tokens, grid: Grid) -> list[np.ndarray]:
@@ -50,7 +51,7 @@ def align_document(tokens: Tokens, grid: Grid) -> list[np.ndarray]:
     tokens_L, loss_mask_L = tokens
     if not loss_mask_L.any():
         return []
-    left = -int(loss_mask_L.argmax()) % grid.block_length
+    left = -int(loss_mask_L.argmax()) % grid.block_length if grid.counted_from == "response" else 0
     if loss_mask_L[0]:
         cuts = range(0, len(tokens_L), grid.length)
         return [_align_piece(tokens_L[i : i + grid.length], loss_mask_L[i : i + grid.length], 0, grid) for i in cuts]

@@ -36,9 +36,11 @@ class CutDocuments(grain.experimental.FlatMapTransform):
         return pieces
 
 
-def make_dataset(data, tokenizer, *, seed: int, block_length: int, rows: Sequence[int] | None = None) -> ShardedBatches:
+def make_dataset(
+    data, tokenizer, *, seed: int, block_length: int, grid: str = "response", rows: Sequence[int] | None = None
+) -> ShardedBatches:
     """The training batches of c.data, without end; of each batch the rows `rows` (None: all), in ascending order."""
-    grid = _make_grid(data, tokenizer, block_length)
+    grid = _make_grid(data, tokenizer, block_length, grid)
     sources = open_sources(data.sources, tokenizer, grid)
 
     def open_shard(shard: int) -> grain.IterDataset:
@@ -57,13 +59,15 @@ def make_dataset(data, tokenizer, *, seed: int, block_length: int, rows: Sequenc
     return ShardedBatches(open_shard, shards=data.shards, batch_size=data.batch_size, rows=rows)
 
 
-def make_eval_batches(data, tokenizer, *, block_length: int, rows: Sequence[int] | None = None) -> Iterator[Row]:
+def make_eval_batches(
+    data, tokenizer, *, block_length: int, grid: str = "response", rows: Sequence[int] | None = None
+) -> Iterator[Row]:
     """The held-out batches of c.data, of each the rows `rows` (None: all): each document once, until the first source
     ends or eval_batches are made. The same batches whenever it is called; the last one may be filled with padding.
 
     Each process packs the whole set, so that all of them see the same number of batches.
     """
-    grid = _make_grid(data, tokenizer, block_length)
+    grid = _make_grid(data, tokenizer, block_length, grid)
     opened = open_sources(data.eval_sources, tokenizer, grid)
     documents = [shuffle(grain.MapDataset.source(source), 0) for source in opened]
     mixed = iter(_mix([_make_rows(d, data, tokenizer, grid, 0) for d in documents], data.eval_sources))
@@ -107,7 +111,7 @@ def _align(tokenizer, grid: Grid, document) -> list[np.ndarray] | None:
     return None if document is None else align_document(tokenize(document, tokenizer), grid) or None
 
 
-def _make_grid(data, tokenizer, block_length: int) -> Grid:
+def _make_grid(data, tokenizer, block_length: int, counted_from: str) -> Grid:
     if block_length < 1:
         raise InputError(f"block_length must be positive, not {block_length}")
     if data.length < 1 or data.length % block_length:
@@ -118,4 +122,4 @@ def _make_grid(data, tokenizer, block_length: int) -> Grid:
         raise InputError(f"unknown packing {data.packing!r}; known: {', '.join(MAX_PER_ROW)}")
     if tokenizer.eos_token_id is None:
         raise InputError("the tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json")
-    return Grid(data.length, block_length, tokenizer.eos_token_id)
+    return Grid(data.length, block_length, tokenizer.eos_token_id, counted_from)

@@ -23,18 +23,24 @@ class Proposal:
     """What one forward proposes for each position; what a rule does not read is never computed."""
 
     tokens_BC: jax.Array
-    confidence_BC: jax.Array  # softmax probability of the token, without temperature or noise
+    confidence_BC: jax.Array  # probability of the token
     margin_BC: jax.Array  # the highest probability less the second
     entropy_BC: jax.Array  # nats
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn: greedily, or by Gumbel-max among the `top_k` best (0: all) that hold `top_p` (1: all)."""
+    """How tokens are drawn: greedily, or by Gumbel-max among the `top_k` best (0: all) that hold `top_p` (1: all).
+
+    The probabilities that rules read are the model's own or, with `drawn_confidence`, those that tokens are drawn by,
+    after temperature, `top_k` and `top_p` (SDAR, Dream, Fast-dLLM v2). Of greedy tokens they are always the model's
+    own: a distribution of one token would make every confidence 1.
+    """
 
     greedy: bool = True
     top_k: int = 0
     top_p: float = 1.0
+    drawn_confidence: bool = False
 
     def propose(self, logits_BCV, keys_B, count_B, temperature, *, banned_id: int | None) -> Proposal:
         """Tokens for each position; `banned_id`, the mask token, is never one.
@@ -48,8 +54,12 @@ class Sampling:
         if not self.greedy:
             keys_B = jax.vmap(jax.random.fold_in)(keys_B, count_B)
             noise_BCV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BCV.shape[1:]))(keys_B)
+            narrow_BCV = _narrow(logits_BCV, temperature, self.top_k, self.top_p)
             # Temperature 0 inside a sampling program is greedy: the noise is dropped instead of dividing by zero.
-            scores_BCV = _narrow(logits_BCV, temperature, self.top_k, self.top_p) + temperature * noise_BCV
+            scores_BCV = narrow_BCV + temperature * noise_BCV
+            if self.drawn_confidence:
+                drawn_BCV = jax.nn.log_softmax(narrow_BCV / jnp.maximum(temperature, 1e-6))
+                log_p_BCV = jnp.where(temperature > 0, drawn_BCV, log_p_BCV)
         tokens_BC = jnp.argmax(scores_BCV, axis=-1).astype(jnp.int32)
         chosen_BC = jnp.take_along_axis(log_p_BCV, tokens_BC[..., None], axis=-1)[..., 0]
         two_best_BC2 = jax.lax.top_k(log_p_BCV, 2)[0]

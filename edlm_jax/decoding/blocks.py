@@ -12,7 +12,9 @@ accepted:
 
 The first denoising forward of a row rides in the prefill, as in AR decoding the first token does. `commit="fused"`
 writes a finished block's clean K/V in the first denoising forward of the next block (block-causal over the two, hence
-exact: the same K/V as a forward of its own); `"separate"` spends that forward of its own.
+exact: the same K/V as a forward of its own); `"separate"` spends that forward of its own. `"first_token"` is separate,
+the prefill, too, and takes the next block's first token from it, the most likely one however sure (Fast-dLLM v2; it
+needs shifted logits). The block's first denoising forward then knows that token.
 """
 
 from dataclasses import dataclass, replace
@@ -40,6 +42,7 @@ class BlockSettings:
     shifted: bool
     sampling: Sampling
     fused_commit: bool
+    first_token: bool  # a commit, or the prefill, gives the next block's
     prefill: Pattern
 
     def program(self, weights: DecodingWeights, request: "Request") -> "BlockProgram":
@@ -134,21 +137,25 @@ class BlockProgram:
         return jax.lax.while_loop(lambda s: ~s.pending_B.any() & ~s.done_B.all(), self.denoise, s)
 
     def prefill(self) -> BlockState:
-        """The prompt into the cache, and the first denoising step: one forward over [prompt | first block]."""
+        """The prompt into the cache, and the first denoising step: one forward over [prompt | first block].
+
+        Where a block's first token is taken before, the forward is over the prompt alone.
+        """
         prompts_BP = self.request.prompts_BP
         B, P = prompts_BP.shape
         c, C = self.settings, self.settings.block_length
+        T = P if c.first_token else P + C
         masks = jnp.full((B, (c.num_blocks - 1) * C), c.mask_id, jnp.int32)
         tokens_BX = jnp.concatenate([prompts_BP, self.request.first_block_BC, masks], axis=1)
-        columns_T = jnp.arange(P + C)[None]
+        columns_T = jnp.arange(T)[None]
         segments_BT = (columns_T >= self.pad_B[:, None]).astype(jnp.int32)
         rotary_BT = self.rotary.at(jnp.maximum(columns_T - self.pad_B[:, None], 0))
         # Read are the block and, shifted, the column before it, which sees the whole prompt under every prefill.
-        end_R1 = jnp.where(columns_T[0, P - c.shifted :, None] < P, P, P + C)
+        end_R1 = jnp.where(columns_T[0, P - c.shifted :, None] < P, P, T)
         read_mask_BRT = (columns_T[:, None] < end_R1[None]) & (segments_BT[:, None] > 0)
         kept = dict(keep=P, length=self.S, read_mask_BTS=read_mask_BRT)
         pattern = PromptThenBlock(P, c.prefill)
-        x_BRD, cache = prefill(self.weights, tokens_BX[:, : P + C], rotary_BT, pattern, segments_BT, **kept)
+        x_BRD, cache = prefill(self.weights, tokens_BX[:, :T], rotary_BT, pattern, segments_BT, **kept)
         logits_BCV = self.weights.logits(x_BRD[:, :C])
         zeros_B = jnp.zeros(B, jnp.int32)
         state = BlockState(
@@ -162,7 +169,8 @@ class BlockProgram:
             commit_B=zeros_B,
             before_BV=logits_BCV[:, 0] if c.shifted else jnp.zeros((B, 0)),
         )
-        return self.accept(self.start(state), logits_BCV)
+        state = self.start(state)
+        return self.lead(state) if c.first_token else self.accept(state, logits_BCV)
 
     def denoise(self, s: BlockState) -> BlockState:
         """One step of every row's current block, nothing being pending."""
@@ -183,7 +191,8 @@ class BlockProgram:
             logits_B1V = self.weights.logits(x_BRD[:, :1])
             s = replace(s, before_BV=jnp.where(s.pending_B[:, None], logits_B1V[:, 0], s.before_BV))
         if not c.fused_commit:
-            return replace(s, commit_B=s.commit_B + s.pending_B, pending_B=s.pending_B & False)
+            s = replace(s, commit_B=s.commit_B + s.pending_B, pending_B=s.pending_B & False)
+            return self.lead(s) if c.first_token else s
         if not c.shifted:
             return self.accept(s, self.weights.logits(x_BRD))
         logits_BCV = self.weights.logits(x_BRD[:, 1:-1])
@@ -206,13 +215,25 @@ class BlockProgram:
         return None if where_B is None else where_B[:, None] | (jnp.arange(T) >= self.settings.block_length)[None]
 
     def accept(self, s: BlockState, logits_BCV) -> BlockState:
-        """Keeps what the rule accepts in every row's current block; a full block becomes pending, or ends its row."""
+        """Keeps what the rule accepts in every row's current block."""
         c, C = self.settings, self.settings.block_length
         denoise_B = s.denoise_B + ~s.done_B
         proposal = c.sampling.propose(logits_BCV, self.keys_B, denoise_B, self.request.temperature, banned_id=c.mask_id)
         block_BC = _window(s.tokens_BX, s.start_B, C)
-        accepted_BC = self.request.rule(proposal, self.open(block_BC)) & ~s.done_B[:, None]
-        block_BC = jnp.where(accepted_BC, proposal.tokens_BC, block_BC)
+        return self.keep(s, proposal.tokens_BC, self.request.rule(proposal, self.open(block_BC)), denoise_B)
+
+    def lead(self, s: BlockState) -> BlockState:
+        """Takes the first token of every block that has none yet from the logits of the column before it."""
+        c, C = self.settings, self.settings.block_length
+        best_B = jnp.argmax(s.before_BV.at[:, c.mask_id].set(-jnp.inf), axis=-1).astype(jnp.int32)
+        masked_BC = _window(s.tokens_BX, s.start_B, C) == c.mask_id
+        return self.keep(s, best_B[:, None], masked_BC & (jnp.arange(C) == 0)[None], s.denoise_B)
+
+    def keep(self, s: BlockState, tokens_BC, accepted_BC, denoise_B) -> BlockState:
+        """Puts accepted tokens into every row's current block; a full block becomes pending, or ends its row."""
+        C = self.settings.block_length
+        accepted_BC = accepted_BC & ~s.done_B[:, None]
+        block_BC = jnp.where(accepted_BC, tokens_BC, _window(s.tokens_BX, s.start_B, C))
         at_BC = jnp.where(accepted_BC, denoise_B[:, None], _window(s.accepted_at_BX, s.start_B, C))
         full_B, finished_B = self._progress(block_BC, s.start_B)
         moves_B = full_B & ~finished_B & ~s.done_B

@@ -43,7 +43,9 @@ class Decoder:
         eos_id: int | None = None,
         mode: str = "diffusion",
         prefill: str | None = None,
-        commit: str = "fused",
+        grid: str | None = None,
+        confidence: str | None = None,
+        commit: str | None = None,
         mask_id: int | None = None,
         draft_depth: int = 3,
         sub_block_length: int | None = None,
@@ -56,14 +58,17 @@ class Decoder:
 
         Args:
           max_new_tokens: the most new tokens of a row; a row ends earlier at an `eos_id` with no mask before it.
-          block_length, prefill, mask_id: default to what the checkpoint was converted with. `prefill` is how the prompt
-            attends to itself: "block_causal" (the grid counted from the prompt's end, as trained), "bidirectional" or
-            "causal".
+          block_length, prefill, grid, mask_id: default to what the checkpoint was converted with. `prefill` is how the
+            prompt attends to itself: "block_causal", "bidirectional" or "causal". `grid` is where blocks are counted
+            from: "response", the prompt's end, or "position", position 0, so that the last tokens of a prompt may share
+            their block with the first ones of the answer.
           threshold: accept every masked token with at least this confidence, and always the best one; 1 is one token a
             forward.
           rule: another acceptance rule than `Threshold(threshold)`, as a value or as text: "factor:1", "fixed:2".
           temperature, top_k, top_p: 0 is greedy, else Gumbel-max sampling among the best k tokens (0: all) and the
             smallest set that holds the probability p.
+          confidence: what rules compare: "raw", the model's own probabilities, or "drawn", those after temperature,
+            top_k and top_p. Default: as the checkpoint's own code does.
           seed: one for all rows, from which each row gets its own, or one a row: a row alone then equals the row in any
             batch.
           mode: "diffusion"; "ar", one token a forward on the same weights, causally; "self_speculation" and
@@ -71,7 +76,8 @@ class Decoder:
             forwards a cycle or in one wide one; "mars", from left to right while confident, causally; "psd", diffusion
             with guesses `draft_depth` tokens deep that the next forward verifies; "dmax", soft tokens that are revised
             until they agree. Their files in edlm_jax/decoding/ say more.
-          commit: "fused" (in the next block's first forward) or "separate".
+          commit: "fused" (in the next block's first forward), "separate", or "first_token": separate, and it gives the
+            next block's first token, however sure. Default: as the checkpoint's own code does.
           sub_block_length: diffusion finishes sub-blocks of so many tokens from left to right inside a block (Fast-dLLM
             v2: 8 in blocks of 32); `dual_cache` then forwards the active one alone where it can, an approximation.
           stop, detokenize: a row also ends before the first of these strings in its text, which `detokenize` makes of
@@ -99,6 +105,8 @@ class Decoder:
             seeds_B=row_seeds(seed, len(prompts)),
             eos_id=eos_id,
             prefill=prefill,
+            grid=grid,
+            confidence=confidence,
             commit=commit,
             mask_id=mask_id,
             draft_depth=draft_depth,

@@ -16,7 +16,8 @@ class Generation:
     """New tokens of each row, up to and including its EOS, or up to a stop string, and the forwards they took.
 
     Forwards are counted per row and summed over rows: a row that is done no longer counts. The prefill is each row's
-    first: it yields the first token in AR mode and is the first denoising step in diffusion mode.
+    first: it yields the first token in AR mode and is the first denoising step in diffusion mode. Where commits and the
+    prefill give first tokens (blocks.py), they are no denoising forwards; such a token has the number of the last one.
     """
 
     tokens: list[list[int]]

@@ -76,7 +76,8 @@ class Mode:
 
 
 def _diffusion(weights, prompts, options) -> Run:
-    fields, U = _block_fields(options), options.sub_block_length
+    conversion, U = options.spec.conversion, options.sub_block_length
+    fields = _block_fields(options, options.commit or (conversion.commit if conversion else "fused"))
     if U is None:
         return _blocks(weights, prompts, options, BlockSettings(**fields))
     if U < 1 or options.block_length % U:
@@ -86,35 +87,39 @@ def _diffusion(weights, prompts, options) -> Run:
 
 
 def _dmax(weights, prompts, options) -> Run:
-    return _blocks(weights, prompts, options, DMaxSettings(**_block_fields(options)))
+    if options.commit == "first_token":
+        raise InputError("dmax may revise any token of a block, the first, too; set commit to 'fused' or 'separate'")
+    return _blocks(weights, prompts, options, DMaxSettings(**_block_fields(options, options.commit or "fused")))
 
 
 def _psd(weights, prompts, options) -> Run:
-    if options.commit != "fused":
+    if options.commit not in (None, "fused"):
         raise InputError("psd commits a block in the next one's first forward; leave commit at 'fused'")
-    return _blocks(weights, prompts, options, PSDSettings(**_block_fields(options), depth=options.draft_depth))
+    settings = PSDSettings(**_block_fields(options, "fused"), depth=options.draft_depth)
+    return _blocks(weights, prompts, options, settings)
 
 
-def _block_fields(options: Options) -> dict[str, Any]:
-    spec, C = options.spec, options.block_length
+def _block_fields(options: Options, commit: str) -> dict[str, Any]:
+    C = options.block_length
     patterns = {"block_causal": BlockCausal(C), "bidirectional": Bidirectional(), "causal": Causal()}
     return dict(
         block_length=C,
         # Counted from position 0, up to block_length - 1 tokens of the prompt lie in the first block.
-        num_blocks=-(-(options.max_new_tokens + (C - 1) * spec.on_position_grid) // C),
+        num_blocks=-(-(options.max_new_tokens + (C - 1) * options.on_position_grid) // C),
         mask_id=options.mask_id,
         eos_id=options.eos_id,
         shifted=options.shifted,
         sampling=options.sampling,
-        fused_commit=options.commit == "fused",
+        fused_commit=commit == "fused",
+        first_token=commit == "first_token",
         prefill=patterns[options.prefill],
     )
 
 
 def _blocks(weights, prompts, options, settings: BlockSettings) -> Run:
-    C, spec = settings.block_length, options.spec
-    prompts, given = split_prompts(prompts, C if spec.on_position_grid else 1)
-    prompts_BP, pad_B = pad_prompts(prompts, C, spec.max_length)
+    C = settings.block_length
+    prompts, given = split_prompts(prompts, C if options.on_position_grid else 1)
+    prompts_BP, pad_B = pad_prompts(prompts, C, options.spec.max_length)
     request = Request(
         prompts_BP=prompts_BP,
         pad_B=pad_B,

@@ -9,7 +9,7 @@ import numpy as np
 from edlm_jax.decoding.acceptance import Rule, Sampling, Threshold, parse_rule
 from edlm_jax.errors import InputError
 from edlm_jax.models import ModelSpec
-from edlm_jax.models.spec import PREFILLS
+from edlm_jax.models.spec import COMMITS, CONFIDENCES, GRIDS, PREFILLS
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Options:
     max_new_tokens: int
     block_length: int | None  # None: an AR model that was never converted
     prefill: str
+    grid: str
     mask_id: int | None
     eos_id: int | None
     threshold: float
@@ -27,7 +28,7 @@ class Options:
     sampling: Sampling
     temperature: float
     seeds_B: np.ndarray
-    commit: str
+    commit: str | None  # None: the call names none
     draft_depth: int
     sub_block_length: int | None
     dual_cache: bool
@@ -36,6 +37,11 @@ class Options:
     def shifted(self) -> bool:
         """Does logit i predict token i + 1?"""
         return self.spec.conversion is not None and self.spec.conversion.alignment == "shifted"
+
+    @property
+    def on_position_grid(self) -> bool:
+        """Are blocks counted from position 0?"""
+        return self.grid == "position"
 
     @property
     def acceptance(self) -> Rule:
@@ -56,6 +62,8 @@ def read_options(
     seeds_B,
     eos_id,
     prefill,
+    grid,
+    confidence,
     commit,
     mask_id,
     draft_depth,
@@ -71,10 +79,14 @@ def read_options(
         raise InputError(f"top_k must not be negative and top_p must lie in (0, 1], not {top_k} and {top_p}")
     if temperature == 0 and (top_k or top_p < 1):
         warnings.warn("top_k and top_p choose what is sampled from: at temperature 0 they change nothing", stacklevel=3)
-    if commit not in ("fused", "separate"):
-        raise InputError(f"commit {commit!r} is unknown; choose 'fused' or 'separate'")
-    if prefill is not None and prefill not in PREFILLS:
-        raise InputError(f"prefill {prefill!r} is unknown; choose one of {', '.join(PREFILLS)}")
+    for name, value, choices in (
+        ("prefill", prefill, PREFILLS),
+        ("grid", grid, GRIDS),
+        ("confidence", confidence, CONFIDENCES),
+        ("commit", commit, COMMITS),
+    ):
+        if value is not None and value not in choices:
+            raise InputError(f"{name} {value!r} is unknown; choose one of {', '.join(choices)}")
     if block_length is not None and block_length < 1:
         raise InputError(f"block_length must be a positive number of tokens, not {block_length}")
     if draft_depth < 0:
@@ -82,17 +94,21 @@ def read_options(
     rule = parse_rule(rule) if isinstance(rule, str) else rule
     (rule or Threshold(threshold)).check()
     conversion = spec.conversion
-    _warn_of_untrained(conversion, block_length, prefill)
+    if commit == "first_token" and (conversion is None or conversion.alignment != "shifted"):
+        raise InputError("commit 'first_token' needs a model with shifted logits; choose 'fused' or 'separate'")
+    _warn_of_untrained(conversion, block_length, prefill=prefill, grid=grid)
+    drawn = (confidence or (conversion.confidence if conversion else "raw")) == "drawn"
     return Options(
         spec=spec,
         max_new_tokens=max_new_tokens,
         block_length=block_length or (conversion.block_length if conversion else None),
         prefill=prefill or (conversion.prefill if conversion else "block_causal"),
+        grid=grid or (conversion.grid if conversion else "response"),
         mask_id=conversion.mask_token_id if mask_id is None and conversion else mask_id,
         eos_id=eos_id,
         threshold=float(threshold),
         rule=rule,
-        sampling=Sampling(False, top_k, top_p) if temperature > 0 else Sampling(),
+        sampling=Sampling(False, top_k, top_p, drawn) if temperature > 0 else Sampling(),
         temperature=float(temperature),
         seeds_B=seeds_B,
         commit=commit,
@@ -122,7 +138,7 @@ def refuse_prompts(
     return reasons
 
 
-def _warn_of_untrained(conversion, block_length, prefill) -> None:
+def _warn_of_untrained(conversion, block_length, **prompt) -> None:
     if conversion is None:
         return
     if block_length is not None and block_length > conversion.block_length:
@@ -131,9 +147,10 @@ def _warn_of_untrained(conversion, block_length, prefill) -> None:
             "it never saw so many masks at once",
             stacklevel=4,
         )
-    if prefill is not None and prefill != conversion.prefill:
-        warnings.warn(
-            f"prefill {prefill!r} is not the {conversion.prefill!r} this checkpoint was converted for: "
-            "its prompts will look unlike those of training",
-            stacklevel=4,
-        )
+    for name, value in prompt.items():
+        if value is not None and value != getattr(conversion, name):
+            warnings.warn(
+                f"{name} {value!r} is not the {getattr(conversion, name)!r} this checkpoint was converted for: "
+                "its prompts will look unlike those of training",
+                stacklevel=4,
+            )

@@ -7,8 +7,8 @@ block stays in the cache as the last full forward left it, masks and all, which 
     a b M M | M M M M     full while the active sub-block's first token is unknown (shifted logits are read before it)
         ^^^               then these two alone, against the cached K/V of the other six
 
-Our choices: the prefill keeps the prompt alone, so the first block's second forward is full; the paper's code takes a
-block's first token from the commit's logits whatever its confidence, here it is accepted like any other.
+Our choice: the prefill keeps the prompt alone, so the first block's second forward is full. The paper's code takes a
+block's first token from the commit's logits: commit="first_token", as its checkpoints are read.
 """
 
 from dataclasses import dataclass, replace

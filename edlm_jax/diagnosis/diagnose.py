@@ -59,7 +59,7 @@ def diagnose(
             found["decode_order"] = _order(model, tasks, tokenizer, threshold, batch_size)
             done("order of decoding")
         if draws:
-            batch = next(iter(make_eval_batches(c.data, tokenizer, block_length=grid(c))))
+            batch = next(iter(make_eval_batches(c.data, tokenizer, block_length=grid(c), grid=c.objective.grid)))
             on_way = lambda way: done(f"gradients, {way}")  # noqa: E731
             found["gradient_variance"] = gradient_variance(model, objective, batch, draws, on_way)
     return found

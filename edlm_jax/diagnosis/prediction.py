@@ -43,7 +43,7 @@ def predict(model: Transformer, c: ConfigDict, tokenizer, *, pattern: str) -> di
     """
     C, objective, (graphdef, state) = grid(c), heldout_objective(c, model, pattern), nnx.split(model)
     total = None
-    for index, batch in enumerate(make_eval_batches(c.data, tokenizer, block_length=C)):
+    for index, batch in enumerate(make_eval_batches(c.data, tokenizer, block_length=C, grid=c.objective.grid)):
         added = jax.device_get(_tally(graphdef, state, objective, C, batch, np.int32(index)))
         total = added if total is None else jax.tree.map(np.add, total, added)
     if total is None or not total.tokens_C.any():

@@ -31,6 +31,7 @@ def heldout_config(spec: ModelSpec, source: Mapping[str, Any], *, batch_size: in
             pattern=spec.conversion.pattern,
             alignment=spec.conversion.alignment,
             block_length=spec.conversion.block_length,
+            grid=spec.conversion.grid,
         )
     c.data.update(batch_size=batch_size, eval_batches=-(-ROWS // batch_size), eval_sources=(dict(source),))
     c.data.length = min(ROW, spec.max_length) // grid(c) * grid(c)
@@ -47,7 +48,7 @@ def heldout_loss(model: Transformer, c: ConfigDict, tokenizer, *, pattern: str) 
     predicts all but the first token.)
     """
     objective, (graphdef, state) = heldout_objective(c, model, pattern), nnx.split(model)
-    batches = make_eval_batches(c.data, tokenizer, block_length=grid(c))
+    batches = make_eval_batches(c.data, tokenizer, block_length=grid(c), grid=c.objective.grid)
     nats, tokens = 0.0, 0.0
     for index, batch in enumerate(batches):
         more_nats, more_tokens = jax.device_get(_nats(graphdef, state, objective, batch, np.int32(index)))

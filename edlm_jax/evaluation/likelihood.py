@@ -47,12 +47,13 @@ def log_likelihood(
     """Of each (context, continuation), by "ar" or "diffusion" (default: as the model was made).
 
     Diffusion is a lower bound's estimate by `num_samples` samples, with its standard error; exact at block length 1.
+    Its context is block-causal, as trained, also where a checkpoint is decoded with another prefill.
     """
     conversion = model.spec.conversion
     mode = mode or ("diffusion" if conversion else "ar")
     if mode not in ("ar", "diffusion"):
         raise InputError(f"mode {mode!r} is unknown; choose 'ar' or 'diffusion'")
-    if mode == "diffusion" and (conversion is None or conversion.prefill != "block_causal"):
+    if mode == "diffusion" and (conversion is None or conversion.pattern not in ("clean_context", "block_causal")):
         raise InputError("diffusion likelihood is for models converted with a block-causal context; use mode='ar'")
     if num_samples < 1:
         raise InputError(f"num_samples must be positive, not {num_samples}")

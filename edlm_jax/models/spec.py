@@ -21,6 +21,11 @@ PATTERNS = ("bidirectional", "block_causal", "clean_context", "semi_block")
 ALIGNMENTS = ("same_position", "shifted")
 PREFILLS = ("block_causal", "bidirectional", "causal")
 GRIDS = ("response", "position")
+CONFIDENCES = ("raw", "drawn")
+COMMITS = ("fused", "separate", "first_token")
+_CHOICES = dict(
+    pattern=PATTERNS, alignment=ALIGNMENTS, prefill=PREFILLS, grid=GRIDS, confidence=CONFIDENCES, commit=COMMITS
+)
 
 _EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
 _STALE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings", "layer_types")
@@ -35,7 +40,9 @@ class Conversion:
     pattern: str = "clean_context"
     alignment: str = "same_position"
     prefill: str = "block_causal"
-    grid: str = "response"  # blocks are counted from the response's start, as we train, or from position 0
+    grid: str = "response"  # blocks are counted from the response's start, or from position 0
+    confidence: str = "raw"  # of the model's own distribution, or of the one that tokens are drawn from
+    commit: str = "fused"  # how a finished block enters the cache: decoding/blocks.py
 
     def __post_init__(self):
         for name in ("mask_token_id", "block_length"):
@@ -46,9 +53,11 @@ class Conversion:
             raise InputError(f"conversion: mask_token_id must not be negative, it is {self.mask_token_id}")
         if self.block_length < 1:
             raise InputError(f"conversion: block_length must be positive, it is {self.block_length}")
-        for name, choices in (("pattern", PATTERNS), ("alignment", ALIGNMENTS), ("prefill", PREFILLS), ("grid", GRIDS)):
+        for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise InputError(f"conversion: {name} {getattr(self, name)!r} is not one of {', '.join(choices)}")
+        if self.commit == "first_token" and self.alignment != "shifted":
+            raise InputError("conversion: commit 'first_token' needs alignment 'shifted'")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,12 @@ sdar           Qwen3 conversions as SDARForCausalLM: LMDeploy and SGLang. Both t
 fast_dllm_v2   Qwen2.5 conversions as Fast_dLLM_QwenForCausalLM, mask 151665.
 
 A mask token elsewhere in the vocabulary has its embedding copied to that row, which the base model's text never uses.
+Both count blocks from position 0: a model that was trained with blocks counted from the response
+(config.objective.grid) sees blocks there that it never saw, unless every prompt is whole blocks long.
 """
 
 import dataclasses
+import warnings
 from typing import Any
 
 from flax import nnx
@@ -42,6 +45,12 @@ def prepare(model: Transformer, name: str) -> tuple[Transformer, dict[str, Any]]
         raise InputError(
             f"format {name!r} has its mask at {wanted.mask_token_id}; this vocabulary ends at {spec.vocab_size}"
         )
+    if conversion.grid != wanted.grid:
+        warnings.warn(
+            f"servers of format {name!r} count blocks from position 0, this model from the response: pad prompts on the "
+            f"left to whole blocks ({conversion.block_length} tokens), or train with config.objective.grid='position'",
+            stacklevel=3,
+        )
     untied = name == "sdar" and spec.tied
     arrays = {path: variable[...] for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))}
     embedding_VD = arrays[("embedding_VD",)]
@@ -69,6 +78,7 @@ def _config(name, spec, block_length):
             "block_size": block_length,
             "mask_token_id": mask,
             "head_dim": spec.head_dim,
+            "sliding_window": None,  # absent means 4096 to the released code
             "fuse_cross_entropy": True,  # the released code reads it
         }
     return config | {

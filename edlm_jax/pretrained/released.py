@@ -1,15 +1,28 @@
 """Block-diffusion checkpoints as others release them: their config.json and tensor names in terms of ours.
 
-    architecture               family  mask    block  alignment      prompt         seen in
-    EfficientDLM               qwen3   151662  32     same position  block-causal   nvidia/Efficient-DLM-4B
-    SDARForCausalLM            qwen3   151669  4      same position  block-causal   JetLM/SDAR-4B-Chat
-    Fast_dLLM_QwenForCausalLM  qwen2   151665  32     shifted        block-causal   Fast_dLLM_v2_7B
-    DreamModel                 qwen2   151666  32     shifted        bidirectional  Dream-org/Dream-v0-Instruct-7B
-    LLaDAModelLM               llama   126336  32     same position  bidirectional  GSAI-ML/LLaDA-8B-Instruct
+    architecture               family  mask    block  alignment      prompt         grid      seen in
+    EfficientDLM               qwen3   151662  32     same position  bidirectional  response  nvidia/Efficient-DLM-4B
+    DiffEncoderModel           qwen3   151662  32     same position  bidirectional  response  nvidia/Nemotron-Diffusion-
+                                                                                              Research-4B-v0
+    SDARForCausalLM            qwen3   151669  4      same position  block-causal   position  JetLM/SDAR-4B-Chat
+    Fast_dLLM_QwenForCausalLM  qwen2   151665  32     shifted        block-causal   position  Fast_dLLM_v2_7B
+    DreamModel                 qwen2   151666  32     shifted        bidirectional  position  Dream-v0-Instruct-7B
+    LLaDAModelLM               llama   126336  32     same position  bidirectional  position  GSAI-ML/LLaDA-8B-Instruct
+    A2DQwen3LMHeadModel        qwen3   151669  32     same position  block-causal   response  dllm's bd3lm models, which
+    A2DQwen2LMHeadModel        qwen2   151665                                                 add their mask token after
+    A2DLlamaLMHeadModel        llama   128256                                                 the tokenizer's own
 
-A config's own mask_token_id and block length (block_size, bd_size) come before these. All count blocks from position
-0, so the last tokens of a prompt share their block with the first ones of the answer. Dream and LLaDA have no block
-length: 32 is our choice, and decoding them in cached blocks, which they were not trained for, is an approximation.
+A config's own mask_token_id and block length (block_size, bd_size) come before these. Prompt and grid are those of the
+released samplers. Efficient-DLM was trained with block-causal prompts all the same, and so its likelihood is measured.
+Counted from position 0, the last tokens of a prompt share their block with the first ones of the answer. Rules compare
+probabilities after temperature, top-k and top-p in SDAR, Fast-dLLM v2 and Dream, the model's own in the others.
+Fast-dLLM v2 takes a block's first token from the commit before it.
+
+Dream and LLaDA have no block length: 32 is our choice, and decoding them in cached blocks, which they were not trained
+for, is an approximation; so it is for dllm's mdlm models, which their config.json does not tell from bd3lm ones.
+
+What the released samplers get wrong is not done here: Fast-dLLM v2 never reads a prompt of exactly one block, and SDAR
+with a fixed number of tokens a step overwrites prompt tokens that share the first block.
 """
 
 import dataclasses
@@ -34,30 +47,40 @@ class Released:
     constants: tuple[tuple[str, Any], ...] = ()  # what this decoder needs to find in its config.json
 
 
-def _blocks(mask: int, length: int, alignment: str = "same_position") -> Conversion:
-    return Conversion(mask, length, "clean_context", alignment, "block_causal", "position")
+def _whole(mask: int, **fields: str) -> Conversion:
+    return Conversion(mask, 32, pattern="bidirectional", prefill="bidirectional", grid="position", **fields)
 
 
-def _whole(mask: int, alignment: str) -> Conversion:
-    return Conversion(mask, 32, "bidirectional", alignment, "bidirectional", "position")
-
-
+_EFFICIENT_DLM = Released(
+    family="qwen3",
+    conversion=Conversion(151662, 32, prefill="bidirectional"),
+    block_key="block_size",
+    names=(("model.", "encoder."), ("lm_head.", "diffusion_head.")),
+    tensors_vary=True,
+    constants=(("disable_qk_norm", False),),
+)
 RELEASED = {
-    "EfficientDLM": Released(
+    "EfficientDLM": _EFFICIENT_DLM,
+    "DiffEncoderModel": _EFFICIENT_DLM,
+    "SDARForCausalLM": Released(
         family="qwen3",
-        conversion=_blocks(151662, 32),
+        conversion=Conversion(151669, 4, grid="position", confidence="drawn"),
         block_key="block_size",
-        names=(("model.", "encoder."), ("lm_head.", "diffusion_head.")),
-        tensors_vary=True,
     ),
-    "SDARForCausalLM": Released(family="qwen3", conversion=_blocks(151669, 4), block_key="block_size"),
     "Fast_dLLM_QwenForCausalLM": Released(
-        family="qwen2", conversion=_blocks(151665, 32, "shifted"), block_key="bd_size"
+        family="qwen2",
+        conversion=Conversion(
+            151665, 32, alignment="shifted", grid="position", confidence="drawn", commit="first_token"
+        ),
+        block_key="bd_size",
     ),
-    "DreamModel": Released(family="qwen2", conversion=_whole(151666, "shifted")),
+    "A2DQwen3LMHeadModel": Released(family="qwen3", conversion=Conversion(151669, 32), block_key="block_size"),
+    "A2DQwen2LMHeadModel": Released(family="qwen2", conversion=Conversion(151665, 32), block_key="block_size"),
+    "A2DLlamaLMHeadModel": Released(family="llama", conversion=Conversion(128256, 32), block_key="block_size"),
+    "DreamModel": Released(family="qwen2", conversion=_whole(151666, alignment="shifted", confidence="drawn")),
     "LLaDAModelLM": Released(
         family="llama",
-        conversion=_whole(126336, "same_position"),
+        conversion=_whole(126336),
         fields=(
             ("hidden_size", "d_model"),
             ("num_hidden_layers", "n_layers"),

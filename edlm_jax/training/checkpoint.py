@@ -25,7 +25,7 @@ from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.parallel.processes import check_shared
 from edlm_jax.parallel.sharding import param_shardings
-from edlm_jax.training.config import RESUMABLE, adapters, differing_keys, to_json
+from edlm_jax.training.config import RESUMABLE, adapters, differing_keys, to_json, with_new_fields
 from edlm_jax.training.data_state import DataHandler, DataRestore, DataSave
 from edlm_jax.training.step import TrainState
 
@@ -105,7 +105,7 @@ def check_workdir(workdir: Path, c: ConfigDict) -> None:
         return
     if latest_step(workdir) is None:  # a run that ended before its first checkpoint: nothing is lost
         return
-    names = differing_keys(json.loads(to_json(c)), _read_json(workdir / "config.json"))
+    names = differing_keys(json.loads(to_json(c)), with_new_fields(_read_json(workdir / "config.json")))
     if names:
         raise InputError(
             f"{workdir} holds a run with another config ({', '.join(names)} differ); choose another --workdir, or "

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict, config_dict
 from edlm_jax.attention import Tiles
 from edlm_jax.errors import InputError
 from edlm_jax.models.lora import Lora
-from edlm_jax.models.spec import Conversion
+from edlm_jax.models.spec import GRIDS, Conversion
 
 PATTERNS = ("causal", "bidirectional", "block_causal", "clean_context", "semi_block")
 CHOICES = {
@@ -17,6 +17,7 @@ CHOICES = {
     "init.mask_embedding": ("keep", "mean", "noise"),
     "objective.pattern": PATTERNS,
     "objective.alignment": ("same_position", "shifted"),
+    "objective.grid": GRIDS,
     "objective.prefill": ("auto", "block_causal", "bidirectional", "causal"),
     "optimizer.schedule": ("cosine", "wsd", "constant"),
 }
@@ -57,6 +58,7 @@ def default_config() -> ConfigDict:
         pattern="clean_context",  # causal (= AR) | bidirectional | block_causal | clean_context | semi_block
         alignment="same_position",  # logit i predicts token i; shifted = token i + 1 (AR always is)
         block_length=16,  # C; also the grid on which packed documents start
+        grid="response",  # blocks are counted from the response's start, or from "position" 0, as servers do
         noisy_length=0,  # columns of the noisy stream, dealt to the blocks that carry loss; 0 = each block once
         random_block_lengths=(),  # one of these is drawn per step; each divides block_length; () = always block_length
         half_life=0.1,  # lambda of the position-weighted mask; inf = uniform in a block; None = one uniform t per row
@@ -194,12 +196,19 @@ def conversion(c: ConfigDict, mask_token_id: int) -> Conversion | None:
     if o.pattern == "causal":
         return None
     prefill = _AUTO_PREFILL.get(o.pattern, "block_causal") if o.prefill == "auto" else o.prefill
-    return Conversion(mask_token_id, o.block_length, o.pattern, o.alignment, prefill)
+    return Conversion(mask_token_id, o.block_length, o.pattern, o.alignment, prefill, o.grid)
 
 
 def to_json(c: ConfigDict) -> str:
     """The resolved config as it is written to the work directory."""
     return json.dumps(c.to_dict(), indent=2, default=list)
+
+
+def with_new_fields(stored: dict, defaults: dict | None = None) -> dict:
+    """A config as an older run wrote it, with the fields that did not exist yet at their defaults, by which it ran."""
+    defaults = json.loads(to_json(default_config())) if defaults is None else defaults
+    nested = {name for name, value in defaults.items() if isinstance(value, dict) and name in stored}
+    return defaults | stored | {name: with_new_fields(stored[name], defaults[name]) for name in nested}
 
 
 def differing_keys(ours: dict, theirs: dict, path: str = "") -> list[str]:

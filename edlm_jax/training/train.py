@@ -58,7 +58,7 @@ class Batches:
     def __init__(self, c: ConfigDict, tokenizer, mesh: Mesh):
         self.mesh, self.grid, self.batch_size = mesh, grid(c), c.data.batch_size
         self.rows = local_rows(mesh, self.batch_size)
-        which = dict(block_length=self.grid, rows=self.rows)
+        which = dict(block_length=self.grid, grid=c.objective.grid, rows=self.rows)
         self.train: BatchIterator = iter(make_dataset(c.data, tokenizer, seed=c.seed, **which))
         self.held_out = list(make_eval_batches(c.data, tokenizer, **which)) if c.data.eval_sources else []
 
