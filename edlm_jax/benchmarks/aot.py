@@ -20,6 +20,7 @@ from edlm_jax.attention.splash import TILES, has_partial_tiles
 from edlm_jax.benchmarks.hlo import collectives, shapes
 from edlm_jax.decoding.acceptance import Sampling, Threshold
 from edlm_jax.decoding.blocks import BlockSettings, Request, decode_blocks
+from edlm_jax.decoding.ends import read_ends
 from edlm_jax.errors import InputError
 from edlm_jax.models.cache import DecodingWeights
 from edlm_jax.models.spec import ModelSpec
@@ -131,7 +132,6 @@ def decoder_report(spec: ModelSpec, dtype: str, devices: list[jax.Device]) -> di
         block_length=C,
         num_blocks=NEW_TOKENS // C,
         mask_id=spec.conversion.mask_token_id,
-        eos_id=None,
         shifted=spec.conversion.alignment == "shifted",
         sampling=Sampling(),
         fused_commit=True,
@@ -144,11 +144,13 @@ def decoder_report(spec: ModelSpec, dtype: str, devices: list[jax.Device]) -> di
         first_block_BC=jnp.zeros((rows, C), jnp.int32),
         given_B=jnp.zeros(rows, jnp.int32),
         seeds_B=jnp.zeros(rows, jnp.uint32),
+        ends_E=read_ends(None),
         limit=NEW_TOKENS,
         rule=Threshold(np.float32(0.9)),
         temperature=0.0,
     )
-    by_row = lambda x: NamedSharding(mesh, PartitionSpec("data") if np.ndim(x) else PartitionSpec())  # noqa: E731
+    is_by_row = lambda x: np.shape(x)[:1] == (rows,)  # noqa: E731
+    by_row = lambda x: NamedSharding(mesh, PartitionSpec("data") if is_by_row(x) else PartitionSpec())  # noqa: E731
     request = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), sharding=by_row(x)), request
     )

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from edlm_jax.decoding.compiled import compiled
+from edlm_jax.decoding.ends import length_to_end
 from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, forward_cached
 
 Way = Callable[[list[list[int]]], list[list[int]]]  # prompts -> new tokens of each
@@ -76,7 +77,7 @@ def _loop(weights, T, cached, count=20):
     return run, (jnp.ones((1, T), jnp.int32), cache), count
 
 
-def transformers_way(directory: str, dtype: str, max_new_tokens: int, eos_id: int) -> Way:
+def transformers_way(directory: str, *, dtype: str, max_new_tokens: int, eos_id: Sequence[int]) -> Way:
     """transformers' greedy generate of an AR model's directory, prompts padded on the left; needs torch."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -86,7 +87,7 @@ def transformers_way(directory: str, dtype: str, max_new_tokens: int, eos_id: in
 
     def generate(prompts):
         longest = max(map(len, prompts))
-        ids = torch.tensor([[eos_id] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
+        ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
         seen = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
         with torch.inference_mode():
             out = model.generate(
@@ -94,11 +95,11 @@ def transformers_way(directory: str, dtype: str, max_new_tokens: int, eos_id: in
                 attention_mask=seen,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
-                eos_token_id=eos_id,
-                pad_token_id=eos_id,
+                eos_token_id=list(eos_id) or None,
+                pad_token_id=0,
             )
         rows = out[:, longest:].tolist()
-        return [row[: row.index(eos_id) + 1] if eos_id in row else row for row in rows]
+        return [row[: length_to_end(row, eos_id)] for row in rows]
 
     return generate
 

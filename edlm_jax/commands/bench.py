@@ -10,6 +10,7 @@ import argparse
 from typing import Any
 
 from edlm_jax.commands.config import add_config_argument, load_config
+from edlm_jax.commands.dtype import add_dtype_argument, chosen_dtype
 from edlm_jax.errors import InputError
 
 
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="at most this many a prompt (64)")
     parser.add_argument("--thresholds", default="0.95,0.9", metavar="P,P", help="of diffusion (0.95,0.9)")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="times each batch is decoded (5)")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="to compute in (bfloat16)")
+    add_dtype_argument(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -63,18 +64,19 @@ def _decode(args):
     from edlm_jax.benchmarks.decoding import compare_rates, forward_seconds
     from edlm_jax.decoding import Decoder
     from edlm_jax.evaluation.tasks import load_tasks
-    from edlm_jax.pretrained import load_pretrained, load_tokenizer
+    from edlm_jax.pretrained import Text, load_pretrained, load_tokenizer
     from edlm_jax.reports.report import describe_machine
 
-    model, tokenizer = load_pretrained(args.model, dtype=args.dtype), load_tokenizer(args.model)
+    args.dtype = chosen_dtype(args)
+    model = load_pretrained(args.model, dtype=args.dtype)
     if model.spec.conversion is None:
         raise InputError(f"{args.model} was never converted")
-    baseline = args.baseline or args.model
+    baseline, text = args.baseline or args.model, Text.of(model.spec, load_tokenizer(args.model))
     decoders = {"diffusion": Decoder(model), "ar": Decoder(load_pretrained(baseline, dtype=args.dtype))}
-    tasks = load_tasks([{"kind": "tasks", "split": "test", "size": args.prompts}], tokenizer)
+    tasks = load_tasks([{"kind": "tasks", "split": "test", "size": args.prompts}], text.tokenizer)
     prompts = [task.prompt for task in tasks]
     longest = max(map(len, prompts))
-    common = dict(max_new_tokens=args.max_new_tokens, eos_id=tokenizer.eos_token_id)
+    common = dict(max_new_tokens=args.max_new_tokens, eos_id=text.ends)
     decodings = {"ar": dict(mode="ar")}
     for threshold in thresholds:
         decodings[f"diffusion {threshold:g}"] = dict(mode="diffusion", threshold=threshold)
@@ -84,13 +86,14 @@ def _decode(args):
         decoder = decoders["ar" if name == "ar" else "diffusion"]
         ways[name] = lambda batch, decoder=decoder, how=how: decoder(batch, **common, **how).tokens
         forwards[name] = decoder(prompts, **common, **how).tokens_per_forward
-    peer = _peer(baseline, args, tokenizer.eos_token_id)
+    peer = _peer(baseline, dtype=args.dtype, **common)
     rates = {size: compare_rates(ways | peer, prompts, size, args.repeats) for size in sizes}
     C = model.spec.conversion.block_length
     seconds = forward_seconds(decoders["diffusion"].weights, (1, C, 2 * C), cached=longest + C)
     return {
         "model": args.model,
         "baseline": baseline,
+        "dtype": args.dtype,
         "tokens_per_forward": forwards,
         "tokens_per_second": rates,
         "forward_seconds": seconds,
@@ -144,14 +147,14 @@ def _show_train(result):
         print(f"torch: not measured: {peer['not_measured']}")
 
 
-def _peer(directory, args, eos_id):
+def _peer(directory, **common):
     from importlib.util import find_spec
 
     if find_spec("torch") is None:
         return {}
     from edlm_jax.benchmarks.decoding import transformers_way
 
-    return {"transformers, ar": transformers_way(directory, args.dtype, args.max_new_tokens, eos_id)}
+    return {"transformers, ar": transformers_way(directory, **common)}
 
 
 def _numbers(text: str, kind: type, name: str) -> list:

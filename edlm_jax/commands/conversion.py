@@ -24,7 +24,7 @@ from edlm_jax.evaluation.compare import (
 )
 from edlm_jax.evaluation.heldout import heldout_loss
 from edlm_jax.evaluation.tasks import load_tasks
-from edlm_jax.pretrained import load_pretrained, load_tokenizer, save_pretrained
+from edlm_jax.pretrained import Text, load_pretrained, load_tokenizer, save_pretrained
 from edlm_jax.reports.plot_report import plot_report
 from edlm_jax.reports.report import describe_machine, read_losses, write_report
 from edlm_jax.training.checkpoint import check_workdir, load_trained
@@ -105,19 +105,19 @@ class _Job:
 
     def accuracy(self) -> list[dict[str, Any]]:
         """Exact match on the held-out tasks."""
-        return compare_accuracy(self.ways, self.tasks, self.tokenizer, self.c.evaluation.batch_size)
+        return compare_accuracy(self.ways, self.tasks, self.text, self.c.evaluation.batch_size)
 
     def speed(self) -> list[dict[str, Any]]:
         """Tokens per second at batch 1."""
-        return compare_speed(self.ways, self.tasks, self.tokenizer, self.c.evaluation.timed_prompts)
+        return compare_speed(self.ways, self.tasks, self.text, self.c.evaluation.timed_prompts)
 
     def heldout(self) -> dict[str, float]:
         """Nats per held-out token of both models, each under its own objective."""
         if not self.c.data.eval_sources:
             return {}
         return {
-            "ar": heldout_loss(self.ar, self.c, self.tokenizer, pattern="causal"),
-            "diffusion": heldout_loss(self.converted, self.c, self.tokenizer, pattern=self.c.objective.pattern),
+            "ar": heldout_loss(self.ar, self.c, self.text.tokenizer, pattern="causal"),
+            "diffusion": heldout_loss(self.converted, self.c, self.text.tokenizer, pattern=self.c.objective.pattern),
         }
 
     def drift(self) -> dict[str, Any]:
@@ -139,14 +139,14 @@ class _Job:
         return load_pretrained(self.exported, dtype=self.c.dtype)
 
     @functools.cached_property
-    def tokenizer(self):
-        """The tokenizer of both."""
-        return load_tokenizer(self.c.data.tokenizer or self.c.init.path)
+    def text(self):
+        """How both read, and where they end."""
+        return Text.of(self.ar.spec, load_tokenizer(self.c.data.tokenizer or self.c.init.path))
 
     @functools.cached_property
     def tasks(self):
         """The held-out tasks."""
-        return load_tasks(self.c.evaluation.tasks, self.tokenizer)
+        return load_tasks(self.c.evaluation.tasks, self.text.tokenizer)
 
     @functools.cached_property
     def ways(self):

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from edlm_jax.commands.dtype import add_dtype_argument, chosen_dtype
 from edlm_jax.commands.evaluate import choose_source
 from edlm_jax.errors import InputError
 
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threshold", type=float, default=0.9, metavar="P", help="of the order of decoding (0.9)")
     parser.add_argument("--draws", type=int, default=32, metavar="N", help="gradients of each way to draw noise (32)")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="rows at a time (8)")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="to compute in (bfloat16)")
+    add_dtype_argument(parser)
     parser.add_argument("--out", default="diagnosis", metavar="DIR", help="where the two files go (diagnosis)")
     parser.set_defaults(task="tasks")
 
@@ -41,10 +42,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise InputError(f"--threshold must lie in [0, 1], not {args.threshold}")
     source = choose_source(args)
     from edlm_jax.diagnosis.diagnose import diagnose
-    from edlm_jax.pretrained import load_pretrained, load_tokenizer
+    from edlm_jax.pretrained import Text, load_pretrained, load_tokenizer
     from edlm_jax.reports.plot_diagnosis import plot_diagnosis
     from edlm_jax.reports.report import describe_machine, write_report
 
+    args.dtype = chosen_dtype(args)
     load = lambda path: load_pretrained(path, dtype=args.dtype, param_dtype="float32")  # noqa: E731
     model, baseline = load(args.model), load(args.baseline) if args.baseline else None
     if not model.spec.conversion:
@@ -55,13 +57,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         model,
         baseline,
         source,
-        load_tokenizer(args.model),
+        Text.of(model.spec, load_tokenizer(args.model)),
         threshold=args.threshold,
         draws=args.draws,
         batch_size=args.batch_size,
         count=args.count,
     )
-    report = {"model": args.model, **found, **describe_machine()}
+    report = {"model": args.model, "dtype": args.dtype, **found, **describe_machine()}
     write_report(report, out / "diagnosis.json")
     plot_diagnosis(report, out / "diagnosis.png")
     print(f"diagnosis: {out / 'diagnosis.json'}, {out / 'diagnosis.png'}", file=sys.stderr)

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from edlm_jax.commands.dtype import add_dtype_argument, chosen_dtype
 from edlm_jax.errors import InputError
 
 GENERATED = ("tasks", "stdlib")  # held-out splits of sources that need no file
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="sweep", metavar="DIR", help="where a sweep writes its two files (sweep)")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows decoded at a time (32)")
     parser.add_argument("--timed-prompts", type=int, default=8, metavar="N", help="prompts timed at batch 1 (8)")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="to compute in (bfloat16)")
+    add_dtype_argument(parser)
     parser.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
 
 
@@ -49,19 +50,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             raise InputError(f"--{name.replace('_', '-')} must be positive, not {vars(args)[name]}")
     source = choose_source(args)
     block_lengths = _check_sweep(args)
-    from edlm_jax.pretrained import load_pretrained, load_tokenizer
+    from edlm_jax.pretrained import Text, load_pretrained, load_tokenizer
     from edlm_jax.reports.report import describe_machine
 
-    model, tokenizer = load_pretrained(args.model, dtype=args.dtype), load_tokenizer(args.model)
+    args.dtype = chosen_dtype(args)
+    model = load_pretrained(args.model, dtype=args.dtype)
+    text = Text.of(model.spec, load_tokenizer(args.model))
     baseline = load_pretrained(args.baseline, dtype=args.dtype) if args.baseline else None
     if baseline and not model.spec.conversion:
         raise InputError(f"{args.model} was never converted; --baseline is for a converted model")
     if args.sweep:
-        return _measure_sweep(args, model, baseline, source, tokenizer, thresholds, block_lengths)
+        return _measure_sweep(args, model, baseline, source, text, thresholds, block_lengths)
     models = {"ar": baseline, "diffusion": model} if model.spec.conversion else {"ar": model}
     models = {mode: model for mode, model in models.items() if model is not None}
     measure = {"heldout": _measure_heldout, "retrieval": _measure_retrieval, "tasks": _measure_tasks}[args.task]
-    return {"model": args.model, **measure(args, models, source, tokenizer, thresholds), **describe_machine()}
+    measured = measure(args, models, source, text, thresholds)
+    return {"model": args.model, "dtype": args.dtype, **measured, **describe_machine()}
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
@@ -71,20 +75,20 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> None:
     print_report(result, markdown=args.markdown)
 
 
-def _measure_tasks(args, models, source, tokenizer, thresholds) -> dict[str, Any]:
+def _measure_tasks(args, models, source, text, thresholds) -> dict[str, Any]:
     from edlm_jax.decoding import Decoder
     from edlm_jax.evaluation.compare import AR, compare_accuracy, compare_speed, diffusion_at, results_by_mode
     from edlm_jax.evaluation.tasks import load_tasks
 
-    tasks = load_tasks([source], tokenizer)
+    tasks = load_tasks([source], text.tokenizer)
     decodings = [how for how in (AR, *diffusion_at(thresholds)) if how["mode"] in models]
     decoders = {mode: Decoder(model) for mode, model in models.items()}
     ways = [(decoders[how["mode"]], how) for how in decodings]
-    accuracy = compare_accuracy(ways, tasks, tokenizer, args.batch_size)
-    return results_by_mode(decodings, accuracy, compare_speed(ways, tasks, tokenizer, args.timed_prompts))
+    accuracy = compare_accuracy(ways, tasks, text, args.batch_size)
+    return results_by_mode(decodings, accuracy, compare_speed(ways, tasks, text, args.timed_prompts))
 
 
-def _measure_sweep(args, model, baseline, source, tokenizer, thresholds, block_lengths) -> dict[str, Any]:
+def _measure_sweep(args, model, baseline, source, text, thresholds, block_lengths) -> dict[str, Any]:
     from edlm_jax.decoding import Decoder
     from edlm_jax.evaluation.sweep import sweep, sweep_points
     from edlm_jax.evaluation.tasks import load_tasks
@@ -97,40 +101,40 @@ def _measure_sweep(args, model, baseline, source, tokenizer, thresholds, block_l
     block_lengths = block_lengths or sorted({max(own // 2, 1), own, 2 * own})
     if max(block_lengths) > model.spec.max_length:
         raise InputError(f"--block-lengths: {max(block_lengths)} is longer than the model's {model.spec.max_length}")
-    tasks, out = load_tasks([source], tokenizer), Path(args.out)
+    tasks, out = load_tasks([source], text.tokenizer), Path(args.out)
     out.mkdir(parents=True, exist_ok=True)  # what cannot be written to is told before hours of measuring
     result = sweep(
         Decoder(model),
         sweep_points(thresholds, block_lengths),
         tasks,
-        tokenizer,
+        text,
         baseline=Decoder(baseline) if baseline else None,
         batch_size=args.batch_size,
         timed_prompts=args.timed_prompts,
     )
-    report = {"model": args.model, **result, **describe_machine()}
+    report = {"model": args.model, "dtype": args.dtype, **result, **describe_machine()}
     write_report(report, out / "sweep.json")
     plot_sweep(report, out / "sweep.png")
     print(f"sweep: {out / 'sweep.json'}, {out / 'sweep.png'}", file=sys.stderr)
     return report
 
 
-def _measure_heldout(args, models, source, tokenizer, thresholds) -> dict[str, Any]:
+def _measure_heldout(args, models, source, text, thresholds) -> dict[str, Any]:
     from edlm_jax.evaluation.heldout import heldout_config, heldout_loss
 
     c = heldout_config(next(reversed(models.values())).spec, source, batch_size=args.batch_size)
     patterns = {"ar": "causal", "diffusion": c.objective.pattern}
-    losses = {mode: heldout_loss(model, c, tokenizer, pattern=patterns[mode]) for mode, model in models.items()}
+    losses = {mode: heldout_loss(model, c, text.tokenizer, pattern=patterns[mode]) for mode, model in models.items()}
     return {"heldout_loss": losses}
 
 
-def _measure_retrieval(args, models, source, tokenizer, thresholds) -> dict[str, Any]:
+def _measure_retrieval(args, models, source, text, thresholds) -> dict[str, Any]:
     from edlm_jax.evaluation.embedding import attentions, documented_functions, retrieval
 
     pairs = documented_functions(args.count)
     return {
         "retrieval": {
-            mode: {name: retrieval(model, tokenizer, pairs, pattern=way) for name, way in attentions(model).items()}
+            mode: {name: retrieval(model, text.tokenizer, pairs, pattern=p) for name, p in attentions(model).items()}
             for mode, model in models.items()
         }
     }

@@ -1,16 +1,17 @@
 """Complete prompts with a converted model (several tokens per forward pass) or, with --mode=ar, one token at a time.
 
-Prompts come from --prompt, from --prompts-file (one a line; - is stdin), or from stdin when it is piped. On a terminal
-a single prompt's blocks appear as they finish. Of several prompts those that are empty, too long or hold the mask token
-are refused by their index (the first is 0), the others are completed, and the exit code is 2."""
+Prompts come from --prompt, from --prompts-file (one a line; - is stdin), or from stdin when it is piped. Each is
+printed with its completion, with --chat the answer alone. On a terminal a single prompt's blocks appear as they finish.
+Of several prompts those that are empty, too long or hold the mask token are refused by their index (the first is 0),
+the others are completed, and the exit code is 2."""
 
 import argparse
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from edlm_jax.commands.dtype import add_dtype_argument, chosen_dtype
 from edlm_jax.errors import InputError, PartlyRefusedError
 
 
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="sample among the K best tokens (0: all)")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="and the smallest set that holds P (1)")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling (0)")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="to compute in (bfloat16)")
+    add_dtype_argument(parser)
     parser.add_argument("--warm", action="store_true", help="decode once before timing: tokens/s without compilation")
 
 
@@ -52,11 +53,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     prompts = _read_prompts(args)
     from edlm_jax.decoding import Decoder
     from edlm_jax.evaluation.batches import prompt_seeds
-    from edlm_jax.pretrained import load_pretrained, load_tokenizer
+    from edlm_jax.pretrained import Text, load_pretrained, load_tokenizer
 
-    model = load_pretrained(args.model, dtype=args.dtype)
+    model = load_pretrained(args.model, dtype=chosen_dtype(args))
     tokenizer = load_tokenizer(model.spec.source)
-    decoding = _settings(args, model.spec, tokenizer)
+    decoding = _settings(args, model.spec, Text.of(model.spec, tokenizer))
     tokens = [_encode(tokenizer, prompt, args.chat) for prompt in prompts]
     refused = _refuse(model.spec, prompts, tokens, decoding)
     if len(prompts) == 1 and refused:
@@ -64,17 +65,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     kept = [index for index in range(len(prompts)) if index not in {entry["index"] for entry in refused}]
     seeds = prompt_seeds(args.seed, len(prompts))
     if len(prompts) == 1 and sys.stdout.isatty() and not args.json:
-        print(prompts[0], end="", flush=True)
-        decoding["on_block"] = _Printer(tokenizer)
+        decoding["on_block"] = _Printer(decoding["detokenize"], tokens[0], args.chat)
+        if not args.chat:
+            print(prompts[0], end="", flush=True)
     tokens, seeds = [tokens[i] for i in kept], [seeds[i] for i in kept]
     decoded, seconds = _decode(Decoder(model), tokens, seeds, decoding, args.batch_size, args.warm)
     if "on_block" in decoding:  # with a stop string the text may go on where its last token is left out
-        decoding["on_block"].show(decoded[0].text)
+        decoding["on_block"].show(_answer(decoded[0].text, args.chat))
     new_tokens = sum(len(row.tokens) for row in decoded)
     result = {
         "mode": decoding["mode"],
         "completions": [
-            {"index": i, "prompt": prompts[i], "text": row.text, "new_tokens": len(row.tokens)}
+            {"index": i, "prompt": prompts[i], "text": _answer(row.text, args.chat), "new_tokens": len(row.tokens)}
             for i, row in zip(kept, decoded, strict=True)
         ],
         "refused": refused,
@@ -91,10 +93,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
-    """Print each prompt with its completion, then what was refused and the counts."""
+    """Print each prompt with its completion, or the answer to it, then what was refused and the counts."""
     for completion in result["completions"]:
-        print("" if result["streamed"] else completion["prompt"] + completion["text"])
+        given = "" if args.chat else completion["prompt"]
+        print("" if result["streamed"] else given + completion["text"])
         print()
+        if not completion["text"].strip():
+            print(f"the answer to prompt {completion['index']} is empty", file=sys.stderr)
     for entry in result["refused"]:
         print(entry["reason"], file=sys.stderr)
     timing = "compilation included, --warm leaves it out" if result["compilation_included"] else "compilation excluded"
@@ -108,12 +113,14 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> None:
 class _Printer:
     """Prints the text of one row as far as it is whole: a character cut in half waits for its other half."""
 
-    def __init__(self, tokenizer):
-        self.tokenizer, self.printed = tokenizer, 0
+    def __init__(self, text, prompt: list[int], chat: bool):
+        self.text, self.prompt, self.chat, self.printed = text, prompt, chat, 0
 
     def __call__(self, tokens: list[list[int]]) -> None:
         """Prints what is new."""
-        self.show(self.tokenizer.decode(tokens[0], skip_special_tokens=True).rstrip("\ufffd"))
+        from edlm_jax.pretrained.text import read_after
+
+        self.show(_answer(read_after(self.text.shown, self.prompt, tokens[0]).rstrip("\ufffd"), self.chat))
 
     def show(self, text: str) -> None:
         """Prints what of this text is new."""
@@ -121,7 +128,12 @@ class _Printer:
         self.printed = len(text)
 
 
-def _settings(args, spec, tokenizer) -> dict[str, Any]:
+def _answer(text: str, chat: bool) -> str:
+    """What is said: the white space around an answer is its chat template's."""
+    return text.strip() if chat else text
+
+
+def _settings(args, spec, text) -> dict[str, Any]:
     """The decoder's settings."""
     return dict(
         mode=args.mode or ("diffusion" if spec.conversion else "ar"),
@@ -136,9 +148,9 @@ def _settings(args, spec, tokenizer) -> dict[str, Any]:
         temperature=args.temperature,
         top_k=args.top_k,
         top_p=args.top_p,
-        eos_id=tokenizer.eos_token_id,
-        stop=args.stop,
-        detokenize=partial(tokenizer.decode, skip_special_tokens=True),
+        eos_id=text.ends,
+        stop=[*args.stop, *([text.turn_stop] if args.chat and text.turn_stop else [])],
+        detokenize=text,
     )
 
 

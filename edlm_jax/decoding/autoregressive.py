@@ -10,20 +10,21 @@ import jax.numpy as jnp
 from edlm_jax.attention import Causal
 from edlm_jax.decoding.acceptance import Sampling
 from edlm_jax.decoding.compiled import compiled
+from edlm_jax.decoding.ends import is_end
 from edlm_jax.models.cache import DecodingWeights, Rotary, forward_cached, prefill
 
 
-@compiled(static_argnames=("room", "eos_id", "banned_id", "sampling"))
+@compiled(static_argnames=("room", "banned_id", "sampling"))
 def decode_autoregressive(
     weights: DecodingWeights,
     prompts_BP,
     pad_B,
     seeds_B,
+    ends_E,
     limit,
     temperature,
     *,
     room: int,
-    eos_id: int | None,
     banned_id: int | None,
     sampling: Sampling,
 ):
@@ -50,7 +51,7 @@ def decode_autoregressive(
     def keep(tokens_BX, cache, column, done_B, counts_B, next_B1):
         tokens_BX = jax.lax.dynamic_update_slice(tokens_BX, jnp.where(done_B[:, None], 0, next_B1), (0, column))
         counts_B = counts_B + ~done_B
-        ended_B = (counts_B >= limit) if eos_id is None else (counts_B >= limit) | (next_B1[:, 0] == eos_id)
+        ended_B = (counts_B >= limit) | is_end(next_B1, ends_E)[:, 0]
         return tokens_BX, cache, column, done_B | ended_B, counts_B, next_B1
 
     rotary_BP = rotary.at(jnp.maximum(columns_P - pad_B[:, None], 0))

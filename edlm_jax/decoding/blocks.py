@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from edlm_jax.attention import Pattern
 from edlm_jax.decoding.acceptance import Rule, Sampling
 from edlm_jax.decoding.compiled import compiled
+from edlm_jax.decoding.ends import is_end
 from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, forward_cached, prefill
 
 
@@ -32,13 +33,12 @@ from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, forward_cach
 class BlockSettings:
     """What a compiled program depends on, beside the kind of rule.
 
-    The rule's number, temperature, seeds and the length limit are arguments of it.
+    The rule's number, temperature, seeds, the ends and the length limit are arguments of it.
     """
 
     block_length: int
     num_blocks: int
     mask_id: int
-    eos_id: int | None
     shifted: bool
     sampling: Sampling
     fused_commit: bool
@@ -81,7 +81,8 @@ class BlockState:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Request:
-    """What is decoded: `pad_B` counts the padding columns before each prompt, `limit` caps the new tokens of a row.
+    """What is decoded: `pad_B` counts the padding columns before each prompt, a row ends at any token of `ends_E`, and
+    `limit` caps its new tokens.
 
     Where blocks are counted from position 0, a row's first block begins with the last `given_B` tokens of its prompt.
     """
@@ -91,6 +92,7 @@ class Request:
     first_block_BC: jax.Array  # given tokens, then masks
     given_B: jax.Array
     seeds_B: jax.Array
+    ends_E: jax.Array
     limit: int
     rule: Rule
     temperature: float
@@ -248,16 +250,15 @@ class BlockProgram:
         )
 
     def _progress(self, block_BC, start_B):
-        """(full_B, finished_B): a row ends at an EOS, or at its limit, with no mask before it."""
-        c, C = self.settings, self.settings.block_length
-        masked_BC = block_BC == c.mask_id
+        """(full_B, finished_B): a row ends at one of its ends, or at its limit, with no mask before it."""
+        masked_BC = block_BC == self.settings.mask_id
         settled_BC = jnp.cumsum(masked_BC, axis=1) == 0
-        # Counted from the first new token: what was given ends nothing.
-        index_BC = start_B[:, None] + jnp.arange(C)[None] - self.P - self.request.given_B[:, None]
-        ends_BC = index_BC == self.request.limit - 1
-        if c.eos_id is not None:
-            ends_BC = ends_BC | (block_BC == c.eos_id) & (index_BC >= 0)
-        return ~masked_BC.any(axis=1), (settled_BC & ends_BC).any(axis=1)
+        return ~masked_BC.any(axis=1), (settled_BC & self.ends(block_BC, start_B)).any(axis=1)
+
+    def ends(self, block_BC, start_B):
+        """bool[B, C]: where a row ends, once no mask stands before; what was given ends nothing and does not count."""
+        index_BC = start_B[:, None] + jnp.arange(block_BC.shape[1])[None] - self.P - self.request.given_B[:, None]
+        return (index_BC == self.request.limit - 1) | is_end(block_BC, self.request.ends_E) & (index_BC >= 0)
 
     def forward(self, s: BlockState, first_B, T, where_B=None, read=None):
         """T columns from first_B on, block by block, against the cache they are written to.

@@ -73,10 +73,7 @@ class _DMax(BlockProgram):
         sure_B = ((proposal.confidence_BC >= _SURE) | ~active_BC).all(axis=1)
         over_B = ~changed_BC.any(axis=1) | sure_B | (steps_B >= C)
         full_B = (block_BC != c.mask_id).all(axis=1) & over_B & ~s.done_B
-        ends_BC = index_BC == request.limit - 1
-        if c.eos_id is not None:
-            ends_BC = ends_BC | (block_BC == c.eos_id) & (index_BC >= 0)
-        finished_B = full_B & ends_BC.any(axis=1)
+        finished_B = full_B & self.ends(block_BC, s.start_B).any(axis=1)
         moves_B = full_B & ~finished_B
         p_BC = jnp.where(written_BC & ~full_B[:, None], proposal.confidence_BC, 1.0)
         everywhere_BC = jnp.ones_like(masked_BC)

@@ -10,10 +10,11 @@ from edlm_jax.decoding.generation import Generation
 from edlm_jax.decoding.modes import MODES, Run
 from edlm_jax.decoding.options import read_options, refuse_prompts
 from edlm_jax.decoding.prompts import row_seeds
-from edlm_jax.decoding.stopping import Detokenize, Reader, check_stop
+from edlm_jax.decoding.stopping import Reader, check_stop
 from edlm_jax.errors import InputError
 from edlm_jax.models import Transformer
 from edlm_jax.models.cache import DecodingWeights
+from edlm_jax.pretrained.text import Read, Text
 
 
 def generate(model: Transformer, prompts: Sequence[Sequence[int]], **settings) -> Generation:
@@ -40,7 +41,7 @@ class Decoder:
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int | Sequence[int] = 0,
-        eos_id: int | None = None,
+        eos_id: int | Sequence[int] | None = None,
         mode: str = "diffusion",
         prefill: str | None = None,
         grid: str | None = None,
@@ -51,7 +52,7 @@ class Decoder:
         sub_block_length: int | None = None,
         dual_cache: bool = False,
         stop: str | Sequence[str] = (),
-        detokenize: Detokenize | None = None,
+        detokenize: Read | Text | None = None,
         on_block: Callable[[list[list[int]]], None] | None = None,
     ) -> Generation:
         """Decodes a batch of prompts of any lengths.
@@ -81,10 +82,11 @@ class Decoder:
           sub_block_length: diffusion finishes sub-blocks of so many tokens from left to right inside a block (Fast-dLLM
             v2: 8 in blocks of 32); `dual_cache` then forwards the active one alone where it can, an approximation.
           stop, detokenize: a row also ends before the first of these strings in its text, which `detokenize` makes of
-            its tokens (a tokenizer's decode); a token that holds the string's first character is left out. With
-            `detokenize` the result has texts, cut to the character.
+            its tokens (a tokenizer's decode, or a `Text`, which also finds strings with special tokens that it does not
+            show); a token that holds the string's first character is left out. With `detokenize` the result has texts
+            as they read behind their prompts, cut to the character.
           on_block: called with every row's settled tokens whenever a block has finished, or every few tokens in the
-            modes without blocks, for a person who watches.
+            modes without blocks, for a person who watches; tokens that may begin a stop string wait.
 
         Raises:
           InputError: an unknown mode, a threshold outside [0, 1], a prompt that is empty, too long or holds the mask
@@ -121,7 +123,7 @@ class Decoder:
         if not prompts:
             return Generation([], [], [], [])
         run = MODES[mode].start(self.weights, prompts, options)
-        reader = Reader(stop, detokenize, len(prompts)) if detokenize else None
+        reader = Reader(stop, detokenize, prompts) if detokenize else None
         if on_block or stop:
             return _in_pieces(run, reader, on_block)
         return reader.read(run.whole()) if reader else run.whole()
@@ -135,8 +137,9 @@ def _in_pieces(run: Run, reader: Reader | None, on_block) -> Generation:
         if reader:
             result = reader.read(result)
             done_B = done_B | reader.stopped_B
-        if on_block and result.tokens != seen:
-            on_block(result.tokens)
+        settled = reader.settled(result, done_B) if reader else result.tokens
+        if on_block and settled != seen:
+            on_block(settled)
         if done_B.all():
             return result
-        seen, state = result.tokens, run.advance(replace(state, done_B=done_B))
+        seen, state = settled, run.advance(replace(state, done_B=done_B))

@@ -6,14 +6,15 @@ from dataclasses import dataclass, field
 import jax
 import numpy as np
 
-from edlm_jax.decoding.blocks import BlockSettings, BlockState, Request
+from edlm_jax.decoding.blocks import BlockState, Request
+from edlm_jax.decoding.ends import length_to_end
 from edlm_jax.decoding.left_to_right import RowRequest, Rows
 from edlm_jax.parallel.devices import platform
 
 
 @dataclass(frozen=True)
 class Generation:
-    """New tokens of each row, up to and including its EOS, or up to a stop string, and the forwards they took.
+    """New tokens of each row, up to and including its end, or up to a stop string, and the forwards they took.
 
     Forwards are counted per row and summed over rows: a row that is done no longer counts. The prefill is each row's
     first: it yields the first token in AR mode and is the first denoising step in diffusion mode. Where commits and the
@@ -47,15 +48,15 @@ def on_host(arrays: Sequence[jax.Array]) -> list[np.ndarray]:
     return [np.asarray(x) for x in arrays] if platform() == "cpu" else jax.device_get(list(arrays))
 
 
-def collect_blocks(state: BlockState, request: Request, settings: BlockSettings) -> Generation:
+def collect_blocks(state: BlockState, request: Request) -> Generation:
     """What a state holds: of a row that is not done, its finished blocks."""
     final = (state.tokens_BX, state.accepted_at_BX, state.start_B, state.done_B, state.denoise_B, state.commit_B)
     tokens_BX, accepted_at_BX, start_B, done_B, denoise_B, commit_B = on_host(final)
-    P, tokens, accepted_at = request.prompts_BP.shape[1], [], []
+    P, ends, tokens, accepted_at = request.prompts_BP.shape[1], request.ends_E.tolist(), [], []
     rows = zip(tokens_BX, accepted_at_BX, start_B, done_B, P + request.given_B, strict=True)
     for row, at, start, done, begin in rows:
         new = row[begin : begin + request.limit if done else max(start, begin)].tolist()
-        length = new.index(settings.eos_id) + 1 if settings.eos_id in new else len(new)
+        length = length_to_end(new, ends)
         tokens.append(new[:length])
         accepted_at.append(at[begin : begin + length].tolist())
     return Generation(tokens, accepted_at, denoise_B.tolist(), commit_B.tolist())

@@ -15,6 +15,7 @@ import numpy as np
 from edlm_jax.attention import Pattern
 from edlm_jax.decoding.acceptance import Sampling
 from edlm_jax.decoding.compiled import compiled
+from edlm_jax.decoding.ends import is_end
 from edlm_jax.decoding.windows import forward_window, put
 from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, prefill
 
@@ -28,7 +29,6 @@ class RowSettings:
     block_length: int
     room: int  # columns for new tokens
     mask_id: int | None  # None: stepwise decoding of an AR model
-    eos_id: int | None
     shifted: bool
     sampling: Sampling
 
@@ -40,11 +40,14 @@ class RowSettings:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class RowRequest:
-    """What is decoded: `pad_B` counts the padding columns before each prompt, `limit` caps the new tokens of a row."""
+    """What is decoded: `pad_B` counts the padding columns before each prompt, a row ends at any token of `ends_E`, and
+    `limit` caps its new tokens.
+    """
 
     prompts_BP: jax.Array
     pad_B: jax.Array
     seeds_B: jax.Array
+    ends_E: jax.Array
     limit: int
     threshold: float
     temperature: float
@@ -64,13 +67,11 @@ class Rows:
     done_B: jax.Array
     aside: Any  # what the mode itself carries
 
-    def settle(self, new_BT, settled_B, *, forwards: int, limit, eos_id: int | None) -> "Rows":
-        """Appends the first `settled_B` of new_BT, up to an EOS or the limit; `forwards` were spent on them."""
+    def settle(self, new_BT, settled_B, *, forwards: int, limit, ends_E) -> "Rows":
+        """Appends the first `settled_B` of new_BT, up to an end or the limit; `forwards` were spent on them."""
         T = new_BT.shape[1]
         index_1T = jnp.arange(T)[None]
-        ends_BT = self.count_B[:, None] + index_1T + 1 >= limit
-        if eos_id is not None:
-            ends_BT = ends_BT | (new_BT == eos_id)
+        ends_BT = (self.count_B[:, None] + index_1T + 1 >= limit) | is_end(new_BT, ends_E)
         first_end_B = jnp.where(ends_BT.any(axis=1), jnp.argmax(ends_BT, axis=1) + 1, T + 1)
         kept_B = jnp.where(self.done_B, 0, jnp.minimum(settled_B, first_end_B))
         kept_BT = index_1T < kept_B[:, None]
@@ -138,8 +139,8 @@ class LeftToRight:
 
     def settle(self, rows: Rows, new_BT, settled_B, forwards: int) -> Rows:
         """`Rows.settle` with what the request says about a row's end."""
-        limit, eos_id = self.request.limit, self.settings.eos_id
-        return rows.settle(new_BT, settled_B, forwards=forwards, limit=limit, eos_id=eos_id)
+        limit, ends_E = self.request.limit, self.request.ends_E
+        return rows.settle(new_BT, settled_B, forwards=forwards, limit=limit, ends_E=ends_E)
 
 
 @compiled(static_argnames="settings")

@@ -107,7 +107,6 @@ def _block_fields(options: Options, commit: str) -> dict[str, Any]:
         # Counted from position 0, up to block_length - 1 tokens of the prompt lie in the first block.
         num_blocks=-(-(options.max_new_tokens + (C - 1) * options.on_position_grid) // C),
         mask_id=options.mask_id,
-        eos_id=options.eos_id,
         shifted=options.shifted,
         sampling=options.sampling,
         fused_commit=commit == "fused",
@@ -126,12 +125,13 @@ def _blocks(weights, prompts, options, settings: BlockSettings) -> Run:
         first_block_BC=np.array([row + [settings.mask_id] * (C - len(row)) for row in given], np.int32),
         given_B=np.array([len(row) for row in given], np.int32),
         seeds_B=options.seeds_B,
+        ends_E=options.ends_E,
         limit=options.max_new_tokens,
         rule=jax.tree.map(np.float32, options.acceptance),  # of one type always, or an int would compile again
         temperature=options.temperature,
     )
     arguments = (weights, request, settings)
-    collect = partial(collect_blocks, request=request, settings=settings)
+    collect = partial(collect_blocks, request=request)
     return Run(
         whole=lambda: collect(decode_blocks(*arguments)),
         begin=partial(begin_blocks, *arguments),
@@ -146,11 +146,10 @@ def _left_to_right(settings_class: type[RowSettings], weights, prompts, options)
         block_length=options.block_length,
         room=options.max_new_tokens,
         mask_id=options.mask_id,
-        eos_id=options.eos_id,
         shifted=options.shifted,
         sampling=options.sampling,
     )
-    limits = (options.max_new_tokens, options.threshold, options.temperature)
+    limits = (options.ends_E, options.max_new_tokens, options.threshold, options.temperature)
     request = RowRequest(prompts_BP, pad_B, options.seeds_B, *limits)
     arguments = (weights, request, settings)
     collect = partial(collect_rows, request=request)
@@ -167,9 +166,10 @@ def _autoregressive(weights, prompts, options) -> Run:
     prompts_BP, pad_B = pad_prompts(prompts, 1, options.spec.max_length)
 
     def whole() -> Generation:
-        arrays = (weights, prompts_BP, pad_B, options.seeds_B, options.max_new_tokens, options.temperature)
-        shape = dict(room=options.max_new_tokens, eos_id=options.eos_id, banned_id=options.mask_id)
-        tokens_BX, count_B = on_host(decode_autoregressive(*arrays, **shape, sampling=options.sampling))
+        arrays = (weights, prompts_BP, pad_B, options.seeds_B, options.ends_E)
+        limits = (options.max_new_tokens, options.temperature)
+        fixed = dict(room=options.max_new_tokens, banned_id=options.mask_id, sampling=options.sampling)
+        tokens_BX, count_B = on_host(decode_autoregressive(*arrays, *limits, **fixed))
         return collect_autoregressive(tokens_BX, count_B, prompts_BP.shape[1])
 
     return replace(_left_to_right(StepwiseSettings, weights, prompts, options), whole=whole)

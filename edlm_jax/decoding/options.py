@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edlm_jax.decoding.acceptance import Rule, Sampling, Threshold, parse_rule
+from edlm_jax.decoding.ends import read_ends
 from edlm_jax.errors import InputError
 from edlm_jax.models import ModelSpec
 from edlm_jax.models.spec import COMMITS, CONFIDENCES, GRIDS, PREFILLS
@@ -22,7 +23,7 @@ class Options:
     prefill: str
     grid: str
     mask_id: int | None
-    eos_id: int | None
+    ends_E: np.ndarray
     threshold: float
     rule: Rule | None  # None: the call names none
     sampling: Sampling
@@ -105,7 +106,7 @@ def read_options(
         prefill=prefill or (conversion.prefill if conversion else "block_causal"),
         grid=grid or (conversion.grid if conversion else "response"),
         mask_id=conversion.mask_token_id if mask_id is None and conversion else mask_id,
-        eos_id=eos_id,
+        ends_E=read_ends(eos_id),
         threshold=float(threshold),
         rule=rule,
         sampling=Sampling(False, top_k, top_p, drawn) if temperature > 0 else Sampling(),

@@ -15,6 +15,7 @@ from edlm_jax.evaluation.batches import decode_batches
 from edlm_jax.evaluation.heldout import heldout_config
 from edlm_jax.evaluation.tasks import load_tasks, longest_answer
 from edlm_jax.models.transformer import Transformer
+from edlm_jax.pretrained import Text
 from edlm_jax.reports.progress import Progress
 from edlm_jax.reports.report import Rows
 from edlm_jax.training.config import grid
@@ -27,7 +28,7 @@ def diagnose(
     model: Transformer,
     baseline: Transformer | None,
     source: Mapping[str, Any],
-    tokenizer,
+    text: Text,
     *,
     threshold: float,
     draws: int,
@@ -41,7 +42,7 @@ def diagnose(
     c = heldout_config(model.spec, source, batch_size=batch_size)
     objective = Objective.from_config(c, model.spec.conversion.mask_token_id)
     try:
-        tasks = load_tasks([source], tokenizer)[:count]
+        tasks = load_tasks([source], text.tokenizer)[:count]
     except InputError:  # text without prompts
         tasks = []
     parts = 1 + (baseline is not None) + bool(tasks) + (len(ways_of(objective)) if draws else 0)
@@ -49,26 +50,26 @@ def diagnose(
     with Progress(parts, "diagnose") as progress:
         finished = itertools.count(1)
         done = lambda part: progress.done(next(finished), part)  # noqa: E731
-        found["predictions"] = {"diffusion": predict(model, c, tokenizer, pattern=c.objective.pattern)}
+        found["predictions"] = {"diffusion": predict(model, c, text.tokenizer, pattern=c.objective.pattern)}
         done("predictions")
         if baseline is not None:
-            found["predictions"]["ar"] = predict(baseline, c, tokenizer, pattern="causal")
+            found["predictions"]["ar"] = predict(baseline, c, text.tokenizer, pattern="causal")
             found["weight_drift"] = weight_drift(baseline, model)
             done("predictions of the baseline")
         if tasks:
-            found["decode_order"] = _order(model, tasks, tokenizer, threshold, batch_size)
+            found["decode_order"] = _order(model, tasks, text, threshold, batch_size)
             done("order of decoding")
         if draws:
-            batch = next(iter(make_eval_batches(c.data, tokenizer, block_length=grid(c), grid=c.objective.grid)))
+            batch = next(iter(make_eval_batches(c.data, text.tokenizer, block_length=grid(c), grid=c.objective.grid)))
             on_way = lambda way: done(f"gradients, {way}")  # noqa: E731
             found["gradient_variance"] = gradient_variance(model, objective, batch, draws, on_way)
     return found
 
 
-def _order(model, tasks, tokenizer, threshold, batch_size) -> dict[str, Any]:
+def _order(model, tasks, text, threshold, batch_size) -> dict[str, Any]:
     C = model.spec.conversion.block_length
     prompts = [task.prompt for task in tasks]
-    limits = dict(max_new_tokens=longest_answer(tasks), eos_id=tokenizer.eos_token_id)
+    limits = dict(max_new_tokens=longest_answer(tasks), eos_id=text.ends)
     decoded = decode_batches(Decoder(model), prompts, batch_size=batch_size, threshold=threshold, **limits)
     offsets = [len(prompt) % C if model.spec.on_position_grid else 0 for prompt in prompts]
     return decode_order([row.accepted_at for row in decoded], C, offsets)

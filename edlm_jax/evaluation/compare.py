@@ -10,6 +10,7 @@ from edlm_jax.data.sources import open_source
 from edlm_jax.decoding import Decoder
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.tasks import Decoding, Task, longest_answer, measure_speed, score_tasks
+from edlm_jax.pretrained import Text
 
 AR: Decoding = {"mode": "ar"}
 
@@ -36,9 +37,9 @@ def diffusion_at(thresholds: Sequence[float]) -> list[Decoding]:
     return [{"mode": "diffusion", "threshold": threshold} for threshold in thresholds]
 
 
-def compare_accuracy(ways: Sequence[tuple[Decoder, Decoding]], tasks: Sequence[Task], tokenizer, batch_size: int):
+def compare_accuracy(ways: Sequence[tuple[Decoder, Decoding]], tasks: Sequence[Task], text: Text, batch_size: int):
     """One dict per way: accuracy, kinds, tokens per forward, forwards."""
-    scores = [score_tasks(decoder, tasks, tokenizer, batch_size=batch_size, decoding=how) for decoder, how in ways]
+    scores = [score_tasks(decoder, tasks, text, batch_size=batch_size, decoding=how) for decoder, how in ways]
     return [
         {
             "accuracy": score.accuracy,
@@ -55,14 +56,14 @@ def compare_accuracy(ways: Sequence[tuple[Decoder, Decoding]], tasks: Sequence[T
 def compare_speed(
     ways: Sequence[tuple[Decoder, Decoding]],
     tasks: Sequence[Task],
-    tokenizer,
+    text: Text,
     timed_prompts: int,
     on_prompt: Callable[[int], None] | None = None,
 ):
     """One dict per way: tokens per second at batch 1, over prompts drawn from all tasks."""
     drawn = random.Random(0).sample(tasks, min(timed_prompts, len(tasks)))
     prompts = [task.prompt for task in drawn]
-    limits = dict(max_new_tokens=longest_answer(tasks), eos_id=tokenizer.eos_token_id)
+    limits = dict(max_new_tokens=longest_answer(tasks), eos_id=text.ends)
     speeds = measure_speed(ways, prompts, **limits, on_prompt=on_prompt)
     return [{"tokens_per_second": speed} for speed in speeds]
 

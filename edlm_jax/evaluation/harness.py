@@ -11,7 +11,6 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from lm_eval.__main__ import cli_evaluate
@@ -26,7 +25,8 @@ from edlm_jax.decoding import Decoder
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.batches import decode_batches, prompt_seeds
 from edlm_jax.evaluation.likelihood import Likelihood, log_likelihood
-from edlm_jax.pretrained import load_pretrained, load_tokenizer
+from edlm_jax.parallel.devices import default_dtype
+from edlm_jax.pretrained import Text, load_pretrained, load_tokenizer
 
 _LOGGER = logging.getLogger("lm_eval.models.edlm_jax")  # heard where the harness's own are
 _NEW_TOKENS = 256  # where a task does not say how many
@@ -38,6 +38,7 @@ class EdlmLM(TemplateLM):
 
     Args:
       pretrained: Hugging Face directory or hub id, AR or converted.
+      dtype: default: float32 on CPU, bfloat16 elsewhere.
       mode: "diffusion", "ar" or "self_speculation" (default: diffusion if the model was converted).
       threshold, rule, block_length: of diffusion decoding, as for `generate`.
       num_samples: of a diffusion likelihood's estimate.
@@ -49,7 +50,7 @@ class EdlmLM(TemplateLM):
     def __init__(
         self,
         pretrained: str,
-        dtype: str = "bfloat16",
+        dtype: str | None = None,
         mode: str | None = None,
         threshold: float = 0.9,
         rule: str | None = None,
@@ -63,17 +64,18 @@ class EdlmLM(TemplateLM):
         super().__init__()
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise InputError(f"batch_size must be a positive number, not {batch_size!r}")
-        self.model = load_pretrained(pretrained, dtype=dtype)
+        self.model = load_pretrained(pretrained, dtype=dtype or default_dtype())
         self.tokenizer = load_tokenizer(self.model.spec.source)
+        self.text = Text.of(self.model.spec, self.tokenizer)
         self.decoder = Decoder(self.model)
         self.mode = mode or ("diffusion" if self.model.spec.conversion else "ar")
         self.settings = dict(threshold=threshold, rule=rule, block_length=block_length)
         self.num_samples, self.batch_size, self.seed = num_samples, int(batch_size), seed
 
     @property
-    def eot_token_id(self) -> int:
-        """The end token; also what stands before a text without context."""
-        return self.tokenizer.eos_token_id
+    def eot_token_id(self) -> int | None:
+        """The first end token; also what stands before a text without context."""
+        return next(iter(self.text.ends), None)
 
     @property
     def tokenizer_name(self) -> str:
@@ -109,7 +111,7 @@ class EdlmLM(TemplateLM):
                     seeds=[seeds[i] for i in members],
                     on_batch=lambda done, begun=begun: bar.update(begun + done - bar.n),
                     stop=[text for text in kwargs["until"] if text],
-                    detokenize=partial(self.tokenizer.decode, skip_special_tokens=True),
+                    detokenize=self.text,
                     **self._decoding(kwargs),
                 )
                 for i, row in zip(members, decoded, strict=True):
@@ -173,7 +175,7 @@ class EdlmLM(TemplateLM):
             mode=self.mode,
             max_new_tokens=kwargs["max_gen_toks"],
             temperature=kwargs.get("temperature", 0.0),
-            eos_id=self.eot_token_id,
+            eos_id=self.text.ends,
         )
 
     def _prompt(self, context: str, new_tokens: int) -> list[int]:

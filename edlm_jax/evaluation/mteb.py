@@ -15,6 +15,7 @@ import numpy as np
 
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.embedding import attentions, embed, normalise
+from edlm_jax.parallel.devices import default_dtype
 from edlm_jax.pretrained import load_pretrained, load_tokenizer
 
 
@@ -28,7 +29,7 @@ class Encoder:
 
     def __init__(self, model_name: str, revision: str | None = None, *, attention: str = "bidirectional", **settings):
         self.name, self.revision = str(model_name), revision
-        self._model = load_pretrained(model_name, dtype=settings.get("dtype", "bfloat16"))
+        self._model = load_pretrained(model_name, dtype=settings.get("dtype") or default_dtype())
         self._tokenizer = load_tokenizer(model_name)
         ways = attentions(self._model)
         if attention not in ways:

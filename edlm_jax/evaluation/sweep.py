@@ -6,6 +6,7 @@ from typing import Any
 from edlm_jax.decoding import Decoder
 from edlm_jax.evaluation.compare import AR, compare_accuracy, compare_speed, diffusion_at
 from edlm_jax.evaluation.tasks import Decoding, Task
+from edlm_jax.pretrained import Text
 from edlm_jax.reports.progress import Progress
 
 
@@ -18,7 +19,7 @@ def sweep(
     decoder: Decoder,
     points: Sequence[Decoding],
     tasks: Sequence[Task],
-    tokenizer,
+    text: Text,
     *,
     baseline: Decoder | None = None,
     batch_size: int,
@@ -35,10 +36,10 @@ def sweep(
     timed_prompts, results = min(timed_prompts, len(tasks)), []
     with Progress(len(ways) + timed_prompts, "sweep") as progress:
         for way in ways:
-            results += compare_accuracy([way], tasks, tokenizer, batch_size)
+            results += compare_accuracy([way], tasks, text, batch_size)
             progress.done(len(results), f"{_name(way[1])}: {results[-1]['accuracy']:.3f} exact")
         on_prompt = lambda count: progress.done(len(ways) + count, "timing")  # noqa: E731
-        speeds = compare_speed(ways, tasks, tokenizer, timed_prompts, on_prompt)
+        speeds = compare_speed(ways, tasks, text, timed_prompts, on_prompt)
     measured = [accuracy | speed for accuracy, speed in zip(results, speeds, strict=True)]
     ar = {} if baseline is None else {"ar": measured.pop(0)}
     named = [

@@ -13,13 +13,18 @@ from edlm_jax.data.sources import open_source
 from edlm_jax.decoding import Decoder
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.batches import decode_batches
+from edlm_jax.pretrained.text import Text, read_after
 
 Decoding = Mapping[str, Any]  # keyword arguments of a Decoder: mode, threshold, ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A prompt as tokens, the text that must follow it, and that text's tokens with the end token."""
+    """A prompt as tokens, the text that must follow it, and the number of that text's tokens with the end token.
+
+    The text is read from the tokens that training would show, for a tokenizer may write a response in another way: it
+    may put a space before it or compose its accents.
+    """
 
     prompt: list[int]
     answer: str
@@ -45,7 +50,7 @@ class Score:
 
 def load_tasks(sources: Sequence[Mapping[str, Any]], tokenizer) -> list[Task]:
     """The tasks of all sources; their documents must be a prompt with a response."""
-    tasks = []
+    tasks, text = [], Text(tokenizer)
     for source in sources:
         for document in open_source(source):
             if document is None:
@@ -53,26 +58,26 @@ def load_tasks(sources: Sequence[Mapping[str, Any]], tokenizer) -> list[Task]:
             if "prompt" not in document:
                 raise InputError(f"a task needs a prompt and a response; {dict(source)} has {', '.join(document)}")
             tokens_L, loss_mask_L = tokenize(document, tokenizer)  # prompt and answer split as in training
-            prompt = tokens_L[loss_mask_L == 0].tolist()
+            prompt, answer = (tokens_L[loss_mask_L == learned].tolist() for learned in (0, 1))
             kind = document["kind"] if "kind" in document else "all"
-            tasks.append(Task(prompt, document["response"], len(tokens_L) - len(prompt), kind))
+            tasks.append(Task(prompt, read_after(text.whole, prompt, answer[:-1]), len(answer), kind))
     if not tasks:
         raise InputError("no tasks to evaluate: the task sources hold no document")
     return tasks
 
 
-def score_tasks(decoder: Decoder, tasks: Sequence[Task], tokenizer, *, batch_size: int, decoding: Decoding) -> Score:
-    """Decode every task in batches; an answer counts when its text up to the end token is exactly the wanted one."""
+def score_tasks(decoder: Decoder, tasks: Sequence[Task], text: Text, *, batch_size: int, decoding: Decoding) -> Score:
+    """Decode every task in batches; an answer counts when its text up to the end is exactly the wanted one."""
     decoded = decode_batches(
         decoder,
         [task.prompt for task in tasks],
         batch_size=batch_size,
         max_new_tokens=longest_answer(tasks),
-        eos_id=tokenizer.eos_token_id,
+        eos_id=text.ends,
         **decoding,
     )
     rows = zip(decoded, tasks, strict=True)
-    correct = np.array([answer_text(row.tokens, tokenizer) == task.answer for row, task in rows], float)
+    correct = np.array([answer_text(row.tokens, task.prompt, text) == task.answer for row, task in rows], float)
     kinds = {
         kind: float(np.mean([correct[i] for i, task in enumerate(tasks) if task.kind == kind]))
         for kind in dict.fromkeys(task.kind for task in tasks)
@@ -91,10 +96,10 @@ def longest_answer(tasks: Sequence[Task]) -> int:
     return max(task.answer_tokens for task in tasks)
 
 
-def answer_text(tokens: Sequence[int], tokenizer) -> str:
-    """The text of generated tokens up to the end token."""
-    until_end = itertools.takewhile(lambda token: token != tokenizer.eos_token_id, tokens)
-    return tokenizer.decode(list(until_end))
+def answer_text(tokens: Sequence[int], prompt: Sequence[int], text: Text) -> str:
+    """The text of generated tokens up to the first end."""
+    until_end = itertools.takewhile(lambda token: token not in text.ends, tokens)
+    return read_after(text.whole, prompt, list(until_end))
 
 
 def measure_speed(
@@ -102,7 +107,7 @@ def measure_speed(
     prompts: Sequence[list[int]],
     *,
     max_new_tokens: int,
-    eos_id: int,
+    eos_id: int | Sequence[int],
     repeats: int = 3,
     on_prompt: Callable[[int], None] | None = None,
 ) -> list[float]:

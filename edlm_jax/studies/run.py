@@ -16,7 +16,7 @@ from edlm_jax.decoding.modes import MODES
 from edlm_jax.errors import InputError, StoppedError
 from edlm_jax.evaluation.compare import AR, compare_accuracy
 from edlm_jax.evaluation.tasks import load_tasks
-from edlm_jax.pretrained import load_pretrained, load_tokenizer
+from edlm_jax.pretrained import Text, load_pretrained, load_tokenizer
 from edlm_jax.reports.report import describe_machine, write_report
 from edlm_jax.studies.cells import MEASURED_BY, Cell, make_quick
 from edlm_jax.studies.measures import drift_of, of_model, of_training
@@ -70,7 +70,7 @@ class Study:
         path, config = self.workdir / "ar.json", _plain(self._measured_config(self.c.base))
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            measured = of_model(self.c, self.c.base, self._ar, self._tokenizer)
+            measured = of_model(self.c, self.c.base, self._ar, self._text.tokenizer)
             write_report(self._score(Decoder(self._ar), AR) | measured | {"config": config}, path)
         result = json.loads(path.read_text(encoding="utf-8"))
         if result.pop("config", None) != config:
@@ -121,7 +121,7 @@ class Study:
             }
             for how in self._ways(cell)
         ]
-        measures = drift_of(self._ar, model) | of_model(self.c, cell.config, model, self._tokenizer)
+        measures = drift_of(self._ar, model) | of_model(self.c, cell.config, model, self._text.tokenizer)
         return points, {"step": step} | measures
 
     def _ways(self, cell: Cell) -> list[dict[str, Any]]:
@@ -136,7 +136,7 @@ class Study:
         ]
 
     def _score(self, decoder: Decoder, how) -> dict[str, float]:
-        (score,) = compare_accuracy([(decoder, how)], self._tasks, self._tokenizer, self.c.base.evaluation.batch_size)
+        (score,) = compare_accuracy([(decoder, how)], self._tasks, self._text, self.c.base.evaluation.batch_size)
         return {name: score[name] for name in _MEASURED}
 
     def _directory(self, cell: Cell) -> Path:
@@ -150,12 +150,12 @@ class Study:
         return load_pretrained(self.c.base.init.path, dtype=self.c.base.dtype)
 
     @functools.cached_property
-    def _tokenizer(self):
-        return load_tokenizer(self.c.base.data.tokenizer or self.c.base.init.path)
+    def _text(self):
+        return Text.of(self._ar.spec, load_tokenizer(self.c.base.data.tokenizer or self.c.base.init.path))
 
     @functools.cached_property
     def _tasks(self):
-        return load_tasks(self.c.base.evaluation.tasks, self._tokenizer)
+        return load_tasks(self.c.base.evaluation.tasks, self._text.tokenizer)
 
 
 class Compilations:

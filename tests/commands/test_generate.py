@@ -2,22 +2,25 @@
 
 import io
 import json
+from pathlib import Path
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
+from edlm_jax import pretrained
 from edlm_jax.commands.generate import _encode, _Printer
 from edlm_jax.commands.main import main
 from edlm_jax.decoding import MODES
 from edlm_jax.errors import InputError
+from edlm_jax.pretrained import Text
+from tests.chain import byte_tokenizer, copy_with, save_chain, save_tokenizer, steps, word_tokenizer
+from tests.conftest import TINY
 
 
 class Bytes:
     """A tokenizer of bytes, as far as the command needs one."""
 
     chat_template = "{{ messages }}"
-
-    def decode(self, tokens, skip_special_tokens):
-        return bytes(tokens).decode("utf-8", errors="replace")
 
     def encode(self, text):
         return list(text.encode())
@@ -28,13 +31,24 @@ class Bytes:
 
 
 def test_text_appears_once_and_characters_whole(capsys):
-    text, printer, shown = "fünf €uro", _Printer(Bytes()), []
-    tokens = list(text.encode())
+    tokenizer, shown = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer()), []
+    text, prompt = " fünf €uro ", tokenizer.encode("ü")
+    tokens = prompt[1:] + tokenizer.encode(text)
+    printer = _Printer(Text(tokenizer), prompt[:1], chat=False)
     for end in range(1, len(tokens) + 1):
         printer([tokens[:end]])
         shown.append(capsys.readouterr().out)
-    assert "".join(shown) == text
+    assert "".join(shown) == "ü" + text
     assert "" in shown[:-1] and not any("\ufffd" in part for part in shown)
+
+
+def test_an_answer_has_no_white_space_around_it(capsys):
+    tokenizer, shown = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer()), []
+    printer, tokens = _Printer(Text(tokenizer), [65], chat=True), tokenizer.encode(" a b\n")
+    for end in range(1, len(tokens) + 1):
+        printer([tokens[:end]])
+        shown.append(capsys.readouterr().out)
+    assert shown == ["", "a", "", " b", ""]
 
 
 def test_chat_uses_the_template():
@@ -44,6 +58,109 @@ def test_chat_uses_the_template():
     tokenizer.chat_template = None
     with pytest.raises(InputError, match="no chat template"):
         _encode(tokenizer, "hi", True)
+
+
+CHAT = (
+    "{% for m in messages %}{{ m.role }}:{{ m.content }}CLOSE\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+PIECES = ("<|endoftext|>", "<|fim_pad|>", "<|im_end|>")  # 256, 257, 258
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+
+
+def save_chat(directory, said, closing):
+    """A model with a base tokenizer that says this to every message of a chat, and then the tokenizer's end."""
+    template = CHAT.replace("CLOSE", closing)
+    made = dict(config=TINY, eos_token=PIECES[0], chat_template=template)
+    tokens = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer(*PIECES)).encode(f":{said}")
+    tokenizer = save_tokenizer(byte_tokenizer(*PIECES), directory / "tokenizer", **made)
+    return save_chain(tokenizer, steps(*tokens, 256), directory / "model")
+
+
+@pytest.mark.parametrize(("closing", "new_tokens"), [("<|im_end|>", 3), ("#end", 2), ("", 4)])
+@pytest.mark.parametrize("watched", [False, True])
+def test_the_answer_alone_is_printed(tmp_path, request, capsys, closing, new_tokens, watched):
+    model = save_chat(tmp_path, f"Hi{closing}\n", closing)
+    command = ["generate", f"--model={model}", "--prompt=hello", "--chat"]
+    if watched:
+        request.getfixturevalue("terminal")
+    assert main(command) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "Hi\n\n" and f"{new_tokens} tokens" in captured.err and "empty" not in captured.err
+
+
+def test_an_empty_answer_is_said(tmp_path, capsys):
+    command = ["generate", f"--model={save_chat(tmp_path, '<|im_end|>', '<|im_end|>')}", "--prompt=hello", "--prompt=a"]
+    assert main([*command, "--chat"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.strip() == ""
+    assert captured.err.splitlines()[:2] == ["the answer to prompt 0 is empty", "the answer to prompt 1 is empty"]
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_words_with_leading_spaces(tmp_path, request, capsys, watched):
+    tokenizer = word_tokenizer()
+    said = tokenizer.encode("w2 w58 w43").ids
+    directory = save_tokenizer(tokenizer, tmp_path / "tokenizer", config=TINY, eos_token="</s>")
+    model = save_chain(directory, steps(*said, 0), tmp_path / "model")
+    if watched:
+        request.getfixturevalue("terminal")
+    assert main(["generate", f"--model={model}", "--prompt=w1 w2"]) == 0
+    assert capsys.readouterr().out == "w1 w2 w58 w43\n\n"
+    assert main(["generate", f"--model={model}", "--prompt=w1 w2", "--stop= w43"]) == 0
+    assert capsys.readouterr().out == "w1 w2 w58\n\n"
+
+
+def test_a_model_ends_where_its_files_say(tmp_path, capsys):
+    tokenizer = save_tokenizer(byte_tokenizer(*PIECES), tmp_path / "tokenizer", config=TINY, eos_token=PIECES[0])
+    first = save_chain(tokenizer, steps(64, 258, 65, 256), tmp_path / "first")  # a, <|im_end|>, b, <|endoftext|>
+    lists = dict(generation_config={"eos_token_id": [258, 256]}), dict(config={"eos_token_id": [258, 256]}), {}
+    made = []
+    for number, files in enumerate(lists):
+        model = copy_with(first, tmp_path / str(number), **files)
+        assert main(["generate", f"--model={model}", "--prompt=a", "--json"]) == 0
+        made.append(json.loads(capsys.readouterr().out)["completions"][0]["new_tokens"])
+    assert made == [1, 1, 3]
+
+
+QUICKSTART = Path(pretrained.__file__).parent / "quickstart_ar"
+
+
+def test_a_stop_string_that_is_a_special_token(tmp_path, capsys):
+    model = copy_with(QUICKSTART, tmp_path / "model", tokenizer_config={"eos_token": "<|fim_suffix|>"})
+    command = ["generate", f"--model={model}", "--prompt=add 3+4 9+8 0+5 ->", "--max-new-tokens=24", "--json"]
+    assert main([*command, "--stop=<|endoftext|>"]) == 0
+    (completion,) = json.loads(capsys.readouterr().out)["completions"]
+    assert (completion["text"], completion["new_tokens"]) == (" 7 17 5", 7)
+
+
+def test_a_terminal_shows_nothing_that_is_taken_back(terminal, capsys):
+    command = ["generate", f"--model={QUICKSTART}", "--prompt=count 37 by 3 for 6 ->", "--stop=43 46"]
+    assert main(command) == 0
+    assert capsys.readouterr().out == "count 37 by 3 for 6 -> 37 40 \n\n"
+
+
+COMMANDS = [["generate", "--prompt=a"], ["evaluate"], ["diagnose"], ["bench", "decode"]]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(("device", "dtype"), [("cpu", "float32"), ("gpu", "bfloat16")])
+def test_what_a_command_computes_in(tiny_converted_dir, monkeypatch, command, device, dtype):
+    found = []
+
+    def load(path, dtype, **_):
+        found.append(dtype)
+        raise InputError("enough")
+
+    monkeypatch.setattr(pretrained, "load_pretrained", load)
+    monkeypatch.setattr("jax.default_backend", lambda: device)
+    for asked in ([], ["--dtype=bfloat16"], ["--dtype=float32"]):
+        assert main([*command, f"--model={tiny_converted_dir}", *asked]) == 2
+    assert found == [dtype, "bfloat16", "float32"]
 
 
 HOW = [

@@ -4,11 +4,14 @@ import dataclasses
 
 import numpy as np
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from edlm_jax.decoding import MODES, Decoder
 from edlm_jax.decoding.generation import Generation
 from edlm_jax.decoding.stopping import Reader
 from edlm_jax.errors import InputError
+from edlm_jax.pretrained import Text
+from tests.chain import byte_tokenizer
 from tests.decoding.tiny import EOS, VOCAB, make_model, prompts
 
 LIMIT = 22
@@ -68,7 +71,7 @@ def test_a_model_without_a_mask_token_is_watched_too():
 
 
 def test_a_reader_cuts_once_and_at_the_character():
-    reader = Reader(("cd", "zz"), lambda tokens: bytes(tokens).decode(errors="replace"), 2)
+    reader = Reader(("cd", "zz"), characters, [list(b"c"), list(b"c")])  # a prompt's text stops nothing
     growing = Generation([list(b"abc"), list("é".encode())], [[1, 1, 2], [1, 2]], [2, 2], [0, 0])
     assert reader.read(growing).texts == ["abc", "é"] and not reader.stopped_B.any()
     grown = Generation([list(b"abcd"), list("éczzcd".encode())], [[1, 1, 2, 3], [1] * 7], [3, 3], [0, 0])
@@ -77,6 +80,61 @@ def test_a_reader_cuts_once_and_at_the_character():
     assert cut.accepted_at == [[1, 1], [1] * 3] and reader.stopped_B.all()
     later = Generation([[250] * 9, [250] * 9], [[1] * 9] * 2, [4, 4], [0, 0])  # what lies behind is not read again
     assert reader.read(later).texts == cut.texts
+
+
+def characters(tokens):
+    return bytes(tokens).decode(errors="replace")
+
+
+def test_a_stop_string_may_name_special_tokens():
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer("<|im_start|>", "<|im_end|>"))
+    text = Text(tokenizer, (256,))
+    given = [tokenizer.encode("a<|im_end|>b")] * 4
+    said = [*tokenizer.encode("one<|im_end|>\ntwo"), 256]
+    answers = {}
+    for stop in ("<|im_end|>", "e<|im_end|>\nt", "<|im_start|>", "e\nt", "<|"):
+        reader = Reader((stop,), text, given[:1])
+        read = reader.read(Generation([said], [said], [2], [0]))
+        answers[stop] = (read.tokens[0], read.texts[0], reader.stopped_B.all())
+    assert answers == {
+        "<|im_end|>": (said[:3], "one", True),
+        "e<|im_end|>\nt": (said[:2], "on", True),
+        "<|im_start|>": (said[:-1], "one\ntwo", True),
+        "e\nt": (said[:2], "on", True),  # in what is shown
+        "<|": (said, "one\ntwo", False),  # a name is no text
+    }
+
+
+@pytest.mark.parametrize(
+    ("stop", "seen"),  # with every byte of "go 43 4€<|im_end|>"
+    [
+        ("43 46", ["", "g", "go", *["go "] * 7, *["go 43 4€"] * 2]),
+        ("€x", ["", "g", "go", "go ", "go 4", "go 43", "go 43 ", *["go 43 4"] * 5]),
+        ("4€<|im_end|>!", ["", "g", "go", "go ", "go ", "go 43", "go 43 ", *["go 43 "] * 5]),
+        ("4€<|im_end|>", ["", "g", "go", "go ", "go ", "go 43", "go 43 ", *["go 43 "] * 5]),
+    ],
+)
+def test_whoever_watches_sees_no_beginning_of_a_stop_string(stop, seen):
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer("<|im_end|>"))
+    said, shown = tokenizer.encode("go 43 4€<|im_end|>"), []
+    reader = Reader((stop,), Text(tokenizer), [[65]] * 2)
+    for end in range(len(said) + 1):
+        growing = reader.read(Generation([said[:end]] * 2, [said[:end]] * 2, [end] * 2, [0, 0]))
+        open_row, done_row = reader.settled(growing, np.array([False, True]))
+        assert done_row == growing.tokens[1]
+        shown.append(tokenizer.decode(open_row, skip_special_tokens=True))
+    assert shown == seen
+
+
+@pytest.mark.parametrize("mode", ["diffusion", "ar"])
+def test_what_was_seen_stays(mode):
+    decoder, given, seen = Decoder(make_model("shifted")), prompts(np.random.default_rng(1), [2, 11]), []
+    settings = dict(max_new_tokens=LIMIT, threshold=0.5, mode=mode, detokenize=letters)
+    free = decoder(given, **settings).tokens[0]
+    result = decoder(given, stop=letters(free[:11])[len(letters(free[:2])) :], on_block=seen.append, **settings)
+    assert len(result.tokens[0]) <= 2 and seen[-1] == result.tokens  # the string spans two pieces at least
+    for tokens in seen:
+        assert all(whole[: len(row)] == row for row, whole in zip(tokens, result.tokens, strict=True))
 
 
 @pytest.mark.parametrize(

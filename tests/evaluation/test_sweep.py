@@ -8,7 +8,7 @@ from edlm_jax.commands.main import main
 from edlm_jax.decoding import Decoder
 from edlm_jax.evaluation.sweep import sweep_points
 from edlm_jax.evaluation.tasks import load_tasks, score_tasks
-from edlm_jax.pretrained import load_pretrained, load_tokenizer
+from edlm_jax.pretrained import Text, load_pretrained, load_tokenizer
 from edlm_jax.reports.plot_sweep import plot_sweep
 
 
@@ -25,11 +25,11 @@ def test_every_point_of_a_sweep_is_measured(tiny_converted_dir, tiny_ar_dir, tmp
     assert report["ar"]["tokens_per_forward"] == 1 and report["ar"]["tokens_per_second"] > 0
     assert captured.err.splitlines()[0].startswith("[1/6] sweep: AR:")
 
-    tokenizer = load_tokenizer(tiny_converted_dir)
-    decoder = Decoder(load_pretrained(tiny_converted_dir, "float32"))
-    tasks = load_tasks([dict(kind="tasks", split="test", size=3)], tokenizer)
+    model = load_pretrained(tiny_converted_dir, "float32")
+    decoder, text = Decoder(model), Text.of(model.spec, load_tokenizer(tiny_converted_dir))
+    tasks = load_tasks([dict(kind="tasks", split="test", size=3)], text.tokenizer)
     for entry, how in zip(report["sweep"], sweep_points([1.0, 0.0], [2, 4]), strict=True):
-        alone = score_tasks(decoder, tasks, tokenizer, batch_size=2, decoding=how)
+        alone = score_tasks(decoder, tasks, text, batch_size=2, decoding=how)
         assert (entry["denoise_forwards"], entry["new_tokens"]) == (alone.denoise_forwards, alone.new_tokens)
         assert entry["tokens_per_second"] > 0
     bold = [entry["tokens_per_forward"] for entry in report["sweep"] if entry["threshold"] == 0]

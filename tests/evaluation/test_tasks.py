@@ -3,12 +3,15 @@
 import json
 
 import pytest
+from tokenizers import normalizers
 
 from edlm_jax.decoding import Generation
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation import compare, tasks
 from edlm_jax.evaluation.tasks import load_tasks, measure_speed, score_tasks
-from edlm_jax.pretrained import load_tokenizer
+from edlm_jax.pretrained import Text, load_tokenizer
+from tests.chain import byte_tokenizer, save_tokenizer, word_tokenizer
+from tests.conftest import TINY
 
 EOS = 256
 
@@ -46,7 +49,7 @@ def test_an_answer_counts_when_its_text_up_to_the_end_is_exact(tokenizer, questi
         "medium long ->": [*tokenizer.encode(" perhaps not"), EOS],
     }
     oracle = Oracle(tokenizer, answers)
-    score = score_tasks(oracle, questions, tokenizer, batch_size=2, decoding={"mode": "ar"})
+    score = score_tasks(oracle, questions, Text(tokenizer, (EOS,)), batch_size=2, decoding={"mode": "ar"})
     assert score.accuracy == pytest.approx(2 / 3) and score.kinds == {"all": pytest.approx(2 / 3)}
     assert [prompts for prompts, _ in oracle.calls] == [
         ["short ->", "medium long ->"],
@@ -57,6 +60,36 @@ def test_an_answer_counts_when_its_text_up_to_the_end_is_exact(tokenizer, questi
     assert score.tokens_per_forward == pytest.approx(score.new_tokens / 4)
     longest = len(tokenizer.encode(" perhaps")) + 1
     assert all(settings["max_new_tokens"] == longest for _, settings in oracle.calls)
+
+
+def with_accents():
+    """A tokenizer that composes accents, as Gemma's and Qwen's do."""
+    tokenizer = byte_tokenizer("</s>")
+    tokenizer.normalizer = normalizers.NFC()
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("make", "prompt", "response", "read"),
+    [
+        (word_tokenizer, "w1 w2", "w3 42", " w3 42"),
+        (word_tokenizer, "w1 w2", " 42", " 42"),
+        (with_accents, "cafe\u0301", "cre\u0300me", "crème"),
+        (lambda: byte_tokenizer("</s>"), "say", " <|im_end|> , .", " <|im_end|> , ."),
+    ],
+)
+def test_the_tokens_that_training_shows_are_right(tmp_path, make, prompt, response, read):
+    tokenizer = load_tokenizer(save_tokenizer(make(), tmp_path / "model", config=TINY, eos_token="</s>"))
+    (tmp_path / "tasks.jsonl").write_text(json.dumps(dict(prompt=prompt, response=response)))
+    tasks = load_tasks([dict(kind="jsonl", path=str(tmp_path / "tasks.jsonl"))], tokenizer)
+    right = tokenizer.encode(response, add_special_tokens=False)
+    assert (tasks[0].answer, tasks[0].answer_tokens) == (read, len(right) + 1)
+    ends = (tokenizer.eos_token_id, 3)
+    for said, accuracy in (([*right, ends[0]], 1), ([*right, ends[1], 4], 1), (right, 1), (right[:-1], 0)):
+        oracle = Oracle(tokenizer, {tokenizer.decode(tasks[0].prompt): said})
+        score = score_tasks(oracle, tasks, Text(tokenizer, ends), batch_size=1, decoding={"mode": "ar"})
+        assert score.accuracy == accuracy
+        assert oracle.calls[0][1]["eos_id"] == ends
 
 
 def test_generated_tasks_keep_their_kind_and_the_prompt_that_training_shows(tokenizer):

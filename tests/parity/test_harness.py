@@ -16,6 +16,8 @@ from edlm_jax import load_pretrained, save_pretrained
 from edlm_jax.evaluation.harness import EdlmLM
 from edlm_jax.evaluation.likelihood import log_likelihood
 from edlm_jax.pretrained import load_tokenizer
+from tests.chain import byte_tokenizer, copy_with, save_chain, save_tokenizer, steps, word_tokenizer
+from tests.conftest import TINY
 
 pytestmark = pytest.mark.parity
 MAX_LENGTH, VOCABULARY, EOS = 512, 259, 256
@@ -94,6 +96,27 @@ def test_stop_strings_cut_and_settings_group(tiny_ar_dir):
     (late,) = lm.generate_until([request("generate_until", "y" * 600 + "abc", {"until": [], "max_gen_toks": 12})])
     (kept,) = lm.generate_until([request("generate_until", "y" * 497 + "abc", {"until": [], "max_gen_toks": 12})])
     assert late == kept  # a context too long loses its beginning
+
+
+def test_answers_end_where_the_model_ends(tmp_path):
+    pieces = ("<|endoftext|>", "<|im_end|>", "<|im_start|>")  # 256, 257, 258
+    made = save_tokenizer(byte_tokenizer(*pieces), tmp_path / "tokenizer", config=TINY, eos_token=pieces[0])
+    first = save_chain(made, steps(64, 65, 257, 66, 256), tmp_path / "first")  # a, b, <|im_end|>, c, <|endoftext|>
+    listed = copy_with(first, tmp_path / "listed", generation_config={"eos_token_id": [257, 256]})
+    ask = lambda model, until: EdlmLM(str(model)).generate_until(  # noqa: E731
+        [request("generate_until", "a", {"until": until, "max_gen_toks": 12})], disable_tqdm=True
+    )
+    assert ask(first, []) == ["bc"] and ask(listed, []) == ["b"]
+    assert ask(first, ["<|im_end|>"]) == ["b"] and ask(first, ["b<|im_end|>"]) == [""]
+
+
+def test_words_have_their_leading_space(tmp_path):
+    tokenizer = word_tokenizer()
+    said = tokenizer.encode("w2 w58 w43").ids
+    made = save_tokenizer(tokenizer, tmp_path / "tokenizer", config=TINY, eos_token="</s>")
+    lm = EdlmLM(str(save_chain(made, steps(*said, 0), tmp_path / "model")))
+    kwargs = {"until": ["43"], "max_gen_toks": 12}
+    assert lm.generate_until([request("generate_until", "w1 w2", kwargs)], disable_tqdm=True) == [" w58 w"]
 
 
 def test_multiple_choice_compares_exact_likelihoods(evaluate, tiny_ar_dir):
