@@ -18,9 +18,11 @@ from ml_collections import ConfigDict
 from edlm_jax.attention import BlockCausal, InPieces, Tiles, count_tiles
 from edlm_jax.attention.splash import TILES, has_partial_tiles
 from edlm_jax.benchmarks.hlo import collectives, shapes
-from edlm_jax.decoding.acceptance import Sampling, Threshold
-from edlm_jax.decoding.blocks import BlockSettings, Request, decode_blocks
+from edlm_jax.decoding.acceptance import Threshold
+from edlm_jax.decoding.blocks import BlockSettings, Request
 from edlm_jax.decoding.ends import read_ends
+from edlm_jax.decoding.engine import decode_whole
+from edlm_jax.decoding.sampling import Draw
 from edlm_jax.errors import InputError
 from edlm_jax.models.cache import DecodingWeights
 from edlm_jax.models.spec import ModelSpec
@@ -133,9 +135,8 @@ def decoder_report(spec: ModelSpec, dtype: str, devices: list[jax.Device]) -> di
         num_blocks=NEW_TOKENS // C,
         mask_id=spec.conversion.mask_token_id,
         shifted=spec.conversion.alignment == "shifted",
-        sampling=Sampling(),
-        fused_commit=True,
-        first_token=False,
+        draw=Draw(),
+        commit="fused",
         prefill=BlockCausal(C),
     )
     request = Request(
@@ -154,7 +155,7 @@ def decoder_report(spec: ModelSpec, dtype: str, devices: list[jax.Device]) -> di
     request = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), sharding=by_row(x)), request
     )
-    decode = jax.jit(decode_blocks.__wrapped__, static_argnames="settings")
+    decode = jax.jit(decode_whole.function, static_argnames="settings")
     with jax.set_mesh(mesh):
         report = _compile(decode, mesh, weights, request, settings)
     return report | dict(mesh=dict(mesh.shape), rows=rows, prompt=PROMPT, new_tokens=NEW_TOKENS, block_length=C)

@@ -62,7 +62,8 @@ def _decode(args):
     if max(sizes) > args.prompts:
         raise InputError(f"--batch-sizes: a batch of {max(sizes)} needs as many --prompts, not {args.prompts}")
     from edlm_jax.benchmarks.decoding import compare_rates, forward_seconds
-    from edlm_jax.decoding import Decoder
+    from edlm_jax.decoding import Decoder, Mode
+    from edlm_jax.decoding.modes import Autoregressive, Diffusion
     from edlm_jax.evaluation.tasks import load_tasks
     from edlm_jax.pretrained import Text, load_pretrained, load_tokenizer
     from edlm_jax.reports.report import describe_machine
@@ -76,17 +77,17 @@ def _decode(args):
     tasks = load_tasks([{"kind": "tasks", "split": "test", "size": args.prompts}], text.tokenizer)
     prompts = [task.prompt for task in tasks]
     longest = max(map(len, prompts))
-    common = dict(max_new_tokens=args.max_new_tokens, eos_id=text.ends)
-    decodings = {"ar": dict(mode="ar")}
-    for threshold in thresholds:
-        decodings[f"diffusion {threshold:g}"] = dict(mode="diffusion", threshold=threshold)
-    decodings[f"diffusion {thresholds[0]:g}, separate commit"] = dict(threshold=thresholds[0], commit="separate")
+    common = dict(limit=args.max_new_tokens, ends=text.ends)
+    modes: dict[str, Mode] = {"ar": Autoregressive()}
+    modes |= {f"diffusion {threshold:g}": Diffusion(threshold=threshold) for threshold in thresholds}
+    separate = Diffusion(threshold=thresholds[0], commit="separate")
+    modes[f"diffusion {thresholds[0]:g}, separate commit"] = separate
     forwards, ways = {}, {}
-    for name, how in decodings.items():
+    for name, mode in modes.items():
         decoder = decoders["ar" if name == "ar" else "diffusion"]
-        ways[name] = lambda batch, decoder=decoder, how=how: decoder(batch, **common, **how).tokens
-        forwards[name] = decoder(prompts, **common, **how).tokens_per_forward
-    peer = _peer(baseline, dtype=args.dtype, **common)
+        ways[name] = lambda batch, decoder=decoder, mode=mode: decoder(batch, mode, **common).tokens
+        forwards[name] = decoder(prompts, mode, **common).tokens_per_forward
+    peer = _peer(baseline, dtype=args.dtype, max_new_tokens=args.max_new_tokens, eos_id=text.ends)
     rates = {size: compare_rates(ways | peer, prompts, size, args.repeats) for size in sizes}
     C = model.spec.conversion.block_length
     seconds = forward_seconds(decoders["diffusion"].weights, (1, C, 2 * C), cached=longest + C)

@@ -74,7 +74,7 @@ class _Job:
 
     def __init__(self, c: ConfigDict, workdir: Path):
         self.c, self.workdir, self.exported = c, workdir, workdir / "model"
-        self.decodings = [AR, *diffusion_at(c.evaluation.thresholds)]
+        self.modes = [AR, *diffusion_at(c.evaluation.thresholds)]
 
     def port(self) -> dict[str, Any]:
         """Read the AR checkpoint strictly, and say what it is and which token will be the mask."""
@@ -126,7 +126,7 @@ class _Job:
 
     def by_mode(self, measured: list[list[dict[str, Any]]]) -> dict[str, Any]:
         """The measurements of all ways of decoding as the report has them."""
-        return results_by_mode(self.decodings, *measured)
+        return results_by_mode(self.modes, *measured)
 
     @functools.cached_property
     def ar(self):
@@ -150,6 +150,6 @@ class _Job:
 
     @functools.cached_property
     def ways(self):
-        """(decoder, decoding) of everything that is compared."""
-        decoders = {"ar": Decoder(self.ar), "diffusion": Decoder(self.converted)}
-        return [(decoders[how["mode"]], how) for how in self.decodings]
+        """(decoder, mode) of everything that is compared."""
+        ar, converted = Decoder(self.ar), Decoder(self.converted)
+        return [(ar if mode == AR else converted, mode) for mode in self.modes]

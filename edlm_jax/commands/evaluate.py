@@ -81,11 +81,11 @@ def _measure_tasks(args, models, source, text, thresholds) -> dict[str, Any]:
     from edlm_jax.evaluation.tasks import load_tasks
 
     tasks = load_tasks([source], text.tokenizer)
-    decodings = [how for how in (AR, *diffusion_at(thresholds)) if how["mode"] in models]
-    decoders = {mode: Decoder(model) for mode, model in models.items()}
-    ways = [(decoders[how["mode"]], how) for how in decodings]
+    modes = [mode for mode in (AR, *diffusion_at(thresholds)) if mode.name in models]
+    decoders = {name: Decoder(model) for name, model in models.items()}
+    ways = [(decoders[mode.name], mode) for mode in modes]
     accuracy = compare_accuracy(ways, tasks, text, args.batch_size)
-    return results_by_mode(decodings, accuracy, compare_speed(ways, tasks, text, args.timed_prompts))
+    return results_by_mode(modes, accuracy, compare_speed(ways, tasks, text, args.timed_prompts))
 
 
 def _measure_sweep(args, model, baseline, source, text, thresholds, block_lengths) -> dict[str, Any]:

@@ -17,24 +17,13 @@ from edlm_jax.errors import InputError, PartlyRefusedError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
+    from edlm_jax.decoding.modes import add_mode_arguments  # the options are the modes' own
+
     parser.add_argument("--model", required=True, metavar="DIR", help="Hugging Face directory or hub id")
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a prompt; may be repeated")
     parser.add_argument("--prompts-file", metavar="FILE", help="prompts, one a line; - reads stdin")
     parser.add_argument("--chat", action="store_true", help="put each prompt into the tokenizer's chat template")
-    modes = ("diffusion", "ar", "self_speculation", "quadratic_speculation", "psd", "dmax", "mars")
-    parser.add_argument("--mode", choices=modes, help="default: diffusion if the model was converted")
-    acceptance = parser.add_mutually_exclusive_group()
-    acceptance.add_argument("--threshold", type=float, default=0.9, metavar="P", help="confidence to accept at (0.9)")
-    acceptance.add_argument(
-        "--rule",
-        metavar="NAME:X",
-        help="another rule: factor:1, fixed:2 (tokens a step), entropy:0.1 (nats), margin:0.5, prefix:0.9",
-    )
-    parser.add_argument("--block-length", type=int, metavar="C", help="default: the one the model was converted with")
-    parser.add_argument("--grid", choices=("response", "position"), help="where blocks are counted from (as converted)")
-    parser.add_argument("--sub-block-length", type=int, metavar="U", help="finish blocks in parts of so many tokens")
-    parser.add_argument("--dual-cache", action="store_true", help="forward the active part of a block alone")
-    parser.add_argument("--draft-depth", type=int, default=3, metavar="D", help="tokens that --mode=psd guesses (3)")
+    add_mode_arguments(parser)
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="at most this many a prompt (128)")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before it; may be repeated")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="prompts decoded at a time (32)")
@@ -74,7 +63,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         decoding["on_block"].show(_answer(decoded[0].text, args.chat))
     new_tokens = sum(len(row.tokens) for row in decoded)
     result = {
-        "mode": decoding["mode"],
+        "mode": decoding["mode"].name,
         "completions": [
             {"index": i, "prompt": prompts[i], "text": _answer(row.text, args.chat), "new_tokens": len(row.tokens)}
             for i, row in zip(kept, decoded, strict=True)
@@ -134,21 +123,15 @@ def _answer(text: str, chat: bool) -> str:
 
 
 def _settings(args, spec, text) -> dict[str, Any]:
-    """The decoder's settings."""
+    """The decoder's arguments."""
+    from edlm_jax.decoding import Sampling
+    from edlm_jax.decoding.modes import mode_of
+
     return dict(
-        mode=args.mode or ("diffusion" if spec.conversion else "ar"),
-        threshold=args.threshold,
-        rule=args.rule,
-        block_length=args.block_length,
-        grid=args.grid,
-        sub_block_length=args.sub_block_length,
-        dual_cache=args.dual_cache,
-        draft_depth=args.draft_depth,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        eos_id=text.ends,
+        mode=mode_of(args, spec),
+        limit=args.max_new_tokens,
+        sampling=Sampling(args.temperature, args.top_k, args.top_p),
+        ends=text.ends,
         stop=[*args.stop, *([text.turn_stop] if args.chat and text.turn_stop else [])],
         detokenize=text,
     )
@@ -172,11 +155,11 @@ def _decode(decoder, tokens, seeds, decoding, batch_size, warm):
 
 def _refuse(spec, prompts: list[str], tokens: list[list[int]], decoding: dict[str, Any]) -> list[dict[str, Any]]:
     """The prompts that cannot be decoded, with their index and the reason."""
-    from edlm_jax.decoding import MODES, refuse_prompts
+    from edlm_jax.decoding import refuse_prompts
 
-    mask_id = spec.conversion.mask_token_id if spec.conversion and MODES[decoding["mode"]].masks else None
+    mask_id = decoding["mode"].completed(spec).banned_id
     tokens = [row if prompt.strip() else [] for prompt, row in zip(prompts, tokens, strict=True)]  # blank: empty
-    reasons = refuse_prompts(spec, tokens, decoding["max_new_tokens"], mask_id)
+    reasons = refuse_prompts(spec, tokens, decoding["limit"], mask_id)
     return [{"index": index, "prompt": prompts[index], "reason": reason} for index, reason in reasons.items()]
 
 

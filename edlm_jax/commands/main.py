@@ -36,8 +36,8 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (see {self.prog} --help)")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of `edlm` with all its subcommands; imports nothing heavy."""
+def build_parser(command: str | None) -> argparse.ArgumentParser:
+    """The parser of `edlm`, with all its subcommands and the arguments of this one."""
     parser = Parser(
         prog="edlm",
         description="Turns autoregressive language models into block-diffusion language models.",
@@ -58,14 +58,16 @@ def build_parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        module.add_arguments(subparser)
+        if name == command:  # others are not asked: their options may cost an import
+            module.add_arguments(subparser)
         subparser.set_defaults(module=module, subparser=subparser)
     return parser
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The arguments, with `--config.a.b=value` gathered in .overrides for the commands that take a config."""
-    args, unknown = build_parser().parse_known_args(argv)
+    command = next((word for word in argv if not word.startswith("-")), None)
+    args, unknown = build_parser(command).parse_known_args(argv)
     takes_config = "config" in vars(args)
     args.overrides = [token for token in unknown if takes_config and token.startswith("--config.")]
     others = [token for token in unknown if token not in args.overrides]

@@ -1,9 +1,22 @@
-"""The jitted block decoder, its acceptance rules, and the other modes on the same weights."""
+"""The jitted decoder: modes as values, acceptance rules, sampling; `generate` is its thin front."""
 
 from edlm_jax.decoding.acceptance import Rule, parse_rule
-from edlm_jax.decoding.generate import Decoder, generate
+from edlm_jax.decoding.decoder import Decoder
+from edlm_jax.decoding.generate import generate
 from edlm_jax.decoding.generation import Generation
-from edlm_jax.decoding.modes import MODES
-from edlm_jax.decoding.options import refuse_prompts
+from edlm_jax.decoding.modes import MODES, Mode, parse_mode
+from edlm_jax.decoding.prompts import refuse_prompts
+from edlm_jax.decoding.sampling import Sampling
 
-__all__ = ["MODES", "Decoder", "Generation", "Rule", "generate", "parse_rule", "refuse_prompts"]
+__all__ = [
+    "MODES",
+    "Decoder",
+    "Generation",
+    "Mode",
+    "Rule",
+    "Sampling",
+    "generate",
+    "parse_mode",
+    "parse_rule",
+    "refuse_prompts",
+]

@@ -23,9 +23,11 @@ import jax
 import jax.numpy as jnp
 
 from edlm_jax.attention import Pattern
-from edlm_jax.decoding.acceptance import Rule, Sampling
-from edlm_jax.decoding.compiled import compiled
-from edlm_jax.decoding.ends import is_end
+from edlm_jax.decoding.acceptance import Rule
+from edlm_jax.decoding.ends import is_end, length_to_end
+from edlm_jax.decoding.generation import Generation, on_host
+from edlm_jax.decoding.sampling import Draw
+from edlm_jax.decoding.windows import put_whole, window
 from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, forward_cached, prefill
 
 
@@ -40,10 +42,19 @@ class BlockSettings:
     num_blocks: int
     mask_id: int
     shifted: bool
-    sampling: Sampling
-    fused_commit: bool
-    first_token: bool  # a commit, or the prefill, gives the next block's
+    draw: Draw
+    commit: str
     prefill: Pattern
+
+    @property
+    def fused_commit(self) -> bool:
+        """Does a commit ride in the next block's first forward?"""
+        return self.commit == "fused"
+
+    @property
+    def first_token(self) -> bool:
+        """Does a commit, or the prefill, give the next block's first token?"""
+        return self.commit == "first_token"
 
     def program(self, weights: DecodingWeights, request: "Request") -> "BlockProgram":
         """The traced functions; modes that decode blocks in another way have a subclass of these settings."""
@@ -97,25 +108,18 @@ class Request:
     rule: Rule
     temperature: float
 
-
-@compiled(static_argnames="settings")
-def decode_blocks(weights: DecodingWeights, request: Request, settings: BlockSettings) -> BlockState:
-    """Prefills, then decodes until every row is done; what nobody reads then, as the cache, does not come out."""
-    program = settings.program(weights, request)
-    final = jax.lax.while_loop(lambda s: ~s.done_B.all(), program.turn, program.prefill())
-    return replace(final, cache=None, before_BV=None)
-
-
-@compiled(static_argnames="settings")
-def begin_blocks(weights: DecodingWeights, request: Request, settings: BlockSettings) -> BlockState:
-    """Prefills: `decode_blocks` in pieces, for someone who watches."""
-    return settings.program(weights, request).prefill()
-
-
-@compiled(static_argnames="settings", donate_argnames="state")
-def next_blocks(weights: DecodingWeights, request: Request, settings: BlockSettings, state: BlockState) -> BlockState:
-    """Goes on until some row has finished a block, or all are done."""
-    return settings.program(weights, request).turn(state)
+    def collect(self, state: BlockState) -> Generation:
+        """What a state holds: of a row that is not done, its finished blocks."""
+        final = (state.tokens_BX, state.accepted_at_BX, state.start_B, state.done_B, state.denoise_B, state.commit_B)
+        tokens_BX, accepted_at_BX, start_B, done_B, denoise_B, commit_B = on_host(final)
+        P, ends, tokens, accepted_at = self.prompts_BP.shape[1], self.ends_E.tolist(), [], []
+        rows = zip(tokens_BX, accepted_at_BX, start_B, done_B, P + self.given_B, strict=True)
+        for row, at, start, done, begin in rows:
+            new = row[begin : begin + self.limit if done else max(start, begin)].tolist()
+            length = length_to_end(new, ends)
+            tokens.append(new[:length])
+            accepted_at.append(at[begin : begin + length].tolist())
+        return Generation(tokens, accepted_at, denoise_B.tolist(), commit_B.tolist())
 
 
 class BlockProgram:
@@ -128,6 +132,14 @@ class BlockProgram:
         self.S = self.P + settings.num_blocks * settings.block_length
         self.rotary = Rotary.of(weights.spec, self.S)
 
+    def advance(self, s: BlockState) -> BlockState:
+        """Until some row has finished a block, or all are done."""
+        return self.turn(s)
+
+    def outcome(self, s: BlockState) -> BlockState:
+        """Without the cache."""
+        return replace(s, cache=None, before_BV=None)
+
     def turn(self, s: BlockState) -> BlockState:
         """Commits what is pending, then denoises until something is.
 
@@ -138,7 +150,7 @@ class BlockProgram:
         _, s = jax.lax.while_loop(lambda carry: carry[0], commit, (s.pending_B.any(), s))
         return jax.lax.while_loop(lambda s: ~s.pending_B.any() & ~s.done_B.all(), self.denoise, s)
 
-    def prefill(self) -> BlockState:
+    def begin(self) -> BlockState:
         """The prompt into the cache, and the first denoising step: one forward over [prompt | first block].
 
         Where a block's first token is taken before, the forward is over the prompt alone.
@@ -206,7 +218,7 @@ class BlockProgram:
 
     def inputs(self, s: BlockState, first_B, T):
         """What T columns from first_B on put into the model: token ids, or embeddings [B, T, D]."""
-        return _window(s.tokens_BX, first_B, T)
+        return window(s.tokens_BX, first_B, T)
 
     def open(self, block_BC):
         """bool[B, C]: the masks that the rule may choose from."""
@@ -220,29 +232,29 @@ class BlockProgram:
         """Keeps what the rule accepts in every row's current block."""
         c, C = self.settings, self.settings.block_length
         denoise_B = s.denoise_B + ~s.done_B
-        proposal = c.sampling.propose(logits_BCV, self.keys_B, denoise_B, self.request.temperature, banned_id=c.mask_id)
-        block_BC = _window(s.tokens_BX, s.start_B, C)
+        proposal = c.draw.propose(logits_BCV, self.keys_B, denoise_B, self.request.temperature, banned_id=c.mask_id)
+        block_BC = window(s.tokens_BX, s.start_B, C)
         return self.keep(s, proposal.tokens_BC, self.request.rule(proposal, self.open(block_BC)), denoise_B)
 
     def lead(self, s: BlockState) -> BlockState:
         """Takes the first token of every block that has none yet from the logits of the column before it."""
         c, C = self.settings, self.settings.block_length
         best_B = jnp.argmax(s.before_BV.at[:, c.mask_id].set(-jnp.inf), axis=-1).astype(jnp.int32)
-        masked_BC = _window(s.tokens_BX, s.start_B, C) == c.mask_id
+        masked_BC = window(s.tokens_BX, s.start_B, C) == c.mask_id
         return self.keep(s, best_B[:, None], masked_BC & (jnp.arange(C) == 0)[None], s.denoise_B)
 
     def keep(self, s: BlockState, tokens_BC, accepted_BC, denoise_B) -> BlockState:
         """Puts accepted tokens into every row's current block; a full block becomes pending, or ends its row."""
         C = self.settings.block_length
         accepted_BC = accepted_BC & ~s.done_B[:, None]
-        block_BC = jnp.where(accepted_BC, tokens_BC, _window(s.tokens_BX, s.start_B, C))
-        at_BC = jnp.where(accepted_BC, denoise_B[:, None], _window(s.accepted_at_BX, s.start_B, C))
+        block_BC = jnp.where(accepted_BC, tokens_BC, window(s.tokens_BX, s.start_B, C))
+        at_BC = jnp.where(accepted_BC, denoise_B[:, None], window(s.accepted_at_BX, s.start_B, C))
         full_B, finished_B = self._progress(block_BC, s.start_B)
         moves_B = full_B & ~finished_B & ~s.done_B
         return replace(
             s,
-            tokens_BX=_put_window(s.tokens_BX, block_BC, s.start_B),
-            accepted_at_BX=_put_window(s.accepted_at_BX, at_BC, s.start_B),
+            tokens_BX=put_whole(s.tokens_BX, block_BC, s.start_B),
+            accepted_at_BX=put_whole(s.accepted_at_BX, at_BC, s.start_B),
             start_B=s.start_B + jnp.where(moves_B, C, 0),
             pending_B=moves_B,
             done_B=s.done_B | finished_B,
@@ -274,12 +286,3 @@ class BlockProgram:
         where_BT = self.written(s, first_B, T, where_B)
         x_BTD, cache = forward_cached(self.weights, s.cache, inputs_BT, rotary_BT, first_B, mask_BTS, where_BT, read)
         return x_BTD, replace(s, cache=cache)
-
-
-def _window(x_BX, start_B, length):
-    return jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, length))(x_BX, start_B)
-
-
-def _put_window(x_BX, new_BT, start_B):
-    put = lambda row, new, start: jax.lax.dynamic_update_slice_in_dim(row, new, start, 0)  # noqa: E731
-    return jax.vmap(put)(x_BX, new_BT, start_B)

@@ -16,6 +16,7 @@ def compiled(**options) -> Callable[[Callable], Callable]:
     def decorate(function):
         jitted = functools.cache(lambda: jax.jit(function, compiler_options=_compiler_options(), **options))
         call = functools.wraps(function)(lambda *args, **kwargs: jitted()(*args, **kwargs))
+        call.function = function  # to be lowered for devices that are not here
         call.num_programs = lambda: jitted()._cache_size()
         return call
 

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from edlm_jax.attention import Pattern
-from edlm_jax.decoding.acceptance import Sampling
-from edlm_jax.decoding.compiled import compiled
 from edlm_jax.decoding.ends import is_end
+from edlm_jax.decoding.generation import Generation, on_host
+from edlm_jax.decoding.sampling import Draw
 from edlm_jax.decoding.windows import forward_window, put
 from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, prefill
 
@@ -30,7 +30,7 @@ class RowSettings:
     room: int  # columns for new tokens
     mask_id: int | None  # None: stepwise decoding of an AR model
     shifted: bool
-    sampling: Sampling
+    draw: Draw
 
     def program(self, weights: DecodingWeights, request: "RowRequest") -> "LeftToRight":
         """The traced functions of the mode."""
@@ -52,10 +52,19 @@ class RowRequest:
     threshold: float
     temperature: float
 
+    def collect(self, grown: "Grown") -> Generation:
+        """What is settled; there are no commits, for a causal cache takes tokens as they come."""
+        final = (grown.tokens_BX, grown.settled_at_BX, grown.count_B, grown.forwards_B)
+        tokens_BX, at_BX, count_B, forwards_B = on_host(final)
+        P = self.prompts_BP.shape[1]
+        tokens = [row[P : P + count].tolist() for row, count in zip(tokens_BX, count_B, strict=True)]
+        accepted_at = [row[P : P + count].tolist() for row, count in zip(at_BX, count_B, strict=True)]
+        return Generation(tokens, accepted_at, forwards_B.tolist(), [0] * len(tokens))
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Rows:
+class Grown:
     """The carry of the loop."""
 
     tokens_BX: jax.Array
@@ -67,7 +76,7 @@ class Rows:
     done_B: jax.Array
     aside: Any  # what the mode itself carries
 
-    def settle(self, new_BT, settled_B, *, forwards: int, limit, ends_E) -> "Rows":
+    def settle(self, new_BT, settled_B, *, forwards: int, limit, ends_E) -> "Grown":
         """Appends the first `settled_B` of new_BT, up to an end or the limit; `forwards` were spent on them."""
         T = new_BT.shape[1]
         index_1T = jnp.arange(T)[None]
@@ -96,19 +105,32 @@ class LeftToRight:
     def __init__(self, weights: DecodingWeights, request: RowRequest, settings: RowSettings):
         self.weights, self.request, self.settings, self.pad_B = weights, request, settings, request.pad_B
         self.P = request.prompts_BP.shape[1]
-        self.S = self.P + settings.room + self.width
+        self.S = self.P + settings.room + self.width - 1  # a window begins at the last settled token
         self.rotary = Rotary.of(weights.spec, self.S)
 
-    def begin(self) -> Rows:
+    def begin(self) -> Grown:
         """Prefills and settles the first tokens."""
         raise NotImplementedError
 
-    def cycle(self, rows: Rows) -> Rows:
+    def turn(self, rows: Grown) -> Grown:
         """Settles at least one token of each row that is not done."""
         raise NotImplementedError
 
-    def prefill(self, masks: int, pattern: Pattern):
-        """(rows with nothing settled, x_BTD): one forward over the prompt and so many masks; the prompt is kept."""
+    def advance(self, rows: Grown) -> Grown:
+        """A few cycles, or until all rows are done."""
+        goes_on = lambda carry: (carry[0] < _LOOK) & ~carry[1].done_B.all()  # noqa: E731
+        cycle = lambda carry: (carry[0] + 1, self.turn(carry[1]))  # noqa: E731
+        return jax.lax.while_loop(goes_on, cycle, (0, rows))[1]
+
+    def outcome(self, rows: Grown) -> Grown:
+        """Without the cache."""
+        return replace(rows, cache=None, aside=None)
+
+    def prefill(self, masks: int, pattern: Pattern, last_column_alone: bool = False):
+        """(rows with nothing settled, x_BTD): one forward over the prompt and so many masks; the prompt is kept.
+
+        Of the last layer only the last column is computed, where nothing else is read.
+        """
         prompts_BP = self.request.prompts_BP
         B, P = prompts_BP.shape
         filler = 0 if self.settings.mask_id is None else self.settings.mask_id
@@ -116,10 +138,10 @@ class LeftToRight:
         columns_T = jnp.arange(P + masks)[None]
         segments_BT = (columns_T >= self.pad_B[:, None]).astype(jnp.int32)
         rotary_BT = self.rotary.at(jnp.maximum(columns_T - self.pad_B[:, None], 0))
-        kept = dict(keep=P, length=self.S)
+        kept = dict(keep=P, length=self.S, read_mask_BTS=segments_BT[:, None] > 0 if last_column_alone else None)
         x_BTD, cache = prefill(self.weights, tokens_BX[:, : P + masks], rotary_BT, pattern, segments_BT, **kept)
         zeros_B = jnp.zeros(B, jnp.int32)
-        return Rows(tokens_BX, jnp.zeros_like(tokens_BX), cache, zeros_B + P, zeros_B, zeros_B, zeros_B > 0, ()), x_BTD
+        return Grown(tokens_BX, jnp.zeros_like(tokens_BX), cache, zeros_B + P, zeros_B, zeros_B, zeros_B > 0, ()), x_BTD
 
     def forward(self, cache: KVCache, tokens_BT, start_B, seen_BTT, offset_T=None):
         """(x_BTD, cache): a window of T columns from start_B on, which sees what lies before it and `seen` of itself.
@@ -137,30 +159,7 @@ class LeftToRight:
         logits_BTV = self.weights.logits(x_BTD).at[..., self.settings.mask_id].set(-jnp.inf)
         return jnp.argmax(logits_BTV, axis=-1).astype(jnp.int32)
 
-    def settle(self, rows: Rows, new_BT, settled_B, forwards: int) -> Rows:
-        """`Rows.settle` with what the request says about a row's end."""
+    def settle(self, rows: Grown, new_BT, settled_B, forwards: int) -> Grown:
+        """`Grown.settle` with what the request says about a row's end."""
         limit, ends_E = self.request.limit, self.request.ends_E
         return rows.settle(new_BT, settled_B, forwards=forwards, limit=limit, ends_E=ends_E)
-
-
-@compiled(static_argnames="settings")
-def decode_rows(weights: DecodingWeights, request: RowRequest, settings: RowSettings) -> Rows:
-    """Decodes until every row is done; what nobody reads then, as the cache, does not come out."""
-    program = settings.program(weights, request)
-    final = jax.lax.while_loop(lambda rows: ~rows.done_B.all(), program.cycle, program.begin())
-    return replace(final, cache=None, aside=None)
-
-
-@compiled(static_argnames="settings")
-def begin_rows(weights: DecodingWeights, request: RowRequest, settings: RowSettings) -> Rows:
-    """Prefills: `decode_rows` in pieces, for someone who watches."""
-    return settings.program(weights, request).begin()
-
-
-@compiled(static_argnames="settings", donate_argnames="rows")
-def next_rows(weights: DecodingWeights, request: RowRequest, settings: RowSettings, rows: Rows) -> Rows:
-    """Goes on for a few cycles, or until all rows are done."""
-    program = settings.program(weights, request)
-    goes_on = lambda carry: (carry[0] < _LOOK) & ~carry[1].done_B.all()  # noqa: E731
-    cycle = lambda carry: (carry[0] + 1, program.cycle(carry[1]))  # noqa: E731
-    return jax.lax.while_loop(goes_on, cycle, (0, rows))[1]

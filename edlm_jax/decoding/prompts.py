@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edlm_jax.errors import InputError
+from edlm_jax.models import ModelSpec
 
 _SHORTEST = 8  # columns of the smallest prompt bucket: buckets double from here, so mixed lengths compile few programs
 
@@ -42,3 +43,23 @@ def row_seeds(seed: int | Sequence[int], count: int) -> np.ndarray:
     if len(seed) != count:
         raise InputError(f"seed: {len(seed)} seeds for {count} prompts; give one, or one a prompt")
     return np.asarray(seed, np.uint32)
+
+
+def refuse_prompts(
+    spec: ModelSpec, prompts: Sequence[Sequence[int]], max_new_tokens: int, mask_id: int | None
+) -> dict[int, str]:
+    """index -> reason, one line, of the prompts that cannot be decoded; `mask_id`: what none may hold, if anything."""
+    reasons = {}
+    for index, prompt in enumerate(prompts):
+        if not len(prompt):
+            reasons[index] = f"prompt {index} is empty; give at least one token"
+        elif len(prompt) + max_new_tokens > spec.max_length:
+            reasons[index] = (
+                f"prompt {index} is too long: {len(prompt)} tokens and {max_new_tokens} new ones exceed the model's "
+                f"cache of {spec.max_length}; shorten it or ask for fewer"
+            )
+        elif mask_id is not None and mask_id in prompt:
+            reasons[index] = f"prompt {index} holds the mask token {mask_id}; remove it"
+        elif not all(0 <= token < spec.vocab_size for token in prompt):
+            reasons[index] = f"prompt {index} holds a token outside the vocabulary of {spec.vocab_size}"
+    return reasons

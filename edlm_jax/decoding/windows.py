@@ -40,3 +40,9 @@ def put(x_BX, new_BT, start_B, where_BT):
         return jax.lax.dynamic_update_slice_in_dim(x_X, jnp.where(where_T, new_T, old_T), start, 0)
 
     return jax.vmap(row)(x_BX, new_BT, start_B, where_BT)
+
+
+def put_whole(x_BX, new_BT, start_B):
+    """x_BX with all of each row's new columns from its own start on."""
+    put_row = lambda row, new, start: jax.lax.dynamic_update_slice_in_dim(row, new, start, 0)  # noqa: E731
+    return jax.vmap(put_row)(x_BX, new_BT, start_B)

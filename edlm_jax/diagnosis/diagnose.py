@@ -6,6 +6,7 @@ from typing import Any
 
 from edlm_jax.data.pipeline import make_eval_batches
 from edlm_jax.decoding import Decoder
+from edlm_jax.decoding.modes import Diffusion
 from edlm_jax.diagnosis.drift import weight_drift
 from edlm_jax.diagnosis.gradient_variance import gradient_variance, ways_of
 from edlm_jax.diagnosis.order import decode_order
@@ -69,8 +70,8 @@ def diagnose(
 def _order(model, tasks, text, threshold, batch_size) -> dict[str, Any]:
     C = model.spec.conversion.block_length
     prompts = [task.prompt for task in tasks]
-    limits = dict(max_new_tokens=longest_answer(tasks), eos_id=text.ends)
-    decoded = decode_batches(Decoder(model), prompts, batch_size=batch_size, threshold=threshold, **limits)
+    how = dict(mode=Diffusion(threshold=threshold), limit=longest_answer(tasks), ends=text.ends)
+    decoded = decode_batches(Decoder(model), prompts, batch_size=batch_size, **how)
     offsets = [len(prompt) % C if model.spec.on_position_grid else 0 for prompt in prompts]
     return decode_order([row.accepted_at for row in decoded], C, offsets)
 

@@ -35,7 +35,7 @@ def decode_batches(
       batch_size: rows decoded at a time; the last batch is filled up with rows that count for nothing.
       seeds: one a prompt (default: those of seed 0), so that a prompt draws the same noise in any batch.
       on_batch: called after each batch with the number of prompts that are finished.
-      decoding: the decoder's other settings.
+      decoding: the decoder's other arguments: mode, limit, ends ...
     """
     seeds = prompt_seeds(0, len(prompts)) if seeds is None else seeds
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths together: little padding

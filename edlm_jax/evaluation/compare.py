@@ -7,12 +7,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from edlm_jax.data.sources import open_source
-from edlm_jax.decoding import Decoder
+from edlm_jax.decoding import Decoder, Mode
+from edlm_jax.decoding.modes import Autoregressive, Diffusion
 from edlm_jax.errors import InputError
-from edlm_jax.evaluation.tasks import Decoding, Task, longest_answer, measure_speed, score_tasks
+from edlm_jax.evaluation.tasks import Task, longest_answer, measure_speed, score_tasks
 from edlm_jax.pretrained import Text
 
-AR: Decoding = {"mode": "ar"}
+AR = Autoregressive()
 
 
 def check_evaluation(c: ConfigDict) -> None:
@@ -32,14 +33,14 @@ def check_evaluation(c: ConfigDict) -> None:
         open_source(source)
 
 
-def diffusion_at(thresholds: Sequence[float]) -> list[Decoding]:
+def diffusion_at(thresholds: Sequence[float]) -> list[Diffusion]:
     """Block diffusion at each threshold."""
-    return [{"mode": "diffusion", "threshold": threshold} for threshold in thresholds]
+    return [Diffusion(threshold=threshold) for threshold in thresholds]
 
 
-def compare_accuracy(ways: Sequence[tuple[Decoder, Decoding]], tasks: Sequence[Task], text: Text, batch_size: int):
+def compare_accuracy(ways: Sequence[tuple[Decoder, Mode]], tasks: Sequence[Task], text: Text, batch_size: int):
     """One dict per way: accuracy, kinds, tokens per forward, forwards."""
-    scores = [score_tasks(decoder, tasks, text, batch_size=batch_size, decoding=how) for decoder, how in ways]
+    scores = [score_tasks(decoder, tasks, text, batch_size=batch_size, mode=mode) for decoder, mode in ways]
     return [
         {
             "accuracy": score.accuracy,
@@ -54,7 +55,7 @@ def compare_accuracy(ways: Sequence[tuple[Decoder, Decoding]], tasks: Sequence[T
 
 
 def compare_speed(
-    ways: Sequence[tuple[Decoder, Decoding]],
+    ways: Sequence[tuple[Decoder, Mode]],
     tasks: Sequence[Task],
     text: Text,
     timed_prompts: int,
@@ -63,18 +64,18 @@ def compare_speed(
     """One dict per way: tokens per second at batch 1, over prompts drawn from all tasks."""
     drawn = random.Random(0).sample(tasks, min(timed_prompts, len(tasks)))
     prompts = [task.prompt for task in drawn]
-    limits = dict(max_new_tokens=longest_answer(tasks), eos_id=text.ends)
+    limits = dict(limit=longest_answer(tasks), ends=text.ends)
     speeds = measure_speed(ways, prompts, **limits, on_prompt=on_prompt)
     return [{"tokens_per_second": speed} for speed in speeds]
 
 
-def results_by_mode(decodings: Sequence[Decoding], *measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def results_by_mode(modes: Sequence[Mode], *measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """{"ar": {...}, "diffusion": [{"threshold": ..., ...}, ...]} from the measurements of each way, merged."""
     results: dict[str, Any] = {"diffusion": []}
-    for decoding, *parts in zip(decodings, *measured, strict=True):
+    for mode, *parts in zip(modes, *measured, strict=True):
         merged = {key: value for part in parts for key, value in part.items()}
-        if decoding["mode"] == "ar":
+        if mode == AR:
             results["ar"] = merged
         else:
-            results["diffusion"].append({"threshold": decoding["threshold"], **merged})
+            results["diffusion"].append({"threshold": mode.threshold, **merged})
     return results

@@ -21,7 +21,8 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from edlm_jax.decoding import Decoder
+from edlm_jax.decoding import Decoder, Sampling
+from edlm_jax.decoding.modes import default_mode, make_mode, options_of
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.batches import decode_batches, prompt_seeds
 from edlm_jax.evaluation.likelihood import Likelihood, log_likelihood
@@ -68,8 +69,9 @@ class EdlmLM(TemplateLM):
         self.tokenizer = load_tokenizer(self.model.spec.source)
         self.text = Text.of(self.model.spec, self.tokenizer)
         self.decoder = Decoder(self.model)
-        self.mode = mode or ("diffusion" if self.model.spec.conversion else "ar")
-        self.settings = dict(threshold=threshold, rule=rule, block_length=block_length)
+        self.mode = mode or default_mode(self.model.spec).name
+        options = dict(threshold=threshold, rule=rule, block_length=block_length)
+        self.decoding = make_mode(self.mode, **{name: options[name] for name in options_of(self.mode) & set(options)})
         self.num_samples, self.batch_size, self.seed = num_samples, int(batch_size), seed
 
     @property
@@ -162,7 +164,7 @@ class EdlmLM(TemplateLM):
         lengths = [longest if len(context) + longest <= room else len(new) for context, new in pairs]
         for length in sorted(set(lengths)):
             members = [i for i in range(len(pairs)) if lengths[i] == length]
-            how = self._decoding(dict(max_gen_toks=length)) | dict(eos_id=None)
+            how = self._decoding(dict(max_gen_toks=length)) | dict(ends=None)
             prompts = [pairs[i][0] for i in members]
             decoded = decode_batches(self.decoder, prompts, batch_size=self.batch_size, **how)
             for i, row in zip(members, decoded, strict=True):
@@ -170,13 +172,8 @@ class EdlmLM(TemplateLM):
         return greedy
 
     def _decoding(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        sampling = dict(top_k=kwargs.get("top_k", 0), top_p=kwargs.get("top_p", 1.0))
-        return self.settings | sampling | dict(
-            mode=self.mode,
-            max_new_tokens=kwargs["max_gen_toks"],
-            temperature=kwargs.get("temperature", 0.0),
-            eos_id=self.text.ends,
-        )
+        sampling = Sampling(kwargs.get("temperature", 0.0), kwargs.get("top_k", 0), kwargs.get("top_p", 1.0))
+        return dict(mode=self.decoding, limit=kwargs["max_gen_toks"], sampling=sampling, ends=self.text.ends)
 
     def _prompt(self, context: str, new_tokens: int) -> list[int]:
         return self._cut(self.tok_encode(context) or [self.prefix_token_id], new_tokens)

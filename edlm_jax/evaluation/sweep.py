@@ -3,21 +3,22 @@
 from collections.abc import Sequence
 from typing import Any
 
-from edlm_jax.decoding import Decoder
-from edlm_jax.evaluation.compare import AR, compare_accuracy, compare_speed, diffusion_at
-from edlm_jax.evaluation.tasks import Decoding, Task
+from edlm_jax.decoding import Decoder, Mode
+from edlm_jax.decoding.modes import Diffusion
+from edlm_jax.evaluation.compare import AR, compare_accuracy, compare_speed
+from edlm_jax.evaluation.tasks import Task
 from edlm_jax.pretrained import Text
 from edlm_jax.reports.progress import Progress
 
 
-def sweep_points(thresholds: Sequence[float], block_lengths: Sequence[int]) -> list[Decoding]:
+def sweep_points(thresholds: Sequence[float], block_lengths: Sequence[int]) -> list[Diffusion]:
     """Block diffusion at each threshold in blocks of each length."""
-    return [{**how, "block_length": length} for length in block_lengths for how in diffusion_at(thresholds)]
+    return [Diffusion(threshold=t, block_length=length) for length in block_lengths for t in thresholds]
 
 
 def sweep(
     decoder: Decoder,
-    points: Sequence[Decoding],
+    points: Sequence[Diffusion],
     tasks: Sequence[Task],
     text: Text,
     *,
@@ -43,11 +44,11 @@ def sweep(
     measured = [accuracy | speed for accuracy, speed in zip(results, speeds, strict=True)]
     ar = {} if baseline is None else {"ar": measured.pop(0)}
     named = [
-        {"block_length": how["block_length"], "threshold": how["threshold"], **entry}
-        for how, entry in zip(points, measured, strict=True)
+        {"block_length": point.block_length, "threshold": point.threshold, **entry}
+        for point, entry in zip(points, measured, strict=True)
     ]
     return {**ar, "sweep": named}
 
 
-def _name(how: Decoding) -> str:
-    return "AR" if how["mode"] == "ar" else f"block {how['block_length']}, threshold {how['threshold']:g}"
+def _name(mode: Mode) -> str:
+    return "AR" if mode == AR else f"block {mode.block_length}, threshold {mode.threshold:g}"

@@ -10,12 +10,10 @@ import numpy as np
 
 from edlm_jax.data.documents import tokenize
 from edlm_jax.data.sources import open_source
-from edlm_jax.decoding import Decoder
+from edlm_jax.decoding import Decoder, Mode
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.batches import decode_batches
 from edlm_jax.pretrained.text import Text, read_after
-
-Decoding = Mapping[str, Any]  # keyword arguments of a Decoder: mode, threshold, ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,15 +64,15 @@ def load_tasks(sources: Sequence[Mapping[str, Any]], tokenizer) -> list[Task]:
     return tasks
 
 
-def score_tasks(decoder: Decoder, tasks: Sequence[Task], text: Text, *, batch_size: int, decoding: Decoding) -> Score:
+def score_tasks(decoder: Decoder, tasks: Sequence[Task], text: Text, *, batch_size: int, mode: Mode) -> Score:
     """Decode every task in batches; an answer counts when its text up to the end is exactly the wanted one."""
     decoded = decode_batches(
         decoder,
         [task.prompt for task in tasks],
         batch_size=batch_size,
-        max_new_tokens=longest_answer(tasks),
-        eos_id=text.ends,
-        **decoding,
+        mode=mode,
+        limit=longest_answer(tasks),
+        ends=text.ends,
     )
     rows = zip(decoded, tasks, strict=True)
     correct = np.array([answer_text(row.tokens, task.prompt, text) == task.answer for row, task in rows], float)
@@ -103,15 +101,15 @@ def answer_text(tokens: Sequence[int], prompt: Sequence[int], text: Text) -> str
 
 
 def measure_speed(
-    ways: Sequence[tuple[Decoder, Decoding]],
+    ways: Sequence[tuple[Decoder, Mode]],
     prompts: Sequence[list[int]],
     *,
-    max_new_tokens: int,
-    eos_id: int | Sequence[int],
+    limit: int,
+    ends: Sequence[int],
     repeats: int = 3,
     on_prompt: Callable[[int], None] | None = None,
 ) -> list[float]:
-    """Generated tokens per second at batch 1 for each (decoder, its settings), compilation excluded.
+    """Generated tokens per second at batch 1 for each (decoder, mode), compilation excluded.
 
     The ways take turns on each prompt, so that a machine that slows down slows all of them; a prompt's time is the
     median of its repeats. `on_prompt` is called with the number of prompts that are finished.
@@ -119,9 +117,9 @@ def measure_speed(
     seconds, new_tokens = [0.0] * len(ways), [0] * len(ways)
     for count, prompt in enumerate(prompts, 1):
         times_WR = np.zeros((len(ways), repeats))
-        for repeat, (way, (decoder, decoding)) in itertools.product(range(-1, repeats), enumerate(ways)):
+        for repeat, (way, (decoder, mode)) in itertools.product(range(-1, repeats), enumerate(ways)):
             start = time.perf_counter()
-            result = decoder([prompt], max_new_tokens=max_new_tokens, eos_id=eos_id, **decoding)
+            result = decoder([prompt], mode, limit=limit, ends=ends)
             if repeat >= 0:
                 times_WR[way, repeat] = time.perf_counter() - start
             else:  # this pass may have compiled: it only counts the tokens

@@ -21,7 +21,7 @@ _ANSWER = "edlm-answer"  # said in a conversation, to see what a chat template w
 
 @dataclass(frozen=True)
 class Text:
-    """A tokenizer as a decoder needs it: `decoder(prompts, eos_id=text.ends, detokenize=text, stop=...)`."""
+    """A tokenizer as a decoder needs it: `decoder(prompts, ends=text.ends, detokenize=text, stop=...)`."""
 
     tokenizer: "PreTrainedTokenizerBase"
     ends: tuple[int, ...] = ()  # the tokens that end what a model says, the tokenizer's own first

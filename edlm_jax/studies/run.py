@@ -1,6 +1,7 @@
 """Runs the cells of a study: train, measure, keep the result; what is finished is not repeated."""
 
 import functools
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +13,7 @@ from jax import monitoring
 from ml_collections import ConfigDict
 
 from edlm_jax.decoding import Decoder
-from edlm_jax.decoding.modes import MODES
+from edlm_jax.decoding.modes import Mode, make_mode, options_of
 from edlm_jax.errors import InputError, StoppedError
 from edlm_jax.evaluation.compare import AR, compare_accuracy
 from edlm_jax.evaluation.tasks import load_tasks
@@ -114,29 +115,29 @@ class Study:
         points = [
             {
                 "step": step,
-                "mode": how["mode"],
-                "block_length": how["block_length"] if self.c.eval_block_lengths else None,
-                "threshold": how.get("threshold"),
-                **self._score(decoder, how),
+                "mode": mode.name,
+                "block_length": mode.block_length if self.c.eval_block_lengths else None,
+                "threshold": getattr(mode, "threshold", None),
+                **self._score(decoder, mode),
             }
-            for how in self._ways(cell)
+            for mode in self._modes(cell)
         ]
         measures = drift_of(self._ar, model) | of_model(self.c, cell.config, model, self._text.tokenizer)
         return points, {"step": step} | measures
 
-    def _ways(self, cell: Cell) -> list[dict[str, Any]]:
+    def _modes(self, cell: Cell) -> list[Mode]:
         """Every mode, in blocks of every length, at every threshold if it has one."""
         lengths = self.c.eval_block_lengths or (cell.config.objective.block_length,)
-        thresholds = [{"threshold": threshold} for threshold in cell.config.evaluation.thresholds]
-        return [
-            {"mode": mode, "block_length": length} | how
-            for mode in self.c.eval_modes
-            for length in lengths
-            for how in (thresholds if MODES[mode].accepts else ({},))
-        ]
+        options = dict(block_length=lengths, threshold=cell.config.evaluation.thresholds)
+        modes = []
+        for name in self.c.eval_modes:
+            own = {option: values for option, values in options.items() if option in options_of(name)}
+            chosen = itertools.product(*own.values())
+            modes += [make_mode(name, **dict(zip(own, values, strict=True))) for values in chosen]
+        return modes
 
-    def _score(self, decoder: Decoder, how) -> dict[str, float]:
-        (score,) = compare_accuracy([(decoder, how)], self._tasks, self._text, self.c.base.evaluation.batch_size)
+    def _score(self, decoder: Decoder, mode: Mode) -> dict[str, float]:
+        (score,) = compare_accuracy([(decoder, mode)], self._tasks, self._text, self.c.base.evaluation.batch_size)
         return {name: score[name] for name in _MEASURED}
 
     def _directory(self, cell: Cell) -> Path:

@@ -21,7 +21,7 @@ from flax import nnx
 from configs.quickstart import AR_MODEL
 from edlm_jax.benchmarks.attention import take_turns
 from edlm_jax.benchmarks.decoding import forward_seconds
-from edlm_jax.decoding import Decoder
+from edlm_jax.decoding import Decoder, generate
 from edlm_jax.models import ModelSpec, Transformer
 from edlm_jax.models.spec import Conversion
 from edlm_jax.reports.report import describe_machine
@@ -71,7 +71,7 @@ def measure(config: dict, repeats: int) -> dict:
     decoder = Decoder(Transformer(replace(ModelSpec.from_hf(config), conversion=conversion), rngs=nnx.Rngs(0)))
     widths = (1, BLOCK_LENGTH, 2 * BLOCK_LENGTH)
     forwards = forward_seconds(decoder.weights, widths, cached=len(PROMPT) + NEW_TOKENS)
-    decode = partial(decoder, [PROMPT], max_new_tokens=NEW_TOKENS)
+    decode = partial(generate, decoder, [PROMPT], max_new_tokens=NEW_TOKENS)
     ways = {"ar": lambda: decode(mode="ar").tokens}
     for tokens in ACCEPTED:
         for commit in ("fused", "separate"):

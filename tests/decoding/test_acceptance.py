@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edlm_jax.decoding.acceptance import RULES, Sampling, parse_rule
+from edlm_jax.decoding.acceptance import RULES, parse_rule
+from edlm_jax.decoding.sampling import Draw
 from edlm_jax.errors import InputError
 
 RNG = np.random.default_rng()
@@ -57,7 +58,7 @@ def test_rules_are_what_they_say(name):
         logits_BCV = RNG.normal(size=(20, 7, 5)) * 3
         masked_BC = RNG.random((20, 7)) < 0.6
         masked_BC[:, RNG.integers(7)] = True
-        proposal = Sampling().propose(jnp.asarray(logits_BCV, jnp.float32), None, None, 0.0, banned_id=4)
+        proposal = Draw().propose(jnp.asarray(logits_BCV, jnp.float32), None, None, 0.0, banned_id=4)
         kept_BC = np.array(rule(proposal, jnp.asarray(masked_BC)))
         logits_BCV[..., 4] = -np.inf
         p_BCV = np.exp(logits_BCV) / np.exp(logits_BCV).sum(-1, keepdims=True)
@@ -73,11 +74,11 @@ def test_top_k_and_top_p_narrow_what_is_drawn():
     keys_B = jax.random.split(jax.random.key(int(RNG.integers(2**31))), 4000)
     logits_B1V = jnp.tile(jnp.asarray(logits_V, jnp.float32), (4000, 1, 1))
     for sampling, kept in (
-        (Sampling(False, top_k=2), 2),
-        (Sampling(False, top_p=0.7), 2),
-        (Sampling(False, top_p=0.8), 3),
-        (Sampling(False, top_k=3, top_p=0.1), 1),
-        (Sampling(False), 4),
+        (Draw(False, top_k=2), 2),
+        (Draw(False, top_p=0.7), 2),
+        (Draw(False, top_p=0.8), 3),
+        (Draw(False, top_k=3, top_p=0.1), 1),
+        (Draw(False), 4),
     ):
         tokens_B1 = sampling.propose(logits_B1V, keys_B, jnp.arange(4000), 1.0, banned_id=None).tokens_BC
         counts_V = np.bincount(np.array(tokens_B1[:, 0]), minlength=4)

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from edlm_jax.decoding import Decoder
+from edlm_jax.decoding import Decoder, generate
 from edlm_jax.errors import InputError
 from tests.decoding import dense
 from tests.decoding.oracle import PrefilledBlocks
@@ -127,7 +127,7 @@ def test_modes_equal_their_oracles(mode, settings, alignment, prefill, grid):
     decoder = Decoder(model)
     for _ in range(3):
         given = prompts(rng, [5, 8, 13])
-        result = decoder(given, max_new_tokens=LIMIT, eos_id=EOS, mode=mode, **settings)
+        result = generate(decoder, given, max_new_tokens=LIMIT, eos_id=EOS, mode=mode, **settings)
         for row, prompt in enumerate(given):
             cut = len(prompt) // C * C if grid == "position" else len(prompt)
             oracle = Oracle(decoder.weights, prompt[:cut], prompt[cut:], prefill, shifted)
@@ -146,9 +146,9 @@ def test_a_row_alone_equals_the_row_in_a_batch(mode):
     rng = np.random.default_rng()
     decoder, given = Decoder(make_model()), prompts(rng, [2, 11, 6])
     settings = dict(max_new_tokens=9, threshold=0.3, eos_id=EOS, mode=mode)
-    batch = decoder(given, **settings)
+    batch = generate(decoder, given, **settings)
     for row, prompt in enumerate(given):
-        alone = decoder([prompt], **settings)
+        alone = generate(decoder, [prompt], **settings)
         assert alone.tokens[0] == batch.tokens[row] and alone.accepted_at[0] == batch.accepted_at[row]
 
 
@@ -158,9 +158,9 @@ def test_psd_without_drafts_is_diffusion_and_drafts_save_forwards():
     model.layers.o_NHD[...] = model.layers.o_NHD[...] * 0.02  # little is said of one position at another: drafts stand
     decoder, given = Decoder(model), prompts(rng, [3, 9])
     settings = dict(max_new_tokens=10, threshold=1.0)
-    diffusion = decoder(given, **settings)
-    assert decoder(given, mode="psd", draft_depth=0, **settings) == diffusion
-    drafted = decoder(given, mode="psd", draft_depth=3, **settings)
+    diffusion = generate(decoder, given, **settings)
+    assert generate(decoder, given, mode="psd", draft_depth=0, **settings) == diffusion
+    drafted = generate(decoder, given, mode="psd", draft_depth=3, **settings)
     assert drafted.denoise_forwards < diffusion.denoise_forwards
 
 
@@ -176,4 +176,4 @@ def test_psd_without_drafts_is_diffusion_and_drafts_save_forwards():
 )
 def test_what_a_mode_cannot_do_is_refused(settings, reason):
     with pytest.raises(InputError, match=reason):
-        Decoder(make_model())([[1, 2]], max_new_tokens=4, **settings)
+        generate(make_model(), [[1, 2]], max_new_tokens=4, **settings)

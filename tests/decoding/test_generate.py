@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import edlm_jax.decoding.blocks as blocks
 from edlm_jax.attention import Causal
 from edlm_jax.decoding import Decoder, generate
+from edlm_jax.decoding.engine import decode_whole
 from edlm_jax.errors import InputError
 from edlm_jax.models import ModelSpec, Transformer
 from tests.decoding import oracle
@@ -197,18 +197,18 @@ def test_temperature_samples_the_softmax():
 def test_mixed_prompts_share_programs():
     model, rng = make_model(), np.random.default_rng()
     generate(model, prompts(rng, [3]), max_new_tokens=8)
-    before = blocks.decode_blocks.num_programs()
+    before = decode_whole.num_programs()
     for length in (1, 2, 16, 17, 30, 40, 64):
         generate(model, prompts(rng, [length]), max_new_tokens=8, threshold=float(rng.uniform()))
-    assert blocks.decode_blocks.num_programs() == before + 3  # of up to 16, 32 and 64 tokens; 8 was there
+    assert decode_whole.num_programs() == before + 3  # of up to 16, 32 and 64 tokens; 8 was there
 
 
 def test_two_hundred_mixed_prompts_compile_at_most_eight_programs():
-    decoder, rng, before = Decoder(make_model()), np.random.default_rng(), blocks.decode_blocks.num_programs()
+    decoder, rng, before = Decoder(make_model()), np.random.default_rng(), decode_whole.num_programs()
     for length in rng.integers(1, 240, 200):
         changing = dict(threshold=float(rng.uniform()), seed=int(rng.integers(99)))
-        decoder(prompts(rng, [length]), max_new_tokens=5, **changing)
-    assert 1 < blocks.decode_blocks.num_programs() - before <= 8
+        generate(decoder, prompts(rng, [length]), max_new_tokens=5, **changing)
+    assert 1 < decode_whole.num_programs() - before <= 8
 
 
 @pytest.mark.parametrize(
@@ -223,14 +223,14 @@ def test_two_hundred_mixed_prompts_compile_at_most_eight_programs():
 def test_what_will_not_do_what_it_seems_to_is_said_once(settings, reason):
     decoder = Decoder(make_model())
     with pytest.warns(UserWarning, match=reason):
-        decoder([], max_new_tokens=4, **settings)
+        generate(decoder, [], max_new_tokens=4, **settings)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        decoder([], max_new_tokens=4, block_length=2, prefill="block_causal")
+        generate(decoder, [], max_new_tokens=4, block_length=2, prefill="block_causal")
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("default")
         for _ in range(2):
-            decoder([], max_new_tokens=4, **settings)
+            generate(decoder, [], max_new_tokens=4, **settings)
     assert len(said) == 1
 
 

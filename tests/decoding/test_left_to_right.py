@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edlm_jax.decoding import Decoder
+from edlm_jax.decoding import Decoder, generate
 from edlm_jax.errors import InputError
 from tests.decoding import dense
 from tests.decoding.tiny import EOS, MASK, VOCAB, make_model, prompts
@@ -69,7 +69,7 @@ def test_modes_equal_their_oracles(mode, alignment):
             say_little(model)
         decoder, given = Decoder(model), prompts(rng, [1, 6, *rng.integers(1, 17, 8)])
         settings = dict(max_new_tokens=13, block_length=C, threshold=0.4, eos_id=EOS, mode=mode)
-        result, settled = decoder(given, **settings), 0
+        result, settled = generate(decoder, given, **settings), 0
         for row, prompt in enumerate(given):
             shape = dict(C=C, limit=13, shifted=shifted)
             shape |= dict(threshold=0.4) if mode == "mars" else dict(mode=mode)
@@ -87,16 +87,16 @@ def test_a_row_alone_equals_the_row_in_a_batch(mode):
     rng = np.random.default_rng()
     decoder, given = Decoder(make_model("shifted")), prompts(rng, [2, 11, 6])
     settings = dict(max_new_tokens=9, threshold=0.3, temperature=0.7 if mode == "mars" else 0.0, eos_id=EOS, mode=mode)
-    batch = decoder(given, seed=[5, 6, 7], **settings)
+    batch = generate(decoder, given, seed=[5, 6, 7], **settings)
     for row, prompt in enumerate(given):
-        alone = decoder([prompt], seed=[5 + row], **settings)
+        alone = generate(decoder, [prompt], seed=[5 + row], **settings)
         assert alone.tokens[0] == batch.tokens[row] and alone.accepted_at[0] == batch.accepted_at[row]
 
 
 def test_mars_at_threshold_one_is_ar():
     rng = np.random.default_rng()
     decoder, given = Decoder(make_model("shifted", scale=3000.0)), prompts(rng, [3, 9])
-    mars, ar = (decoder(given, max_new_tokens=10, threshold=1.0, mode=mode) for mode in ("mars", "ar"))
+    mars, ar = (generate(decoder, given, max_new_tokens=10, threshold=1.0, mode=mode) for mode in ("mars", "ar"))
     assert mars == ar
 
 
@@ -113,4 +113,4 @@ def test_mars_at_threshold_one_is_ar():
 )
 def test_what_a_mode_cannot_do_is_refused(settings, reason):
     with pytest.raises(InputError, match=reason):
-        Decoder(make_model())([[1, 2]], max_new_tokens=4, **settings)
+        generate(make_model(), [[1, 2]], max_new_tokens=4, **settings)

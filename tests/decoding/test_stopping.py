@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from edlm_jax.decoding import MODES, Decoder
+from edlm_jax.decoding import MODES, Decoder, generate
 from edlm_jax.decoding.generation import Generation
 from edlm_jax.decoding.stopping import Reader
 from edlm_jax.errors import InputError
@@ -27,13 +27,13 @@ def test_rows_end_before_the_stop_string(mode):
     rng = np.random.default_rng()
     decoder, given, seen = Decoder(make_model("shifted", seed=int(rng.integers(1000)))), prompts(rng, [2, 11, 6]), []
     settings = dict(max_new_tokens=LIMIT, threshold=0.5, eos_id=EOS, mode=mode, detokenize=letters)
-    free = decoder(given, on_block=seen.append, **settings)
+    free = generate(decoder, given, on_block=seen.append, **settings)
     assert free.texts == [letters(tokens) for tokens in free.tokens]
     # Of the longest row, a string that lies across the border of two tokens in its first third.
     longest = max(range(3), key=lambda row: len(free.tokens[row]))
     border = len(letters(free.tokens[longest][: len(free.tokens[longest]) // 3]))
     stop = [free.texts[longest][border - 1 : border + 2], "never"]
-    result = decoder(given, stop=stop, **settings)
+    result = generate(decoder, given, stop=stop, **settings)
     assert result.texts[longest] != free.texts[longest]
     for row in range(3):
         text, tokens = free.texts[row], free.tokens[row]
@@ -58,7 +58,7 @@ def test_watching_changes_nothing(mode, temperature):
     rng = np.random.default_rng()
     decoder, given, seen = Decoder(make_model()), prompts(rng, [2, 7]), []
     settings = dict(max_new_tokens=LIMIT, eos_id=EOS, temperature=temperature, mode=mode)
-    assert decoder(given, on_block=seen.append, **settings) == decoder(given, **settings)
+    assert generate(decoder, given, on_block=seen.append, **settings) == generate(decoder, given, **settings)
     assert len(seen) > 1 and all(len(tokens) == 2 for tokens in seen)
 
 
@@ -66,8 +66,8 @@ def test_a_model_without_a_mask_token_is_watched_too():
     model = make_model()
     model.spec = dataclasses.replace(model.spec, conversion=None)
     decoder, given = Decoder(model), [[1, 2, 3]]
-    whole = decoder(given, max_new_tokens=12, mode="ar")
-    assert decoder(given, max_new_tokens=12, mode="ar", on_block=lambda tokens: None) == whole
+    whole = generate(decoder, given, max_new_tokens=12, mode="ar")
+    assert generate(decoder, given, max_new_tokens=12, mode="ar", on_block=lambda tokens: None) == whole
 
 
 def test_a_reader_cuts_once_and_at_the_character():
@@ -130,8 +130,9 @@ def test_whoever_watches_sees_no_beginning_of_a_stop_string(stop, seen):
 def test_what_was_seen_stays(mode):
     decoder, given, seen = Decoder(make_model("shifted")), prompts(np.random.default_rng(1), [2, 11]), []
     settings = dict(max_new_tokens=LIMIT, threshold=0.5, mode=mode, detokenize=letters)
-    free = decoder(given, **settings).tokens[0]
-    result = decoder(given, stop=letters(free[:11])[len(letters(free[:2])) :], on_block=seen.append, **settings)
+    free = generate(decoder, given, **settings).tokens[0]
+    stop = letters(free[:11])[len(letters(free[:2])) :]
+    result = generate(decoder, given, stop=stop, on_block=seen.append, **settings)
     assert len(result.tokens[0]) <= 2 and seen[-1] == result.tokens  # the string spans two pieces at least
     for tokens in seen:
         assert all(whole[: len(row)] == row for row, whole in zip(tokens, result.tokens, strict=True))
@@ -143,4 +144,4 @@ def test_what_was_seen_stays(mode):
 )
 def test_bad_stops_are_refused(settings, reason):
     with pytest.raises(InputError, match=reason):
-        Decoder(make_model())([[VOCAB - 2]], max_new_tokens=4, **settings)
+        generate(make_model(), [[VOCAB - 2]], max_new_tokens=4, **settings)

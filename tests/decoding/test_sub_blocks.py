@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edlm_jax.decoding import Decoder
+from edlm_jax.decoding import Decoder, generate
 from edlm_jax.errors import InputError
 from edlm_jax.models.cache import Rotary, forward
 from tests.decoding import dense
@@ -102,7 +102,7 @@ def test_sub_blocks_equal_the_oracle(dual_cache, alignment, prefill, grid, commi
     settings |= dict(sub_block_length=U, dual_cache=dual_cache)
     for _ in range(3):
         given = prompts(rng, [7, 12, 14])
-        result = decoder(given, **settings)
+        result = generate(decoder, given, **settings)
         for row, prompt in enumerate(given):
             cut = len(prompt) // C * C if grid == "position" else len(prompt)
             shape = dict(shifted=shifted, prefill=prefill, dual_cache=dual_cache)
@@ -134,4 +134,4 @@ def test_a_row_alone_equals_the_row_in_a_batch():
 )
 def test_bad_sub_blocks_are_refused(settings, reason):
     with pytest.raises(InputError, match=reason):
-        Decoder(make_model())([[1, 2]], max_new_tokens=4, **settings)
+        generate(make_model(), [[1, 2]], max_new_tokens=4, **settings)

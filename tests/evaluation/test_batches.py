@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from edlm_jax.decoding import Decoder, Generation
+from edlm_jax.decoding import Decoder, Generation, Sampling
+from edlm_jax.decoding.modes import Diffusion
 from edlm_jax.evaluation.batches import decode_batches, prompt_seeds
 from edlm_jax.pretrained import load_pretrained
 from edlm_jax.reports.progress import Progress, show_seconds
@@ -28,7 +29,7 @@ def test_rows_come_back_in_order_and_fillers_count_for_nothing():
 def test_the_batch_size_changes_nothing_of_what_is_sampled(tiny_converted_dir):
     decoder = Decoder(load_pretrained(tiny_converted_dir, "float32"))
     prompts = [np.random.randint(0, 250, n).tolist() for n in (3, 9, 5)]
-    settings = dict(max_new_tokens=7, temperature=1.0, threshold=0.5, eos_id=256)
+    settings = dict(mode=Diffusion(threshold=0.5), limit=7, sampling=Sampling(temperature=1.0), ends=256)
     two = decode_batches(decoder, prompts, batch_size=2, **settings)
     assert two == decode_batches(decoder, prompts, batch_size=1, **settings)
     assert [row.tokens for row in two] == decoder(prompts, seed=0, **settings).tokens

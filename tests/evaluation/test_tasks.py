@@ -6,6 +6,7 @@ import pytest
 from tokenizers import normalizers
 
 from edlm_jax.decoding import Generation
+from edlm_jax.decoding.modes import Diffusion
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation import compare, tasks
 from edlm_jax.evaluation.tasks import load_tasks, measure_speed, score_tasks
@@ -114,14 +115,14 @@ def test_speed_counts_generated_tokens_and_leaves_the_first_pass_out(monkeypatch
         def __init__(self, ticks):
             self.ticks = ticks
 
-        def __call__(self, prompts, **settings):
-            calls.append((self.ticks, settings["mode"]))
+        def __call__(self, prompts, mode, **limits):
+            calls.append((self.ticks, mode.name))
             for _ in range(100 if len(calls) <= 2 else self.ticks):  # both compile in their first pass
                 next(clock)
             return Generation([[1] * (10 * self.ticks)], [[]], [1], [0])
 
-    ways = [(Decoder(1), {"mode": "ar"}), (Decoder(4), {"mode": "diffusion"})]
-    speeds = measure_speed(ways, [[7], [8, 9]], max_new_tokens=3, eos_id=EOS, repeats=3)
+    ways = [(Decoder(1), compare.AR), (Decoder(4), Diffusion())]
+    speeds = measure_speed(ways, [[7], [8, 9]], limit=3, ends=(EOS,), repeats=3)
     assert speeds == [10 / 2, 40 / 5]  # a call of n ticks takes n + 1 of this clock
     assert calls == [(1, "ar"), (4, "diffusion")] * 8  # in turns
 

@@ -1,8 +1,8 @@
 """Quadratic self-speculation: drafts are verified and followed up in one forward a cycle (arXiv 2607.05722).
 
-Its output is the greedy AR output of the same weights, as that of linear self-speculation (speculation.py), with half
-the forwards a cycle and C + 1 times the columns. Shapes as in left_to_right.py. Each of C drafts is followed by C masks
-that see the drafts up to it, so that wherever verification ends, the next drafts are there already. C = 3:
+Its output is the greedy AR output of the same weights, as that of linear self-speculation (self_speculation.py), with
+half the forwards a cycle and C + 1 times the columns. Shapes as in left_to_right.py. Each of C drafts is followed by C
+masks that see the drafts up to it, so that wherever verification ends, the next drafts are there already. C = 3:
 
     cache (causal) | window
     a b c          | d e f | M M M   M M M   M M M        d is known, e and f are drafts
@@ -18,15 +18,29 @@ masks, k(k + 1) tokens": the paper's code sends the same window.
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 
 from edlm_jax.attention import Causal
 from edlm_jax.decoding.blocks import PromptThenBlock
-from edlm_jax.decoding.left_to_right import LeftToRight, Rows, RowSettings
-from edlm_jax.decoding.speculation import agreed
+from edlm_jax.decoding.left_to_right import Grown, LeftToRight, RowSettings
+from edlm_jax.decoding.modes.mode import Call, MaskMode, run_rows
+from edlm_jax.decoding.modes.self_speculation import agreed
 from edlm_jax.decoding.windows import window
+
+
+@dataclass(frozen=True)
+class QuadraticSpeculation(MaskMode):
+    """Verifies drafts and follows them up in one wide forward."""
+
+    name: ClassVar[str] = "quadratic_speculation"
+    greedy: ClassVar[bool] = True
+    causal: ClassVar[bool] = True
+
+    def start(self, weights, prompts, call: Call):
+        return run_rows(weights, prompts, call, QuadraticSettings, self)
 
 
 @dataclass(frozen=True)
@@ -43,13 +57,13 @@ class _Quadratic(LeftToRight):
         self.width = settings.block_length * (settings.block_length + 1)
         super().__init__(weights, request, settings)
 
-    def begin(self) -> Rows:
+    def begin(self) -> Grown:
         C = self.settings.block_length
         rows, x_BTD = self.prefill(C, PromptThenBlock(self.P, Causal()))
         rows = replace(rows, aside=self._drafts(x_BTD[:, self.P :]))
         return self.settle(rows, self.best(x_BTD[:, self.P - 1 : self.P]), 1, forwards=1)
 
-    def cycle(self, rows: Rows) -> Rows:
+    def turn(self, rows: Grown) -> Grown:
         C, last_B = self.settings.block_length, rows.start_B - 1
         drafts = rows.aside
         known_B1 = window(rows.tokens_BX, last_B, 1)

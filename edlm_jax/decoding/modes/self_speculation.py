@@ -10,13 +10,27 @@ Shapes as in left_to_right.py. A cycle is two forwards and yields one token to C
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 
 from edlm_jax.attention import Causal
-from edlm_jax.decoding.left_to_right import LeftToRight, Rows, RowSettings
+from edlm_jax.decoding.left_to_right import Grown, LeftToRight, RowSettings
+from edlm_jax.decoding.modes.mode import Call, MaskMode, run_rows
 from edlm_jax.decoding.windows import window
+
+
+@dataclass(frozen=True)
+class SelfSpeculation(MaskMode):
+    """Drafts a block with masks and verifies it causally, in two forwards."""
+
+    name: ClassVar[str] = "self_speculation"
+    greedy: ClassVar[bool] = True
+    causal: ClassVar[bool] = True
+
+    def start(self, weights, prompts, call: Call):
+        return run_rows(weights, prompts, call, LinearSettings, self)
 
 
 @dataclass(frozen=True)
@@ -33,11 +47,11 @@ class _Linear(LeftToRight):
         self.width = settings.block_length
         super().__init__(weights, request, settings)
 
-    def begin(self) -> Rows:
+    def begin(self) -> Grown:
         rows, x_BPD = self.prefill(0, Causal())
         return self.settle(rows, self.best(x_BPD[:, -1:]), 1, forwards=1)
 
-    def cycle(self, rows: Rows) -> Rows:
+    def turn(self, rows: Grown) -> Grown:
         C, last_B = self.settings.block_length, rows.start_B - 1
         known_B1 = window(rows.tokens_BX, last_B, 1)
         noisy_BC = jnp.pad(known_B1, ((0, 0), (0, C - 1)), constant_values=self.settings.mask_id)

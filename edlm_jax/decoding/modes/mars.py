@@ -15,14 +15,34 @@ cannot follow how many stood. The paper's code also accepts by margin or entropy
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from edlm_jax.attention import Causal
-from edlm_jax.decoding.left_to_right import LeftToRight, Rows, RowSettings
+from edlm_jax.decoding.acceptance import Threshold
+from edlm_jax.decoding.left_to_right import Grown, LeftToRight, RowSettings
+from edlm_jax.decoding.modes.mode import Call, MaskMode, option, run_rows
+from edlm_jax.decoding.sampling import Sampling
 from edlm_jax.decoding.windows import window
+
+
+@dataclass(frozen=True)
+class Mars(MaskMode):
+    """Goes from left to right while confident."""
+
+    name: ClassVar[str] = "mars"
+    causal: ClassVar[bool] = True
+    threshold: float = option(0.9, float, "accept tokens of at least this confidence, and always the first one")
+
+    def check(self, spec, sampling: Sampling) -> None:
+        Threshold(self.threshold).check()
+        super().check(spec, sampling)
+
+    def start(self, weights, prompts, call: Call):
+        return run_rows(weights, prompts, call, MarsSettings, self, self.threshold)
 
 
 @dataclass(frozen=True)
@@ -40,12 +60,12 @@ class _Mars(LeftToRight):
         super().__init__(weights, request, settings)
         self.keys_B = jax.vmap(jax.random.key)(request.seeds_B)
 
-    def begin(self) -> Rows:
+    def begin(self) -> Grown:
         C, first = self.settings.block_length, self.P - self.settings.shifted
         rows, x_BTD = self.prefill(C, Causal())
         return self._accept(rows, x_BTD[:, first : first + C])
 
-    def cycle(self, rows: Rows) -> Rows:
+    def turn(self, rows: Grown) -> Grown:
         C, cached_B = self.settings.block_length, rows.aside
         tokens_BT = window(rows.tokens_BX, cached_B, 2 * C)
         causal_1TT = np.tri(2 * C, dtype=bool)[None]
@@ -54,11 +74,11 @@ class _Mars(LeftToRight):
         x_BCD = jnp.take_along_axis(x_BTD, (first_B[:, None] + jnp.arange(C)[None])[..., None], axis=1)
         return self._accept(replace(rows, cache=cache), x_BCD)
 
-    def _accept(self, rows: Rows, x_BCD) -> Rows:
+    def _accept(self, rows: Grown, x_BCD) -> Grown:
         """Keeps the first token and those after it while they are sure; what was settled before is now cached."""
         request, c = self.request, self.settings
         logits_BCV, count_B = self.weights.logits(x_BCD), rows.forwards_B + 1
-        proposal = c.sampling.propose(logits_BCV, self.keys_B, count_B, request.temperature, banned_id=c.mask_id)
+        proposal = c.draw.propose(logits_BCV, self.keys_B, count_B, request.temperature, banned_id=c.mask_id)
         # As for the rule of that name, 1 is one token a forward: float32 may round a probability to it.
         sure_BC = (proposal.confidence_BC >= request.threshold) & (request.threshold < 1)
         settled_B = 1 + jnp.cumprod(sure_BC[:, 1:], axis=1).sum(axis=1)

@@ -18,14 +18,43 @@ batch. A token counts as accepted in the forward that last changed it.
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from edlm_jax.decoding.acceptance import Threshold
 from edlm_jax.decoding.blocks import BlockProgram, BlockSettings, BlockState
+from edlm_jax.decoding.modes.mode import BlockMode, Call, option
+from edlm_jax.decoding.sampling import Sampling
 from edlm_jax.decoding.windows import put, window
+from edlm_jax.errors import InputError
 
 _SURE = 0.9  # the paper's confidence of a whole block that needs no further look
+
+
+@dataclass(frozen=True)
+class DMax(BlockMode):
+    """Feeds soft tokens back and revises them until they agree."""
+
+    name: ClassVar[str] = "dmax"
+    greedy: ClassVar[bool] = True
+    threshold: float = option(0.9, float, "accept from the left while tokens have at least this confidence")
+    commit: str | None = option(None, str, "how a finished block enters the cache: fused or separate")
+
+    def completed(self, spec) -> "DMax":
+        # Not the checkpoint's own way: what decodes it plainly need not suit revisions.
+        return BlockMode.completed(self if self.commit else replace(self, commit="fused"), spec)
+
+    def check(self, spec, sampling: Sampling) -> None:
+        Threshold(self.threshold).check()
+        super().check(spec, sampling)
+        if self.commit == "first_token":
+            raise InputError("dmax may revise any token, a block's first, too; set commit to 'fused' or 'separate'")
+
+    def start(self, weights, prompts, call: Call):
+        settings = DMaxSettings(**self.fields(call, self.commit))
+        return self.run(weights, prompts, call, settings, Threshold(self.threshold))
 
 
 @dataclass(frozen=True)
@@ -62,7 +91,7 @@ class _DMax(BlockProgram):
     def accept(self, s: DMaxState, logits_BCV) -> DMaxState:
         c, request, C = self.settings, self.request, self.settings.block_length
         denoise_B, steps_B = s.denoise_B + ~s.done_B, s.steps_B + 1
-        proposal = c.sampling.propose(logits_BCV, self.keys_B, denoise_B, request.temperature, banned_id=c.mask_id)
+        proposal = c.draw.propose(logits_BCV, self.keys_B, denoise_B, request.temperature, banned_id=c.mask_id)
         block_BC = window(s.tokens_BX, s.start_B, C)
         masked_BC = block_BC == c.mask_id
         index_BC = s.start_B[:, None] + jnp.arange(C)[None] - self.P - request.given_B[:, None]

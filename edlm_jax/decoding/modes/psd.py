@@ -18,13 +18,43 @@ windows of one row instead of a batch, so that the cache is not copied. The pape
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from edlm_jax.decoding.acceptance import rank
+from edlm_jax.decoding.acceptance import Rule, Threshold, rank
 from edlm_jax.decoding.blocks import BlockProgram, BlockSettings, BlockState
+from edlm_jax.decoding.modes.mode import BlockMode, Call, option, read_rule
+from edlm_jax.decoding.sampling import Sampling
 from edlm_jax.decoding.windows import forward_window, put, window
+from edlm_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class PSD(BlockMode):
+    """Diffusion with guesses several tokens deep, which the next forward verifies side by side."""
+
+    name: ClassVar[str] = "psd"
+    greedy: ClassVar[bool] = True
+    threshold: float = option(0.9, float, "accept tokens of at least this confidence, and always the best one")
+    rule: Rule | None = option(None, read_rule, "another rule than the threshold")
+    depth: int = option(3, int, "tokens that are guessed", flag="--draft-depth")
+
+    @property
+    def acceptance(self) -> Rule:
+        """The rule that accepts."""
+        return self.rule or Threshold(self.threshold)
+
+    def check(self, spec, sampling: Sampling) -> None:
+        if self.depth < 0:
+            raise InputError(f"draft_depth must not be negative, not {self.depth}")
+        self.acceptance.check()
+        super().check(spec, sampling)
+
+    def start(self, weights, prompts, call: Call):
+        settings = PSDSettings(**self.fields(call, "fused"), depth=self.depth)
+        return self.run(weights, prompts, call, settings, self.acceptance)
 
 
 @dataclass(frozen=True)
@@ -65,7 +95,7 @@ class _PSD(BlockProgram):
 
     def accept(self, s: PSDState, logits_BCV) -> PSDState:
         """As in diffusion mode; what was proposed is kept for the guesses."""
-        proposal = self.settings.sampling.propose(logits_BCV, None, None, 0.0, banned_id=self.settings.mask_id)
+        proposal = self.settings.draw.propose(logits_BCV, None, None, 0.0, banned_id=self.settings.mask_id)
         s = super().accept(s, logits_BCV)
         return replace(s, proposed_BC=proposal.tokens_BC, confidence_BC=proposal.confidence_BC)
 

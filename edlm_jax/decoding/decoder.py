@@ -1,0 +1,86 @@
+"""A model made ready for decoding, and one call of it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from edlm_jax.decoding.ends import read_ends
+from edlm_jax.decoding.engine import Run
+from edlm_jax.decoding.generation import Generation
+from edlm_jax.decoding.modes import Call, Mode, default_mode
+from edlm_jax.decoding.prompts import refuse_prompts, row_seeds
+from edlm_jax.decoding.sampling import Sampling
+from edlm_jax.decoding.stopping import Reader, check_stop
+from edlm_jax.errors import InputError
+from edlm_jax.models import Transformer
+from edlm_jax.models.cache import DecodingWeights
+from edlm_jax.pretrained.text import Read, Text
+
+
+class Decoder:
+    """A model's weights laid out once. It does not follow later changes of them."""
+
+    def __init__(self, model: Transformer):
+        self.spec = model.spec
+        self.weights = DecodingWeights.of(model)
+
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        mode: Mode | None = None,
+        *,
+        limit: int,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        seed: int | Sequence[int] = 0,
+        ends: int | Sequence[int] | None = None,
+        stop: str | Sequence[str] = (),
+        detokenize: Read | Text | None = None,
+        on_block: Callable[[list[list[int]]], None] | None = None,
+    ) -> Generation:
+        """Decodes a batch of prompts of any lengths; `generate` explains more.
+
+        Args:
+          mode: default: diffusion, or AR where the model was never converted.
+          limit: the most new tokens of a row.
+          seed: one for all rows, or one a row.
+          ends: ids of tokens; a row ends at any of them that has no mask before it.
+          stop, detokenize: a row also ends before the first of these strings in its text, which `detokenize` makes of
+            its tokens (a tokenizer's decode, or a `Text`, which also finds strings with special tokens that it does not
+            show); a token that holds the string's first character is left out. With `detokenize` the result has texts
+            as they read behind their prompts, cut to the character.
+          on_block: called with every row's settled tokens whenever a block has finished, or every few tokens in the
+            modes without blocks, for a person who watches; tokens that may begin a stop string wait.
+        """
+        if limit < 1:
+            raise InputError(f"max_new_tokens must be positive, not {limit}")
+        sampling.check()
+        mode = (mode or default_mode(self.spec)).completed(self.spec)
+        mode.check(self.spec, sampling)
+        call = Call(self.spec, limit, sampling, read_ends(ends), row_seeds(seed, len(prompts)))
+        for reason in refuse_prompts(self.spec, prompts, limit, mode.banned_id).values():
+            raise InputError(reason)
+        stop = check_stop(stop, detokenize)
+        if not prompts:
+            return Generation([], [], [], [])
+        run = mode.start(self.weights, prompts, call)
+        reader = Reader(stop, detokenize, prompts) if detokenize else None
+        if on_block or stop:
+            return _in_pieces(run, reader, on_block)
+        return reader.read(run.whole()) if reader else run.whole()
+
+
+def _in_pieces(run: Run, reader: Reader | None, on_block) -> Generation:
+    """Reads and shows what each piece has added; a row that was stopped costs no further forward."""
+    state, seen = run.begin(), None
+    while True:
+        result, done_B = run.collect(state), np.asarray(state.done_B)
+        if reader:
+            result = reader.read(result)
+            done_B = done_B | reader.stopped_B
+        settled = reader.settled(result, done_B) if reader else result.tokens
+        if on_block and settled != seen:
+            on_block(settled)
+        if done_B.all():
+            return result
+        seen, state = settled, run.advance(replace(state, done_B=done_B))

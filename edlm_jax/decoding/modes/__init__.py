@@ -1,0 +1,112 @@
+"""The modes by name. A new one is a file beside this and a line here."""
+
+import argparse
+from dataclasses import fields
+from typing import Any
+
+from edlm_jax.decoding.modes.autoregressive import Autoregressive
+from edlm_jax.decoding.modes.diffusion import Diffusion
+from edlm_jax.decoding.modes.dmax import DMax
+from edlm_jax.decoding.modes.mars import Mars
+from edlm_jax.decoding.modes.mode import Call, Mode, read_switch
+from edlm_jax.decoding.modes.psd import PSD
+from edlm_jax.decoding.modes.quadratic_speculation import QuadraticSpeculation
+from edlm_jax.decoding.modes.self_speculation import SelfSpeculation
+from edlm_jax.errors import InputError
+from edlm_jax.models import ModelSpec
+
+MODES: dict[str, type[Mode]] = {
+    mode.name: mode
+    for mode in (Diffusion, Autoregressive, SelfSpeculation, QuadraticSpeculation, PSD, DMax, Mars)
+}
+__all__ = [
+    "MODES",
+    "PSD",
+    "Autoregressive",
+    "Call",
+    "DMax",
+    "Diffusion",
+    "Mars",
+    "Mode",
+    "QuadraticSpeculation",
+    "SelfSpeculation",
+    "add_mode_arguments",
+    "default_mode",
+    "make_mode",
+    "mode_of",
+    "options_of",
+    "parse_mode",
+]
+
+
+def default_mode(spec: ModelSpec) -> Mode:
+    """Diffusion, or AR where a model was never converted."""
+    return Diffusion() if spec.conversion else Autoregressive()
+
+
+def options_of(name: str) -> set[str]:
+    """The names of a mode's options."""
+    if name not in MODES:
+        raise InputError(f"mode {name!r} is unknown; choose one of {', '.join(MODES)}")
+    return {field.name for field in fields(MODES[name])}
+
+
+def make_mode(name: str, **options: Any) -> Mode:
+    """The mode of that name; an option may be a text. InputError names an option that the mode does not have."""
+    options_of(name)
+    readers = {field.name: field.metadata["read"] for field in fields(MODES[name])}
+    for option, value in options.items():
+        if option not in readers:
+            takes = f"its options are {', '.join(readers)}" if readers else "it has none"
+            raise InputError(f"{option}={value} means nothing to {name}; {takes}")
+        if isinstance(value, str):
+            options[option] = _read(name, option, readers[option], value)
+    return MODES[name](**options)
+
+
+def parse_mode(text: str) -> Mode:
+    """A mode from "name" or "name:option=value,option=value", as `str` writes it: psd:depth=3."""
+    name, _, rest = text.partition(":")
+    options = {}
+    for part in filter(None, rest.split(",")):
+        option, equals, value = part.partition("=")
+        if not equals:
+            raise InputError(f"mode {text!r}: {part!r} has no value; write {name}:{part}=VALUE")
+        options[option] = value
+    return make_mode(name, **options)
+
+
+def add_mode_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares --mode and, for each option that some mode has, an argument of its own."""
+    names = "{" + ",".join(MODES) + "}"
+    what = "or with options, as in psd:depth=3 (default: diffusion if the model was converted)"
+    parser.add_argument("--mode", metavar=names, help=what)
+    takers: dict[str, list[type[Mode]]] = {}
+    for mode in MODES.values():
+        for field in fields(mode):
+            takers.setdefault(field.name, []).append(mode)
+    for option, modes in takers.items():
+        metadata = next(field.metadata for field in fields(modes[0]) if field.name == option)
+        flags = [f"--{option.replace('_', '-')}", *filter(None, [metadata["flag"]])]
+        all_but_ar = len(modes) == len(MODES) - 1
+        what = metadata["help"] + ("" if all_but_ar else f" ({', '.join(mode.name for mode in modes)})")
+        switch = dict(action="store_const", const="yes") if metadata["read"] is read_switch else dict(metavar="VALUE")
+        parser.add_argument(*flags, dest=f"mode_{option}", help=what, **switch)
+
+
+def mode_of(args: argparse.Namespace, spec: ModelSpec) -> Mode:
+    """What `add_mode_arguments` declared, read."""
+    given = {name.removeprefix("mode_"): value for name, value in vars(args).items() if name.startswith("mode_")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if {"threshold", "rule"} <= set(given):
+        raise InputError("--threshold is a rule itself: give it or --rule, not both")
+    mode = parse_mode(args.mode) if args.mode else default_mode(spec)
+    chosen = {field.name: getattr(mode, field.name) for field in fields(mode)}
+    return make_mode(mode.name, **chosen | given)
+
+
+def _read(mode: str, option: str, read: Any, text: str) -> Any:
+    try:
+        return read(text)
+    except ValueError:
+        raise InputError(f"{option}={text!r} of {mode} is not what it should be: {read.__name__}") from None

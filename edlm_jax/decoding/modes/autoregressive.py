@@ -1,0 +1,63 @@
+"""The honest baseline: one token a forward; same weights, layers, cache and kind of compiled loop as block decoding.
+
+Shapes as in left_to_right.py. All rows that go on add one token a step, so they share a column: one slice of the cache
+is written for all of them. A row that is done stays as it is; what is computed beside it is not read.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from edlm_jax.attention import Causal
+from edlm_jax.decoding.left_to_right import Grown, LeftToRight, RowSettings
+from edlm_jax.decoding.modes.mode import Call, Mode, run_rows
+from edlm_jax.decoding.windows import window
+from edlm_jax.models.cache import forward_cached
+
+
+@dataclass(frozen=True)
+class Autoregressive(Mode):
+    """Decodes one token a forward on the same weights, causally."""
+
+    name: ClassVar[str] = "ar"
+    causal: ClassVar[bool] = True
+
+    def start(self, weights, prompts, call: Call):
+        return run_rows(weights, prompts, call, AutoregressiveSettings, self)
+
+
+@dataclass(frozen=True)
+class AutoregressiveSettings(RowSettings):
+    """The window is the last token."""
+
+    def program(self, weights, request):
+        """One token a turn."""
+        return _Autoregressive(weights, request, self)
+
+
+class _Autoregressive(LeftToRight):
+    width = 1
+
+    def __init__(self, weights, request, settings):
+        super().__init__(weights, request, settings)
+        self.keys_B = jax.vmap(jax.random.key)(request.seeds_B)
+
+    def begin(self) -> Grown:
+        rows, x_B1D = self.prefill(0, Causal(), last_column_alone=True)
+        return self._choose(rows, x_B1D)
+
+    def turn(self, rows: Grown) -> Grown:
+        last = rows.start_B.max() - 1
+        columns_S = jnp.arange(self.S)[None]
+        mask_B1S = ((columns_S >= self.pad_B[:, None]) & (columns_S <= last))[:, None]
+        last_B1 = window(rows.tokens_BX, rows.start_B - 1, 1)
+        rotary_B1 = self.rotary.at((last - self.pad_B)[:, None])
+        x_B1D, cache = forward_cached(self.weights, rows.cache, last_B1, rotary_B1, last, mask_B1S)
+        return self._choose(replace(rows, cache=cache), x_B1D)
+
+    def _choose(self, rows: Grown, x_B1D) -> Grown:
+        c, logits_B1V = self.settings, self.weights.logits(x_B1D)
+        draw = (self.keys_B, rows.count_B, self.request.temperature)
+        return self.settle(rows, c.draw.propose(logits_B1V, *draw, banned_id=c.mask_id).tokens_BC, 1, forwards=1)

@@ -1,0 +1,54 @@
+"""Block diffusion (arXiv 2512.14067, section 3.4; blocks.py), or in blocks of blocks (Fast-dLLM v2; sub_blocks.py)."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from edlm_jax.decoding.acceptance import Rule, Threshold
+from edlm_jax.decoding.blocks import BlockSettings
+from edlm_jax.decoding.modes.mode import BlockMode, Call, option, read_rule, read_switch
+from edlm_jax.decoding.sampling import Sampling
+from edlm_jax.decoding.sub_blocks import SubBlockSettings
+from edlm_jax.errors import InputError
+from edlm_jax.models import ModelSpec
+
+
+@dataclass(frozen=True)
+class Diffusion(BlockMode):
+    """Accepts by a rule inside a block; the next one's first forward commits it."""
+
+    name: ClassVar[str] = "diffusion"
+    threshold: float = option(0.9, float, "accept tokens of at least this confidence, and always the best one")
+    rule: Rule | None = option(None, read_rule, "another rule: factor:1, fixed:2, entropy:0.1, margin:0.5, prefix:0.9")
+    commit: str | None = option(
+        None, str, "how a finished block enters the cache: fused (in the next forward), separate, first_token"
+    )
+    sub_block_length: int | None = option(None, int, "finish blocks in parts of so many tokens, from left to right")
+    dual_cache: bool = option(False, read_switch, "forward the active part of a block alone: an approximation")
+
+    @property
+    def acceptance(self) -> Rule:
+        """The rule that accepts."""
+        return self.rule or Threshold(self.threshold)
+
+    def completed(self, spec: ModelSpec) -> "Diffusion":
+        mode = super().completed(spec)
+        return replace(mode, commit=mode.commit or "fused")
+
+    def check(self, spec: ModelSpec, sampling: Sampling) -> None:
+        self.acceptance.check()
+        super().check(spec, sampling)
+        U = self.sub_block_length
+        if self.commit == "first_token" and (spec.conversion is None or spec.conversion.alignment != "shifted"):
+            raise InputError("commit 'first_token' needs a model with shifted logits; choose 'fused' or 'separate'")
+        if self.dual_cache and U is None:
+            raise InputError("dual_cache needs sub_block_length: it keeps the block around the active sub-block")
+        if U is not None and (U < 1 or self.block_length % U):
+            raise InputError(f"sub_block_length {U} must divide the block length {self.block_length}")
+
+    def start(self, weights, prompts, call: Call):
+        fields = self.fields(call, self.commit)
+        if self.sub_block_length is None:
+            settings = BlockSettings(**fields)
+        else:
+            settings = SubBlockSettings(**fields, sub_block_length=self.sub_block_length, dual_cache=self.dual_cache)
+        return self.run(weights, prompts, call, settings, self.acceptance)

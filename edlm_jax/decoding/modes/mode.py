@@ -1,0 +1,207 @@
+"""What a decode mode is: a value whose fields are its options, read from a call, a command line or a text.
+
+    Diffusion(rule=Threshold(0.9))  =  "diffusion:rule=threshold:0.9"        PSD(depth=3)  =  "psd:depth=3"
+
+A field that is None is taken from the checkpoint's conversion (`completed`). A new mode is one file here and one line
+in the registry (modes/__init__.py); commands read its options from the fields' metadata.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from edlm_jax.attention import Bidirectional, BlockCausal, Causal
+from edlm_jax.decoding.acceptance import parse_rule
+from edlm_jax.decoding.blocks import Request
+from edlm_jax.decoding.engine import Run
+from edlm_jax.decoding.left_to_right import RowRequest, RowSettings
+from edlm_jax.decoding.prompts import pad_prompts, split_prompts
+from edlm_jax.decoding.sampling import Draw, Sampling
+from edlm_jax.errors import InputError
+from edlm_jax.models import ModelSpec
+from edlm_jax.models.cache import DecodingWeights
+from edlm_jax.models.spec import COMMITS, GRIDS, PREFILLS
+
+_CHOICES = {"prefill": PREFILLS, "grid": GRIDS, "commit": COMMITS}
+
+
+def option(default: Any, read: Any, help: str, flag: str | None = None) -> Any:
+    """A field of a mode: `read` makes its value from a command's text, `bool` is a switch."""
+    return field(default=default, metadata=dict(read=read, help=help, flag=flag))
+
+
+@dataclass(frozen=True)
+class Call:
+    """What every mode is told beside its own options."""
+
+    spec: ModelSpec
+    limit: int  # new tokens of a row
+    sampling: Sampling
+    ends_E: np.ndarray
+    seeds_B: np.ndarray
+
+    @property
+    def shifted(self) -> bool:
+        """Does logit i predict token i + 1?"""
+        return self.spec.conversion is not None and self.spec.conversion.alignment == "shifted"
+
+    @property
+    def draw(self) -> Draw:
+        """The part of the sampling that a program depends on."""
+        return self.sampling.draw(self.spec.conversion)
+
+
+@dataclass(frozen=True)
+class Mode:
+    """The base of all modes."""
+
+    name: ClassVar[str]
+    greedy: ClassVar[bool] = False  # it compares tokens with its own best ones: no sampling
+    causal: ClassVar[bool] = False  # it reads next tokens from a causal stream, which not every conversion trains
+
+    @property
+    def banned_id(self) -> int | None:
+        """The mask token of a mode that puts one into the model: no prompt may hold it."""
+        return None
+
+    def completed(self, spec: ModelSpec) -> "Mode":
+        """With what the checkpoint's conversion says where a field is None."""
+        known = vars(spec.conversion) | {"mask_id": spec.conversion.mask_token_id} if spec.conversion else {}
+        open_fields = [f.name for f in fields(self) if getattr(self, f.name) is None and f.name in known]
+        return replace(self, **{name: known[name] for name in open_fields})
+
+    def check(self, spec: ModelSpec, sampling: Sampling) -> None:
+        """Raises InputError for what the completed mode cannot do, warns of what the checkpoint did not train."""
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name, None)
+            if value is not None and value not in choices:
+                raise InputError(f"{name} {value!r} is unknown; choose one of {', '.join(choices)}")
+        if self.greedy and sampling.temperature > 0:
+            raise InputError(f"{self.name} is greedy: it compares tokens with its own best ones; use temperature 0")
+        conversion = spec.conversion
+        if self.causal and conversion is not None and conversion.pattern != "semi_block":
+            warnings.warn(
+                f"{self.name} reads next tokens from a causal stream, which this checkpoint's conversion "
+                f"({conversion.pattern!r}) did not train; 'semi_block' does",
+                stacklevel=4,
+            )
+
+    def start(self, weights: DecodingWeights, prompts: Sequence[Sequence[int]], call: Call) -> Run:
+        """The decoding of these prompts."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        """The mode as text; fields that have their default are left out."""
+        given = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
+        return self.name + (":" + ",".join(f"{name}={value}" for name, value in given) if given else "")
+
+
+@dataclass(frozen=True)
+class MaskMode(Mode):
+    """A mode that puts mask tokens into the model, in blocks."""
+
+    block_length: int | None = option(None, int, "tokens of a block; default: those the model was converted with")
+    mask_id: int | None = option(None, int, "the mask token; default: the one the model was converted with")
+
+    @property
+    def banned_id(self) -> int | None:
+        return self.mask_id
+
+    def check(self, spec: ModelSpec, sampling: Sampling) -> None:
+        if self.mask_id is None or self.causal and spec.conversion is None:
+            raise InputError("this model was never converted and has no mask token; convert it or use mode='ar'")
+        if self.block_length is None or self.block_length < 1:
+            raise InputError(f"block_length must be a positive number of tokens, not {self.block_length}")
+        super().check(spec, sampling)
+        conversion = spec.conversion
+        if conversion is not None and self.block_length > conversion.block_length:
+            warnings.warn(
+                f"block_length {self.block_length} is above the {conversion.block_length} this checkpoint was "
+                "converted with: it never saw so many masks at once",
+                stacklevel=4,
+            )
+
+
+@dataclass(frozen=True)
+class BlockMode(MaskMode):
+    """A mode that finishes block after block (blocks.py)."""
+
+    prefill: str | None = option(None, str, f"how the prompt attends to itself: {', '.join(PREFILLS)}")
+    grid: str | None = option(None, str, "where blocks are counted from: response (the prompt's end) or position (0)")
+
+    def completed(self, spec: ModelSpec) -> "BlockMode":
+        mode = super().completed(spec)
+        return replace(mode, prefill=mode.prefill or "block_causal", grid=mode.grid or "response")
+
+    def check(self, spec: ModelSpec, sampling: Sampling) -> None:
+        super().check(spec, sampling)
+        for name in ("prefill", "grid"):
+            value, trained = getattr(self, name), getattr(spec.conversion, name, None)
+            if trained is not None and value != trained:
+                warnings.warn(
+                    f"{name} {value!r} is not the {trained!r} this checkpoint was converted for: its prompts will look "
+                    "unlike those of training",
+                    stacklevel=4,
+                )
+
+    def fields(self, call: Call, commit: str) -> dict[str, Any]:
+        """What all block programs' settings have."""
+        C = self.block_length
+        patterns = {"block_causal": BlockCausal(C), "bidirectional": Bidirectional(), "causal": Causal()}
+        return dict(
+            block_length=C,
+            # Counted from position 0, up to block_length - 1 tokens of the prompt lie in the first block.
+            num_blocks=-(-(call.limit + (C - 1) * (self.grid == "position")) // C),
+            mask_id=self.mask_id,
+            shifted=call.shifted,
+            draw=call.draw,
+            commit=commit,
+            prefill=patterns[self.prefill],
+        )
+
+    def run(self, weights: DecodingWeights, prompts, call: Call, settings, rule) -> Run:
+        """Prompts as a block program takes them."""
+        C = self.block_length
+        prompts, given = split_prompts(prompts, C if self.grid == "position" else 1)
+        prompts_BP, pad_B = pad_prompts(prompts, C, call.spec.max_length)
+        request = Request(
+            prompts_BP=prompts_BP,
+            pad_B=pad_B,
+            first_block_BC=np.array([row + [self.mask_id] * (C - len(row)) for row in given], np.int32),
+            given_B=np.array([len(row) for row in given], np.int32),
+            seeds_B=call.seeds_B,
+            ends_E=call.ends_E,
+            limit=call.limit,
+            rule=jax.tree.map(np.float32, rule),  # of one type always, or an int would compile again
+            temperature=float(call.sampling.temperature),
+        )
+        return Run(weights, request, settings)
+
+
+def run_rows(
+    weights: DecodingWeights, prompts, call: Call, settings: type[RowSettings], mode: Mode, threshold: float = 1.0
+) -> Run:
+    """Prompts as a program takes them that settles tokens from left to right."""
+    prompts_BP, pad_B = pad_prompts(prompts, 1, call.spec.max_length)
+    limits = call.ends_E, call.limit, float(threshold), float(call.sampling.temperature)
+    request = RowRequest(prompts_BP, pad_B, call.seeds_B, *limits)
+    conversion, own = call.spec.conversion, vars(mode)
+    mask_id = own.get("mask_id", conversion.mask_token_id if conversion else None)
+    fixed = dict(block_length=own.get("block_length"), mask_id=mask_id, shifted=call.shifted, draw=call.draw)
+    return Run(weights, request, settings(room=call.limit, **fixed))
+
+
+def read_switch(value) -> bool:
+    """A switch, as text: yes or no."""
+    if value not in ("yes", "no", "True", "False"):
+        raise ValueError
+    return value in ("yes", "True")
+
+
+def read_rule(text):
+    """An acceptance rule from text, or the rule itself."""
+    return parse_rule(text) if isinstance(text, str) else text

@@ -1,0 +1,114 @@
+"""How tokens are drawn, and what one forward proposes for each position.
+
+Shapes: B rows, C positions, V vocabulary.
+"""
+
+import warnings
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from edlm_jax.errors import InputError
+from edlm_jax.models.spec import CONFIDENCES, Conversion
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Greedy at temperature 0, else by Gumbel-max among the `top_k` best (0: all) that hold `top_p` (1: all).
+
+    `confidence` is what acceptance rules compare: "raw", the model's own probabilities, or "drawn", those that tokens
+    are drawn by. None is what the checkpoint's own code does.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    confidence: str | None = None
+
+    def check(self) -> None:
+        """Raises InputError for a number out of its range."""
+        if self.temperature < 0:
+            raise InputError(f"temperature must not be negative, not {self.temperature}")
+        if self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise InputError(
+                f"top_k must not be negative and top_p must lie in (0, 1], not {self.top_k} and {self.top_p}"
+            )
+        if self.confidence not in (None, *CONFIDENCES):
+            raise InputError(f"confidence {self.confidence!r} is unknown; choose one of {', '.join(CONFIDENCES)}")
+        if self.temperature == 0 and (self.top_k or self.top_p < 1):
+            what = "top_k and top_p choose what is sampled from: at temperature 0 they change nothing"
+            warnings.warn(what, stacklevel=4)
+
+    def draw(self, conversion: Conversion | None) -> "Draw":
+        """What a compiled program depends on: all but the temperature."""
+        confidence = self.confidence or (conversion.confidence if conversion else "raw")
+        return Draw(False, self.top_k, self.top_p, confidence == "drawn") if self.temperature > 0 else Draw()
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Proposal:
+    """What one forward proposes for each position; what a rule does not read is never computed."""
+
+    tokens_BC: jax.Array
+    confidence_BC: jax.Array  # probability of the token
+    margin_BC: jax.Array  # the highest probability less the second
+    entropy_BC: jax.Array  # nats
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How tokens are drawn: greedily, or by Gumbel-max among the `top_k` best (0: all) that hold `top_p` (1: all).
+
+    The probabilities that rules read are the model's own or, with `drawn_confidence`, those that tokens are drawn by,
+    after temperature, `top_k` and `top_p` (SDAR, Dream, Fast-dLLM v2). Of greedy tokens they are always the model's
+    own: a distribution of one token would make every confidence 1.
+    """
+
+    greedy: bool = True
+    top_k: int = 0
+    top_p: float = 1.0
+    drawn_confidence: bool = False
+
+    def propose(self, logits_BCV, keys_B, count_B, temperature, *, banned_id: int | None) -> Proposal:
+        """Tokens for each position; `banned_id`, the mask token, is never one.
+
+        A row's noise depends on its key and on how many forwards or tokens it has had: it is the same in any batch.
+        """
+        if banned_id is not None:
+            logits_BCV = jnp.where(jnp.arange(logits_BCV.shape[-1]) == banned_id, -jnp.inf, logits_BCV)
+        log_p_BCV = jax.nn.log_softmax(logits_BCV)
+        scores_BCV = logits_BCV
+        if not self.greedy:
+            keys_B = jax.vmap(jax.random.fold_in)(keys_B, count_B)
+            noise_BCV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BCV.shape[1:]))(keys_B)
+            narrow_BCV = _narrow(logits_BCV, temperature, self.top_k, self.top_p)
+            # Temperature 0 inside a sampling program is greedy: the noise is dropped instead of dividing by zero.
+            scores_BCV = narrow_BCV + temperature * noise_BCV
+            if self.drawn_confidence:
+                drawn_BCV = jax.nn.log_softmax(narrow_BCV / jnp.maximum(temperature, 1e-6))
+                log_p_BCV = jnp.where(temperature > 0, drawn_BCV, log_p_BCV)
+        tokens_BC = jnp.argmax(scores_BCV, axis=-1).astype(jnp.int32)
+        chosen_BC = jnp.take_along_axis(log_p_BCV, tokens_BC[..., None], axis=-1)[..., 0]
+        two_best_BC2 = jax.lax.top_k(log_p_BCV, 2)[0]
+        return Proposal(
+            tokens_BC=tokens_BC,
+            confidence_BC=jnp.exp(chosen_BC),
+            margin_BC=jnp.exp(two_best_BC2[..., 0]) - jnp.exp(two_best_BC2[..., 1]),
+            entropy_BC=-jnp.sum(jnp.exp(log_p_BCV) * jnp.where(log_p_BCV > -jnp.inf, log_p_BCV, 0), axis=-1),
+        )
+
+
+def _narrow(logits_BCV, temperature, top_k, top_p):
+    """Minus infinity outside the `top_k` best tokens and the smallest set that holds `top_p` at this temperature."""
+    if top_k:
+        least_BC1 = jax.lax.top_k(logits_BCV, min(top_k, logits_BCV.shape[-1]))[0][..., -1:]
+        logits_BCV = jnp.where(logits_BCV >= least_BC1, logits_BCV, -jnp.inf)
+    if top_p < 1:
+        best_first_BCV = -jnp.sort(-logits_BCV, axis=-1)
+        p_BCV = jax.nn.softmax(best_first_BCV / jnp.maximum(temperature, 1e-6))
+        inside_BCV = jnp.cumsum(p_BCV, axis=-1) - p_BCV < top_p  # what is better holds less than top_p: the best is in
+        least_BC1 = jnp.min(jnp.where(inside_BCV, best_first_BCV, jnp.inf), axis=-1, keepdims=True)
+        logits_BCV = jnp.where(logits_BCV >= least_BC1, logits_BCV, -jnp.inf)
+    return logits_BCV
