@@ -102,7 +102,7 @@ def generate(
 
 
 # Given to a mode that has no such option, these are mistakes; the others are defaults that it does not need.
-_REFUSED = ("rule", "sub_block_length", "dual_cache")
+_REFUSED = ("rule", "commit", "sub_block_length", "dual_cache")
 
 
 def _named(name: str, options: dict) -> Mode:

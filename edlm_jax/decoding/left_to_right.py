@@ -156,7 +156,8 @@ class LeftToRight:
 
     def best(self, x_BTD):
         """int32[B, T]: the greedy tokens, never the mask token."""
-        logits_BTV = self.weights.logits(x_BTD).at[..., self.settings.mask_id].set(-jnp.inf)
+        logits_BTV, mask_id = self.weights.logits(x_BTD), self.settings.mask_id
+        logits_BTV = logits_BTV if mask_id is None else logits_BTV.at[..., mask_id].set(-jnp.inf)
         return jnp.argmax(logits_BTV, axis=-1).astype(jnp.int32)
 
     def settle(self, rows: Grown, new_BT, settled_B, forwards: int) -> Grown:

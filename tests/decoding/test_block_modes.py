@@ -169,9 +169,9 @@ def test_psd_without_drafts_is_diffusion_and_drafts_save_forwards():
     [
         (dict(mode="psd", temperature=1.0), "is greedy"),
         (dict(mode="dmax", temperature=1.0), "is greedy"),
-        (dict(mode="psd", commit="separate"), "leave commit at 'fused'"),
+        (dict(mode="psd", commit="separate"), "psd has no commit"),
         (dict(mode="psd", draft_depth=-1), "draft_depth must not be negative"),
-        (dict(mode="dmax", rule="fixed:2"), "threshold alone"),
+        (dict(mode="dmax", rule="fixed:2"), "dmax has no rule"),
     ],
 )
 def test_what_a_mode_cannot_do_is_refused(settings, reason):

@@ -105,9 +105,9 @@ def test_mars_at_threshold_one_is_ar():
     [
         (dict(mode="quadratic_speculation", temperature=1.0), "is greedy"),
         (dict(mode="self_speculation", temperature=1.0), "is greedy"),
-        (dict(mode="mars", rule="fixed:2"), "threshold alone"),
-        (dict(mode="self_speculation", rule="fixed:2"), "nothing to accept"),
-        (dict(mode="ar", rule="fixed:2"), "nothing to accept"),
+        (dict(mode="mars", rule="fixed:2"), "mars has no rule"),
+        (dict(mode="self_speculation", rule="fixed:2"), "self_speculation has no rule"),
+        (dict(mode="ar", rule="fixed:2"), "ar has no rule"),
         (dict(mode="mars", threshold=1.5), "threshold must lie"),
     ],
 )

@@ -129,7 +129,7 @@ def test_a_row_alone_equals_the_row_in_a_batch():
         (dict(sub_block_length=3), "3 must divide the block length 4"),
         (dict(sub_block_length=0), "must divide"),
         (dict(dual_cache=True), "needs sub_block_length"),
-        (dict(mode="psd", sub_block_length=2), "belong to diffusion mode"),
+        (dict(mode="psd", sub_block_length=2), "psd has no sub_block_length"),
     ],
 )
 def test_bad_sub_blocks_are_refused(settings, reason):

@@ -28,8 +28,8 @@ def test_every_point_of_a_sweep_is_measured(tiny_converted_dir, tiny_ar_dir, tmp
     model = load_pretrained(tiny_converted_dir, "float32")
     decoder, text = Decoder(model), Text.of(model.spec, load_tokenizer(tiny_converted_dir))
     tasks = load_tasks([dict(kind="tasks", split="test", size=3)], text.tokenizer)
-    for entry, how in zip(report["sweep"], sweep_points([1.0, 0.0], [2, 4]), strict=True):
-        alone = score_tasks(decoder, tasks, text, batch_size=2, decoding=how)
+    for entry, mode in zip(report["sweep"], sweep_points([1.0, 0.0], [2, 4]), strict=True):
+        alone = score_tasks(decoder, tasks, text, batch_size=2, mode=mode)
         assert (entry["denoise_forwards"], entry["new_tokens"]) == (alone.denoise_forwards, alone.new_tokens)
         assert entry["tokens_per_second"] > 0
     bold = [entry["tokens_per_forward"] for entry in report["sweep"] if entry["threshold"] == 0]

@@ -50,7 +50,7 @@ def test_an_answer_counts_when_its_text_up_to_the_end_is_exact(tokenizer, questi
         "medium long ->": [*tokenizer.encode(" perhaps not"), EOS],
     }
     oracle = Oracle(tokenizer, answers)
-    score = score_tasks(oracle, questions, Text(tokenizer, (EOS,)), batch_size=2, decoding={"mode": "ar"})
+    score = score_tasks(oracle, questions, Text(tokenizer, (EOS,)), batch_size=2, mode=compare.AR)
     assert score.accuracy == pytest.approx(2 / 3) and score.kinds == {"all": pytest.approx(2 / 3)}
     assert [prompts for prompts, _ in oracle.calls] == [
         ["short ->", "medium long ->"],
@@ -60,7 +60,7 @@ def test_an_answer_counts_when_its_text_up_to_the_end_is_exact(tokenizer, questi
     assert (score.denoise_forwards, score.commit_forwards) == (1 + 2 + 1, 3 * 2)
     assert score.tokens_per_forward == pytest.approx(score.new_tokens / 4)
     longest = len(tokenizer.encode(" perhaps")) + 1
-    assert all(settings["max_new_tokens"] == longest for _, settings in oracle.calls)
+    assert all(settings["limit"] == longest for _, settings in oracle.calls)
 
 
 def with_accents():
@@ -88,9 +88,9 @@ def test_the_tokens_that_training_shows_are_right(tmp_path, make, prompt, respon
     ends = (tokenizer.eos_token_id, 3)
     for said, accuracy in (([*right, ends[0]], 1), ([*right, ends[1], 4], 1), (right, 1), (right[:-1], 0)):
         oracle = Oracle(tokenizer, {tokenizer.decode(tasks[0].prompt): said})
-        score = score_tasks(oracle, tasks, Text(tokenizer, ends), batch_size=1, decoding={"mode": "ar"})
+        score = score_tasks(oracle, tasks, Text(tokenizer, ends), batch_size=1, mode=compare.AR)
         assert score.accuracy == accuracy
-        assert oracle.calls[0][1]["eos_id"] == ends
+        assert oracle.calls[0][1]["ends"] == ends
 
 
 def test_generated_tasks_keep_their_kind_and_the_prompt_that_training_shows(tokenizer):

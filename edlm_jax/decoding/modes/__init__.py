@@ -105,8 +105,13 @@ def mode_of(args: argparse.Namespace, spec: ModelSpec) -> Mode:
     return make_mode(mode.name, **chosen | given)
 
 
+_WANTED = {int: "a whole number", float: "a number", read_switch: "yes or no"}
+
+
 def _read(mode: str, option: str, read: Any, text: str) -> Any:
     try:
         return read(text)
+    except InputError:
+        raise
     except ValueError:
-        raise InputError(f"{option}={text!r} of {mode} is not what it should be: {read.__name__}") from None
+        raise InputError(f"{option} of {mode} must be {_WANTED[read]}, not {text!r}") from None

@@ -183,7 +183,13 @@ class BlockMode(MaskMode):
 
 
 def run_rows(
-    weights: DecodingWeights, prompts, call: Call, settings: type[RowSettings], mode: Mode, threshold: float = 1.0
+    weights: DecodingWeights,
+    prompts,
+    call: Call,
+    settings: type[RowSettings],
+    mode: Mode,
+    threshold: float = 1.0,
+    **own_settings,
 ) -> Run:
     """Prompts as a program takes them that settles tokens from left to right."""
     prompts_BP, pad_B = pad_prompts(prompts, 1, call.spec.max_length)
@@ -192,7 +198,7 @@ def run_rows(
     conversion, own = call.spec.conversion, vars(mode)
     mask_id = own.get("mask_id", conversion.mask_token_id if conversion else None)
     fixed = dict(block_length=own.get("block_length"), mask_id=mask_id, shifted=call.shifted, draw=call.draw)
-    return Run(weights, request, settings(room=call.limit, **fixed))
+    return Run(weights, request, settings(room=call.limit, **fixed, **own_settings))
 
 
 def read_switch(value) -> bool:
