@@ -9,6 +9,7 @@ from edlm_jax.decoding.modes.diffusion import Diffusion
 from edlm_jax.decoding.modes.dmax import DMax
 from edlm_jax.decoding.modes.mars import Mars
 from edlm_jax.decoding.modes.mode import Call, Mode, read_switch
+from edlm_jax.decoding.modes.prompt_lookup import PromptLookup
 from edlm_jax.decoding.modes.psd import PSD
 from edlm_jax.decoding.modes.quadratic_speculation import QuadraticSpeculation
 from edlm_jax.decoding.modes.self_speculation import SelfSpeculation
@@ -17,7 +18,7 @@ from edlm_jax.models import ModelSpec
 
 MODES: dict[str, type[Mode]] = {
     mode.name: mode
-    for mode in (Diffusion, Autoregressive, SelfSpeculation, QuadraticSpeculation, PSD, DMax, Mars)
+    for mode in (Diffusion, Autoregressive, SelfSpeculation, QuadraticSpeculation, PromptLookup, PSD, DMax, Mars)
 }
 __all__ = [
     "MODES",
