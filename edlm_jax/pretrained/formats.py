@@ -47,8 +47,8 @@ def prepare(model: Transformer, name: str) -> tuple[Transformer, dict[str, Any]]
         )
     if conversion.grid != wanted.grid:
         warnings.warn(
-            f"servers of format {name!r} count blocks from position 0, this model from the response: pad prompts on the "
-            f"left to whole blocks ({conversion.block_length} tokens), or train with config.objective.grid='position'",
+            f"servers of format {name!r} count blocks from position 0, this model from the response: pad prompts on "
+            f"the left to whole blocks of {conversion.block_length}, or train with config.objective.grid='position'",
             stacklevel=3,
         )
     untied = name == "sdar" and spec.tied

@@ -167,7 +167,7 @@ HOW = [
     ["--rule=fixed:2"],
     ["--mode=self_speculation"],
     ["--temperature=1", "--top-k=5"],
-    ["--mode=psd", "--stop=never"],
+    ["--mode=psd", "--stop=never", "--grid=position"],
 ]
 
 

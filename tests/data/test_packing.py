@@ -38,7 +38,7 @@ def unpack(row):
 def expected_pieces(tokens_L, loss_mask_L, grid):
     """What should be found of a document, said without the code under test: (tokens, loss mask) of each piece."""
     prompt_length = int(np.argmax(loss_mask_L))
-    room = grid.length - (-prompt_length % grid.block_length)
+    room = grid.length - (-prompt_length % grid.block_length if grid.counted_from == "response" else 0)
     if prompt_length:
         return [(tokens_L[:room], loss_mask_L[:room])] if prompt_length < room else []
     return [(tokens_L[i : i + room], loss_mask_L[i : i + room]) for i in range(0, len(tokens_L), room)]
@@ -48,9 +48,10 @@ def expected_pieces(tokens_L, loss_mask_L, grid):
 @given(
     st.lists(st.tuples(st.integers(0, 40) | st.just(0), st.integers(1, 90)), max_size=40),
     st.sampled_from([(24, 1), (24, 3), (32, 8), (64, 64), (35, 5)]),
+    st.sampled_from(["response", "position"]),
 )
-def test_every_document_is_recovered_from_the_packed_rows(lengths, shape):
-    grid = Grid(*shape, END)
+def test_every_document_is_recovered_from_the_packed_rows(lengths, shape, counted_from):
+    grid = Grid(*shape, END, counted_from)
     documents = make_documents(lengths)
     rows = pack(documents, grid)
     found = {}
@@ -62,8 +63,8 @@ def test_every_document_is_recovered_from_the_packed_rows(lengths, shape):
         assert (row["loss_mask"][padding] == 0).all()
         for column, tokens, loss_mask, positions in unpack(row):
             np.testing.assert_array_equal(positions, np.arange(len(tokens)))
-            response = column + int(np.argmax(loss_mask > 0))
-            assert response % grid.block_length == 0, "the response, or the text, does not start on a block boundary"
+            first = column + (int(np.argmax(loss_mask > 0)) if counted_from == "response" else 0)
+            assert first % grid.block_length == 0, "what blocks are counted from does not start on a block boundary"
             assert (column + len(tokens)) % grid.block_length == 0, "the last block is not filled"
             assert int(tokens[0]) not in found
             found[int(tokens[0])] = tokens, loss_mask
@@ -89,6 +90,17 @@ def test_the_drawn_example():
     assert {name: value.tolist() for name, value in row.items()} == expected
     expected["loss_mask"][14:16] = [0, 0]
     assert {name: value.tolist() for name, value in without_filler(row).items()} == expected
+
+
+def test_blocks_from_position_0_need_no_padding_before_a_prompt():
+    row = pack([make_document(3, 4, 10), make_document(5, 6, 20)], Grid(24, 4, END, "position"))[0]
+    expected = dict(
+        tokens=[*range(10, 17), 1, *range(20, 31), 1, 1, 1, 1, 1],
+        segment_ids=[1] * 8 + [2] * 12 + [0] * 4,
+        positions=[*range(8), *range(12), 0, 0, 0, 0],
+        loss_mask=[0] * 3 + [1] * 4 + [2] + [0] * 5 + [1] * 6 + [2] + [0] * 4,
+    )
+    assert {name: value.tolist() for name, value in row.items()} == expected
 
 
 def test_no_alignment_at_block_length_one():

@@ -1,4 +1,7 @@
-"""One forward in the open, for the oracles of the modes: any mask, any positions, no cache, no padding, one row."""
+"""One forward in the open, for the oracles of the modes: any mask, any positions, no padding, one row.
+
+The cache, where an oracle needs one, is a list of what each column last was.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -29,17 +32,54 @@ def probabilities(logits_TV):
     return p_TV / p_TV.sum(-1, keepdims=True)
 
 
+class Columns:
+    """Keys and values of a row's columns, layer by layer, as the last forward that wrote them left them."""
+
+    def __init__(self, weights, mask_id, length=LENGTH):
+        spec = weights.spec
+        shape = (spec.num_layers, 1, length, spec.num_kv_heads, spec.head_dim)
+        self.weights, self.mask_id, self.length = weights, mask_id, length
+        self.k, self.v = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+
+    def forward(self, tokens, mask_TT, columns):
+        """Probabilities at all columns; only `columns` are computed anew, the others keep keys and values."""
+        T = len(tokens)
+        padded, mask = np.zeros((1, self.length), np.int32), np.eye(self.length, dtype=bool)
+        padded[0, :T], mask[:T, :T] = tokens, mask_TT
+        new_T = np.isin(np.arange(self.length), columns)
+        logits_TV, k, v = _cached_logits(self.weights, padded, mask, new_T, self.k, self.v)
+        self.k, self.v = np.array(k), np.array(v)
+        logits_TV = np.array(logits_TV, np.float64)[:T]
+        logits_TV[:, self.mask_id] = -np.inf
+        return probabilities(logits_TV)
+
+
+@jax.jit
+def _cached_logits(weights, tokens_1T, mask_TT, new_T, old_k, old_v):
+    keys, values = [], []
+
+    def attention(index, q_BTNH, k_BTKH, v_BTKH):
+        keys.append(jnp.where(new_T[None, :, None, None], k_BTKH, old_k[index]))
+        values.append(jnp.where(new_T[None, :, None, None], v_BTKH, old_v[index]))
+        return _attend(q_BTNH, keys[-1], values[-1], mask_TT)
+
+    rotary = Rotary.of(weights.spec, tokens_1T.shape[1]).at(jnp.arange(tokens_1T.shape[1])[None])
+    return weights.logits(forward(weights, tokens_1T, rotary, attention))[0], jnp.stack(keys), jnp.stack(values)
+
+
 @jax.jit
 def _logits(weights, tokens_1T, positions_T, mask_TT):
-    def attention(_, q_BTNH, k_BTKH, v_BTKH):
-        groups = q_BTNH.shape[2] // k_BTKH.shape[2]
-        k_BTNH, v_BTNH = jnp.repeat(k_BTKH, groups, axis=2), jnp.repeat(v_BTKH, groups, axis=2)
-        scores_BNTS = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BTNH) / np.sqrt(q_BTNH.shape[-1])
-        p_BNTS = jax.nn.softmax(jnp.where(mask_TT[None, None], scores_BNTS, -1e30), axis=-1)
-        return jnp.einsum("BNTS,BSNH->BTNH", p_BNTS, v_BTNH)
-
+    attention = lambda _, q_BTNH, k_BTKH, v_BTKH: _attend(q_BTNH, k_BTKH, v_BTKH, mask_TT)  # noqa: E731
     rotary = Rotary.of(weights.spec, 2 * LENGTH).at(positions_T[None])
     return weights.logits(forward(weights, tokens_1T, rotary, attention))[0]
+
+
+def _attend(q_BTNH, k_BTKH, v_BTKH, mask_TT):
+    groups = q_BTNH.shape[2] // k_BTKH.shape[2]
+    k_BTNH, v_BTNH = jnp.repeat(k_BTKH, groups, axis=2), jnp.repeat(v_BTKH, groups, axis=2)
+    scores_BNTS = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BTNH) / np.sqrt(q_BTNH.shape[-1])
+    p_BNTS = jax.nn.softmax(jnp.where(mask_TT[None, None], scores_BNTS, -1e30), axis=-1)
+    return jnp.einsum("BNTS,BSNH->BTNH", p_BNTS, v_BTNH)
 
 
 def causal(length, block_from=None):

@@ -1,16 +1,13 @@
-"""Sub-blocks and their dual cache against plain Python, in which the cache is a list of what each column last was."""
+"""Sub-blocks and their dual cache against plain Python."""
 
 import dataclasses
 from functools import partial
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from edlm_jax.decoding import Decoder, generate
 from edlm_jax.errors import InputError
-from edlm_jax.models.cache import Rotary, forward
 from tests.decoding import dense
 from tests.decoding.oracle import PrefilledBlocks
 from tests.decoding.tiny import EOS, MASK, make_model, prompts
@@ -18,47 +15,9 @@ from tests.decoding.tiny import EOS, MASK, make_model, prompts
 C, U, LIMIT, THRESHOLD = 6, 3, 14, 0.8
 
 
-class Columns:
-    """Keys and values of a row's columns, layer by layer, as the last forward that wrote them left them."""
-
-    def __init__(self, weights):
-        spec = weights.spec
-        shape = (spec.num_layers, 1, dense.LENGTH, spec.num_kv_heads, spec.head_dim)
-        self.weights, self.k, self.v = weights, np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-
-    def forward(self, tokens, mask_TT, columns):
-        """Probabilities at all columns; only `columns` are computed anew, the others keep keys and values."""
-        T = len(tokens)
-        padded, mask = np.zeros((1, dense.LENGTH), np.int32), np.eye(dense.LENGTH, dtype=bool)
-        padded[0, :T], mask[:T, :T] = tokens, mask_TT
-        new_T = np.isin(np.arange(dense.LENGTH), columns)
-        logits_TV, k, v = _forward(self.weights, padded, mask, new_T, self.k, self.v)
-        self.k, self.v = np.array(k), np.array(v)
-        logits_TV = np.array(logits_TV, np.float64)[:T]
-        logits_TV[:, MASK] = -np.inf
-        return dense.probabilities(logits_TV)
-
-
-@jax.jit
-def _forward(weights, tokens_1T, mask_TT, new_T, old_k, old_v):
-    keys, values = [], []
-
-    def attention(index, q, k, v):
-        keys.append(jnp.where(new_T[None, :, None, None], k, old_k[index]))
-        values.append(jnp.where(new_T[None, :, None, None], v, old_v[index]))
-        groups = q.shape[2] // k.shape[2]
-        k_BTNH, v_BTNH = (jnp.repeat(x[-1], groups, axis=2) for x in (keys, values))
-        scores_BNTS = jnp.einsum("BTNH,BSNH->BNTS", q, k_BTNH) / np.sqrt(q.shape[-1])
-        p_BNTS = jax.nn.softmax(jnp.where(mask_TT[None, None], scores_BNTS, -1e30), axis=-1)
-        return jnp.einsum("BNTS,BSNH->BTNH", p_BNTS, v_BTNH)
-
-    rotary = Rotary.of(weights.spec, dense.LENGTH).at(jnp.arange(dense.LENGTH)[None])
-    return weights.logits(forward(weights, tokens_1T, rotary, attention))[0], jnp.stack(keys), jnp.stack(values)
-
-
 def decode(weights, prompt, given, *, shifted, prefill, dual_cache):
     """(new tokens, denoising forwards, how many of them were of a sub-block alone)."""
-    columns, tokens, forwards, narrow = Columns(weights), list(prompt), 0, 0
+    columns, tokens, forwards, narrow = dense.Columns(weights, MASK), list(prompt), 0, 0
     while True:
         start, first = len(tokens), len(tokens) == len(prompt)
         tokens += ([*given] * first + [MASK] * C)[:C]

@@ -34,13 +34,19 @@ def log_probabilities(model, tokens, pattern):
     return logits_TV - np.array(jax.nn.logsumexp(logits_TV, axis=-1))[:, None]
 
 
-def bound(model, C, shifted):
-    """By enumeration: in each block the mean over k, and the ways to mask k of its tokens, of n / k times the sum."""
-    total = 0.0
-    for start in range(0, len(CONTINUATION), C):
-        block = CONTINUATION[start : start + C]
-        before, n = CONTEXT + CONTINUATION[:start], len(block)
-        pattern = oracle.PrefilledBlocks(len(CONTEXT), C, "block_causal")
+def bound(model, C, shifted, continuation=CONTINUATION):
+    """By enumeration: in each block the mean over k, and the ways to mask k of its tokens, of n / k times the sum.
+
+    The last block has to be whole: the oracle's padding would stand in it.
+    """
+    total, start = 0.0, 0
+    origin = 0 if model.spec.conversion.grid == "position" else len(CONTEXT)
+    known = (len(CONTEXT) - origin) % C  # tokens of the context in the first block
+    while start < len(continuation):
+        block = continuation[start : start + C - known]
+        before, n = CONTEXT + continuation[:start], len(block)
+        start, known = start + n, 0
+        pattern = oracle.PrefilledBlocks(origin, C, "block_causal")
         for k in range(1, n + 1):
             for masked in itertools.combinations(range(n), k):
                 noisy = [MASK if i in masked else token for i, token in enumerate(block)]
@@ -78,12 +84,15 @@ def test_blocks_of_one_token_are_exact(alignment):
         assert got.log_likelihood == pytest.approx(ar.log_likelihood, rel=1e-5)
 
 
-@pytest.mark.parametrize("alignment", ["same_position", "shifted"])
-def test_the_estimate_is_unbiased_and_knows_its_error(alignment):
-    model = converted(3, alignment)
+@pytest.mark.parametrize(
+    ("alignment", "grid"), [("same_position", "response"), ("shifted", "response"), ("shifted", "position")]
+)
+def test_the_estimate_is_unbiased_and_knows_its_error(alignment, grid):
+    model = converted(3, alignment, grid)
     seed = int(np.random.randint(1000))
-    (got,) = log_likelihood(model, [(CONTEXT, CONTINUATION)], num_samples=512, seed=seed)
-    expected = bound(model, 3, alignment == "shifted")
+    continuation = CONTINUATION if grid == "response" else CONTINUATION[:4]
+    (got,) = log_likelihood(model, [(CONTEXT, continuation)], num_samples=512, seed=seed)
+    expected = bound(model, 3, alignment == "shifted", continuation)
     assert got.standard_error > 0
     assert abs(got.log_likelihood - expected) < 5 * got.standard_error
 
@@ -101,6 +110,19 @@ def test_masks_are_drawn_as_the_estimate_needs_them():
         np.testing.assert_allclose(weight[:, 4 * block], n / k)
         share = masked[:, columns].mean(0)[unknown[columns]]
         np.testing.assert_allclose(share, (n + 1) / (2 * n), atol=0.05)
+
+
+def test_a_checkpoint_decoded_with_another_prefill_is_measured_as_it_was_trained():
+    model, pair = converted(3), (CONTEXT, CONTINUATION)
+    expected = log_likelihood(model, [pair], num_samples=4)
+    conversion = dataclasses.replace(model.spec.conversion, prefill="bidirectional")  # as Efficient-DLM is released
+    model.spec = dataclasses.replace(model.spec, conversion=conversion)
+    assert log_likelihood(model, [pair], num_samples=4) == expected
+    for pattern in ("bidirectional", "semi_block"):
+        conversion = dataclasses.replace(conversion, pattern=pattern)
+        model.spec = dataclasses.replace(model.spec, conversion=conversion)
+        with pytest.raises(InputError, match="block-causal context"):
+            log_likelihood(model, [pair], num_samples=4)
 
 
 def test_the_likeliest_choice_is_chosen():

@@ -9,8 +9,10 @@ import pytest
 from flax import nnx
 
 from edlm_jax.data.pipeline import make_eval_batches
+from edlm_jax.diagnosis import prediction
 from edlm_jax.diagnosis.drift import weight_drift
 from edlm_jax.errors import InputError
+from edlm_jax.evaluation import heldout
 from edlm_jax.evaluation.heldout import heldout_config, heldout_loss, heldout_noise
 from edlm_jax.models import ModelSpec, Transformer
 from edlm_jax.pretrained import load_pretrained, load_tokenizer
@@ -61,6 +63,30 @@ def test_the_diffusion_bound_of_a_model_that_knows_nothing_is_log_vocabulary(tin
     model.embedding_VD[...] = 20 * jax.random.normal(jax.random.key(0), model.embedding_VD.shape)
     losses = [heldout_loss(model, c, tokenizer, pattern=pattern) for pattern in ("clean_context", "block_causal")]
     assert losses[0] == losses[1] != loss  # blocks are decoded after clean ones, whatever streams they were trained on
+
+
+@pytest.mark.parametrize("grid", ["response", "position"])
+def test_heldout_documents_are_packed_on_the_models_grid(grid, tiny_converted_dir, monkeypatch):
+    model, tokenizer = load_pretrained(tiny_converted_dir, "float32"), load_tokenizer(tiny_converted_dir)
+    model.spec = dataclasses.replace(model.spec, conversion=dataclasses.replace(model.spec.conversion, grid=grid))
+    seen = []
+    for measure, computed in ((heldout, "_nats"), (prediction, "_tally")):
+
+        def keep(*arguments):
+            seen.append(next(argument for argument in arguments if isinstance(argument, dict)))
+            raise StopIteration
+
+        monkeypatch.setattr(measure, computed, keep)
+        call = heldout_loss if measure is heldout else prediction.predict
+        with pytest.raises(StopIteration):
+            call(model, heldout_config(model.spec, SOURCE, batch_size=3), tokenizer, pattern="clean_context")
+    assert len(seen) == 2
+    for batch in seen:
+        learned = np.diff(batch["loss_mask"] > 0, prepend=0) > 0
+        begins = (batch["positions"] == 0) & (batch["segment_ids"] > 0)
+        first = begins if grid == "position" else learned  # where a document's blocks are counted from
+        other = learned if grid == "position" else begins
+        assert not (np.nonzero(first)[1] % 4).any() and (np.nonzero(other)[1] % 4).any()
 
 
 @pytest.mark.parametrize("pattern, unit", [("clean_context", 4), ("block_causal", 4), ("bidirectional", 24)])

@@ -1,9 +1,12 @@
 """What no run starts from is refused, by name."""
 
+import json
+
 import pytest
 
 from edlm_jax.errors import InputError
-from edlm_jax.training.config import conversion, default_config, differing_keys, grid, validate
+from edlm_jax.training.checkpoint import check_workdir
+from edlm_jax.training.config import conversion, default_config, differing_keys, grid, to_json, validate
 
 BAD = [
     ({"objective.block_length": 0}, "block_length must be positive"),
@@ -13,6 +16,7 @@ BAD = [
     ({"objective.ar_weight": -1.0}, "ar_weight must be zero or more"),
     ({"objective.diffusion_weight": 0.0}, "no loss"),
     ({"objective.pattern": "blockcausal"}, "objective.pattern='blockcausal' is unknown"),
+    ({"objective.grid": "row"}, "objective.grid='row' is unknown; choose one of response, position"),
     ({"objective.alignment": "left"}, "objective.alignment='left' is unknown"),
     ({"objective.half_life": -0.1}, "half_life"),
     ({"objective.random_block_lengths": (4, 6)}, "6 is not a divisor"),
@@ -75,6 +79,21 @@ def test_prefill_follows_the_pattern():
     assert conversion(make({"objective.prefill": "bidirectional"}), 5).prefill == "bidirectional"
     assert conversion(make({"objective.pattern": "causal"}), 5) is None
     assert grid(make({"objective.pattern": "causal"})) == 1 and grid(make()) == 16
+
+
+def test_the_grid_goes_along():
+    assert conversion(make(), 5).grid == "response"
+    assert conversion(make({"objective.grid": "position"}), 5).grid == "position"
+
+
+def test_an_older_run_stood_at_the_defaults_of_the_fields_it_did_not_know(tmp_path):
+    stored = json.loads(to_json(make()))
+    del stored["objective"]["grid"], stored["evaluation"]
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    check_workdir(tmp_path, make())
+    with pytest.raises(InputError, match=r"another config \(objective.grid differ\)"):
+        check_workdir(tmp_path, make({"objective.grid": "position"}))
 
 
 def test_differing_keys_are_those_that_change_a_run():
