@@ -175,7 +175,9 @@ def choose_source(args: argparse.Namespace) -> dict[str, Any]:
         return {"kind": "tasks", "split": "test", "size": args.count}
     if name == "stdlib":
         return {"kind": "stdlib", "split": "test"}
-    suffix = Path(name).suffix
+    from edlm_jax.data.files import COMPRESSED
+
+    suffix = Path(Path(name).stem if Path(name).suffix in COMPRESSED else name).suffix
     if suffix not in KIND_OF_SUFFIX:
         raise InputError(f"--data={name} is neither {' nor '.join(GENERATED)} nor a {', '.join(KIND_OF_SUFFIX)} file")
     return {"kind": KIND_OF_SUFFIX[suffix], "path": name}

@@ -185,11 +185,13 @@ def _read_prompts(args: argparse.Namespace) -> list[str]:
 
 
 def _read_lines(name: str) -> list[str]:
+    from edlm_jax.data.files import decode  # brings numpy
+
     try:
-        text = (sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()).decode("utf-8")
+        text = decode(sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes(), f"--prompts-file={name}")
     except OSError as error:
         raise InputError(f"cannot read --prompts-file={name}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"prompts in {name} are not UTF-8: byte {error.start}") from None
-    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    lines = text.removesuffix("\n").split("\n")
     return lines if any(line.strip() for line in lines) else []  # an empty line keeps its index, an empty file has none

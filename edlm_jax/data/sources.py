@@ -9,13 +9,17 @@
     dict(kind="array_record", path="tokens-*.array_record")                pre-tokenised, see array_record.py
     dict(kind="tasks", split="train", seed=0)  dict(kind="stdlib", split="train")     see tasks.py, stdlib.py
 
+Text and JSON lines may be compressed (.gz, .bz2, .zst), and come from other systems (files.py). What JSON or a table
+spells out, line ends included, is the document's own.
+
 A source is a random-access sequence of documents (documents.py). A document that is not UTF-8 is None and counted in
 `source.skipped`.
 """
 
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from absl import logging
@@ -63,13 +67,7 @@ class Rows(Sequence):
         return self.table[index]
 
     def _to_document(self, row: Mapping[str, Any], index: int) -> Document:
-        known = next((names for names in COLUMNS if all(name in row for name in names)), ("text",))
-        columns = self.columns or {name: name for name in known}
-        if missing := [column for column in columns.values() if column not in row]:
-            raise InputError(
-                f"document {index} of {self.name} has no {missing[0]!r} but {', '.join(map(repr, row))}; "
-                "set columns=dict(text=...), dict(prompt=..., response=...) or dict(messages=...)"
-            )
+        columns = choose_columns(self.columns, row, f"document {index} of {self.name}")
         return {name: self._to_value(name, row[column], index) for name, column in columns.items()}
 
     def _to_value(self, name: str, value: Any, index: int) -> Any:
@@ -90,6 +88,18 @@ class Rows(Sequence):
         if missing := {"role", "content"} - set(message):
             raise InputError(f"document {index} of {self.name} has a message without {' and '.join(sorted(missing))}")
         return {name: self._to_value(name, message[name], index) for name in ("role", "content")}
+
+
+def choose_columns(columns: Mapping[str, str], names: Collection[str], what: str) -> Mapping[str, str]:
+    """{field: column} of a document whose columns have these names; `columns` is what the config says, if anything."""
+    known = next((fields for fields in COLUMNS if all(field in names for field in fields)), ("text",))
+    columns = columns or {field: field for field in known}
+    if missing := [column for column in columns.values() if column not in names]:
+        raise InputError(
+            f"{what} has no {missing[0]!r} but {', '.join(map(repr, names))}; "
+            "set columns=dict(text=...), dict(prompt=..., response=...) or dict(messages=...)"
+        )
+    return columns
 
 
 class JsonLines(Rows):
@@ -114,19 +124,20 @@ class Texts(Rows):
 
 def open_text(path: str, separator: str = "") -> Sequence:
     """Text files: a document per file, or per part between separators; blank ones do not count."""
-    return Texts(FileParts(find_files(path, ".txt"), separator), {}, path)
+    return Texts(FileParts(find_files(path, ".txt", compressed=True), separator), {}, path)
 
 
 def open_jsonl(path: str, columns: Mapping = {}) -> Sequence:  # noqa: B006 (never changed)
     """JSON lines, one object per line."""
-    return JsonLines(FileParts(find_files(path, ".jsonl"), "\n"), columns, path)
+    return JsonLines(FileParts(find_files(path, ".jsonl", compressed=True), "\n"), columns, path)
 
 
 def open_parquet(path: str, columns: Mapping = {}) -> Sequence:  # noqa: B006
     """Parquet files. Their text columns are held in memory; what does not fit is for hf_dataset or array_record."""
-    from edlm_jax.data.tables import ArrowTable
+    from edlm_jax.data.tables import read_parquet
 
-    return Rows(ArrowTable.from_parquet(find_files(path, ".parquet"), columns), columns, path)
+    wanted = partial(choose_columns, columns)
+    return Rows(read_parquet(find_files(path, ".parquet"), wanted), columns, path)
 
 
 def open_hf_dataset(path: str, split: str = "train", columns: Mapping = {}) -> Sequence:  # noqa: B006

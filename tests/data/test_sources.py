@@ -35,7 +35,7 @@ def test_text_one_document_per_file(tmp_path):
     (tmp_path / "b" / "c.txt").write_text("drü\n")
     (tmp_path / "b" / "other.md").write_text("not a .txt")
     (tmp_path / "empty.txt").write_text("")
-    expected = [dict(text="one\r\ntwo"), dict(text="drü\n")]
+    expected = [dict(text="one\ntwo"), dict(text="drü\n")]
     assert documents(kind="text", path=str(tmp_path)) == expected
     assert documents(kind="text", path=str(tmp_path / "**/*.txt")) == expected
     assert documents(kind="text", path=str(tmp_path / "b" / "other.md")) == [dict(text="not a .txt")]
@@ -82,6 +82,24 @@ def test_parquet(tmp_path):
     assert documents(kind="parquet", path=str(tmp_path)) == [dict(text="a"), dict(text="b"), dict(text="c")]
     pq.write_table(pa.table(dict(messages=[CHAT, CHAT])), tmp_path / "2.parquet")
     assert documents(kind="parquet", path=str(tmp_path / "2.parquet")) == [dict(messages=CHAT)] * 2
+
+
+def test_parquet_files_of_columns_and_types_of_their_own(tmp_path):
+    pq.write_table(pa.table(dict(prompt=["p"], response=["r"])), tmp_path / "0.parquet")
+    large = pa.array(["R", "S"], pa.large_string())
+    pq.write_table(pa.table(dict(id=[1, 2], response=large, prompt=["P", "Q"])), tmp_path / "1.parquet")
+    pq.write_table(pa.table(dict(text=["t"])), tmp_path / "2.parquet")
+    pairs = [dict(prompt="p", response="r"), dict(prompt="P", response="R"), dict(prompt="Q", response="S")]
+    assert documents(kind="parquet", path=str(tmp_path)) == [*pairs, dict(text="t")]
+
+
+@pytest.mark.parametrize("columns, missing", [({}, "text"), (dict(prompt="question", response="body"), "question")])
+def test_parquet_without_the_columns_says_what_it_has(columns, missing, tmp_path):
+    pq.write_table(pa.table(dict(question=["a"], body=["t"])), tmp_path / "0.parquet")
+    pq.write_table(pa.table(dict(body=["t"], id=[1])), tmp_path / "1.parquet")
+    with pytest.raises(InputError, match=rf"[01]\.parquet has no '{missing}' but '.*', '.*'; set columns=") as caught:
+        open_source(dict(kind="parquet", path=str(tmp_path), columns=columns))
+    assert "\n" not in str(caught.value)
 
 
 def test_parquet_that_is_not_utf8_is_skipped_and_counted(tmp_path):
