@@ -167,12 +167,10 @@ def _refuse(spec, prompts: list[str], tokens: list[list[int]], decoding: dict[st
 
 
 def _encode(tokenizer, prompt: str, chat: bool) -> list[int]:
-    if not chat:
-        return tokenizer.encode(prompt)
-    if not tokenizer.chat_template:
-        raise InputError("--chat: this tokenizer has no chat template")
-    message = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"]
+    from edlm_jax.pretrained.chat import encode_chat
+    from edlm_jax.pretrained.encode import encode_text
+
+    return encode_chat(tokenizer, [{"role": "user", "content": prompt}]) if chat else encode_text(tokenizer, prompt)
 
 
 def _read_prompts(args: argparse.Namespace) -> list[str]:

@@ -10,6 +10,7 @@ Counts are no part of the data's state: a run that goes on counts again what it 
 
 import math
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 from absl import logging
@@ -21,19 +22,23 @@ MAX_SKIPPED = 0.01  # the share of a source's documents that may be unusable, wh
 _NAMED = 10  # documents of a source that are named in the log; the others are counted
 
 
-class UnusableDocument(InputError):
-    """Nothing can be learned from a document, and why; which one it is knows whoever read it."""
-
-
 class Tally:
-    """What became of the documents of one source; threads may share it."""
+    """What became of the documents of one source; threads may share it.
 
-    def __init__(self, name: str, size: int, max_skipped: float = MAX_SKIPPED):
-        self.name, self.size, self.max_skipped = name, size, max_skipped
-        self.counts: dict[str, int] = {}  # of documents, by kind
-        self.first: str | None = None  # why the first one was skipped
+    Of `unread` documents is known that they are not UTF-8: they were left out when the source was opened.
+    """
+
+    def __init__(self, name: str, size: int, max_skipped: float = MAX_SKIPPED, unread: int = 0):
+        self.name, self.size, self.max_skipped, self.unread = name, size, max_skipped, unread
+        self.counts: dict[str, int] = {SKIPPED: unread} if unread else {}  # of documents, by kind
+        self.first = f"{unread:,} are not UTF-8" if unread else ""  # why the first ones were skipped
         self._met: dict[str, np.ndarray] = {}  # of each kind which documents
         self._lock = threading.Lock()
+        self._check(unread, size + unread)
+
+    def __str__(self) -> str:
+        """As a run says it: 3,000 documents, 2 skipped, 1 blank."""
+        return ", ".join([f"{self.size:,} documents", *(f"{n:,} {kind}" for kind, n in sorted(self.counts.items()))])
 
     def count(self, kind: str, index: int) -> bool:
         """Counts a document; False if it was counted before."""
@@ -45,25 +50,27 @@ class Tally:
             return new
 
     def skip(self, index: int, reason: str) -> None:
-        """A document that cannot be used; raises InputError once there are too many of them."""
+        """A document that cannot be used, named; raises InputError once there are too many of them."""
         if not self.count(SKIPPED, index):
             return
         self.first, count = self.first or reason, self.counts[SKIPPED]
         if count <= _NAMED:
             logging.warning("skipped %s%s", reason, "; further ones are counted alone" if count == _NAMED else "")
-        self.check(self.size)
+        self._check(count, self.size + self.unread)
 
     def check(self, looked_at: int) -> None:
-        """Raises InputError if too many of so many documents were skipped."""
-        skipped = self.counts.get(SKIPPED, 0)
-        if skipped > math.ceil(self.max_skipped * looked_at):
+        """Raises InputError if too many of so many documents that were looked at cannot be used."""
+        self._check(self.counts.get(SKIPPED, 0) - self.unread, looked_at)
+
+    def _check(self, skipped: int, of: int) -> None:
+        if skipped > math.ceil(self.max_skipped * of):
             raise InputError(
-                f"{skipped:,} of {looked_at:,} documents of {self.name} cannot be used, more than data.max_skipped="
-                f"{self.max_skipped:g} of them; the first: {self.first}"
+                f"{skipped:,} of {of:,} documents of {self.name} cannot be used, more than data.max_skipped="
+                f"{self.max_skipped:g} allows; the first: {self.first}"
             )
 
 
-def total(tallies: list[Tally]) -> dict[str, int]:
+def totals(tallies: Sequence[Tally]) -> dict[str, int]:
     """The counts of all sources, by kind; `skipped` always."""
     kinds = dict.fromkeys([SKIPPED, *(kind for tally in tallies for kind in tally.counts)])
     return {kind: sum(tally.counts.get(kind, 0) for tally in tallies) for kind in kinds}

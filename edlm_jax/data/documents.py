@@ -26,7 +26,8 @@ Tokens = tuple[np.ndarray, np.ndarray]  # tokens_L, loss_mask_L, both int32
 def tokenize(document: Document, tokenizer) -> list[Tokens]:
     """The document's tokens and loss mask, with the end-of-sequence token where the document has to bring its own.
 
-    One pair, or, of a conversation whose template shows earlier turns in another way, one for each turn (chat.py).
+    One pair; of a conversation whose template shows earlier turns in another way, one for each turn (chat.py); of text
+    that is blank none. Raises InputError for a document from which nothing can be learned.
     """
     if "tokens" in document:
         return [_check_tokens(document, id_limit(tokenizer))]
@@ -35,16 +36,13 @@ def tokenize(document: Document, tokenizer) -> list[Tokens]:
         return [_tokenize_turns(parts, tokenizer) for parts in turns]
     if "prompt" in document:
         prompt, response = document["prompt"], document["response"]
-        _check_not_blank(prompt + response)
+        if not (prompt + response).strip():
+            return []
         answer = encode_more(tokenizer, response, prompt)
         return [_join([(encode_text(tokenizer, prompt), 0), (_ended(answer, tokenizer), 1)])]
-    _check_not_blank(document["text"])
+    if not document["text"].strip():
+        return []
     return [_join([(_ended(encode_text(tokenizer, document["text"]), tokenizer), 1)])]
-
-
-def _check_not_blank(text: str) -> None:
-    if not text.strip():
-        raise InputError("there is no text in it")
 
 
 def _ended(ids: list[int], tokenizer) -> list[int]:

@@ -1,16 +1,18 @@
 """From sources to batches: shuffled, sharded, packed, mixed by weight, and resumable exactly.
 
-    source -> shuffle -> repeat -> shard -> tokenise -> cut, align -> pack --+
-    source -> ...                                                          --+- mix rows by weight -> batch -> prefetch
+    source -> shuffle -> repeat -> shard -> tokenise, cut, align -> pack --+
+    source -> ...                                                         --+- mix rows by weight -> batch -> prefetch
 
 A source's weight is its share of rows, hence of tokens up to padding, however long its documents are. Each epoch has
 an order of its own, of which shard s takes the documents s, s + shards, ...: within an epoch no two share one. Shards
 belong to the batch and not to processes (shards.py): a step's batch follows from config, seed and step alone.
 `iter(dataset).get_state()` is a small dict of numbers; `set_state` of it gives bitwise the same batches from there on,
 in any process.
+
+What cannot be used is left out and counted (tokenized.py). The counts are no part of the state: a document is usable or
+not whoever asks, so that they change no batch.
 """
 
-import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,14 +20,29 @@ from typing import Any
 import grain
 import numpy as np
 
-from edlm_jax.data.documents import tokenize
 from edlm_jax.data.packing import Grid, Row, align_document, pack_documents, padding_row
 from edlm_jax.data.shards import ShardedBatches
 from edlm_jax.data.shuffle import shuffle
-from edlm_jax.data.sources import open_source
+from edlm_jax.data.tokenized import Tokenized, open_tokenized
 from edlm_jax.errors import InputError
 
 MAX_PER_ROW = {"first_fit": None, "one_per_row": 1}
+# What is looked at before the first step: all of a small corpus, of a larger one a sample, and no more tokens than
+# these. The numbers are the same in every process.
+ALL, SAMPLE, TOKENS = 4096, 512, 2**20
+
+
+class Pieces(Sequence):
+    """A source's documents as aligned pieces, of one document however many; None where nothing of it is left."""
+
+    def __init__(self, documents: Tokenized, grid: Grid):
+        self.documents, self.grid = documents, grid
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def __getitem__(self, index: int) -> list[np.ndarray] | None:
+        return [piece for tokens in self.documents[index] for piece in align_document(tokens, self.grid)] or None
 
 
 class CutDocuments(grain.experimental.FlatMapTransform):
@@ -39,7 +56,7 @@ class CutDocuments(grain.experimental.FlatMapTransform):
 def make_dataset(data, tokenizer, *, seed: int, block_length: int, rows: Sequence[int] | None = None) -> ShardedBatches:
     """The training batches of c.data, without end; of each batch the rows `rows` (None: all), in ascending order."""
     grid = _make_grid(data, tokenizer, block_length)
-    sources = open_sources(data.sources, tokenizer, grid)
+    sources = open_sources(data.sources, data, tokenizer, grid)
 
     def open_shard(shard: int) -> grain.IterDataset:
         mixed = []
@@ -50,11 +67,12 @@ def make_dataset(data, tokenizer, *, seed: int, block_length: int, rows: Sequenc
             if data.shuffle:
                 documents = shuffle(documents, order_seed)
             documents = documents.repeat()[shard :: data.shards]
-            mixed.append(_make_rows(documents, data, tokenizer, grid, row_seed))
+            mixed.append(_make_rows(documents, data, grid, row_seed))
         return _mix(mixed, data.sources)
 
     rows = range(data.batch_size) if rows is None else rows
-    return ShardedBatches(open_shard, shards=data.shards, batch_size=data.batch_size, rows=rows)
+    tallies = [source.documents.tally for source in sources]
+    return ShardedBatches(open_shard, shards=data.shards, batch_size=data.batch_size, rows=rows, tallies=tallies)
 
 
 def make_eval_batches(data, tokenizer, *, block_length: int, rows: Sequence[int] | None = None) -> Iterator[Row]:
@@ -64,9 +82,9 @@ def make_eval_batches(data, tokenizer, *, block_length: int, rows: Sequence[int]
     Each process packs the whole set, so that all of them see the same number of batches.
     """
     grid = _make_grid(data, tokenizer, block_length)
-    opened = open_sources(data.eval_sources, tokenizer, grid)
+    opened = open_sources(data.eval_sources, data, tokenizer, grid)
     documents = [shuffle(grain.MapDataset.source(source), 0) for source in opened]
-    mixed = iter(_mix([_make_rows(d, data, tokenizer, grid, 0) for d in documents], data.eval_sources))
+    mixed = iter(_mix([_make_rows(d, data, grid, 0) for d in documents], data.eval_sources))
     for _ in range(data.eval_batches):
         if not (batch := list(itertools.islice(mixed, data.batch_size))):
             return
@@ -75,22 +93,33 @@ def make_eval_batches(data, tokenizer, *, block_length: int, rows: Sequence[int]
         yield {name: np.stack([row[name] for row in mine]) for name in mine[0]}
 
 
-def open_sources(sources: Sequence[Mapping[str, Any]], tokenizer, grid: Grid) -> list[Sequence]:
-    """Every source opened, and seen to hold at least one document to learn from."""
+def open_sources(sources: Sequence[Mapping[str, Any]], data, tokenizer, grid: Grid) -> list[Pieces]:
+    """Every source opened, and seen to hold at least one document to learn from, and not too many of no use."""
     if not sources:
         raise InputError("no data: c.data.sources is empty")
-    opened = [open_source(spec) for spec in sources]
-    for spec, source in zip(sources, opened, strict=True):
+    opened = [Pieces(open_tokenized(spec, tokenizer, data.max_skipped), grid) for spec in sources]
+    for spec, pieces in zip(sources, opened, strict=True):
         # Without this a corpus of nothing but unusable documents would be searched for ever.
-        if not any(_align(tokenizer, grid, source[i]) for i in range(len(source))):
+        if not _look_through(pieces) and not any(pieces):
             raise InputError(f"no document of {dict(spec)} has anything to learn in {grid.length} tokens")
     return opened
 
 
-def _make_rows(documents: grain.MapDataset, data, tokenizer, grid: Grid, seed: int) -> grain.IterDataset:
-    aligned = documents.map(functools.partial(_align, tokenizer, grid))
+def _look_through(pieces: Pieces) -> bool:
+    """Counts what a run would meet, as far as that is cheap; is there anything to learn?"""
+    size, tokens, looked_at = len(pieces), 0, 0
+    for index in range(size) if size <= ALL else range(0, size, size // SAMPLE):
+        tokens += sum(map(len, pieces[index] or ()))
+        looked_at += 1
+        if tokens >= TOKENS:
+            break
+    pieces.documents.tally.check(looked_at)
+    return tokens > 0
+
+
+def _make_rows(documents: grain.MapDataset, data, grid: Grid, seed: int) -> grain.IterDataset:
     # Our sources are in memory or a seek away: threads here would only wait for each other.
-    one_by_one = aligned.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    one_by_one = documents.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     pieces = grain.experimental.FlatMapIterDataset(one_by_one, CutDocuments())
     return pack_documents(pieces, grid, seed=seed, max_per_row=MAX_PER_ROW[data.packing])
 
@@ -101,10 +130,6 @@ def _mix(rows: list[grain.IterDataset], sources: Sequence[Mapping[str, Any]]) ->
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
             raise InputError(f"a source's weight must be a positive number, not {weight!r}")
     return grain.IterDataset.mix(rows, weights) if len(rows) > 1 else rows[0]
-
-
-def _align(tokenizer, grid: Grid, document) -> list[np.ndarray] | None:
-    return None if document is None else align_document(tokenize(document, tokenizer), grid) or None
 
 
 def _make_grid(data, tokenizer, block_length: int) -> Grid:

@@ -15,6 +15,7 @@ from edlm_jax.data.stdlib import StdlibSource
 from edlm_jax.decoding.prompts import bucket
 from edlm_jax.errors import InputError
 from edlm_jax.models.transformer import Transformer
+from edlm_jax.pretrained.encode import encode_text
 
 _SHORTEST = 32  # columns of the smallest row; rows double from here, so that mixed lengths compile few programs
 _MOST = 256  # tokens that are read of a text, as far as the model goes
@@ -58,7 +59,7 @@ def _mean_hidden(graphdef, state, tokens_BT, real_BT, pattern):
 
 def retrieval(model: Transformer, tokenizer, pairs: Sequence[tuple[str, str]], *, pattern: Pattern) -> dict[str, float]:
     """{"mean_reciprocal_rank", "recall_at_1", "recall_at_10"} of each first text's own second text, by cosine."""
-    encode = lambda texts: [tokenizer.encode(text, add_special_tokens=False) for text in texts]  # noqa: E731
+    encode = lambda texts: [encode_text(tokenizer, text) for text in texts]  # noqa: E731
     queries_QD, texts_QD = (normalise(embed(model, encode(side), pattern=pattern)) for side in zip(*pairs, strict=True))
     scores_QQ = queries_QD @ texts_QD.T
     if not np.isfinite(scores_QQ).all():

@@ -27,6 +27,8 @@ from edlm_jax.errors import InputError
 from edlm_jax.evaluation.batches import decode_batches, prompt_seeds
 from edlm_jax.evaluation.likelihood import Likelihood, log_likelihood
 from edlm_jax.pretrained import load_pretrained, load_tokenizer
+from edlm_jax.pretrained.chat import render
+from edlm_jax.pretrained.encode import RENDERED, begin_id, encode_rendered, encode_text
 
 _LOGGER = logging.getLogger("lm_eval.models.edlm_jax")  # heard where the harness's own are
 _NEW_TOKENS = 256  # where a task does not say how many
@@ -72,8 +74,13 @@ class EdlmLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """The end token; also what stands before a text without context."""
+        """The end token."""
         return self.tokenizer.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text without context."""
+        return begin_id(self.tokenizer)
 
     @property
     def tokenizer_name(self) -> str:
@@ -81,16 +88,14 @@ class EdlmLM(TemplateLM):
         return self.tokenizer.name_or_path.replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
-        """Tokens of a text; one that a chat template gave a start token gets no second one."""
-        if add_special_tokens is None:
-            start = self.tokenizer.bos_token
-            add_special_tokens = not (start and string.startswith(start))
-        return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+        """Tokens of a text from its beginning, or of a part of one; of a rendered conversation without a second start."""
+        begins = add_special_tokens is not False and not string.startswith(RENDERED)
+        return (encode_text if begins else encode_rendered)(self.tokenizer, string.removeprefix(RENDERED))
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The conversation as the tokenizer's template writes it."""
+        """The conversation as the tokenizer's template writes it, with the marks that `tok_encode` knows."""
         how = dict(add_generation_prompt=add_generation_prompt, continue_final_message=not add_generation_prompt)
-        return self.tokenizer.apply_chat_template(chat_history, tokenize=False, **how)
+        return RENDERED + render(self.tokenizer, chat_history, **how)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Completions up to the first stop string. Too long contexts lose their beginning."""
@@ -125,6 +130,7 @@ class EdlmLM(TemplateLM):
         results = []
         for request in tqdm(requests, desc="loglikelihood_rolling", disable=disable_tqdm):
             tokens = self.tok_encode(request.args[0], add_special_tokens=False)
+            tokens = tokens[1:] if tokens[:1] == [self.prefix_token_id] else tokens  # it is given already
             windows = get_rolling_token_windows(tokens, self.prefix_token_id, self.model.spec.max_length - 1, 1)
             scores = [self._score(*make_disjoint_window(window), seed=len(results)) for window in windows]
             results.append(sum(score.log_likelihood for score in scores))

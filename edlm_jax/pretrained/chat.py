@@ -65,7 +65,7 @@ def learned_turns(
 
 
 def encode_parts(tokenizer: "PreTrainedTokenizerBase", parts: Sequence[Part]) -> Iterator[tuple[list[int], bool]]:
-    """(ids, whether the assistant says it) of each part, encoded as the decoder meets it: no prompt knows its answer."""
+    """(ids, whether the assistant says it) of each part, as the decoder meets it: no prompt knows its answer."""
     before = None
     for text, says in parts:
         ids = encode_rendered(tokenizer, text) if before is None else encode_more(tokenizer, text, before)
@@ -82,7 +82,7 @@ def _check(tokenizer, messages: Sequence[Message], tools: Any) -> None:
     calls = any(message.get("tool_calls") for message in messages)
     for name, used in (("tool_calls", calls), ("tools", tools)):
         if used and name not in str(tokenizer.chat_template):
-            raise InputError(f"the chat template knows no {name}: use a tokenizer whose template does, or leave them out")
+            raise InputError(f"the chat template knows no {name}: use one that does, or a corpus without them")
     for number, message in enumerate(messages):
         if message.get("content") is None and not message.get("tool_calls"):
             raise InputError(f"message {number} has no content")

@@ -19,8 +19,10 @@ from edlm_jax.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-QUOTED = "\ufdd0"  # no character, by Unicode's word: after a special token's first character it makes it plain text
-_ALIAS = "\ufdd1{}\ufdd1"  # of a special token, in a tokenizer that knows the special tokens by no other name
+# No characters, by Unicode's word: they mean something only here.
+QUOTED = "\ufdd0"  # after the first character of a special token: it is plain text
+RENDERED = "\ufdd1"  # before a text: a chat template wrote it (for those who pass texts on and do not know)
+_ALIAS = "\ufdd2{}\ufdd2"  # of a special token, in a tokenizer that knows the special tokens by no other name
 
 
 def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from edlm_jax.data.counts import totals
 from edlm_jax.data.pipeline import make_dataset, make_eval_batches
 from edlm_jax.data.shards import BatchIterator
 from edlm_jax.errors import InputError
@@ -97,6 +98,8 @@ class Run:
         self.window = Window(self.clock, mfu_meter(flops, c.dtype))
         try:
             with StopSignal() as stop, Reporter(first, c.steps) as self.reporter:
+                for tally in self.batches.train.tallies:
+                    self.reporter.say(f"data: {tally.name}: {tally}")
                 for step in itertools.count(first):
                     done, stopped = step >= c.steps, stop.requested(step)
                     if done or stopped or _due(step, first, c.eval_every) or _due(step, first, c.checkpoint.every):
@@ -176,7 +179,8 @@ class Run:
         self.window.add(metrics)
         self.reporter.step(step)
         if step % self.c.log_every == 0 or step == self.c.steps:
-            self._write(step, self.window.close())
+            left_out = {f"documents_{kind}": count for kind, count in totals(self.batches.train.tallies).items()}
+            self._write(step, self.window.close() | left_out)
 
     def _refuse_nan(self, step: int, metrics: dict, batch: dict) -> None:
         self._write(step, dict(loss=float(metrics["loss"]), grad_norm=float(metrics["grad_norm"])))

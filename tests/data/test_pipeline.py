@@ -25,7 +25,7 @@ def small_windows(monkeypatch):
 def make_data(sources, **kwargs):
     return SimpleNamespace(
         **dict(batch_size=4, length=LENGTH, packing="first_fit", shuffle=True, sources=sources, eval_sources=sources)
-        | dict(eval_batches=1000, shards=1)
+        | dict(eval_batches=1000, shards=1, max_skipped=0.01)
         | kwargs
     )
 
