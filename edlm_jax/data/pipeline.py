@@ -101,7 +101,9 @@ def open_sources(sources: Sequence[Mapping[str, Any]], data, tokenizer, grid: Gr
     for spec, pieces in zip(sources, opened, strict=True):
         # Without this a corpus of nothing but unusable documents would be searched for ever.
         if not _look_through(pieces) and not any(pieces):
-            raise InputError(f"no document of {dict(spec)} has anything to learn in {grid.length} tokens")
+            first = pieces.documents.tally.first
+            reason = f"; {first}" if first else ""
+            raise InputError(f"no document of {dict(spec)} has anything to learn in {grid.length} tokens{reason}")
     return opened
 
 
