@@ -92,5 +92,4 @@ def _nats(graphdef, state, objective: Objective, batch: Batch, index) -> tuple[j
         corruption = heldout_noise(objective, document, index)
         return objective.sums(model, document, corruption).ar, objective.weights(document, corruption).ar
     corruption = heldout_noise(objective, batch, index)
-    counted_BL = objective.predicted(batch, corruption._replace(masked_BM=document["loss_mask"] > 0))
-    return objective.sums(model, batch, corruption).diffusion, counted_BL.sum()
+    return objective.sums(model, batch, corruption).diffusion, objective.weights(batch, corruption).tokens
