@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from edlm_jax.reports.progress import show_seconds
 
-# Nats per token first, on the scale of `edlm evaluate --task=heldout`; "loss" is what is optimised.
-_SHOWN = ("diffusion_loss", "ar_loss", "eval_diffusion_loss", "eval_ar_loss", "loss", "eval_loss")
+# First what is in nats per token, as `edlm evaluate --task=heldout` is (eval_bound is its number), then the optimised.
+_SHOWN = ("diffusion_loss", "ar_loss", "eval_bound", "eval_diffusion_loss", "eval_ar_loss", "loss", "eval_loss")
 _SHOWN += ("grad_norm", "masked_fraction", "tokens_per_second", "mfu")
 _PATIENCE = 30.0  # seconds after which a person wants to be told that something still happens
 

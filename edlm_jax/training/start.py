@@ -17,7 +17,8 @@ def first_lines(c: ConfigDict, spec: ModelSpec, tokenizer, params: dict, documen
 def _model(c: ConfigDict, spec: ModelSpec, params: dict) -> str:
     trained, frozen = (sum(leaf.size for leaf in jax.tree.leaves(part)) for part in partition(params))
     shape = f"{spec.num_layers} layers of width {spec.width}"
-    return f"model: {c.init.path or 'random weights'} ({spec.family}, {shape}), {trained:,} parameters trained, {frozen:,} frozen"
+    source = c.init.path or "random weights"
+    return f"model: {source} ({spec.family}, {shape}), {trained:,} parameters trained, {frozen:,} frozen"
 
 
 def _mask_token(c: ConfigDict, spec: ModelSpec, tokenizer) -> list[str]:

@@ -51,8 +51,10 @@ class StopSignal:
         return self.heard
 
     def _listen(self, arrivals: int) -> None:
+        said = False
         with open(arrivals, "rb", buffering=0) as pipe:
             while received := pipe.read(1):
-                if received[0] == signal.SIGTERM and not self._seen.is_set():
-                    self._say(HEARD)
+                if received[0] == signal.SIGTERM and not said:
+                    said = True
                     self._seen.set()
+                    self._say(HEARD)

@@ -19,7 +19,7 @@ from edlm_jax.parallel.processes import agree, announce
 from edlm_jax.training.checkpoint import Checkpoints, check_workdir, latest_step, write_workdir
 from edlm_jax.training.config import adapters, grid, validate
 from edlm_jax.training.data_state import check_sizes
-from edlm_jax.training.held_out import held_out_loss
+from edlm_jax.training.held_out import held_out_loss, make_bound_step
 from edlm_jax.training.initial import abstract_state, initial_params, initial_state, read_spec
 from edlm_jax.training.metrics import (
     Clock,
@@ -88,6 +88,7 @@ class Run:
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
         self.train_step = make_train_step(c, graphdef, self.objective, shardings)
         self.eval_step = make_eval_step(c, graphdef, self.objective)
+        self.bound_step = make_bound_step(graphdef, self.objective, c.remat)
         self.compiled: set[int] = set()
         self.pending: tuple[int, dict, dict] | None = None  # (step, metrics on device, local batch)
         self.last: dict[str, float] = {}
@@ -148,8 +149,9 @@ class Run:
     def _evaluate(self, step: int, params: dict) -> bool:
         """Writes held-out losses and drift; False if SIGTERM came meanwhile, and nothing is written."""
         with self.clock.pause(), self.reporter.busy("held-out loss"):
-            batches = itertools.takewhile(lambda _: not self.stop.heard, self.batches.held_out)
-            scalars = held_out_loss(self.eval_step, self.objective, params, batches, self.batches.to_global)
+            batches = map(self.batches.to_global, self.batches.held_out)
+            batches = itertools.takewhile(lambda _: not self.stop.heard, batches)
+            scalars = held_out_loss(self.eval_step, self.bound_step, self.objective, params, batches)
             if self.c.init.path and not self.stop.heard:
                 before = initial_params(self.c, self.spec, self.mesh)  # read again: a copy would cost memory all along
                 drift = weight_drift(before, params, adapters(self.c))
