@@ -3,6 +3,7 @@
 import ast
 import functools
 import textwrap
+import warnings
 from collections.abc import Sequence
 
 import jax
@@ -31,10 +32,12 @@ def attentions(model: Transformer, block_length: int | None = None) -> dict[str,
 
 
 def embed(model: Transformer, rows: Sequence[Sequence[int]], *, pattern: Pattern, batch_size: int = 32) -> np.ndarray:
-    """float32[texts, D]: the mean over a text's tokens of what the head would read."""
+    """float32[texts, D]: the mean over a text's tokens of what the head would read; warns of texts that are cut."""
     if not all(rows):
         raise InputError("a text without tokens has no embedding")
     longest = min(_MOST, model.spec.max_length)
+    if cut := sum(len(row) > longest for row in rows):
+        warnings.warn(f"{cut} of {len(rows)} texts are read up to their first {longest} tokens", stacklevel=2)
     rows = [row[:longest] for row in rows]
     graphdef, state = nnx.split(model)
     vectors = np.zeros((len(rows), model.spec.width), np.float32)

@@ -71,6 +71,7 @@ class EdlmLM(TemplateLM):
         self.mode = mode or ("diffusion" if self.model.spec.conversion else "ar")
         self.settings = dict(threshold=threshold, rule=rule, block_length=block_length)
         self.num_samples, self.batch_size, self.seed = num_samples, int(batch_size), seed
+        self.contexts_cut = 0  # of all requests so far
 
     @property
     def eot_token_id(self) -> int:
@@ -98,7 +99,8 @@ class EdlmLM(TemplateLM):
         return RENDERED + render(self.tokenizer, chat_history, **how)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Completions up to the first stop string. Too long contexts lose their beginning."""
+        """Completions up to the first stop string. Too long contexts lose their beginning, and are counted."""
+        cut_before = self.contexts_cut
         groups: dict[str, list[int]] = defaultdict(list)
         for index, request in enumerate(requests):
             groups[json.dumps(request.args[1], sort_keys=True)].append(index)
@@ -122,6 +124,7 @@ class EdlmLM(TemplateLM):
                     self.cache_hook.add_partial("generate_until", requests[i].args, texts[i])
                 new_tokens += sum(len(row.tokens) for row in decoded)
                 forwards += sum(row.denoise_forwards for row in decoded)
+        self._say_cut(self.contexts_cut - cut_before, len(requests))
         _LOGGER.info("edlm_jax: %d new tokens, %.2f per forward", new_tokens, new_tokens / max(forwards, 1))
         return texts
 
@@ -139,8 +142,9 @@ class EdlmLM(TemplateLM):
 
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs) -> list[tuple[float, bool]]:
         """(nats, whether greedy decoding gives exactly this) of each continuation."""
-        requests = list(requests)
+        requests, cut_before = list(requests), self.contexts_cut
         pairs = [(self._cut(context, len(new)), new) for _, context, new in requests]
+        self._say_cut(self.contexts_cut - cut_before, len(requests))
         scores = []
         for context, new in tqdm(pairs, desc="loglikelihood", disable=disable_tqdm):
             scores.append(self._score(context, new, seed=len(scores)))
@@ -190,7 +194,13 @@ class EdlmLM(TemplateLM):
         room = self.model.spec.max_length - new_tokens
         if room < 1:
             raise InputError(f"{new_tokens} new tokens leave no room for a prompt in {self.model.spec.max_length}")
+        self.contexts_cut += len(context) > room
         return context[-room:]
+
+    def _say_cut(self, cut: int, requests: int) -> None:
+        if cut:
+            what = "edlm_jax: %d of %d contexts lost their beginning: the model holds %d tokens, new ones included"
+            _LOGGER.warning(what, cut, requests, self.model.spec.max_length)
 
 
 if __name__ == "__main__":

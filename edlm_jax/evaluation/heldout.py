@@ -21,8 +21,11 @@ from edlm_jax.training.objective import Batch, Objective
 ROW, ROWS = 512, 512  # tokens of a row, and rows, where no config says how many
 
 
-def heldout_config(spec: ModelSpec, source: Mapping[str, Any], *, batch_size: int) -> ConfigDict:
-    """The config under which a model that was trained elsewhere is measured on a source."""
+def heldout_config(spec: ModelSpec, source: Mapping[str, Any], *, batch_size: int, rows: int = ROWS) -> ConfigDict:
+    """The config under which a model that was trained elsewhere is measured on a source.
+
+    `rows` are measured, of up to ROW tokens each, `batch_size` or a few less at a time; as many as fill the batches.
+    """
     c = default_config()
     c.objective.pattern = "causal"
     if spec.conversion:
@@ -31,7 +34,9 @@ def heldout_config(spec: ModelSpec, source: Mapping[str, Any], *, batch_size: in
             alignment=spec.conversion.alignment,
             block_length=spec.conversion.block_length,
         )
-    c.data.update(batch_size=batch_size, eval_batches=-(-ROWS // batch_size), eval_sources=(dict(source),))
+    batches = -(-rows // batch_size)
+    batch_size = -(-rows // batches)
+    c.data.update(batch_size=batch_size, eval_batches=batches, eval_sources=(dict(source),))
     c.data.length = min(ROW, spec.max_length) // grid(c) * grid(c)
     return c
 

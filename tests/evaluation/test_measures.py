@@ -1,6 +1,7 @@
 """Held-out loss and weight drift against the plain computation."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from edlm_jax.commands.main import main
 from edlm_jax.data.pipeline import make_eval_batches
 from edlm_jax.diagnosis.drift import weight_drift
 from edlm_jax.errors import InputError
@@ -61,6 +63,19 @@ def test_the_diffusion_bound_of_a_model_that_knows_nothing_is_log_vocabulary(tin
     model.embedding_VD[...] = 20 * jax.random.normal(jax.random.key(0), model.embedding_VD.shape)
     losses = [heldout_loss(model, c, tokenizer, pattern=pattern) for pattern in ("clean_context", "block_causal")]
     assert losses[0] == losses[1] != loss  # blocks are decoded after clean ones, whatever streams they were trained on
+
+
+def test_a_held_out_set_has_the_rows_that_are_asked_for(tiny_converted_dir, capsys):
+    model, tokenizer = load_pretrained(tiny_converted_dir, "float32"), load_tokenizer(tiny_converted_dir)
+    shapes = {(rows, size): (1, rows) for rows, size in ((3, 32), (32, 32))}
+    for (rows, size), shape in (shapes | {(512, 32): (16, 32), (40, 32): (2, 20), (41, 32): (2, 21)}).items():
+        c = heldout_config(model.spec, SOURCE, batch_size=size, rows=rows)
+        assert (c.data.eval_batches, c.data.batch_size) == shape
+    c = heldout_config(model.spec, dict(kind="stdlib", split="test"), batch_size=2, rows=2)
+    argv = ["evaluate", f"--model={tiny_converted_dir}", "--task=heldout", "--rows=2", "--dtype=float32", "--json"]
+    assert main(argv) == 0
+    measured = json.loads(capsys.readouterr().out)["heldout_loss"]["diffusion"]
+    assert measured == pytest.approx(heldout_loss(model, c, tokenizer, pattern="clean_context"), rel=1e-6)
 
 
 @pytest.mark.parametrize("pattern, unit", [("clean_context", 4), ("block_causal", 4), ("bidirectional", 24)])
