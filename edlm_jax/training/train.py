@@ -1,6 +1,7 @@
 """Training: `train(config, workdir)` starts or continues a run. The loop's order is a contract; do not change it."""
 
 import itertools
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ class Run:
         self.compiled: set[int] = set()
         self.pending: tuple[int, dict, dict] | None = None  # (step, metrics on device, local batch)
         self.last: dict[str, float] = {}
-        self.settled = self.step_seconds = 0.0  # when the last step was, by the clock, and what it took
+        self.settled, self.step_seconds = 0.0, math.inf  # when the last step was, by the clock, and what it took
 
     def loop(self) -> dict[str, Any]:
         """restore -> [ settle -> eval -> save -> next batch -> step -> log ] ... The order makes a resumed run exact.

@@ -119,11 +119,14 @@ def test_sigterm_gives_up_an_evaluation(every, step, finished, config, tmp_path,
 
 
 def test_slow_steps_are_not_queued_behind_each_other(finished, config, tmp_path, monkeypatch):
-    original, queued = Run._step, []
-    monkeypatch.setattr("edlm_jax.training.train._QUEUED", -1.0)  # every step is slow
-    monkeypatch.setattr(Run, "_step", lambda run, *args: (queued.append(run.pending), original(run, *args))[1])
-    train(config, tmp_path)
-    assert queued == [None] * 6 and losses(tmp_path) == losses(finished[0])
+    original = Run._step
+    for limit, expected in [(-1.0, [False] * 6), (1e9, [False, False, True, True, True, True])]:
+        queued = []  # is another step under way when one is begun? What the first takes is not known before it ends
+        wrapped = lambda run, *args, queued=queued: (queued.append(run.pending is not None), original(run, *args))[1]  # noqa: E731
+        monkeypatch.setattr(Run, "_step", wrapped)
+        monkeypatch.setattr("edlm_jax.training.train._QUEUED", limit)
+        train(config, tmp_path / str(limit))
+        assert queued == expected and losses(tmp_path / str(limit)) == losses(finished[0])
 
 
 def test_a_corpus_that_has_grown_is_not_continued(config, corpus, tmp_path):
