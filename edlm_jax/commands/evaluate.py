@@ -119,13 +119,15 @@ def _measure_sweep(args, model, baseline, source, tokenizer, thresholds, block_l
 
 
 def _measure_heldout(args, models, source, tokenizer, thresholds) -> dict[str, Any]:
-    from edlm_jax.evaluation.heldout import ROWS, heldout_config, heldout_loss
+    from edlm_jax.evaluation.heldout import ROWS, heldout_config, heldout_data, heldout_loss
 
     how = dict(batch_size=args.batch_size, rows=args.rows or ROWS)
     c = heldout_config(next(reversed(models.values())).spec, source, **how)
     patterns = {"ar": "causal", "diffusion": c.objective.pattern}
     losses = {mode: heldout_loss(model, c, tokenizer, pattern=patterns[mode]) for mode, model in models.items()}
-    return {"heldout_loss": losses}
+    conversion = next(reversed(models.values())).spec.conversion
+    data = heldout_data(c, tokenizer, conversion.mask_token_id if conversion else None)
+    return {"heldout_loss": losses, "heldout_data": data}
 
 
 def _measure_retrieval(args, models, source, tokenizer, thresholds) -> dict[str, Any]:

@@ -33,12 +33,18 @@ class Tally:
         self.counts: dict[str, int] = {SKIPPED: unread} if unread else {}  # of documents, by kind
         self.first = f"{unread:,} are not UTF-8" if unread else ""  # why the first ones were skipped
         self._met: dict[str, np.ndarray] = {}  # of each kind which documents
+        self.looked_at = self.tokens = 0  # before the first step: documents, and what is kept of them
         self._lock = threading.Lock()
         self._check(unread, size + unread)
 
     def __str__(self) -> str:
-        """As a run says it: 3,000 documents, 2 skipped, 1 blank."""
-        return ", ".join([f"{self.size:,} documents", *(f"{n:,} {kind}" for kind, n in sorted(self.counts.items()))])
+        """As a run says it: 3,000 documents, 120,000 tokens, 2 skipped, 1 blank."""
+        counts = [f"{n:,} {kind.replace('_', ' ')}" for kind, n in sorted(self.counts.items())]
+        if self.looked_at in (0, self.size):
+            tokens = [f"{self.tokens:,} tokens"] if self.looked_at else []
+            return ", ".join([f"{self.size:,} documents", *tokens, *counts])
+        about = f"{self.size:,} documents, about {round(self.tokens * self.size / self.looked_at):,} tokens"
+        return f"{about}; of {self.looked_at:,} looked at {', '.join(counts)}" if counts else about
 
     def count(self, kind: str, index: int) -> bool:
         """Counts a document; False if it was counted before."""
@@ -72,5 +78,5 @@ class Tally:
 
 def totals(tallies: Sequence[Tally]) -> dict[str, int]:
     """The counts of all sources, by kind; `skipped` always."""
-    kinds = dict.fromkeys([SKIPPED, *(kind for tally in tallies for kind in tally.counts)])
+    kinds = dict.fromkeys([SKIPPED, *(kind for tally in tallies for kind in list(tally.counts))])  # threads add kinds
     return {kind: sum(tally.counts.get(kind, 0) for tally in tallies) for kind in kinds}

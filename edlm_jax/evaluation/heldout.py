@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from edlm_jax.data.counts import totals
 from edlm_jax.data.packing import without_filler
 from edlm_jax.data.pipeline import make_eval_batches
 from edlm_jax.errors import InputError
@@ -59,6 +60,17 @@ def heldout_loss(model: Transformer, c: ConfigDict, tokenizer, *, pattern: str) 
     if not tokens:
         raise InputError("the held-out set has no token that carries loss")
     return nats / tokens
+
+
+def heldout_data(c: ConfigDict, tokenizer, mask_id: int | None) -> dict[str, int]:
+    """What a held-out loss is measured on, and what of its sources is not."""
+    batches = make_eval_batches(c.data, tokenizer, block_length=grid(c), mask_id=mask_id)
+    found = dict(rows=0, tokens=0, documents=0)
+    for batch in batches:
+        found["rows"] += int((batch["segment_ids"] > 0).any(axis=1).sum())
+        found["tokens"] += int((without_filler(batch)["loss_mask"] > 0).sum())
+        found["documents"] += int(batch["segment_ids"].max(axis=1).sum())  # or parts of long ones
+    return found | dict(of_documents=sum(tally.size for tally in batches.tallies)) | totals(batches.tallies)
 
 
 def heldout_objective(c: ConfigDict, model: Transformer, pattern: str) -> Objective:

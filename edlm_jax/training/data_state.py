@@ -59,9 +59,9 @@ def check_sizes(checkpoint: Path, data: BatchIterator, sources: Sequence[Mapping
     for source, before, tally in zip(sources, json.loads(path.read_text()), data.tallies, strict=True):
         if before != tally.size:
             raise InputError(
-                f"{dict(source)} had {before:,} documents when {checkpoint} was written and has {tally.size:,} now: some would be "
-                "seen twice and others never. Put it back as it was; or export what is trained (edlm export), and "
-                "start another run from it with config.init.path and another --workdir"
+                f"{dict(source)} had {before:,} documents when {checkpoint} was written and has {tally.size:,} now: "
+                "some would be seen twice and others never. Put it back as it was; or export what is trained (edlm "
+                "export), and start another run from it with config.init.path and another --workdir"
             )
 
 

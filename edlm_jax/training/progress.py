@@ -33,9 +33,7 @@ class Reporter:
         self._watch = threading.Thread(target=self._break_silences, daemon=True)
 
     def __enter__(self) -> "Reporter":
-        if self._bar:
-            self._bar.start()
-        elif not self._silent:
+        if not self._bar and not self._silent:
             self._watch.start()
         return self
 
@@ -47,9 +45,10 @@ class Reporter:
             self._watch.join()
 
     def begin(self, step: int) -> None:
-        """Steps begin at this one; it may have to be compiled."""
+        """Steps begin, or go on, at this one."""
         self._doing(f"step {step + 1} of {self._steps}")
         if self._bar:
+            self._bar.start()
             self._bar.update(self._task, completed=step)
 
     @contextlib.contextmanager

@@ -32,7 +32,7 @@ from edlm_jax.training.metrics import (
 )
 from edlm_jax.training.objective import Objective
 from edlm_jax.training.progress import Reporter
-from edlm_jax.training.start import first_lines
+from edlm_jax.training.start import about_data, about_model
 from edlm_jax.training.step import Numbers, TrainState, choose_block_length, make_eval_step, make_train_step
 from edlm_jax.training.stop import StopSignal
 
@@ -50,27 +50,30 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     check_workdir(workdir, config)
     mesh = make_mesh(config)
     spec, tokenizer = read_spec(config)
-    batches = Batches(config, tokenizer, mesh)
-    if (newest := latest_step(workdir)) is not None:
-        check_sizes(workdir / "checkpoints" / str(newest), batches.train, config.data.sources)
-    announce(mesh, config.data.shards)
-    with jax.set_mesh(mesh):
-        run = Run(config, workdir, mesh, spec, batches)
-        with Reporter(config.steps) as run.reporter:
-            for line in first_lines(config, spec, tokenizer, run.abstract.params, [tally.size for tally in batches.train.tallies]):
-                run.reporter.say(line)
-            return run.loop()
+    with Reporter(config.steps) as reporter, jax.set_mesh(mesh):
+        with reporter.busy("reading the data"):
+            batches = Batches(config, spec, tokenizer, mesh)
+        if (newest := latest_step(workdir)) is not None:
+            check_sizes(workdir / "checkpoints" / str(newest), batches.train, config.data.sources)
+        announce(mesh, config.data.shards)
+        run = Run(config, workdir, mesh, spec, batches, reporter)
+        for line in [*about_model(config, spec, tokenizer, run.abstract.params), *about_data(config, batches)]:
+            reporter.say(line)
+        return run.loop()
 
 
 class Batches:
     """This process's rows of the batches: training, an iterator whose state is saved, and held-out, read once."""
 
-    def __init__(self, c: ConfigDict, tokenizer, mesh: Mesh):
+    def __init__(self, c: ConfigDict, spec: ModelSpec, tokenizer, mesh: Mesh):
         self.mesh, self.grid, self.batch_size = mesh, grid(c), c.data.batch_size
         self.rows = local_rows(mesh, self.batch_size)
-        which = dict(block_length=self.grid, rows=self.rows)
+        mask_id = spec.conversion.mask_token_id if spec.conversion else None
+        which = dict(block_length=self.grid, rows=self.rows, mask_id=mask_id)
         self.train: BatchIterator = iter(make_dataset(c.data, tokenizer, seed=c.seed, **which))
-        self.held_out = list(make_eval_batches(c.data, tokenizer, **which)) if c.data.eval_sources else []
+        held_out = make_eval_batches(c.data, tokenizer, **which) if c.data.eval_sources else None
+        self.held_out = list(held_out or ())
+        self.held_out_tallies = held_out.tallies if held_out else []
 
     def to_global(self, batch: dict) -> dict[str, jax.Array]:
         """A batch on the mesh, checked."""
@@ -81,8 +84,11 @@ class Batches:
 class Run:
     """One process's part of a run: what the loop's five actions need."""
 
-    def __init__(self, c: ConfigDict, workdir: Path, mesh: Mesh, spec: ModelSpec, batches: Batches):
-        self.c, self.workdir, self.mesh, self.spec, self.batches = c, workdir, mesh, spec, batches
+    def __init__(
+        self, c: ConfigDict, workdir: Path, mesh: Mesh, spec: ModelSpec, batches: Batches, reporter: Reporter
+    ):
+        self.c, self.workdir, self.mesh, self.spec = c, workdir, mesh, spec
+        self.batches, self.reporter = batches, reporter
         mask_id = spec.conversion.mask_token_id if spec.conversion else -1
         self.objective = Objective.from_config(c, mask_id)
         graphdef, self.abstract = abstract_state(c, spec, mesh)

@@ -232,7 +232,8 @@ def test_odd_documents_are_left_out_counted_and_named(tmp_path, tokenizer, caplo
     data = make_data([source], packing="one_per_row", length=128, max_skipped=0.01)
     dataset = make_dataset(data, tokenizer, seed=0, block_length=BLOCK)
     (tally,) = dataset.tallies
-    assert tally.counts == dict(skipped=6, blank=1) and str(tally) == "607 documents, 1 blank, 6 skipped"
+    assert tally.counts == dict(skipped=6, blank=1)
+    assert str(tally) == f"607 documents, {tally.tokens:,} tokens, 1 blank, 6 skipped"
     for (place, _), reason in zip(odd, ("not JSON", "list, not", "no 'text'", "begins", "nothing", "content")):  # noqa: B905
         assert any(f"a.jsonl:{place + 2}: " in line and reason in line for line in caplog.messages), (place, reason)
     seen = collections.Counter(names_in(itertools.islice(dataset, 300), tokenizer))

@@ -11,6 +11,7 @@ from flax import nnx
 
 from edlm_jax.commands.main import main
 from edlm_jax.data.pipeline import make_eval_batches
+from edlm_jax.data.stdlib import StdlibSource
 from edlm_jax.diagnosis.drift import weight_drift
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.heldout import heldout_config, heldout_loss, heldout_noise
@@ -74,8 +75,12 @@ def test_a_held_out_set_has_the_rows_that_are_asked_for(tiny_converted_dir, caps
     c = heldout_config(model.spec, dict(kind="stdlib", split="test"), batch_size=2, rows=2)
     argv = ["evaluate", f"--model={tiny_converted_dir}", "--task=heldout", "--rows=2", "--dtype=float32", "--json"]
     assert main(argv) == 0
-    measured = json.loads(capsys.readouterr().out)["heldout_loss"]["diffusion"]
-    assert measured == pytest.approx(heldout_loss(model, c, tokenizer, pattern="clean_context"), rel=1e-6)
+    measured = json.loads(capsys.readouterr().out)
+    loss = heldout_loss(model, c, tokenizer, pattern="clean_context")
+    assert measured["heldout_loss"]["diffusion"] == pytest.approx(loss, rel=1e-6)
+    data = measured["heldout_data"]
+    assert data["rows"] == 2 and data["tokens"] > 900 and data["skipped"] == 0
+    assert data["of_documents"] == len(StdlibSource("test")) >= data["split"] > 0
 
 
 @pytest.mark.parametrize("pattern, unit", [("clean_context", 4), ("block_causal", 4), ("bidirectional", 24)])
