@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: tasks for tasks, stdlib for heldout)",
     )
     parser.add_argument("--count", type=int, default=256, metavar="N", help="generated tasks, or functions (256)")
+    parser.add_argument("--rows", type=int, metavar="N", help="of --task=heldout, of up to 512 tokens each (512)")
     parser.add_argument("--thresholds", default="1,0.9,0.8", metavar="P,P", help="of a converted model (1,0.9,0.8)")
     parser.add_argument("--sweep", action="store_true", help="measure thresholds x block lengths")
     parser.add_argument("--block-lengths", metavar="C,C", help="of a sweep (half, once and twice the model's own)")
@@ -45,9 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure; returns the parts of a report that were measured."""
     thresholds = _parse_thresholds(args.thresholds)
-    for name in ("count", "batch_size", "timed_prompts"):
-        if vars(args)[name] < 1:
+    for name in ("count", "batch_size", "timed_prompts", "rows"):
+        if vars(args)[name] is not None and vars(args)[name] < 1:
             raise InputError(f"--{name.replace('_', '-')} must be positive, not {vars(args)[name]}")
+    if args.rows and args.task != "heldout":
+        raise InputError(f"--rows is for --task=heldout; --task={args.task} takes --count")
     source = choose_source(args)
     block_lengths = _check_sweep(args)
     from edlm_jax.pretrained import Text, load_pretrained, load_tokenizer
@@ -120,12 +123,15 @@ def _measure_sweep(args, model, baseline, source, text, thresholds, block_length
 
 
 def _measure_heldout(args, models, source, text, thresholds) -> dict[str, Any]:
-    from edlm_jax.evaluation.heldout import heldout_config, heldout_loss
+    from edlm_jax.evaluation.heldout import ROWS, heldout_config, heldout_data, heldout_loss
 
-    c = heldout_config(next(reversed(models.values())).spec, source, batch_size=args.batch_size)
+    how = dict(batch_size=args.batch_size, rows=args.rows or ROWS)
+    c = heldout_config(next(reversed(models.values())).spec, source, **how)
     patterns = {"ar": "causal", "diffusion": c.objective.pattern}
     losses = {mode: heldout_loss(model, c, text.tokenizer, pattern=patterns[mode]) for mode, model in models.items()}
-    return {"heldout_loss": losses}
+    conversion = next(reversed(models.values())).spec.conversion
+    data = heldout_data(c, text.tokenizer, conversion.mask_token_id if conversion else None)
+    return {"heldout_loss": losses, "heldout_data": data}
 
 
 def _measure_retrieval(args, models, source, text, thresholds) -> dict[str, Any]:
@@ -179,7 +185,9 @@ def choose_source(args: argparse.Namespace) -> dict[str, Any]:
         return {"kind": "tasks", "split": "test", "size": args.count}
     if name == "stdlib":
         return {"kind": "stdlib", "split": "test"}
-    suffix = Path(name).suffix
+    from edlm_jax.data.files import COMPRESSED
+
+    suffix = Path(Path(name).stem if Path(name).suffix in COMPRESSED else name).suffix
     if suffix not in KIND_OF_SUFFIX:
         raise InputError(f"--data={name} is neither {' nor '.join(GENERATED)} nor a {', '.join(KIND_OF_SUFFIX)} file")
     return {"kind": KIND_OF_SUFFIX[suffix], "path": name}

@@ -164,12 +164,10 @@ def _refuse(spec, prompts: list[str], tokens: list[list[int]], decoding: dict[st
 
 
 def _encode(tokenizer, prompt: str, chat: bool) -> list[int]:
-    if not chat:
-        return tokenizer.encode(prompt)
-    if not tokenizer.chat_template:
-        raise InputError("--chat: this tokenizer has no chat template")
-    message = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"]
+    from edlm_jax.pretrained.chat import encode_chat
+    from edlm_jax.pretrained.encode import encode_text
+
+    return encode_chat(tokenizer, [{"role": "user", "content": prompt}]) if chat else encode_text(tokenizer, prompt)
 
 
 def _read_prompts(args: argparse.Namespace) -> list[str]:
@@ -182,11 +180,13 @@ def _read_prompts(args: argparse.Namespace) -> list[str]:
 
 
 def _read_lines(name: str) -> list[str]:
+    from edlm_jax.data.files import decode  # brings numpy
+
     try:
-        text = (sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()).decode("utf-8")
+        text = decode(sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes(), f"--prompts-file={name}")
     except OSError as error:
         raise InputError(f"cannot read --prompts-file={name}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"prompts in {name} are not UTF-8: byte {error.start}") from None
-    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    lines = text.removesuffix("\n").split("\n")
     return lines if any(line.strip() for line in lines) else []  # an empty line keeps its index, an empty file has none

@@ -11,7 +11,7 @@ import grain
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from edlm_jax.data.documents import Document, Tokens, tokenize
+from edlm_jax.data.documents import Document, Tokens
 from edlm_jax.errors import InputError
 
 
@@ -28,13 +28,13 @@ def decode_record(record: bytes) -> Tokens:
     return np.where(learned_L, stored_L, ~stored_L).astype(np.int32), learned_L.astype(np.int32)
 
 
-def write_token_records(documents: Iterable[Document | None], tokenizer, path: str | Path) -> int:
-    """Tokenise documents (a source's: None is passed over) into one ArrayRecord file; returns how many were written."""
+def write_token_records(documents: Iterable[list[Tokens]], path: str | Path) -> int:
+    """What documents became (tokenized.py) into one ArrayRecord file; returns how many records were written."""
     # Group size 1: every record can be reached without decompressing its neighbours.
     writer, count = ArrayRecordWriter(str(path), "group_size:1"), 0
-    for document in documents:
-        if document is not None:
-            writer.write(encode_record(tokenize(document, tokenizer)))
+    for tokens in documents:
+        for one in tokens:
+            writer.write(encode_record(one))
             count += 1
     writer.close()
     return count
@@ -42,8 +42,6 @@ def write_token_records(documents: Iterable[Document | None], tokenizer, path: s
 
 class TokenRecords(Sequence):
     """The documents of pre-tokenised ArrayRecord files."""
-
-    skipped = 0
 
     def __init__(self, files: list[Path]):
         try:

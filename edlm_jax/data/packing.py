@@ -29,6 +29,11 @@ from edlm_jax.data.documents import Tokens
 WINDOW_TOKENS = 2**16
 MIN_WINDOW_ROWS = 32
 FILLER = 2  # in the loss mask
+# What becomes of documents that are not trained on as they are.
+TOO_LONG = "too_long"  # the prompt fills the row: nothing of it is left
+CUT = "cut"  # the answer loses what does not fit, and its end with it
+SPLIT = "split"  # text of more than a row is several documents
+NOTHING_LEARNED = "without_loss"  # a pre-tokenised one in which all is given
 Row = dict[str, np.ndarray]  # tokens, segment_ids, positions, loss_mask; of a batch the same, stacked
 
 
@@ -59,6 +64,17 @@ def align_document(tokens: Tokens, grid: Grid) -> list[np.ndarray]:
     if not loss_mask_L[:kept].any():
         return []
     return [_align_piece(tokens_L[:kept], loss_mask_L[:kept], left, grid)]
+
+
+def what_is_lost(tokens: Tokens, pieces: list[np.ndarray], grid: Grid) -> str | None:
+    """The kind of loss between a document and its pieces, by which it is counted."""
+    tokens_L, loss_mask_L = tokens
+    if not pieces:
+        return TOO_LONG if loss_mask_L.any() else NOTHING_LEARNED
+    if len(pieces) > 1:
+        return SPLIT
+    left = int((pieces[0][:, 2] < 0).sum())
+    return CUT if left + len(tokens_L) > grid.length else None
 
 
 def _align_piece(tokens_L: np.ndarray, loss_mask_L: np.ndarray, left: int, grid: Grid) -> np.ndarray:

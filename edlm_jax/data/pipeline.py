@@ -1,16 +1,18 @@
 """From sources to batches: shuffled, sharded, packed, mixed by weight, and resumable exactly.
 
-    source -> shuffle -> repeat -> shard -> tokenise -> cut, align -> pack --+
-    source -> ...                                                          --+- mix rows by weight -> batch -> prefetch
+    source -> shuffle -> repeat -> shard -> tokenise, cut, align -> pack --+
+    source -> ...                                                         --+- mix rows by weight -> batch -> prefetch
 
 A source's weight is its share of rows, hence of tokens up to padding, however long its documents are. Each epoch has
 an order of its own, of which shard s takes the documents s, s + shards, ...: within an epoch no two share one. Shards
 belong to the batch and not to processes (shards.py): a step's batch follows from config, seed and step alone.
 `iter(dataset).get_state()` is a small dict of numbers; `set_state` of it gives bitwise the same batches from there on,
 in any process.
+
+What cannot be used is left out and counted (tokenized.py). The counts are no part of the state: a document is usable or
+not whoever asks, so that they change no batch.
 """
 
-import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,14 +20,47 @@ from typing import Any
 import grain
 import numpy as np
 
-from edlm_jax.data.documents import tokenize
-from edlm_jax.data.packing import Grid, Row, align_document, pack_documents, padding_row
+from edlm_jax.data.counts import Tally
+from edlm_jax.data.packing import FILLER, Grid, Row, align_document, pack_documents, padding_row, what_is_lost
 from edlm_jax.data.shards import ShardedBatches
 from edlm_jax.data.shuffle import shuffle
-from edlm_jax.data.sources import open_source
+from edlm_jax.data.tokenized import Tokenized, open_tokenized
 from edlm_jax.errors import InputError
 
+WITH_MASK_TOKEN = "with_mask_token"  # documents whose text holds what hides tokens
 MAX_PER_ROW = {"first_fit": None, "one_per_row": 1}
+# What is looked at before the first step: all of a small corpus, of a larger one a sample, and no more tokens than
+# these. The numbers are the same in every process.
+ALL, SAMPLE, TOKENS = 4096, 512, 2**20
+
+
+class Pieces(Sequence):
+    """A source's documents as aligned pieces, of one document however many; None where nothing of it is left.
+
+    What is lost on the way is counted, and so are texts that hold the mask token, if there is one.
+    """
+
+    def __init__(self, documents: Tokenized, grid: Grid, mask_id: int | None):
+        self.documents, self.grid, self.mask_id = documents, grid, mask_id
+
+    @property
+    def tally(self) -> Tally:
+        """Of the documents."""
+        return self.documents.tally
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def __getitem__(self, index: int) -> list[np.ndarray] | None:
+        found = []
+        for tokens in self.documents[index]:
+            pieces = align_document(tokens, self.grid)
+            if lost := what_is_lost(tokens, pieces, self.grid):
+                self.tally.count(lost, index)
+            if self.mask_id is not None and (tokens[0] == self.mask_id).any():
+                self.tally.count(WITH_MASK_TOKEN, index)
+            found += pieces
+        return found or None
 
 
 class CutDocuments(grain.experimental.FlatMapTransform):
@@ -36,12 +71,38 @@ class CutDocuments(grain.experimental.FlatMapTransform):
         return pieces
 
 
+class EvalBatches:
+    """Held-out batches, as often as they are iterated over; `tallies` count what became of their documents."""
+
+    def __init__(self, data, sources: list[Pieces], grid: Grid, rows: Sequence[int] | None):
+        self._data, self._sources, self._grid, self._rows = data, sources, grid, rows
+        self.tallies = [source.tally for source in sources]
+
+    def __iter__(self) -> Iterator[Row]:
+        data = self._data
+        documents = [shuffle(grain.MapDataset.source(source), 0) for source in self._sources]
+        mixed = iter(_mix([_make_rows(d, data, self._grid, 0) for d in documents], data.eval_sources))
+        for _ in range(data.eval_batches):
+            if not (batch := list(itertools.islice(mixed, data.batch_size))):
+                return
+            batch += [padding_row(self._grid)] * (data.batch_size - len(batch))
+            mine = batch if self._rows is None else [batch[row] for row in self._rows]
+            yield {name: np.stack([row[name] for row in mine]) for name in mine[0]}
+
+
 def make_dataset(
-    data, tokenizer, *, seed: int, block_length: int, grid: str = "response", rows: Sequence[int] | None = None
+    data,
+    tokenizer,
+    *,
+    seed: int,
+    block_length: int,
+    grid: str = "response",
+    rows: Sequence[int] | None = None,
+    mask_id: int | None = None,
 ) -> ShardedBatches:
     """The training batches of c.data, without end; of each batch the rows `rows` (None: all), in ascending order."""
     grid = _make_grid(data, tokenizer, block_length, grid)
-    sources = open_sources(data.sources, tokenizer, grid)
+    sources = open_sources(data.sources, data, tokenizer, grid, mask_id)
 
     def open_shard(shard: int) -> grain.IterDataset:
         mixed = []
@@ -52,49 +113,64 @@ def make_dataset(
             if data.shuffle:
                 documents = shuffle(documents, order_seed)
             documents = documents.repeat()[shard :: data.shards]
-            mixed.append(_make_rows(documents, data, tokenizer, grid, row_seed))
+            mixed.append(_make_rows(documents, data, grid, row_seed))
         return _mix(mixed, data.sources)
 
     rows = range(data.batch_size) if rows is None else rows
-    return ShardedBatches(open_shard, shards=data.shards, batch_size=data.batch_size, rows=rows)
+    tallies = [source.tally for source in sources]
+    return ShardedBatches(open_shard, shards=data.shards, batch_size=data.batch_size, rows=rows, tallies=tallies)
 
 
 def make_eval_batches(
-    data, tokenizer, *, block_length: int, grid: str = "response", rows: Sequence[int] | None = None
-) -> Iterator[Row]:
+    data,
+    tokenizer,
+    *,
+    block_length: int,
+    grid: str = "response",
+    rows: Sequence[int] | None = None,
+    mask_id: int | None = None,
+) -> EvalBatches:
     """The held-out batches of c.data, of each the rows `rows` (None: all): each document once, until the first source
     ends or eval_batches are made. The same batches whenever it is called; the last one may be filled with padding.
 
     Each process packs the whole set, so that all of them see the same number of batches.
     """
     grid = _make_grid(data, tokenizer, block_length, grid)
-    opened = open_sources(data.eval_sources, tokenizer, grid)
-    documents = [shuffle(grain.MapDataset.source(source), 0) for source in opened]
-    mixed = iter(_mix([_make_rows(d, data, tokenizer, grid, 0) for d in documents], data.eval_sources))
-    for _ in range(data.eval_batches):
-        if not (batch := list(itertools.islice(mixed, data.batch_size))):
-            return
-        batch += [padding_row(grid)] * (data.batch_size - len(batch))
-        mine = batch if rows is None else [batch[row] for row in rows]
-        yield {name: np.stack([row[name] for row in mine]) for name in mine[0]}
+    return EvalBatches(data, open_sources(data.eval_sources, data, tokenizer, grid, mask_id), grid, rows)
 
 
-def open_sources(sources: Sequence[Mapping[str, Any]], tokenizer, grid: Grid) -> list[Sequence]:
-    """Every source opened, and seen to hold at least one document to learn from."""
+def open_sources(
+    sources: Sequence[Mapping[str, Any]], data, tokenizer, grid: Grid, mask_id: int | None
+) -> list[Pieces]:
+    """Every source opened, and seen to hold at least one document to learn from, and not too many of no use."""
     if not sources:
         raise InputError("no data: c.data.sources is empty")
-    opened = [open_source(spec) for spec in sources]
-    for spec, source in zip(sources, opened, strict=True):
+    opened = [Pieces(open_tokenized(spec, tokenizer, data.max_skipped), grid, mask_id) for spec in sources]
+    for spec, pieces in zip(sources, opened, strict=True):
         # Without this a corpus of nothing but unusable documents would be searched for ever.
-        if not any(_align(tokenizer, grid, source[i]) for i in range(len(source))):
-            raise InputError(f"no document of {dict(spec)} has anything to learn in {grid.length} tokens")
+        if not _look_through(pieces) and not any(pieces):
+            first = pieces.tally.first
+            reason = f"; {first}" if first else ""
+            raise InputError(f"no document of {dict(spec)} has anything to learn in {grid.length} tokens{reason}")
     return opened
 
 
-def _make_rows(documents: grain.MapDataset, data, tokenizer, grid: Grid, seed: int) -> grain.IterDataset:
-    aligned = documents.map(functools.partial(_align, tokenizer, grid))
+def _look_through(pieces: Pieces) -> bool:
+    """Counts what a run would meet, as far as that is cheap; is there anything to learn?"""
+    size, tally = len(pieces), pieces.tally
+    for index in range(size) if size <= ALL else range(0, size, size // SAMPLE):
+        for piece_L3 in pieces[index] or ():
+            tally.tokens += int(((piece_L3[:, 1] != FILLER) & (piece_L3[:, 2] >= 0)).sum())
+        tally.looked_at += 1
+        if tally.tokens >= TOKENS:
+            break
+    tally.check(tally.looked_at)
+    return tally.tokens > 0
+
+
+def _make_rows(documents: grain.MapDataset, data, grid: Grid, seed: int) -> grain.IterDataset:
     # Our sources are in memory or a seek away: threads here would only wait for each other.
-    one_by_one = aligned.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    one_by_one = documents.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     pieces = grain.experimental.FlatMapIterDataset(one_by_one, CutDocuments())
     return pack_documents(pieces, grid, seed=seed, max_per_row=MAX_PER_ROW[data.packing])
 
@@ -105,10 +181,6 @@ def _mix(rows: list[grain.IterDataset], sources: Sequence[Mapping[str, Any]]) ->
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
             raise InputError(f"a source's weight must be a positive number, not {weight!r}")
     return grain.IterDataset.mix(rows, weights) if len(rows) > 1 else rows[0]
-
-
-def _align(tokenizer, grid: Grid, document) -> list[np.ndarray] | None:
-    return None if document is None else align_document(tokenize(document, tokenizer), grid) or None
 
 
 def _make_grid(data, tokenizer, block_length: int, counted_from: str) -> Grid:

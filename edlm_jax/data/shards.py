@@ -16,17 +16,28 @@ from collections.abc import Callable, Iterator, Sequence
 import grain
 import numpy as np
 
+from edlm_jax.data.counts import Tally
 from edlm_jax.data.packing import Row
 
 PREFETCHED = 4  # batches
 
 
 class ShardedBatches:
-    """Rows `rows` of every batch of `batch_size`; `open_shard(shard)` is the stream of rows of one of `shards`."""
+    """Rows `rows` of every batch of `batch_size`; `open_shard(shard)` is the stream of rows of one of `shards`.
+
+    `tallies` count what becomes of the documents of each source, as far as this process reads them.
+    """
 
     def __init__(
-        self, open_shard: Callable[[int], grain.IterDataset], *, shards: int, batch_size: int, rows: Sequence[int]
+        self,
+        open_shard: Callable[[int], grain.IterDataset],
+        *,
+        shards: int,
+        batch_size: int,
+        rows: Sequence[int],
+        tallies: Sequence[Tally],
     ):
+        self.tallies = list(tallies)
         self._streams: dict[str, grain.IterDataset] = {}
         size = batch_size // shards
         for shard in range(shards):
@@ -38,14 +49,14 @@ class ShardedBatches:
                 self._streams[str(shard)] = prefetched
 
     def __iter__(self) -> "BatchIterator":
-        return BatchIterator({shard: iter(stream) for shard, stream in self._streams.items()})
+        return BatchIterator({shard: iter(stream) for shard, stream in self._streams.items()}, self.tallies)
 
 
 class BatchIterator:
     """One after the other, and where it stands: `get_state()` is {shard: numbers}, ready for JSON."""
 
-    def __init__(self, iterators: dict[str, grain.DatasetIterator]):
-        self._iterators = iterators
+    def __init__(self, iterators: dict[str, grain.DatasetIterator], tallies: list[Tally]):
+        self._iterators, self.tallies = iterators, tallies
 
     def __iter__(self) -> Iterator[Row]:
         return self

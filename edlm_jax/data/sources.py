@@ -2,23 +2,27 @@
 
     dict(kind="text", path="corpus/**/*.txt")                              one document per file
     dict(kind="text", path="lines.txt", separator="\\n", weight=0.3)        one per line ("\\n\\n": per paragraph)
-    dict(kind="jsonl", path="sft.jsonl")                                   text | prompt, response | messages
+    dict(kind="jsonl", path="sft.jsonl")                                   text | prompt, response | messages, tools
     dict(kind="parquet", path="data/", columns=dict(prompt="question", response="answer"))
     dict(kind="hf_dataset", path="saved_to_disk", split="train")
     dict(kind="tfds", path="tfds/my_corpus/1.0.0", split="train")
     dict(kind="array_record", path="tokens-*.array_record")                pre-tokenised, see array_record.py
     dict(kind="tasks", split="train", seed=0)  dict(kind="stdlib", split="train")     see tasks.py, stdlib.py
 
-A source is a random-access sequence of documents (documents.py). A document that is not UTF-8 is None and counted in
-`source.skipped`.
+Text and JSON lines may be compressed (.gz, .bz2, .zst), and come from other systems (files.py). What JSON or a table
+spells out, line ends included, is the document's own.
+
+A source is a random-access sequence of documents (documents.py). One that cannot be read raises an InputError when it
+is asked for; `locate` says which it is. Parts of files that are not UTF-8 are left out and counted in `source.skipped`.
 """
 
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from absl import logging
+import numpy as np
 
 from edlm_jax.data.array_record import TokenRecords
 from edlm_jax.data.documents import Document
@@ -29,79 +33,125 @@ from edlm_jax.data.tasks import TaskSource
 from edlm_jax.errors import InputError
 
 COLUMNS = (("messages",), ("prompt", "response"), ("text",))  # the first whose names a row has
+TOOLS = "tools"  # beside messages: the functions that the assistant may call, where a conversation has them
 
 
 class Rows(Sequence):
     """A table (random access to mappings) seen as documents."""
 
+    nulls = False  # are what a table fills in: fields that other rows have
+
     def __init__(self, table: Sequence, columns: Mapping[str, str], name: str):
-        if columns and tuple(columns) not in COLUMNS and tuple(columns)[::-1] not in COLUMNS:
+        if columns and set(columns) not in (*map(set, COLUMNS), {"messages", TOOLS}):
             raise InputError(f"columns of {name} must name text, prompt and response, or messages; not {dict(columns)}")
         self.table, self.columns, self.name = table, dict(columns), name
-        self._not_utf8: set[int] = set()
 
     @property
     def skipped(self) -> int:
-        """How many documents were skipped because they are not UTF-8 (those found when read: so far)."""
-        return len(self._not_utf8) + (self.table.skipped if isinstance(self.table, FileParts) else 0)
+        """How many documents were left out when the files were opened, because they are not UTF-8."""
+        return self.table.skipped if isinstance(self.table, FileParts) else 0
 
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, index: int) -> Document | None:
+    def __getitem__(self, index: int) -> Document:
         if not 0 <= index < len(self):
             raise IndexError(index)
         try:
-            return self._to_document(self._row(index), index)
+            return self._to_document(self._row(index))
         except UnicodeError:
-            if index not in self._not_utf8:
-                self._not_utf8.add(index)
-                logging.warning("skipped document %d of %s: not UTF-8 (%d so far)", index, self.name, self.skipped)
-            return None
+            raise InputError("not UTF-8") from None
+
+    def locate(self, index: int) -> str:
+        """Where a document stands, for messages."""
+        located = isinstance(self.table, FileParts)
+        return self.table.locate(index) if located else f"document {index} of {self.name}"
 
     def _row(self, index: int) -> Mapping[str, Any]:
         return self.table[index]
 
-    def _to_document(self, row: Mapping[str, Any], index: int) -> Document:
-        known = next((names for names in COLUMNS if all(name in row for name in names)), ("text",))
-        columns = self.columns or {name: name for name in known}
-        if missing := [column for column in columns.values() if column not in row]:
-            raise InputError(
-                f"document {index} of {self.name} has no {missing[0]!r} but {', '.join(map(repr, row))}; "
-                "set columns=dict(text=...), dict(prompt=..., response=...) or dict(messages=...)"
-            )
-        return {name: self._to_value(name, row[column], index) for name, column in columns.items()}
+    def _to_document(self, row: Mapping[str, Any]) -> Document:
+        wanted = {name: column for name, column in self.columns.items() if name != TOOLS or column in row}
+        columns = choose_columns(wanted, row, "it")
+        return {name: self._to_value(name, row[column]) for name, column in columns.items()}
 
-    def _to_value(self, name: str, value: Any, index: int) -> Any:
+    def _to_value(self, name: str, value: Any) -> Any:
+        value = _plain(value, self.nulls)
+        if name == TOOLS:
+            return _to_tools(value)
         if name == "messages":
             if isinstance(value, Mapping):  # a TFDS sequence of dicts comes as a dict of sequences
                 value = [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
             if not isinstance(value, list):
-                raise InputError(f"document {index} of {self.name}: messages is {type(value).__name__}, not a list")
-            return [self._to_message(message, index) for message in value]
-        if isinstance(value, bytes):
-            return value.decode()
+                raise InputError(f"messages is {type(value).__name__}, not a list")
+            return [_to_message(number, message) for number, message in enumerate(value)]
         if not isinstance(value, str):
-            raise InputError(f"document {index} of {self.name}: {name} is {type(value).__name__}, not text")
-        value.encode()  # JSON can smuggle half a surrogate pair into a str
+            raise InputError(f"{name} is {type(value).__name__}, not text")
         return value
 
-    def _to_message(self, message: Mapping[str, Any], index: int) -> dict[str, str]:
-        if missing := {"role", "content"} - set(message):
-            raise InputError(f"document {index} of {self.name} has a message without {' and '.join(sorted(missing))}")
-        return {name: self._to_value(name, message[name], index) for name in ("role", "content")}
+
+def _plain(value: Any, nulls: bool) -> Any:
+    """The value with bytes as text, and no text in it that is not UTF-8; without `nulls` also without fields of None."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, str):
+        value.encode()  # JSON can smuggle half a surrogate pair into a str
+        return value
+    if isinstance(value, Mapping):
+        return {name: _plain(item, nulls) for name, item in value.items() if nulls or item is not None}
+    return [_plain(item, nulls) for item in value] if isinstance(value, list | tuple | np.ndarray) else value
+
+
+def _to_message(number: int, message: Any) -> dict[str, Any]:
+    """A message with all of its fields; those of None are left out, as a template may ask whether there is one."""
+    if not isinstance(message, Mapping):
+        raise InputError(f"message {number} is {type(message).__name__}, not an object")
+    fields = {name: value for name, value in message.items() if value is not None}
+    for name in ("role", "content"):
+        if name in fields and not isinstance(fields[name], str):
+            raise InputError(f"{name} of message {number} is {type(fields[name]).__name__}, not text")
+    if "role" not in fields:
+        raise InputError(f"message {number} has no role")
+    return fields
+
+
+def _to_tools(value: Any) -> list | None:
+    """The functions that an assistant may call: a list, or JSON of one."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value or "null")
+        except json.JSONDecodeError as error:
+            raise InputError(f"tools is not JSON: {error.msg}") from None
+    if value is not None and not isinstance(value, list):
+        raise InputError(f"tools is {type(value).__name__}, not a list")
+    return value
+
+
+def choose_columns(columns: Mapping[str, str], names: Collection[str], what: str) -> Mapping[str, str]:
+    """{field: column} of a document whose columns have these names; `columns` is what the config says, if anything."""
+    known = next((fields for fields in COLUMNS if all(field in names for field in fields)), ("text",))
+    known += (TOOLS,) if "messages" in known and TOOLS in names else ()
+    columns = columns or {field: field for field in known}
+    if missing := [column for column in columns.values() if column not in names]:
+        raise InputError(
+            f"{what} has no {missing[0]!r} but {', '.join(map(repr, names))}; "
+            "set columns=dict(text=...), dict(prompt=..., response=...) or dict(messages=...)"
+        )
+    return columns
 
 
 class JsonLines(Rows):
     """The lines of JSON files."""
 
+    nulls = True  # are the document's own
+
     def _row(self, index: int) -> Mapping[str, Any]:
         try:
             row = json.loads(self.table[index])
         except json.JSONDecodeError as error:
-            raise InputError(f"{self.table.locate(index)} is not JSON: {error.msg}") from None
+            raise InputError(f"not JSON: {error.msg}") from None
         if not isinstance(row, dict):
-            raise InputError(f"{self.table.locate(index)} is {type(row).__name__}, not a JSON object")
+            raise InputError(f"{type(row).__name__}, not a JSON object")
         return row
 
 
@@ -114,19 +164,20 @@ class Texts(Rows):
 
 def open_text(path: str, separator: str = "") -> Sequence:
     """Text files: a document per file, or per part between separators; blank ones do not count."""
-    return Texts(FileParts(find_files(path, ".txt"), separator), {}, path)
+    return Texts(FileParts(find_files(path, ".txt", compressed=True), separator), {}, path)
 
 
 def open_jsonl(path: str, columns: Mapping = {}) -> Sequence:  # noqa: B006 (never changed)
     """JSON lines, one object per line."""
-    return JsonLines(FileParts(find_files(path, ".jsonl"), "\n"), columns, path)
+    return JsonLines(FileParts(find_files(path, ".jsonl", compressed=True), "\n"), columns, path)
 
 
 def open_parquet(path: str, columns: Mapping = {}) -> Sequence:  # noqa: B006
     """Parquet files. Their text columns are held in memory; what does not fit is for hf_dataset or array_record."""
-    from edlm_jax.data.tables import ArrowTable
+    from edlm_jax.data.tables import read_parquet
 
-    return Rows(ArrowTable.from_parquet(find_files(path, ".parquet"), columns), columns, path)
+    wanted = partial(choose_columns, columns)
+    return Rows(read_parquet(find_files(path, ".parquet"), wanted), columns, path)
 
 
 def open_hf_dataset(path: str, split: str = "train", columns: Mapping = {}) -> Sequence:  # noqa: B006

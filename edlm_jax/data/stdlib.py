@@ -5,6 +5,7 @@ import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
+from edlm_jax.data.files import decode
 from edlm_jax.errors import InputError
 
 # Tests, vendored wheels and generated tables are not prose; site-packages differs from machine to machine.
@@ -33,7 +34,7 @@ class StdlibSource(Sequence):
             if SKIPPED_DIRECTORIES.intersection(path.parts) or belongs_to_test(path.as_posix()) != (split == "test"):
                 continue
             try:
-                text = (self.root / path).read_bytes().decode("utf-8").replace("\r\n", "\n")
+                text = decode((self.root / path).read_bytes(), path)
             except UnicodeDecodeError:
                 self.skipped += 1
                 continue

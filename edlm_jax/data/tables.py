@@ -1,6 +1,8 @@
 """Tables on disk that need a library of their own, imported when such a source is opened."""
 
-from collections.abc import Mapping, Sequence
+import bisect
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,30 +10,34 @@ import pyarrow.parquet as pq
 
 from edlm_jax.errors import InputError
 
-TEXT_COLUMNS = ("text", "prompt", "response", "messages")
-
 
 class ArrowTable(Sequence):
-    """Random access to the rows of an Arrow table."""
+    """Random access to the rows of Arrow tables, one after the other; each may have columns and types of its own."""
 
-    def __init__(self, table: pa.Table):
-        self.table = table.combine_chunks()
-
-    @classmethod
-    def from_parquet(cls, files: list[Path], columns: Mapping[str, str]) -> "ArrowTable":
-        """Read the wanted columns of Parquet files of one schema."""
-        wanted = tuple(columns.values()) or TEXT_COLUMNS
-        try:
-            tables = [pq.read_table(f, columns=[n for n in pq.read_schema(f).names if n in wanted]) for f in files]
-            return cls(pa.concat_tables(tables))
-        except pa.ArrowInvalid as error:
-            raise InputError(f"cannot read {files[0]}: {str(error).splitlines()[0]}") from None
+    def __init__(self, tables: Sequence[pa.Table]):
+        self._tables = [table.combine_chunks() for table in tables]
+        self._ends = list(itertools.accumulate(table.num_rows for table in tables))
 
     def __len__(self) -> int:
-        return self.table.num_rows
+        return self._ends[-1]
 
     def __getitem__(self, index: int) -> dict:
-        return {name: self.table.column(name)[index].as_py() for name in self.table.column_names}
+        number = bisect.bisect_right(self._ends, index)
+        table, row = self._tables[number], index - self._ends[number]  # from its end
+        return {name: table.column(name)[row].as_py() for name in table.column_names}
+
+
+def read_parquet(files: list[Path], choose_columns: Callable[[list[str], str], Mapping[str, str]]) -> ArrowTable:
+    """The columns of Parquet files that `choose_columns(names, file)` wants of each."""
+    tables = []
+    for file in files:
+        try:
+            names = pq.read_schema(file).names
+            wanted = choose_columns(names, str(file)).values()
+            tables.append(pq.read_table(file, columns=[name for name in names if name in wanted]))
+        except pa.ArrowInvalid as error:
+            raise InputError(f"cannot read {file}: {str(error).splitlines()[0]}") from None
+    return ArrowTable(tables)
 
 
 def load_hf_dataset(path: str, split: str) -> Sequence:

@@ -3,6 +3,7 @@
 import ast
 import functools
 import textwrap
+import warnings
 from collections.abc import Sequence
 
 import jax
@@ -15,6 +16,7 @@ from edlm_jax.data.stdlib import StdlibSource
 from edlm_jax.decoding.prompts import bucket
 from edlm_jax.errors import InputError
 from edlm_jax.models.transformer import Transformer
+from edlm_jax.pretrained.encode import encode_text
 
 _SHORTEST = 32  # columns of the smallest row; rows double from here, so that mixed lengths compile few programs
 _MOST = 256  # tokens that are read of a text, as far as the model goes
@@ -30,10 +32,12 @@ def attentions(model: Transformer, block_length: int | None = None) -> dict[str,
 
 
 def embed(model: Transformer, rows: Sequence[Sequence[int]], *, pattern: Pattern, batch_size: int = 32) -> np.ndarray:
-    """float32[texts, D]: the mean over a text's tokens of what the head would read."""
+    """float32[texts, D]: the mean over a text's tokens of what the head would read; warns of texts that are cut."""
     if not all(rows):
         raise InputError("a text without tokens has no embedding")
     longest = min(_MOST, model.spec.max_length)
+    if cut := sum(len(row) > longest for row in rows):
+        warnings.warn(f"{cut} of {len(rows)} texts are read up to their first {longest} tokens", stacklevel=2)
     rows = [row[:longest] for row in rows]
     graphdef, state = nnx.split(model)
     vectors = np.zeros((len(rows), model.spec.width), np.float32)
@@ -58,7 +62,7 @@ def _mean_hidden(graphdef, state, tokens_BT, real_BT, pattern):
 
 def retrieval(model: Transformer, tokenizer, pairs: Sequence[tuple[str, str]], *, pattern: Pattern) -> dict[str, float]:
     """{"mean_reciprocal_rank", "recall_at_1", "recall_at_10"} of each first text's own second text, by cosine."""
-    encode = lambda texts: [tokenizer.encode(text, add_special_tokens=False) for text in texts]  # noqa: E731
+    encode = lambda texts: [encode_text(tokenizer, text) for text in texts]  # noqa: E731
     queries_QD, texts_QD = (normalise(embed(model, encode(side), pattern=pattern)) for side in zip(*pairs, strict=True))
     scores_QQ = queries_QD @ texts_QD.T
     if not np.isfinite(scores_QQ).all():

@@ -28,6 +28,8 @@ from edlm_jax.evaluation.batches import decode_batches, prompt_seeds
 from edlm_jax.evaluation.likelihood import Likelihood, log_likelihood
 from edlm_jax.parallel.devices import default_dtype
 from edlm_jax.pretrained import Text, load_pretrained, load_tokenizer
+from edlm_jax.pretrained.chat import render
+from edlm_jax.pretrained.encode import RENDERED, begin_id, encode_rendered, encode_text
 
 _LOGGER = logging.getLogger("lm_eval.models.edlm_jax")  # heard where the harness's own are
 _NEW_TOKENS = 256  # where a task does not say how many
@@ -73,11 +75,17 @@ class EdlmLM(TemplateLM):
         options = dict(threshold=threshold, rule=rule, block_length=block_length)
         self.decoding = make_mode(self.mode, **{name: options[name] for name in options_of(self.mode) & set(options)})
         self.num_samples, self.batch_size, self.seed = num_samples, int(batch_size), seed
+        self.contexts_cut = 0  # of all requests so far
 
     @property
     def eot_token_id(self) -> int | None:
-        """The first end token; also what stands before a text without context."""
+        """The first end token."""
         return next(iter(self.text.ends), None)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text without context."""
+        return begin_id(self.tokenizer)
 
     @property
     def tokenizer_name(self) -> str:
@@ -85,19 +93,18 @@ class EdlmLM(TemplateLM):
         return self.tokenizer.name_or_path.replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
-        """Tokens of a text; one that a chat template gave a start token gets no second one."""
-        if add_special_tokens is None:
-            start = self.tokenizer.bos_token
-            add_special_tokens = not (start and string.startswith(start))
-        return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+        """Tokens of a text from its beginning, or of a part of one; of a rendered conversation without a second start."""
+        begins = add_special_tokens is not False and not string.startswith(RENDERED)
+        return (encode_text if begins else encode_rendered)(self.tokenizer, string.removeprefix(RENDERED))
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The conversation as the tokenizer's template writes it."""
+        """The conversation as the tokenizer's template writes it, with the marks that `tok_encode` knows."""
         how = dict(add_generation_prompt=add_generation_prompt, continue_final_message=not add_generation_prompt)
-        return self.tokenizer.apply_chat_template(chat_history, tokenize=False, **how)
+        return RENDERED + render(self.tokenizer, chat_history, **how)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Completions up to the first stop string. Too long contexts lose their beginning."""
+        """Completions up to the first stop string. Too long contexts lose their beginning, and are counted."""
+        cut_before = self.contexts_cut
         groups: dict[str, list[int]] = defaultdict(list)
         for index, request in enumerate(requests):
             groups[json.dumps(request.args[1], sort_keys=True)].append(index)
@@ -121,6 +128,7 @@ class EdlmLM(TemplateLM):
                     self.cache_hook.add_partial("generate_until", requests[i].args, texts[i])
                 new_tokens += sum(len(row.tokens) for row in decoded)
                 forwards += sum(row.denoise_forwards for row in decoded)
+        self._say_cut(self.contexts_cut - cut_before, len(requests))
         _LOGGER.info("edlm_jax: %d new tokens, %.2f per forward", new_tokens, new_tokens / max(forwards, 1))
         return texts
 
@@ -129,6 +137,7 @@ class EdlmLM(TemplateLM):
         results = []
         for request in tqdm(requests, desc="loglikelihood_rolling", disable=disable_tqdm):
             tokens = self.tok_encode(request.args[0], add_special_tokens=False)
+            tokens = tokens[1:] if tokens[:1] == [self.prefix_token_id] else tokens  # it is given already
             windows = get_rolling_token_windows(tokens, self.prefix_token_id, self.model.spec.max_length - 1, 1)
             scores = [self._score(*make_disjoint_window(window), seed=len(results)) for window in windows]
             results.append(sum(score.log_likelihood for score in scores))
@@ -137,8 +146,9 @@ class EdlmLM(TemplateLM):
 
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs) -> list[tuple[float, bool]]:
         """(nats, whether greedy decoding gives exactly this) of each continuation."""
-        requests = list(requests)
+        requests, cut_before = list(requests), self.contexts_cut
         pairs = [(self._cut(context, len(new)), new) for _, context, new in requests]
+        self._say_cut(self.contexts_cut - cut_before, len(requests))
         scores = []
         for context, new in tqdm(pairs, desc="loglikelihood", disable=disable_tqdm):
             scores.append(self._score(context, new, seed=len(scores)))
@@ -183,7 +193,13 @@ class EdlmLM(TemplateLM):
         room = self.model.spec.max_length - new_tokens
         if room < 1:
             raise InputError(f"{new_tokens} new tokens leave no room for a prompt in {self.model.spec.max_length}")
+        self.contexts_cut += len(context) > room
         return context[-room:]
+
+    def _say_cut(self, cut: int, requests: int) -> None:
+        if cut:
+            what = "edlm_jax: %d of %d contexts lost their beginning: the model holds %d tokens, new ones included"
+            _LOGGER.warning(what, cut, requests, self.model.spec.max_length)
 
 
 if __name__ == "__main__":

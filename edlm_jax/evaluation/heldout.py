@@ -5,25 +5,28 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from edlm_jax.data.counts import totals
 from edlm_jax.data.packing import without_filler
 from edlm_jax.data.pipeline import make_eval_batches
 from edlm_jax.errors import InputError
-from edlm_jax.evaluation.likelihood import draw_masks
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.training.config import default_config, grid
-from edlm_jax.training.objective import Batch, Corruption, Objective, example_keys
+from edlm_jax.training.held_out import bound, heldout_noise, measured
+from edlm_jax.training.objective import Batch, Objective
 
 ROW, ROWS = 512, 512  # tokens of a row, and rows, where no config says how many
 
 
-def heldout_config(spec: ModelSpec, source: Mapping[str, Any], *, batch_size: int) -> ConfigDict:
-    """The config under which a model that was trained elsewhere is measured on a source."""
+def heldout_config(spec: ModelSpec, source: Mapping[str, Any], *, batch_size: int, rows: int = ROWS) -> ConfigDict:
+    """The config under which a model that was trained elsewhere is measured on a source.
+
+    `rows` are measured, of up to ROW tokens each, `batch_size` or a few less at a time; as many as fill the batches.
+    """
     c = default_config()
     c.objective.pattern = "causal"
     if spec.conversion:
@@ -33,7 +36,9 @@ def heldout_config(spec: ModelSpec, source: Mapping[str, Any], *, batch_size: in
             block_length=spec.conversion.block_length,
             grid=spec.conversion.grid,
         )
-    c.data.update(batch_size=batch_size, eval_batches=-(-ROWS // batch_size), eval_sources=(dict(source),))
+    batches = -(-rows // batch_size)
+    batch_size = -(-rows // batches)
+    c.data.update(batch_size=batch_size, eval_batches=batches, eval_sources=(dict(source),))
     c.data.length = min(ROW, spec.max_length) // grid(c) * grid(c)
     return c
 
@@ -58,40 +63,30 @@ def heldout_loss(model: Transformer, c: ConfigDict, tokenizer, *, pattern: str) 
     return nats / tokens
 
 
+def heldout_data(c: ConfigDict, tokenizer, mask_id: int | None) -> dict[str, int]:
+    """What a held-out loss is measured on, and what of its sources is not."""
+    batches = make_eval_batches(c.data, tokenizer, block_length=grid(c), mask_id=mask_id)
+    found = dict(rows=0, tokens=0, documents=0)
+    for batch in batches:
+        found["rows"] += int((batch["segment_ids"] > 0).any(axis=1).sum())
+        found["tokens"] += int((without_filler(batch)["loss_mask"] > 0).sum())
+        found["documents"] += int(batch["segment_ids"].max(axis=1).sum())  # or parts of long ones
+    return found | dict(of_documents=sum(tally.size for tally in batches.tallies)) | totals(batches.tallies)
+
+
 def heldout_objective(c: ConfigDict, model: Transformer, pattern: str) -> Objective:
-    """The objective by which a model is measured: AR alone or diffusion alone, one noisy copy of every block.
-
-    Blocks of one noisy stream are measured after clean ones, too, as they are decoded.
-    """
+    """The objective by which a model is measured: AR alone or diffusion alone, one noisy copy of every block."""
     c, conversion = c.copy_and_resolve_references(), model.spec.conversion
-    pattern = "clean_context" if pattern == "block_causal" else pattern
-    c.objective.update(pattern=pattern, noisy_length=0, ar_weight=0.0, diffusion_weight=1.0)
-    return Objective.from_config(c, conversion.mask_token_id if conversion else -1)
-
-
-def heldout_noise(objective: Objective, batch: Batch, index: jax.Array) -> Corruption:
-    """Noise with which sum(ce / t) is the bound, however the model was trained; nothing is masked for AR.
-
-    Of each block k of its n tokens, k uniform in 1..n, at noise level k / n (likelihood.py): the position-weighted
-    noise of training has another mean. Blocks that see later ones are not decoded one by one: their unit is the row.
-    """
-    if not objective.diffusion_weight:
-        return objective.corrupt(jnp.zeros(()), batch)
-    B, L = batch["tokens"].shape
-    keys_B = example_keys(jax.random.fold_in(jax.random.key(0), index), B)
-    corruptible_BL = (batch["loss_mask"] > 0) & (batch["segment_ids"] > 0)
-    unit = L if objective.pattern == "bidirectional" else objective.block_length
-    masked_BL, weight_BL = jax.vmap(draw_masks, (0, 0, None))(keys_B, corruptible_BL, unit)
-    return Corruption(jnp.where(masked_BL, objective.mask_id, batch["tokens"]), masked_BL, 1 / weight_BL)
+    c.objective.update(pattern=pattern, diffusion_weight=1.0)
+    return measured(Objective.from_config(c, conversion.mask_token_id if conversion else -1))
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "objective"))
 def _nats(graphdef, state, objective: Objective, batch: Batch, index) -> tuple[jax.Array, jax.Array]:
     """The loss of a batch, and over how many tokens."""
-    model, document = nnx.merge(graphdef, state), without_filler(batch)
-    if objective.pattern == "causal":
-        corruption = heldout_noise(objective, document, index)
-        return objective.sums(model, document, corruption).ar, objective.weights(document, corruption).ar
-    corruption = heldout_noise(objective, batch, index)
-    counted_BL = objective.predicted(batch, corruption._replace(masked_BM=document["loss_mask"] > 0))
-    return objective.sums(model, batch, corruption).diffusion, counted_BL.sum()
+    model = nnx.merge(graphdef, state)
+    if objective.pattern != "causal":
+        return bound(model, objective, batch, index)
+    document = without_filler(batch)
+    corruption = heldout_noise(objective, document, index)
+    return objective.sums(model, document, corruption).ar, objective.weights(document, corruption).ar

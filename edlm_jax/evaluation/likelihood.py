@@ -19,6 +19,7 @@ from flax import nnx
 
 from edlm_jax.attention import Causal, CleanContext
 from edlm_jax.decoding.prompts import bucket
+from edlm_jax.diffusion import draw_masks
 from edlm_jax.errors import InputError
 from edlm_jax.models import Transformer
 
@@ -145,19 +146,6 @@ def _bound(
         return jnp.sum(log_p_L * masked_L * weight_L)
 
     return jax.lax.map(sample, jax.random.split(key, num_samples), batch_size=min(_AT_ONCE, num_samples))
-
-
-def draw_masks(key: jax.Array, unknown_L: jax.Array, C: int) -> tuple[jax.Array, jax.Array]:
-    """(masked_L, weight_L): in each block k of its n unknown tokens, k uniform in 1..n, and n / k."""
-    count_key, order_key = jax.random.split(key)
-    unknown_NC = unknown_L.reshape(-1, C)
-    n_N1 = unknown_NC.sum(axis=1, keepdims=True)
-    k_N1 = 1 + jnp.floor(jax.random.uniform(count_key, n_N1.shape) * n_N1).astype(int)
-    k_N1 = jnp.minimum(k_N1, n_N1)
-    order_NC = jnp.where(unknown_NC, jax.random.uniform(order_key, unknown_NC.shape), jnp.inf)
-    rank_NC = jnp.argsort(jnp.argsort(order_NC, axis=1), axis=1)
-    weight_NC = jnp.broadcast_to(n_N1 / jnp.maximum(k_N1, 1), unknown_NC.shape)
-    return ((rank_NC < k_N1) & unknown_NC).reshape(-1), weight_NC.reshape(-1)
 
 
 def _log_p(model, x_LD, mask_id):

@@ -17,6 +17,7 @@ from edlm_jax.errors import InputError
 from edlm_jax.evaluation.embedding import attentions, embed, normalise
 from edlm_jax.parallel.devices import default_dtype
 from edlm_jax.pretrained import load_pretrained, load_tokenizer
+from edlm_jax.pretrained.encode import begin_id, encode_text
 
 
 class Encoder:
@@ -39,7 +40,7 @@ class Encoder:
     def encode(self, inputs: Iterable[str | Mapping[str, Any]], *, batch_size: int = 32, **_) -> np.ndarray:
         """float32[texts, D] of texts, or of a data loader's batches, which have theirs under "text"."""
         texts = [text for batch in inputs for text in ([batch] if isinstance(batch, str) else batch["text"])]
-        rows = [self._tokenizer.encode(text) or [self._tokenizer.eos_token_id] for text in texts]  # an empty text, too
+        rows = [encode_text(self._tokenizer, text) or [begin_id(self._tokenizer)] for text in texts]  # empty ones, too
         return embed(self._model, rows, pattern=self._pattern, batch_size=batch_size)
 
     def similarity(self, embeddings1, embeddings2):

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edlm_jax.data.documents import tokenize
-from edlm_jax.data.sources import open_source
+from edlm_jax.data.tokenized import open_tokenized
 from edlm_jax.decoding import Decoder, Mode
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.batches import decode_batches
@@ -50,12 +49,14 @@ def load_tasks(sources: Sequence[Mapping[str, Any]], tokenizer) -> list[Task]:
     """The tasks of all sources; their documents must be a prompt with a response."""
     tasks, text = [], Text(tokenizer)
     for source in sources:
-        for document in open_source(source):
-            if document is None:
-                continue  # not UTF-8; the source counts and names it
+        documents = open_tokenized(source, tokenizer)
+        for index, tokens in enumerate(documents):
+            if not tokens:
+                continue  # of no use: counted and named
+            document = documents.source[index]
             if "prompt" not in document:
                 raise InputError(f"a task needs a prompt and a response; {dict(source)} has {', '.join(document)}")
-            tokens_L, loss_mask_L = tokenize(document, tokenizer)  # prompt and answer split as in training
+            ((tokens_L, loss_mask_L),) = tokens  # prompt and answer split as in training
             prompt, answer = (tokens_L[loss_mask_L == learned].tolist() for learned in (0, 1))
             kind = document["kind"] if "kind" in document else "all"
             tasks.append(Task(prompt, read_after(text.whole, prompt, answer[:-1]), len(answer), kind))

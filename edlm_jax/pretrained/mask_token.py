@@ -3,6 +3,7 @@
 Embeddings are not resized, so that a converted checkpoint stays a checkpoint of its family.
 """
 
+import json
 import re
 from typing import TYPE_CHECKING
 
@@ -16,14 +17,14 @@ from edlm_jax.models.transformer import Transformer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Names of special tokens that fit, the best first; among equals the lowest id.
-_SLOTS = (
-    r"<\|mask\|>|<mask>|\[MASK\]|<\|mdm_mask\|>",  # made for it
-    r"<\|fim_pad\|>",  # Qwen2.5, Qwen3: 151662
-    r"<\|reserved_special_token_\d+\|>",  # Llama 3: 128002
-    r".*(reserved|unused).*|<SPECIAL_\d+>|\[control_\d+\]|<fim_pad>",  # Gemma, Mistral and others
-    r"<empty_output>",  # SmolLM2: an empty notebook cell, in no prose or chat
-)
+# Names of special tokens that fit, the best first, and why; among equals the lowest id.
+_SLOTS = {
+    r"<\|mask\|>|<mask>|\[MASK\]|<\|mdm_mask\|>": "made for it",
+    r"<\|fim_pad\|>": "pads fill-in-the-middle, in no text",  # Qwen2.5, Qwen3: 151662
+    r"<\|reserved_special_token_\d+\|>": "reserved, in no text",  # Llama 3: 128002
+    r".*(reserved|unused).*|<SPECIAL_\d+>|\[control_\d+\]|<fim_pad>": "unused, in no text",  # Gemma, Mistral, others
+    r"<empty_output>": "an empty notebook cell, in no prose or chat",  # SmolLM2
+}
 _STARTS = ("keep", "mean", "noise")
 
 
@@ -46,6 +47,16 @@ def choose_mask_token(tokenizer: "PreTrainedTokenizerBase", spec: ModelSpec, ove
         if found:
             return min(found)
     raise InputError("the tokenizer has no special token that is known to be unused: set init.mask_token_id to one")
+
+
+def why_mask_token(tokenizer: "PreTrainedTokenizerBase", mask_id: int, spec: ModelSpec, override: int = -1) -> str:
+    """Why `choose_mask_token` took this one for the model that `spec` was read from."""
+    if override != -1:
+        return "set by init.mask_token_id"
+    if ModelSpec.from_hf(json.loads(spec.hf_json)).conversion is not None:
+        return "the one this model was converted with"
+    token = tokenizer.convert_ids_to_tokens(mask_id)
+    return next(why for slot, why in _SLOTS.items() if re.fullmatch(slot, token))
 
 
 def start_mask_embedding(model: Transformer, mask_id: int, how: str, key: jax.Array) -> float:

@@ -92,7 +92,7 @@ def _loss(axes, losses: Sequence[tuple[int, float]]) -> None:
     steps, values = [step for step, _ in losses], [loss for _, loss in losses]
     axes.plot(steps, values, color="#b8c4bb", linewidth=0.9)
     axes.plot(steps, _smooth(values), color="#2a9d8f", linewidth=1.8)
-    axes.set(title="Training loss of the conversion", xlabel="step", ylabel="diffusion loss (nats)")
+    axes.set(title="Training loss of the conversion", xlabel="step", ylabel="loss as optimised (nats)")
 
 
 def _smooth(values: Sequence[float], decay: float = 0.9) -> list[float]:

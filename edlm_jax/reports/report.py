@@ -118,6 +118,8 @@ def _fact_rows(report: Report) -> list[list[str]]:
     """Held-out loss, weight drift, seconds."""
     losses = report.get("heldout_loss", {}).items()
     rows = [[f"held-out loss, {name.replace('_', ' ')} (nats/token)", f"{loss:.3f}"] for name, loss in losses]
+    data = report.get("heldout_data", {}).items()
+    rows += [[f"held-out data, {name.replace('_', ' ')}", f"{count:,}"] for name, count in data]
     for group, drift in report.get("weight_drift", {}).items():
         mean = sum(drift["relative"]) / len(drift["relative"])
         rows.append([f"weight drift, {group} (mean over layers)", f"{mean:.3f}"])

@@ -28,10 +28,11 @@ _POSITIVE += ("objective.block_length", "optimizer.learning_rate", "lora.alpha")
 _NOT_NEGATIVE = ("seed", "eval_every", "checkpoint.every", "checkpoint.keep_every", "objective.ar_weight")
 _NOT_NEGATIVE += ("objective.diffusion_weight", "objective.noisy_length", "optimizer.final_learning_rate")
 _NOT_NEGATIVE += ("optimizer.warmup_steps", "optimizer.decay_steps", "optimizer.weight_decay", "optimizer.clip_norm")
-_NOT_NEGATIVE += ("optimizer.accumulation", "lora.rank")
+_NOT_NEGATIVE += ("optimizer.accumulation", "lora.rank", "data.max_skipped")
 # A run may be continued with other values of these: none of them changes what a step computes from its state and batch,
 # except `steps`, which is how a run is made longer.
 RESUMABLE = ("steps", "log_every", "eval_every", "checkpoint", "mesh", "remat", "attention_tiles", "evaluation")
+RESUMABLE += ("data.max_skipped",)
 
 
 def default_config() -> ConfigDict:
@@ -76,6 +77,7 @@ def default_config() -> ConfigDict:
         shards=1,  # streams that make a batch; with many processes as many of them, else each tokenises all documents
         packing="first_fit",
         shuffle=True,
+        max_skipped=0.01,  # share of a source's documents that may be of no use (odd lines); more are an error
     )
     c.optimizer = config_dict.create(
         learning_rate=1e-5,  # the peak
@@ -215,7 +217,7 @@ def differing_keys(ours: dict, theirs: dict, path: str = "") -> list[str]:
     """Dotted names of the fields in which two resolved configs (read from JSON) differ, those of RESUMABLE left out."""
     names = []
     for key in sorted(set(ours) | set(theirs)):
-        if not path and key in RESUMABLE:
+        if path + key in RESUMABLE:
             continue
         a, b = ours.get(key), theirs.get(key)
         if isinstance(a, dict) and isinstance(b, dict):

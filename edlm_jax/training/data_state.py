@@ -1,12 +1,21 @@
-"""Where the data stands, in a checkpoint: a small JSON file per shard, read back by whoever then reads that shard."""
+"""Where the data stands, in a checkpoint: a small JSON file per shard, read back by whoever then reads that shard.
+
+Beside them stands how many documents each source had: the order of a corpus, and with it what comes next, follows from
+that number.
+"""
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import orbax.checkpoint as ocp
 
 from edlm_jax.data.shards import BatchIterator
+from edlm_jax.errors import InputError
+
+_SIZES = "documents.json"
 
 
 class DataHandler(ocp.CheckpointHandler):
@@ -16,6 +25,7 @@ class DataHandler(ocp.CheckpointHandler):
         """Processes that read the same shard write the same file."""
         for shard, state in args.item.get_state().items():
             (directory / _file_name(shard)).write_text(json.dumps(state))
+        (directory / _SIZES).write_text(json.dumps([tally.size for tally in args.item.tallies]))
 
     def restore(self, directory: Path, args: "DataRestore") -> BatchIterator:
         """The iterator that was passed, at that moment."""
@@ -39,6 +49,20 @@ class DataRestore(ocp.args.CheckpointArgs):
     """Sets `item` back."""
 
     item: BatchIterator
+
+
+def check_sizes(checkpoint: Path, data: BatchIterator, sources: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses to go on from a checkpoint with sources that have grown or shrunk since."""
+    path = checkpoint / "data" / _SIZES
+    if not path.exists():  # written before sizes were
+        return
+    for source, before, tally in zip(sources, json.loads(path.read_text()), data.tallies, strict=True):
+        if before != tally.size:
+            raise InputError(
+                f"{dict(source)} had {before:,} documents when {checkpoint} was written and has {tally.size:,} now: "
+                "some would be seen twice and others never. Put it back as it was; or export what is trained (edlm "
+                "export), and start another run from it with config.init.path and another --workdir"
+            )
 
 
 def _file_name(shard: str) -> str:

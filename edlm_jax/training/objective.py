@@ -8,7 +8,8 @@ each quotient one mean over all loss tokens and never a mean of means: long and 
 (arXiv 2607.05722 measured +2.1 for it). The second quotient is the reduction of the released code, divided by what
 was masked; its expectation is about twice the NELBO per token, because about half of the tokens are masked. Both
 denominators follow from batch and noise alone, so they are known before the forward pass: micro-batches scale by them
-and simply add.
+and simply add. What is reported beside the loss is the same sum over a third denominator, the documents' tokens: nats
+per token, the scale of held-out losses.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from edlm_jax.attention import Bidirectional, BlockCausal, Causal, CleanContext, Pattern
+from edlm_jax.data.packing import without_filler
 from edlm_jax.diffusion import (
     choose_copies,
     corrupt,
@@ -45,10 +47,11 @@ class Corruption(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Loss tokens of a batch: the two denominators."""
+    """Loss tokens of a batch: the two denominators, and of the diffusion loss in nats per token a third."""
 
     ar: jax.Array
-    diffusion: jax.Array
+    diffusion: jax.Array  # masked tokens
+    tokens: jax.Array  # that might have been masked, without what fills last blocks
 
 
 class Sums(NamedTuple):
@@ -117,7 +120,9 @@ class Objective:
         """The loss tokens of a batch."""
         diffusion = self.predicted(batch, corruption).sum(dtype=jnp.float32)
         ar = _ar_targets(batch)[1].sum(dtype=jnp.float32) if self.ar_weight else jnp.zeros(())
-        return Weights(ar, diffusion)
+        document_BL = (without_filler(batch)["loss_mask"] > 0) & (batch["segment_ids"] > 0)
+        every = corruption._replace(masked_BM=corruption.copied(document_BL))
+        return Weights(ar, diffusion, self.predicted(batch, every).sum(dtype=jnp.float32))
 
     def sums(self, model, batch: Batch, corruption: Corruption, *, remat: str = "none") -> Sums:
         """One forward pass. The head runs on a stream only if that stream has a loss."""
@@ -145,7 +150,7 @@ class Objective:
 
     def loss(self, sums: Sums, weights: Weights) -> jax.Array:
         """The step's loss, or a micro-batch's share of it, from sums and the GLOBAL weights."""
-        ar, diffusion = (total / jnp.maximum(count, 1) for total, count in zip(sums[:2], weights, strict=True))
+        ar, diffusion = (total / jnp.maximum(count, 1) for total, count in zip(sums[:2], weights[:2], strict=True))
         return self.ar_weight * ar + self.diffusion_weight * diffusion
 
     def streams(self, batch: Batch, corruption: Corruption) -> dict[str, jax.Array | None]:

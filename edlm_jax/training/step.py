@@ -153,7 +153,8 @@ def _metrics(objective, batch: Batch, corruption: Corruption, sums: Sums, weight
     )
     if objective.diffusion_weight:
         metrics |= dict(
-            diffusion_loss=mean(sums.diffusion, weights.diffusion),
+            diffusion_loss=mean(sums.diffusion, weights.tokens),  # nats per token, the scale of held-out losses
+            diffusion_objective=mean(sums.diffusion, weights.diffusion),  # as it is optimised: about twice that
             masked_fraction=mean(weights.diffusion, corruptible),
             bin_ce=sums.bin_ce,
             bin_count=sums.bin_count,

@@ -195,7 +195,7 @@ def save(workdir: Path, spec, params: dict) -> None:
 
     write_workdir(workdir, default_config(), spec)
     checkpoints = Checkpoints(workdir, keep_last=1)
-    checkpoints.save(0, TrainState(np.int32(0), params, {}), BatchIterator({}))
+    checkpoints.save(0, TrainState(np.int32(0), params, {}), BatchIterator({}, []))
     checkpoints.close()
 
 

@@ -134,7 +134,8 @@ def test_diffusion_from_a_model_that_was_never_converted_is_refused(tiny_ar_dir,
 
 
 @pytest.mark.parametrize(
-    "argument", ["--thresholds=1,2", "--thresholds=high", "--count=0", "--data=what.is", "--task=chess"]
+    "argument",
+    ["--thresholds=1,2", "--thresholds=high", "--count=0", "--data=what.is", "--task=chess", "--rows=0", "--rows=9"],
 )
 def test_evaluate_refuses(tiny_converted_dir, capsys, argument):
     assert argument.partition("=")[0] in fail(capsys, "evaluate", f"--model={tiny_converted_dir}", argument)

@@ -2,9 +2,11 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from edlm_jax import pretrained
@@ -15,19 +17,9 @@ from edlm_jax.errors import InputError
 from edlm_jax.pretrained import Text
 from tests.chain import byte_tokenizer, copy_with, save_chain, save_tokenizer, steps, word_tokenizer
 from tests.conftest import TINY
+from tests.data.conftest import CHAT_TEMPLATE, END, make_tokenizer
 
-
-class Bytes:
-    """A tokenizer of bytes, as far as the command needs one."""
-
-    chat_template = "{{ messages }}"
-
-    def encode(self, text):
-        return list(text.encode())
-
-    def apply_chat_template(self, messages, add_generation_prompt, return_dict):
-        text = "".join(f"<{m['role']}>{m['content']}" for m in messages) + "<assistant>" * add_generation_prompt
-        return {"input_ids": self.encode(text)}
+QUICKSTART = Path(pretrained.__file__).parent / "quickstart_ar"
 
 
 def test_text_appears_once_and_characters_whole(capsys):
@@ -52,12 +44,35 @@ def test_an_answer_has_no_white_space_around_it(capsys):
 
 
 def test_chat_uses_the_template():
-    tokenizer = Bytes()
-    assert bytes(_encode(tokenizer, "hi", True)) == b"<user>hi<assistant>"
-    assert bytes(_encode(tokenizer, "hi", False)) == b"hi"
-    tokenizer.chat_template = None
-    with pytest.raises(InputError, match="no chat template"):
+    tokenizer = make_tokenizer(eos_token=END)
+    with pytest.raises(InputError, match="a chat template, and this one has none"):
         _encode(tokenizer, "hi", True)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    expected = f"<|im_start|>user\nhi{END}\n<|im_start|>assistant\n"
+    assert tokenizer.decode(_encode(tokenizer, "hi", True)) == expected
+    assert _encode(tokenizer, expected, False) == _encode(tokenizer, "hi", True)
+    assert _encode(tokenizer, f"hi{END}", True).count(tokenizer.eos_token_id) == 1
+
+
+def test_what_a_tokenizer_adds_behind_a_text_does_not_close_the_prompt(tmp_path, capsys):
+    directory = shutil.copytree(QUICKSTART, tmp_path / "model")
+    tokenizer = json.loads((directory / "tokenizer.json").read_text())
+    added = TemplateProcessing(single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)])
+    tokenizer["post_processor"] = json.loads(added.__getstate__())
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+    command = ["generate", f"--model={directory}", "--max-new-tokens=8", "--dtype=float32", "--json"]
+    assert main([*command, "--prompt=add 3+4 9+8 0+5 ->"]) == 0
+    assert json.loads(capsys.readouterr().out)["completions"][0]["text"] == " 7 17 5"
+
+
+def test_a_prompt_begins_once():
+    tokenizer = make_tokenizer(bos_token="<|im_start|>")
+    start = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", start)]
+    )
+    ids = _encode(tokenizer, "<|im_start|>hi", False)
+    assert ids.count(start) == 1 and ids == _encode(tokenizer, "hi", False)
 
 
 CHAT = (
@@ -125,9 +140,6 @@ def test_a_model_ends_where_its_files_say(tmp_path, capsys):
         assert main(["generate", f"--model={model}", "--prompt=a", "--json"]) == 0
         made.append(json.loads(capsys.readouterr().out)["completions"][0]["new_tokens"])
     assert made == [1, 1, 3]
-
-
-QUICKSTART = Path(pretrained.__file__).parent / "quickstart_ar"
 
 
 def test_a_stop_string_that_is_a_special_token(tmp_path, capsys):

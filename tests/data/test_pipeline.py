@@ -1,3 +1,4 @@
+import collections
 import itertools
 import json
 from types import SimpleNamespace
@@ -6,10 +7,11 @@ import grain
 import numpy as np
 import pytest
 
-from edlm_jax.data import packing
+from edlm_jax.data import packing, pipeline
 from edlm_jax.data.pipeline import make_dataset, make_eval_batches
 from edlm_jax.data.shuffle import shuffle
 from edlm_jax.errors import InputError
+from tests.data.conftest import CHAT_TEMPLATE, make_tokenizer
 
 LENGTH, BLOCK = 48, 4
 WINDOW = 8
@@ -25,7 +27,7 @@ def small_windows(monkeypatch):
 def make_data(sources, **kwargs):
     return SimpleNamespace(
         **dict(batch_size=4, length=LENGTH, packing="first_fit", shuffle=True, sources=sources, eval_sources=sources)
-        | dict(eval_batches=1000, shards=1)
+        | dict(eval_batches=1000, shards=1, max_skipped=0.01)
         | kwargs
     )
 
@@ -204,15 +206,102 @@ def test_documents_that_are_not_utf8_are_passed_over(tmp_path, tokenizer):
     assert set(names_of(take(data, tokenizer, 3), tokenizer)) == {"doc0", "doc2"}
 
 
-def test_a_bad_document_far_into_the_corpus_stops_with_its_reason(tmp_path, tokenizer):
-    lines = [json.dumps(dict(text=f"doc{i} x")) for i in range(300)]
-    (tmp_path / "a.jsonl").write_text("\n".join([*lines, '{"text":']))
-    data = make_data([dict(kind="jsonl", path=str(tmp_path / "a.jsonl"))], shuffle=False)
+ODD = (
+    '{"text":',
+    '["text"]',
+    '{"txt": "doc"}',
+    '{"messages": [{"role": "assistant", "content": "Hi"}, {"role": "user", "content": "doc"}]}',
+    '{"messages": [{"role": "user", "content": "doc"}]}',
+    '{"messages": [{"role": "user", "content": "doc"}, {"role": "assistant", "content": null}]}',
+)
+
+
+def write_chats(path, good, odd=()):
+    """Conversations that name themselves; each odd line stands at a place of its own among them."""
+    chat = lambda i: [dict(role="user", content="?"), dict(role="assistant", content=f"doc{i} x")]  # noqa: E731
+    lines = [json.dumps(dict(messages=chat(i))) for i in range(good)]
+    for place, line in odd:
+        lines.insert(place, line)
+    path.write_text("\n".join(lines))
+    return dict(kind="jsonl", path=str(path))
+
+
+def test_odd_documents_are_left_out_counted_and_named(tmp_path, tokenizer, caplog):
+    odd = [(50 * (i + 1), line) for i, line in enumerate(ODD)]
+    source = write_chats(tmp_path / "a.jsonl", 600, [*odd, (0, '{"text": ""}')])
+    data = make_data([source], packing="one_per_row", length=128, max_skipped=0.01)
+    dataset = make_dataset(data, tokenizer, seed=0, block_length=BLOCK)
+    (tally,) = dataset.tallies
+    assert tally.counts == dict(skipped=6, blank=1)
+    assert str(tally) == f"607 documents, {tally.tokens:,} tokens, 1 blank, 6 skipped"
+    for (place, _), reason in zip(odd, ("not JSON", "list, not", "no 'text'", "begins", "nothing", "content")):  # noqa: B905
+        assert any(f"a.jsonl:{place + 2}: " in line and reason in line for line in caplog.messages), (place, reason)
+    seen = collections.Counter(names_in(itertools.islice(dataset, 300), tokenizer))
+    assert set(seen) == {f"doc{i}" for i in range(600)} and set(seen.values()) == {2}  # two epochs
+    assert tally.counts == dict(skipped=6, blank=1)
+
+
+def names_in(batches, tokenizer):
+    """The documents of conversations in rows of their own."""
+    for batch in batches:
+        for tokens_L, loss_mask_L in zip(batch["tokens"], batch["loss_mask"], strict=True):
+            yield tokenizer.decode(tokens_L[loss_mask_L == 1]).split(" ")[0]
+
+
+def test_odd_documents_change_no_state(tmp_path, tokenizer):
+    """A run that goes on behind some has not met them; its batches and its state are the same."""
+    odd = [(7 * i, line) for i, line in enumerate(ODD)]
+    sources = [write_chats(tmp_path / "a.jsonl", 30, odd), write_texts(tmp_path / "b.jsonl", 20)]
+    data = make_data(sources, length=128, max_skipped=1.0)
+    iterator = iter(make_dataset(data, tokenizer, seed=3, block_length=BLOCK))
+    for _ in range(5):
+        next(iterator)
+    state = json.dumps(iterator.get_state())
+    following, after = [next(iterator) for _ in range(20)], json.dumps(iterator.get_state())
+    restored = iter(make_dataset(data, tokenizer, seed=3, block_length=BLOCK))
+    restored.set_state(json.loads(state))
+    assert_same_batches([next(restored) for _ in range(20)], following)
+    assert json.dumps(restored.get_state()) == after
+    iterator.close()
+    restored.close()
+
+
+def test_too_many_odd_documents_are_an_error(tmp_path, tokenizer, monkeypatch):
+    odd = [(100 * i, line) for i, line in enumerate(ODD)]
+    data = make_data([write_chats(tmp_path / "a.jsonl", 500, odd)], length=128, shuffle=False)
+    assert make_dataset(data, tokenizer, seed=0, block_length=BLOCK).tallies[0].counts == dict(skipped=6)
+    data.max_skipped = 0.005
+    reason = r"4 of 506 documents of .*a.jsonl cannot be used, more than data.max_skipped=0.005 allows; the first: .*"
+    with pytest.raises(InputError, match=reason + r"a\.jsonl:1: not JSON"):
+        make_dataset(data, tokenizer, seed=0, block_length=BLOCK)
+    monkeypatch.setattr(pipeline, "TOKENS", 100)  # of a large corpus the beginning alone is looked at
     batches = iter(make_dataset(data, tokenizer, seed=0, block_length=BLOCK))
-    with pytest.raises(InputError, match=r"a\.jsonl:301 is not JSON"):
-        for _ in range(300):
+    with pytest.raises(InputError, match="4 of 506 documents"):
+        for _ in range(500):
             next(batches)
     batches.close()
+
+
+def test_of_a_large_corpus_a_sample_is_looked_at(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(pipeline, "ALL", 300)
+    monkeypatch.setattr(pipeline, "SAMPLE", 50)
+    half = [(2 * i, ODD[0]) for i in range(200)]
+    data = make_data([write_chats(tmp_path / "a.jsonl", 200, half)], length=128, max_skipped=0.4)
+    with pytest.raises(InputError, match="50 of 50 documents"):  # every eighth, and all of them odd
+        make_dataset(data, tokenizer, seed=0, block_length=BLOCK)
+    data.max_skipped = 1.0
+    assert make_dataset(data, tokenizer, seed=0, block_length=BLOCK).tallies[0].counts == dict(skipped=50)
+
+
+def test_a_template_that_rewrites_makes_a_document_of_each_turn(tmp_path):
+    thinking = make_tokenizer(eos_token="<|im_end|>")
+    thought = "{% if m.role == 'assistant' and loop.last %}~{% endif %}{{ m.content }}"
+    thinking.chat_template = CHAT_TEMPLATE.replace("{{ m['content'] }}", thought)
+    turns = [dict(role=role, content=text) for role, text in zip(("user", "assistant") * 2, "abcd", strict=True)]
+    (tmp_path / "a.jsonl").write_text(json.dumps(dict(messages=turns)))
+    data = make_data([dict(kind="jsonl", path=str(tmp_path / "a.jsonl"))], length=128, packing="one_per_row")
+    answers = set(names_in(take(data, thinking, 1), thinking))
+    assert answers == {"~b<|im_end|>", "~d<|im_end|>"}
 
 
 # Held-out batches

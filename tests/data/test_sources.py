@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from edlm_jax.data.array_record import decode_record, encode_record, write_token_records
 from edlm_jax.data.documents import tokenize
 from edlm_jax.data.sources import OPENERS, open_source
+from edlm_jax.data.tokenized import open_tokenized
 from edlm_jax.errors import InputError
 
 CHAT = [dict(role="user", content="hé?"), dict(role="assistant", content="ho")]
@@ -35,7 +36,7 @@ def test_text_one_document_per_file(tmp_path):
     (tmp_path / "b" / "c.txt").write_text("drü\n")
     (tmp_path / "b" / "other.md").write_text("not a .txt")
     (tmp_path / "empty.txt").write_text("")
-    expected = [dict(text="one\r\ntwo"), dict(text="drü\n")]
+    expected = [dict(text="one\ntwo"), dict(text="drü\n")]
     assert documents(kind="text", path=str(tmp_path)) == expected
     assert documents(kind="text", path=str(tmp_path / "**/*.txt")) == expected
     assert documents(kind="text", path=str(tmp_path / "b" / "other.md")) == [dict(text="not a .txt")]
@@ -67,13 +68,36 @@ def test_jsonl_of_each_form(tmp_path):
     assert documents(kind="jsonl", path=path, columns=columns) == [dict(prompt="Q", response="A")]
 
 
-def test_jsonl_that_is_not_utf8_is_skipped_and_counted(tmp_path, caplog):
+def test_every_field_of_a_conversation_is_kept(tmp_path):
+    tools = [dict(type="function", function=dict(name="f", parameters=dict(x=None)))]
+    call = dict(function=dict(name="f", arguments=dict(x=None)))
+    told = [CHAT[0] | dict(name="Ada"), dict(role="assistant", content=None, tool_calls=[call], reasoning_content="?")]
+    rows = [dict(messages=told, tools=tools), dict(messages=CHAT, tools=json.dumps(tools)), dict(messages=CHAT)]
+    read = documents(kind="jsonl", path=write_lines(tmp_path / "a.jsonl", rows))
+    del told[1]["content"]
+    assert read == [dict(messages=told, tools=tools), dict(messages=CHAT, tools=tools), dict(messages=CHAT)]
+    renamed = [dict(talk=row["messages"], can=row.get("tools")) for row in rows] + [dict(talk=CHAT)]
+    path = write_lines(tmp_path / "b.jsonl", renamed)
+    again = documents(kind="jsonl", path=path, columns=dict(messages="talk", tools="can"))
+    assert again[:2] == read[:2] and again[2:] == [dict(messages=CHAT, tools=None), dict(messages=CHAT)]
+
+
+def test_what_a_table_fills_in_is_nobodys_field(tmp_path):
+    call = dict(name="f", arguments=dict(x="1"))
+    told = [CHAT[0], dict(role="assistant", content="", calls=[call]), dict(role="tool", content="no", name="f")]
+    pq.write_table(pa.table(dict(messages=[told, CHAT])), tmp_path / "a.parquet")
+    assert documents(kind="parquet", path=str(tmp_path)) == [dict(messages=told), dict(messages=CHAT)]
+
+
+def test_jsonl_that_is_not_utf8_is_skipped_and_counted(tmp_path, tokenizer):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "a"}\n{"text": "\xe4"}\n\n{"text": "half a pair: \\ud800"}\n{"text": "b"}\n')
-    source = open_source(dict(kind="jsonl", path=str(path)))
-    found = [source[i] for i in (*range(len(source)), *range(len(source)))]
-    assert found == [dict(text="a"), None, dict(text="b")] * 2
-    assert source.skipped == 2
+    documents = open_tokenized(dict(kind="jsonl", path=str(path)), tokenizer, max_skipped=0.5)
+    for _ in range(2):  # epochs
+        assert [len(tokens) for tokens in documents] == [1, 0, 1]
+        assert documents.tally.counts == dict(skipped=2)
+    with pytest.raises(InputError, match="not UTF-8"):
+        documents.source[1]
 
 
 def test_parquet(tmp_path):
@@ -84,11 +108,29 @@ def test_parquet(tmp_path):
     assert documents(kind="parquet", path=str(tmp_path / "2.parquet")) == [dict(messages=CHAT)] * 2
 
 
-def test_parquet_that_is_not_utf8_is_skipped_and_counted(tmp_path):
+def test_parquet_files_of_columns_and_types_of_their_own(tmp_path):
+    pq.write_table(pa.table(dict(prompt=["p"], response=["r"])), tmp_path / "0.parquet")
+    large = pa.array(["R", "S"], pa.large_string())
+    pq.write_table(pa.table(dict(id=[1, 2], response=large, prompt=["P", "Q"])), tmp_path / "1.parquet")
+    pq.write_table(pa.table(dict(text=["t"])), tmp_path / "2.parquet")
+    pairs = [dict(prompt="p", response="r"), dict(prompt="P", response="R"), dict(prompt="Q", response="S")]
+    assert documents(kind="parquet", path=str(tmp_path)) == [*pairs, dict(text="t")]
+
+
+@pytest.mark.parametrize("columns, missing", [({}, "text"), (dict(prompt="question", response="body"), "question")])
+def test_parquet_without_the_columns_says_what_it_has(columns, missing, tmp_path):
+    pq.write_table(pa.table(dict(question=["a"], body=["t"])), tmp_path / "0.parquet")
+    pq.write_table(pa.table(dict(body=["t"], id=[1])), tmp_path / "1.parquet")
+    with pytest.raises(InputError, match=rf"[01]\.parquet has no '{missing}' but '.*', '.*'; set columns=") as caught:
+        open_source(dict(kind="parquet", path=str(tmp_path), columns=columns))
+    assert "\n" not in str(caught.value)
+
+
+def test_parquet_that_is_not_utf8_is_skipped_and_counted(tmp_path, tokenizer):
     content = pa.array([b"a", b"\xe4", b"c"], pa.binary()).view(pa.string())
     pq.write_table(pa.table(dict(text=content)), tmp_path / "a.parquet")
-    source = open_source(dict(kind="parquet", path=str(tmp_path)))
-    assert [source[i] for i in range(3)] == [dict(text="a"), None, dict(text="c")] and source.skipped == 1
+    documents = open_tokenized(dict(kind="parquet", path=str(tmp_path)), tokenizer)
+    assert [len(tokens) for tokens in documents] == [1, 0, 1] and documents.tally.counts == dict(skipped=1)
 
 
 def test_hf_dataset(tmp_path):
@@ -152,12 +194,14 @@ def test_records_keep_tokens_and_loss():
 
 def test_pretokenised_corpus_gives_the_same_tokens(tmp_path, tokenizer):
     rows = [dict(text="t"), dict(prompt="p", response="rr"), dict(messages=CHAT)]
-    source = open_source(dict(kind="jsonl", path=write_lines(tmp_path / "a.jsonl", rows)))
-    assert write_token_records(iter([*source, None]), tokenizer, tmp_path / "a.array_record") == 3
-    read = open_source(dict(kind="array_record", path=str(tmp_path)))
+    path = write_lines(tmp_path / "a.jsonl", [*rows, dict(text=""), dict(messages=CHAT[1:])])
+    documents = open_tokenized(dict(kind="jsonl", path=path), tokenizer)
+    assert write_token_records(documents, tmp_path / "a.array_record") == 3
+    assert documents.tally.counts == dict(blank=1, skipped=1)
+    read = open_tokenized(dict(kind="array_record", path=str(tmp_path)), tokenizer)
     assert len(read) == 3
-    for row, document in zip(rows, read, strict=True):
-        np.testing.assert_array_equal(tokenize(document, tokenizer), tokenize(row, tokenizer))
+    for row, tokens in zip(rows, read, strict=True):
+        np.testing.assert_array_equal(tokens, tokenize(row, tokenizer))
 
 
 # Refusals
@@ -204,22 +248,28 @@ def test_empty_or_missing_corpus_is_refused(kind, suffix, tmp_path):
 @pytest.mark.parametrize(
     "line, columns, reason",
     [
-        ('{"text": ', {}, r"a.jsonl:3 is not JSON"),
-        ("[1]", {}, r"a.jsonl:3 is list, not a JSON object"),
-        ('{"txt": "a"}', {}, r"document 1 of .* has no 'text' but 'txt'; set columns"),
-        ('{"text": 5}', {}, r"document 1 of .*: text is int, not text"),
+        ('{"text": ', {}, r"not JSON: "),
+        ("[1]", {}, r"list, not a JSON object"),
+        ('{"txt": "a"}', {}, r"it has no 'text' but 'txt'; set columns"),
+        ('{"text": 5}', {}, r"text is int, not text"),
         ('{"prompt": "a", "response": null}', {}, r"response is NoneType, not text"),
-        ('{"messages": [{"role": "user"}]}', {}, r"a message without content"),
+        ('{"messages": [{"content": "user"}]}', {}, r"message 0 has no role"),
+        ('{"messages": [{"role": "user", "content": ["a"]}]}', {}, r"content of message 0 is list, not text"),
+        ('{"messages": ["user"]}', {}, r"message 0 is str, not an object"),
         ('{"messages": null}', {}, r"messages is NoneType, not a list"),
+        ('{"messages": [], "tools": "{"}', {}, r"tools is not JSON"),
+        ('{"messages": [], "tools": "3"}', {}, r"tools is int, not a list"),
         ('{"text": "a"}', dict(text="t"), r"has no 't'"),
         ('{"text": "a"}', dict(txt="text"), r"columns of .* must name text, prompt and response, or messages"),
     ],
 )
-def test_bad_rows_are_refused(line, columns, reason, tmp_path):
+def test_bad_rows_are_refused(line, columns, reason, tmp_path, tokenizer):
     (tmp_path / "a.jsonl").write_text('{"text": "good", "t": "good"}\n\n' + line + "\n")
     with pytest.raises(InputError, match=reason) as caught:
-        open_source(dict(kind="jsonl", path=str(tmp_path), columns=columns))[1]
+        documents = open_tokenized(dict(kind="jsonl", path=str(tmp_path), columns=columns), tokenizer, max_skipped=0)
+        documents[1]
     assert "\n" not in str(caught.value)
+    assert "columns of" in reason or "a.jsonl:3: " in str(caught.value)
 
 
 @pytest.mark.parametrize("kind, suffix", [("parquet", "parquet"), ("array_record", "array_record")])

@@ -24,6 +24,9 @@ def test_an_embedding_is_the_mean_of_the_texts_own_hidden_states(tiny_converted_
             alone_TD = model.hidden(jnp.asarray([row]), pattern=pattern)[0]
             np.testing.assert_allclose(vector, alone_TD.mean(axis=0), atol=1e-5)
     assert list(attentions(model)) == ["causal", "block_causal", "bidirectional"]
+    with pytest.warns(UserWarning, match="1 of 2 texts are read up to their first 256 tokens"):
+        vectors = embed(model, [[3] * 256, [3] * 257], pattern=Causal())
+    np.testing.assert_array_equal(*vectors)
     with pytest.raises(InputError, match="without tokens"):
         embed(model, [[1], []], pattern=Causal())
 

@@ -1,6 +1,7 @@
 """Held-out loss and weight drift against the plain computation."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from edlm_jax.commands.main import main
 from edlm_jax.data.pipeline import make_eval_batches
+from edlm_jax.data.stdlib import StdlibSource
 from edlm_jax.diagnosis import prediction
 from edlm_jax.diagnosis.drift import weight_drift
 from edlm_jax.errors import InputError
@@ -87,6 +90,23 @@ def test_heldout_documents_are_packed_on_the_models_grid(grid, tiny_converted_di
         first = begins if grid == "position" else learned  # where a document's blocks are counted from
         other = learned if grid == "position" else begins
         assert not (np.nonzero(first)[1] % 4).any() and (np.nonzero(other)[1] % 4).any()
+
+
+def test_a_held_out_set_has_the_rows_that_are_asked_for(tiny_converted_dir, capsys):
+    model, tokenizer = load_pretrained(tiny_converted_dir, "float32"), load_tokenizer(tiny_converted_dir)
+    shapes = {(rows, size): (1, rows) for rows, size in ((3, 32), (32, 32))}
+    for (rows, size), shape in (shapes | {(512, 32): (16, 32), (40, 32): (2, 20), (41, 32): (2, 21)}).items():
+        c = heldout_config(model.spec, SOURCE, batch_size=size, rows=rows)
+        assert (c.data.eval_batches, c.data.batch_size) == shape
+    c = heldout_config(model.spec, dict(kind="stdlib", split="test"), batch_size=2, rows=2)
+    argv = ["evaluate", f"--model={tiny_converted_dir}", "--task=heldout", "--rows=2", "--dtype=float32", "--json"]
+    assert main(argv) == 0
+    measured = json.loads(capsys.readouterr().out)
+    loss = heldout_loss(model, c, tokenizer, pattern="clean_context")
+    assert measured["heldout_loss"]["diffusion"] == pytest.approx(loss, rel=1e-6)
+    data = measured["heldout_data"]
+    assert data["rows"] == 2 and data["tokens"] > 900 and data["skipped"] == 0
+    assert data["of_documents"] == len(StdlibSource("test")) >= data["split"] > 0
 
 
 @pytest.mark.parametrize("pattern, unit", [("clean_context", 4), ("block_causal", 4), ("bidirectional", 24)])

@@ -85,7 +85,7 @@ def test_generation_is_ours_up_to_the_stop_string(evaluate, tiny_converted_dir, 
     assert any(texts)
 
 
-def test_stop_strings_cut_and_settings_group(tiny_ar_dir):
+def test_stop_strings_cut_and_settings_group(tiny_ar_dir, caplog):
     lm = EdlmLM(str(tiny_ar_dir), dtype="float32", batch_size=2)
     (long,) = lm.generate_until([request("generate_until", "abc", {"until": [], "max_gen_toks": 12})])
     stop = long[5:7]
@@ -93,7 +93,12 @@ def test_stop_strings_cut_and_settings_group(tiny_ar_dir):
     several.append(("abc", {"max_gen_toks": 3}))
     cut, _, short = lm.generate_until([request("generate_until", *pair) for pair in several])
     assert cut == long[: long.index(stop)] and long.startswith(short) and len(short) <= 3
-    (late,) = lm.generate_until([request("generate_until", "y" * 600 + "abc", {"until": [], "max_gen_toks": 12})])
+    assert lm.contexts_cut == 0 and "lost their beginning" not in caplog.text
+    too_long = ("y" * 600 + "abc", {"until": [], "max_gen_toks": 12})
+    late, _ = lm.generate_until([request("generate_until", *pair) for pair in (too_long, ("abc", too_long[1]))])
+    assert lm.contexts_cut == 1 and "1 of 2 contexts lost their beginning: the model holds 512 tokens" in caplog.text
+    lm.loglikelihood([request("loglikelihood", text, "hi") for text in ("x" * 511, "x" * 510)], disable_tqdm=True)
+    assert lm.contexts_cut == 2
     (kept,) = lm.generate_until([request("generate_until", "y" * 497 + "abc", {"until": [], "max_gen_toks": 12})])
     assert late == kept  # a context too long loses its beginning
 

@@ -15,7 +15,10 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from edlm_jax.errors import InputError
+from edlm_jax.evaluation.heldout import heldout_loss
 from edlm_jax.training.checkpoint import latest_step, load_trained
+from edlm_jax.training.initial import read_spec
+from edlm_jax.training.step import make_eval_step
 from edlm_jax.training.train import Run, train
 from tests.training.conftest import make_config
 from tests.training.tiny import MASK_ID
@@ -60,10 +63,19 @@ def test_a_finished_run_left_everything(finished):
     names = {"eval_loss", "eval_loss_at_noise_0.5", "masked_fraction", "grad_norm", "tokens_per_second", "drift_ffn"}
     assert names <= set(summary) and all(np.isfinite(summary[name]) for name in names)
     assert 0 < summary["drift_attention"] < 1
+    for part in ("", "eval_"):
+        assert summary[f"{part}loss"] == summary[f"{part}diffusion_objective"]
+        # Nats per token: about half, as masked tokens are.
+        assert 0.3 < summary[f"{part}diffusion_loss"] / summary[f"{part}diffusion_objective"] < 0.7
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["3", "6"]
     conversion = json.loads((workdir / "model.json").read_text())["config"]["edlm"]
     assert conversion["mask_token_id"] == MASK_ID and conversion["block_length"] == 4
     assert list((workdir / "tensorboard").iterdir())
+
+
+def test_the_bound_of_a_run_is_the_held_out_loss_of_its_model(finished, config):
+    loss = heldout_loss(load_trained(finished[0]), config, read_spec(config)[1], pattern=config.objective.pattern)
+    assert finished[1]["eval_bound"] == pytest.approx(loss, rel=1e-5)
 
 
 def test_interrupted_by_sigterm_equals_uninterrupted_bitwise(finished, config, tmp_path, monkeypatch):
@@ -81,6 +93,58 @@ def test_interrupted_by_sigterm_equals_uninterrupted_bitwise(finished, config, t
     ours, theirs = losses(tmp_path), losses(finished[0])
     assert list(ours) == [1, 2, 3, 4, 6]
     assert [ours[step] for step in (1, 2, 3, 4)] == [theirs[step] for step in (1, 2, 3, 4)]
+
+
+def raise_sigterm_in_evaluation(monkeypatch):
+    """While the first held-out batch is measured."""
+
+    def make(*args):
+        eval_step = make_eval_step(*args)
+        return lambda *args: (signal.raise_signal(signal.SIGTERM), eval_step(*args))[1]
+
+    monkeypatch.setattr("edlm_jax.training.train.make_eval_step", make)
+
+
+@pytest.mark.parametrize("every, step", [(3, 3), (0, 6)])
+def test_sigterm_gives_up_an_evaluation(every, step, finished, config, tmp_path, monkeypatch):
+    raise_sigterm_in_evaluation(monkeypatch)
+    config.eval_every = every
+    summary = train(config, tmp_path)
+    assert summary["step"] == step == latest_step(tmp_path) and not summary["completed"]
+    assert "eval_loss" not in summary
+    monkeypatch.undo()
+    summary = train(config, tmp_path)
+    assert summary["completed"] and summary["eval_loss"] == finished[1]["eval_loss"]
+    assert losses(tmp_path) == losses(finished[0])
+
+
+def test_slow_steps_are_not_queued_behind_each_other(finished, config, tmp_path, monkeypatch):
+    original = Run._step
+    for limit, expected in [(-1.0, [False] * 6), (1e9, [False, False, True, True, True, True])]:
+        queued = []  # is another step under way when one is begun? What the first takes is not known before it ends
+        wrapped = lambda run, *args, queued=queued: (queued.append(run.pending is not None), original(run, *args))[1]  # noqa: E731
+        monkeypatch.setattr(Run, "_step", wrapped)
+        monkeypatch.setattr("edlm_jax.training.train._QUEUED", limit)
+        train(config, tmp_path / str(limit))
+        assert queued == expected and losses(tmp_path / str(limit)) == losses(finished[0])
+
+
+def test_a_corpus_that_has_grown_is_not_continued(config, corpus, tmp_path):
+    lines = (corpus / "train.jsonl").read_text()
+    (tmp_path / "train.jsonl").write_text(lines)
+    config.data.sources = (dict(kind="jsonl", path=str(tmp_path / "train.jsonl")), dict(kind="tasks", weight=0.1))
+    config.steps = 1
+    train(config, tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    config.steps = 2
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write("\n" + lines)
+    with pytest.raises(InputError, match=r"had 200 documents when .* and has 400 now: .* Put it back") as error:
+        train(config, tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    (tmp_path / "run" / "checkpoints" / "1" / "data" / "documents.json").unlink()  # as older versions wrote it
+    assert train(config, tmp_path / "run")["completed"]
 
 
 def test_resumes_on_another_mesh(finished, config, tmp_path):

@@ -1,0 +1,42 @@
+"""A source's documents as tokens: one that cannot be used is left out, counted and named, and too many are an error."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edlm_jax.data.counts import MAX_SKIPPED, Tally
+from edlm_jax.data.documents import Document, Tokens, tokenize
+from edlm_jax.data.sources import Rows, open_source
+from edlm_jax.errors import InputError
+
+BLANK = "blank"  # documents without text; the formats in which most corpora are kept have them
+
+
+class Tokenized(Sequence):
+    """Random access to what each document becomes: nothing, its tokens, or several documents' (documents.py)."""
+
+    def __init__(self, source: Sequence[Document], tokenizer, name: str, max_skipped: float = MAX_SKIPPED):
+        self.source, self.tokenizer = source, tokenizer
+        unread = source.skipped if isinstance(source, Rows) else 0
+        self.tally = Tally(name, len(source), max_skipped, unread)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> list[Tokens]:
+        try:
+            tokens = tokenize(self.source[index], self.tokenizer)
+        except InputError as error:
+            self.tally.skip(index, f"{self._locate(index)}: {error}")
+            return []
+        if not tokens:
+            self.tally.count(BLANK, index)
+        return tokens
+
+    def _locate(self, index: int) -> str:
+        return self.source.locate(index) if isinstance(self.source, Rows) else f"document {index} of {self.tally.name}"
+
+
+def open_tokenized(spec: Mapping[str, Any], tokenizer, max_skipped: float = MAX_SKIPPED) -> Tokenized:
+    """The documents that one entry of c.data.sources names."""
+    source = open_source(spec)
+    return Tokenized(source, tokenizer, spec["path"] if "path" in spec else spec["kind"], max_skipped)

@@ -1,0 +1,97 @@
+"""Conversations in a tokenizer's chat template: the prompt for the next turn, and what a model learns of a whole one.
+
+What people say stays text: a special token that they quote is no control token; the template's own are. Every field of a
+message reaches the template, and so do the tools of a conversation.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from edlm_jax.errors import InputError
+from edlm_jax.pretrained.encode import encode_more, encode_rendered, quote
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Message = Mapping[str, Any]  # role, content, and what the template knows: tool_calls, reasoning_content, name, ...
+Part = tuple[str, bool]  # text with quotations marked (encode.py), and whether the assistant says it
+
+
+def encode_chat(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[int]:
+    """The prompt that asks for the next turn."""
+    return encode_rendered(tokenizer, render(tokenizer, messages, add_generation_prompt=True))
+
+
+def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], tools: Any = None, **how) -> str:
+    """The template's text, with quotations marked (encode.py). Whatever the template raises is an InputError."""
+    if not tokenizer.chat_template:
+        raise InputError("messages need a tokenizer with a chat template, and this one has none")
+    said = _quoted(tokenizer, dict(messages=list(messages), tools=tools or None))
+    try:
+        return tokenizer.apply_chat_template(said["messages"], tools=said["tools"], tokenize=False, **how)
+    except Exception as error:  # noqa: BLE001 (a template raises what its author and Jinja like)
+        raise InputError(f"the chat template refuses it: {' '.join(str(error).split())}") from None
+
+
+def learned_turns(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], tools: Any = None
+) -> list[list[Part]]:
+    """The parts of each document that a conversation makes; joined, they are what the template writes.
+
+    <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n   Hello<|im_end|>\\n   <|im_start|>user ...
+    False                                                    True                 False
+
+    That is one document with all of its answers as long as the template only ever adds. One that shows an earlier turn
+    in another way when the next is asked for (without its thought, say) begins another document there: each answer is
+    learned after what will stand before it when it is generated.
+    """
+    _check(tokenizer, messages, tools)
+    documents, done = [], ""
+    for turn, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        prompt = render(tokenizer, messages[:turn], tools, add_generation_prompt=True)
+        answered = render(tokenizer, messages[: turn + 1], tools)
+        if not answered.startswith(prompt):
+            raise InputError(
+                f"the chat template writes message {turn} otherwise than it asks for it, so no answer can be told from "
+                "its prompt; use another template, or prompt and response columns"
+            )
+        if not documents or not prompt.startswith(done):
+            documents, done = [*documents, []], ""
+        documents[-1] += [(prompt[len(done) :], False), (answered[len(prompt) :], True)]
+        done = answered
+    return documents
+
+
+def encode_parts(tokenizer: "PreTrainedTokenizerBase", parts: Sequence[Part]) -> Iterator[tuple[list[int], bool]]:
+    """(ids, whether the assistant says it) of each part, as the decoder meets it: no prompt knows its answer."""
+    before = None
+    for text, says in parts:
+        ids = encode_rendered(tokenizer, text) if before is None else encode_more(tokenizer, text, before)
+        yield ids, says
+        before = text
+
+
+def _check(tokenizer, messages: Sequence[Message], tools: Any) -> None:
+    if not any(message["role"] == "assistant" for message in messages):
+        raise InputError("a conversation without an assistant message has nothing to learn")
+    if messages[0]["role"] == "assistant":
+        raise InputError("the conversation begins with the assistant: nothing asks for what it says")
+    # A template passes over fields that it does not know: an assistant that calls a function would say nothing.
+    calls = any(message.get("tool_calls") for message in messages)
+    for name, used in (("tool_calls", calls), ("tools", tools)):
+        if used and name not in str(tokenizer.chat_template):
+            raise InputError(f"the chat template knows no {name}: use one that does, or a corpus without them")
+    for number, message in enumerate(messages):
+        if message.get("content") is None and not message.get("tool_calls"):
+            raise InputError(f"message {number} has no content")
+
+
+def _quoted(tokenizer, value: Any) -> Any:
+    """The value with the special tokens in all of its texts marked."""
+    if isinstance(value, str):
+        return quote(tokenizer, value)
+    if isinstance(value, Mapping):
+        return {name: _quoted(tokenizer, item) for name, item in value.items()}
+    return [_quoted(tokenizer, item) for item in value] if isinstance(value, list | tuple) else value
