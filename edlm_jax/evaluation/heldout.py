@@ -65,7 +65,7 @@ def heldout_loss(model: Transformer, c: ConfigDict, tokenizer, *, pattern: str) 
 
 def heldout_data(c: ConfigDict, tokenizer, mask_id: int | None) -> dict[str, int]:
     """What a held-out loss is measured on, and what of its sources is not."""
-    batches = make_eval_batches(c.data, tokenizer, block_length=grid(c), mask_id=mask_id)
+    batches = make_eval_batches(c.data, tokenizer, block_length=grid(c), grid=c.objective.grid, mask_id=mask_id)
     found = dict(rows=0, tokens=0, documents=0)
     for batch in batches:
         found["rows"] += int((batch["segment_ids"] > 0).any(axis=1).sum())

@@ -1,7 +1,7 @@
 """Conversations in a tokenizer's chat template: the prompt for the next turn, and what a model learns of a whole one.
 
-What people say stays text: a special token that they quote is no control token; the template's own are. Every field of a
-message reaches the template, and so do the tools of a conversation.
+What people say stays text: a special token that they quote is no control token; the template's own are. Every field of
+a message reaches the template, and so do the tools of a conversation.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -72,7 +72,7 @@ def test_turns_that_nothing_rewrites_stay_together(thinking):
     messages = [*chat("Rain?"), calls, dict(role="tool", content="no"), *chat("", "No.")[1:], *chat("Sure?", "Yes.")]
     first, second = learned_turns(thinking, messages, TOOLS)
     assert [text for text, says in first if says] == [
-        '<think>\nask\n</think>\n\n<tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call><|im_end|>\n',
+        '<think>\nask\n</think>\n\n<tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call><|im_end|>\n',  # noqa: E501
         "<think>\n\n</think>\n\nNo.<|im_end|>\n",
     ]
     assert "<|im_start|>tool\nno<|im_end|>" in first[2][0] and "<think>\nask" not in second[0][0]
