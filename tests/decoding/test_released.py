@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from edlm_jax.decoding import Decoder
+from edlm_jax.decoding import Decoder, generate
 from edlm_jax.errors import InputError
 from edlm_jax.models import Conversion
 from edlm_jax.pretrained.released import RELEASED
@@ -47,7 +47,7 @@ def test_efficient_dlm(alignment, seed):
     decoder = make_decoder(seed % 1000, "EfficientDLM", C, alignment=alignment)
     threshold = float(rng.uniform(0.3, 0.95))
     given = prompts(rng, [1, 5, 8, 13, 16, 27])
-    result = decoder(given, max_new_tokens=blocks * C, threshold=threshold, eos_id=EOS)
+    result = generate(decoder, given, max_new_tokens=blocks * C, threshold=threshold, eos_id=EOS)
     how = dict(blocks=blocks, C=C, threshold=threshold, shifted=alignment == "shifted", eos_id=EOS, mask_id=MASK)
     for row, prompt in enumerate(given):
         agrees(result, row, released.efficient_dlm(in_the_open(decoder), prompt, **how), seed)
@@ -62,7 +62,7 @@ def test_fast_dllm_v2(U, dual_cache, seed):
     given = prompts(rng, [9, 21, 32, 36])  # the release never reads a prompt of exactly one block
     for prompt in given:
         limit = blocks * C - len(prompt) % C
-        result = decoder([prompt], max_new_tokens=limit, **settings)
+        result = generate(decoder, [prompt], max_new_tokens=limit, **settings)
         tokens, forwards = released.fast_dllm_v2(dense.Columns(decoder.weights, MASK, LENGTH), prompt, **how)
         agrees(result, 0, (tokens[:limit], forwards), seed)
 
@@ -71,18 +71,18 @@ def test_fast_dllm_v2_takes_a_first_token_whatever_its_confidence(seed):
     rng, C = np.random.default_rng(seed), 16
     decoder, given = make_decoder(seed % 1000, "Fast_dLLM_QwenForCausalLM", C), prompts(rng, [32, 32, 32])
     settings = dict(max_new_tokens=2 * C, threshold=0.95)
-    taken, competing = decoder(given, **settings), decoder(given, commit="separate", **settings)
+    taken, competing = generate(decoder, given, **settings), generate(decoder, given, commit="separate", **settings)
     assert taken.row_commit_forwards == competing.row_commit_forwards == [1] * 3
     assert all(at[0] == 0 and at[C] <= min(at[C:]) for at in taken.accepted_at), f"seed {seed}"
     assert all(min(at) == 1 for at in competing.accepted_at), f"seed {seed}"
     with pytest.raises(InputError, match="shifted logits"):
-        make_decoder(0, "SDARForCausalLM", 4)(given, max_new_tokens=4, commit="first_token")
+        generate(make_decoder(0, "SDARForCausalLM", 4), given, max_new_tokens=4, commit="first_token")
     with pytest.raises(InputError, match="needs alignment 'shifted'"):
         Conversion(5, 4, commit="first_token")
     for mode in ("psd", "dmax"):  # they have their own ways, whatever a checkpoint's sampler does
-        assert decoder([[1, 2]], mode=mode, max_new_tokens=4).commit_forwards == 0
+        assert generate(decoder, [[1, 2]], mode=mode, max_new_tokens=4).commit_forwards == 0
         with pytest.raises(InputError, match="commit"):
-            decoder([[1, 2]], mode=mode, max_new_tokens=4, commit="first_token")
+            generate(decoder, [[1, 2]], mode=mode, max_new_tokens=4, commit="first_token")
 
 
 @pytest.mark.parametrize("C", [1, 4])
@@ -90,10 +90,10 @@ def test_rows_with_taken_first_tokens_are_those_alone(C, seed):
     rng = np.random.default_rng(seed)
     decoder, given = make_decoder(seed % 1000, "Fast_dLLM_QwenForCausalLM", C), prompts(rng, [2, 11, 8, 12])
     settings = dict(max_new_tokens=11, threshold=0.4, eos_id=EOS)
-    batch, seen = decoder(given, **settings), []
-    assert decoder(given, on_block=seen.append, **settings) == batch and len(seen) > 1
+    batch, seen = generate(decoder, given, **settings), []
+    assert generate(decoder, given, on_block=seen.append, **settings) == batch and len(seen) > 1
     for row, prompt in enumerate(given):
-        alone = decoder([prompt], **settings)
+        alone = generate(decoder, [prompt], **settings)
         assert (alone.tokens[0], alone.accepted_at[0]) == (batch.tokens[row], batch.accepted_at[row]), f"seed {seed}"
 
 
@@ -115,7 +115,7 @@ def test_sdar(temperature, top_k, top_p, seed):
         how = dict(blocks=blocks, C=C, threshold=threshold, draw=draw, mask_id=MASK)
         settings = dict(threshold=threshold, temperature=temperature, seed=[row])
         settings |= dict(top_k=top_k, top_p=top_p) if temperature else {}
-        result = decoder([prompt], max_new_tokens=blocks * C - len(prompt) % C, **settings)
+        result = generate(decoder, [prompt], max_new_tokens=blocks * C - len(prompt) % C, **settings)
         agrees(result, 0, released.sdar(in_the_open(decoder), prompt, **how), seed)
 
 
@@ -123,11 +123,11 @@ def test_the_confidence_is_a_choice(seed):
     rng = np.random.default_rng(seed)
     decoder, given = make_decoder(seed % 1000, "SDARForCausalLM", 4), prompts(rng, [4, 8, 12])
     settings = dict(max_new_tokens=16, threshold=0.7, temperature=0.8, top_k=1)  # one token is left: it is certain
-    assert decoder(given, **settings).row_denoise_forwards == [4] * 3
-    raw = decoder(given, confidence="raw", **settings)
+    assert generate(decoder, given, **settings).row_denoise_forwards == [4] * 3
+    raw = generate(decoder, given, confidence="raw", **settings)
     assert raw.denoise_forwards > 12, f"seed {seed}"
     with pytest.raises(InputError, match="confidence 'sure' is unknown; choose one of raw, drawn"):
-        decoder(given, confidence="sure", **settings)
+        generate(decoder, given, confidence="sure", **settings)
 
 
 @pytest.mark.parametrize("architecture", ["EfficientDLM", "SDARForCausalLM"])
@@ -139,9 +139,9 @@ def test_the_grid_is_a_setting(architecture, seed):
     made_for_it, given = make_decoder(seed % 1000, architecture, C, grid=other), prompts(rng, [4, 5, 6, 7, 13])
     settings = dict(max_new_tokens=11, threshold=0.5)
     with pytest.warns(UserWarning, match=f"grid '{other}' is not the '{decoder.spec.conversion.grid}'"):
-        result = decoder(given, grid=other, **settings)
+        result = generate(decoder, given, grid=other, **settings)
     assert result == made_for_it(given, **settings)
-    own = decoder(given, **settings)
+    own = generate(decoder, given, **settings)
     assert own.tokens[0] == result.tokens[0] and own != result, f"seed {seed}"
     with pytest.raises(InputError, match="grid 'middle' is unknown; choose one of response, position"):
-        decoder(given, grid="middle", **settings)
+        generate(decoder, given, grid="middle", **settings)

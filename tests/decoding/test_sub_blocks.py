@@ -75,7 +75,7 @@ def test_a_row_alone_equals_the_row_in_a_batch():
     rng = np.random.default_rng()
     decoder, given = Decoder(make_model("shifted")), prompts(rng, [2, 11, 6, 9, 4])
     settings = dict(max_new_tokens=16, block_length=8, sub_block_length=4, dual_cache=True, threshold=0.95)
-    decode = partial(decoder, temperature=0.7, **settings)
+    decode = partial(generate, decoder, temperature=0.7, **settings)
     batch = decode(given, seed=range(5, 10))  # some rows forward whole blocks while others need their sub-block alone
     for row, prompt in enumerate(given):
         alone = decode([prompt], seed=[5 + row])
