@@ -40,9 +40,10 @@ def tokenize(document: Document, tokenizer) -> list[Tokens]:
             return []
         answer = encode_more(tokenizer, response, prompt)
         return [_join([(encode_text(tokenizer, prompt), 0), (_ended(answer, tokenizer), 1)])]
-    if not document["text"].strip():
+    ids = encode_text(tokenizer, document["text"])
+    if not document["text"].strip() or not {*ids} - {tokenizer.bos_token_id, tokenizer.eos_token_id}:
         return []
-    return [_join([(_ended(encode_text(tokenizer, document["text"]), tokenizer), 1)])]
+    return [_join([(_ended(ids, tokenizer), 1)])]
 
 
 def _ended(ids: list[int], tokenizer) -> list[int]:

@@ -31,7 +31,7 @@ WITH_MASK_TOKEN = "with_mask_token"  # documents whose text holds what hides tok
 MAX_PER_ROW = {"first_fit": None, "one_per_row": 1}
 # What is looked at before the first step: all of a small corpus, of a larger one a sample, and no more tokens than
 # these. The numbers are the same in every process.
-ALL, SAMPLE, TOKENS = 4096, 512, 2**20
+ALL, SAMPLE, TOKENS = 4096, 512, 2**19
 
 
 class Pieces(Sequence):

@@ -91,7 +91,7 @@ class Rows(Sequence):
 
 
 def _plain(value: Any, nulls: bool) -> Any:
-    """The value with bytes as text, and no text that is not UTF-8; without `nulls` also without fields of None."""
+    """The value with bytes as text, all of it seen to be UTF-8; without `nulls` also without fields of None."""
     if isinstance(value, bytes):
         return value.decode()
     if isinstance(value, str):

@@ -93,7 +93,7 @@ class EdlmLM(TemplateLM):
         return self.tokenizer.name_or_path.replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
-        """Tokens of a text from its beginning, or of a part; of a rendered conversation without a second start."""
+        """Tokens of a text from its beginning, or of a part of one; a rendered conversation begins as it is."""
         begins = add_special_tokens is not False and not string.startswith(RENDERED)
         return (encode_text if begins else encode_rendered)(self.tokenizer, string.removeprefix(RENDERED))
 

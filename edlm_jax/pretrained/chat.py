@@ -24,13 +24,7 @@ def encode_chat(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message
 
 def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], tools: Any = None, **how) -> str:
     """The template's text, with quotations marked (encode.py). Whatever the template raises is an InputError."""
-    if not tokenizer.chat_template:
-        raise InputError("messages need a tokenizer with a chat template, and this one has none")
-    said = _quoted(tokenizer, dict(messages=list(messages), tools=tools or None))
-    try:
-        return tokenizer.apply_chat_template(said["messages"], tools=said["tools"], tokenize=False, **how)
-    except Exception as error:  # noqa: BLE001 (a template raises what its author and Jinja like)
-        raise InputError(f"the chat template refuses it: {' '.join(str(error).split())}") from None
+    return _write(tokenizer, _quoted(tokenizer, messages), _quoted(tokenizer, tools), **how)
 
 
 def learned_turns(
@@ -45,13 +39,14 @@ def learned_turns(
     in another way when the next is asked for (without its thought, say) begins another document there: each answer is
     learned after what will stand before it when it is generated.
     """
+    turns = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
+    messages = messages[: turns[-1] + 1] if turns else []  # what follows the last answer teaches nothing
     _check(tokenizer, messages, tools)
+    messages, tools = _quoted(tokenizer, messages), _quoted(tokenizer, tools)
     documents, done = [], ""
-    for turn, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        prompt = render(tokenizer, messages[:turn], tools, add_generation_prompt=True)
-        answered = render(tokenizer, messages[: turn + 1], tools)
+    for turn in turns:
+        prompt = _write(tokenizer, messages[:turn], tools, add_generation_prompt=True)
+        answered = _write(tokenizer, messages[: turn + 1], tools)
         if not answered.startswith(prompt):
             raise InputError(
                 f"the chat template writes message {turn} otherwise than it asks for it, so no answer can be told from "
@@ -73,8 +68,17 @@ def encode_parts(tokenizer: "PreTrainedTokenizerBase", parts: Sequence[Part]) ->
         before = text
 
 
+def _write(tokenizer, messages: list[Message], tools: Any, **how) -> str:
+    if not tokenizer.chat_template:
+        raise InputError("messages need a tokenizer with a chat template, and this one has none")
+    try:
+        return tokenizer.apply_chat_template(messages, tools=tools or None, tokenize=False, **how)
+    except Exception as error:  # noqa: BLE001 (a template raises what its author and Jinja like)
+        raise InputError(f"the chat template refuses it: {' '.join(str(error).split())}") from None
+
+
 def _check(tokenizer, messages: Sequence[Message], tools: Any) -> None:
-    if not any(message["role"] == "assistant" for message in messages):
+    if not messages:
         raise InputError("a conversation without an assistant message has nothing to learn")
     if messages[0]["role"] == "assistant":
         raise InputError("the conversation begins with the assistant: nothing asks for what it says")

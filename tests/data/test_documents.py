@@ -114,7 +114,7 @@ def test_text_begins_and_ends_once_however_it_is_written():
     assert tokens_L.tolist() == [start, *closing.encode("ab", add_special_tokens=False), end]
 
 
-@pytest.mark.parametrize("document", [dict(text=""), dict(text=" \n"), dict(prompt="", response="")])
+@pytest.mark.parametrize("document", [dict(text=""), dict(text=" \n"), dict(text=END), dict(prompt="", response="")])
 def test_a_document_without_text_gives_nothing(document, tokenizer):
     assert tokenize(document, tokenizer) == []
     assert len(tokenize(dict(prompt="x", response=""), tokenizer)) == 1  # to say nothing is an answer

@@ -5,6 +5,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from edlm_jax.attention import Bidirectional, Causal
 from edlm_jax.commands.main import main
@@ -13,6 +14,7 @@ from edlm_jax.evaluation import embedding
 from edlm_jax.evaluation.embedding import attentions, documented_functions, embed, retrieval
 from edlm_jax.evaluation.mteb import Encoder
 from edlm_jax.pretrained import load_pretrained, load_tokenizer
+from tests.data.conftest import END, make_tokenizer
 
 
 def test_an_embedding_is_the_mean_of_the_texts_own_hidden_states(tiny_converted_dir):
@@ -45,14 +47,14 @@ def test_functions_are_documented_and_their_names_hidden():
 def test_ranks(tiny_ar_dir, monkeypatch):
     vectors = {0: [1.0, 0.0], 1: [0.0, 1.0], 2: [2.0, 1.0], 3: [5.0, 1.0]}  # queries 0 and 1; their texts 2 and 3
     monkeypatch.setattr(embedding, "embed", lambda model, rows, pattern: np.array([vectors[row] for row in rows]))
-    tokenizer = type("Numbers", (), dict(encode=lambda self, text, **_: int(text)))()
-    found = retrieval(None, tokenizer, [("0", "2"), ("1", "3")], pattern=Causal())
+    monkeypatch.setattr(embedding, "encode_text", lambda tokenizer, text: int(text))
+    found = retrieval(None, None, [("0", "2"), ("1", "3")], pattern=Causal())
     assert found == dict(mean_reciprocal_rank=0.5, recall_at_1=0.0, recall_at_10=1.0)
     vectors[2] = vectors[3]  # texts that are alike find nothing
-    assert retrieval(None, tokenizer, [("0", "2"), ("1", "3")], pattern=Causal())["recall_at_1"] == 0
+    assert retrieval(None, None, [("0", "2"), ("1", "3")], pattern=Causal())["recall_at_1"] == 0
     vectors[0] = [np.nan, 0.0]
     with pytest.raises(InputError, match="not finite"):
-        retrieval(None, tokenizer, [("0", "2"), ("1", "3")], pattern=Causal())
+        retrieval(None, None, [("0", "2"), ("1", "3")], pattern=Causal())
 
 
 def test_the_command_measures_both_models(tiny_converted_dir, tiny_ar_dir, capsys):
@@ -76,3 +78,15 @@ def test_the_benchmarks_encoder(tiny_converted_dir):
     np.testing.assert_allclose(own[0], vectors[2], atol=1e-5)
     with pytest.raises(InputError, match="attention 'sideways'"):
         Encoder(tiny_converted_dir, attention="sideways")
+
+
+def test_texts_are_read_as_in_training(tiny_converted_dir, monkeypatch):
+    encoder, rows = Encoder(tiny_converted_dir, dtype="float32"), []
+    monkeypatch.setattr("edlm_jax.evaluation.mteb.embed", lambda model, texts, **_: rows.extend(texts))
+    encoder._tokenizer = make_tokenizer(bos_token="<|im_start|>", eos_token=END)
+    start, end = encoder._tokenizer.bos_token_id, encoder._tokenizer.eos_token_id
+    special = [("<|im_start|>", start), (END, end)]
+    added = TemplateProcessing(single=f"<|im_start|> $A {END}", special_tokens=special)
+    encoder._tokenizer.backend_tokenizer.post_processor = added
+    encoder.encode(["a", "<|im_start|>a", ""])
+    assert rows == [[start, *encoder._tokenizer.encode("a", add_special_tokens=False)]] * 2 + [[start]]

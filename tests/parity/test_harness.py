@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import jax
 import numpy as np
@@ -10,9 +11,11 @@ from flax import nnx
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
+from tokenizers.processors import TemplateProcessing
 
 import edlm_jax
 from edlm_jax import load_pretrained, save_pretrained
+from edlm_jax.data.documents import tokenize
 from edlm_jax.evaluation.harness import EdlmLM
 from edlm_jax.evaluation.likelihood import log_likelihood
 from edlm_jax.pretrained import load_tokenizer
@@ -20,7 +23,7 @@ from tests.chain import byte_tokenizer, copy_with, save_chain, save_tokenizer, s
 from tests.conftest import TINY
 
 pytestmark = pytest.mark.parity
-MAX_LENGTH, VOCABULARY, EOS = 512, 259, 256
+MAX_LENGTH, VOCABULARY, EOS, BOS = 512, 259, 256, 257
 TASK = """
 task: {name}
 dataset_path: json
@@ -154,6 +157,46 @@ def byte_tokens(values):
 
 def request(kind, *args):
     return Instance(request_type=kind, doc={}, arguments=args, idx=0)
+
+
+CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|endoftext|>{% endfor %}"
+
+
+@pytest.fixture
+def closing(tiny_ar_dir, tmp_path):
+    """A model whose tokenizer puts <|pad|> before a text and <|endoftext|> behind it, and has a chat template."""
+    directory = shutil.copytree(tiny_ar_dir, tmp_path / "closing")
+    tokenizer = json.loads((directory / "tokenizer.json").read_text())
+    special = [("<|pad|>", BOS), ("<|endoftext|>", EOS)]
+    added = TemplateProcessing(single="<|pad|> $A <|endoftext|>", special_tokens=special)
+    tokenizer["post_processor"] = json.loads(added.__getstate__())
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+    settings = json.loads((directory / "tokenizer_config.json").read_text())
+    settings |= dict(bos_token="<|pad|>", chat_template=CHAT_TEMPLATE)
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    return EdlmLM(str(directory), dtype="float32", batch_size=2)
+
+
+def test_a_text_begins_with_the_start_token_and_has_no_end(closing):
+    ids = {text: [*byte_tokens(text.encode())] for text in ("abc", "ab", "c")}
+    pairs = [("", "abc"), ("ab", "c"), ("<|pad|>ab", "c"), ("", "<|pad|>abc")]
+    given = [([BOS], ids["abc"]), ([BOS, *ids["ab"]], ids["c"]), ([BOS, *ids["ab"]], ids["c"]), ([BOS], ids["abc"])]
+    expected = [score.log_likelihood for score in log_likelihood(closing.model, given)]
+    found = closing.loglikelihood([request("loglikelihood", *pair) for pair in pairs], disable_tqdm=True)
+    np.testing.assert_allclose([nats for nats, _ in found], expected, rtol=1e-6)
+    rolling = closing.loglikelihood_rolling([request("loglikelihood_rolling", text) for text in ("abc", "<|pad|>abc")])
+    np.testing.assert_allclose(rolling, [expected[0]] * 2, rtol=1e-6)
+    (text,) = closing.generate_until([request("generate_until", "abc", {"until": [], "max_gen_toks": 4})])
+    (tokens,) = edlm_jax.generate(closing.model, [[BOS, *ids["abc"]]], max_new_tokens=4, mode="ar", eos_id=EOS).tokens
+    assert text == closing.tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def test_a_conversation_is_rendered_and_read_as_in_training(closing):
+    messages = [dict(role="user", content="a<|endoftext|>b"), dict(role="assistant", content="c")]
+    (tokens_L, _), *others = tokenize(dict(messages=messages), closing.tokenizer)
+    text = closing.apply_chat_template(messages, add_generation_prompt=True)
+    assert closing.tok_encode(text) == tokens_L.tolist() and not others
+    assert (tokens_L == EOS).sum() == 2 and BOS not in tokens_L  # the quotation is text; the template wants no start
 
 
 @pytest.mark.parametrize("mode", ["ar", "diffusion"])

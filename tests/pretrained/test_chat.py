@@ -1,5 +1,7 @@
 """Conversations: what a template gets to see, what of it is learned, and what people's words cannot do."""
 
+import json
+
 import pytest
 
 from edlm_jax.errors import InputError
@@ -72,7 +74,7 @@ def test_turns_that_nothing_rewrites_stay_together(thinking):
     messages = [*chat("Rain?"), calls, dict(role="tool", content="no"), *chat("", "No.")[1:], *chat("Sure?", "Yes.")]
     first, second = learned_turns(thinking, messages, TOOLS)
     assert [text for text, says in first if says] == [
-        '<think>\nask\n</think>\n\n<tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call><|im_end|>\n',  # noqa: E501
+        f"<think>\nask\n</think>\n\n<tool_call>{json.dumps(CALL['function'])}</tool_call><|im_end|>\n",
         "<think>\n\n</think>\n\nNo.<|im_end|>\n",
     ]
     assert "<|im_start|>tool\nno<|im_end|>" in first[2][0] and "<think>\nask" not in second[0][0]

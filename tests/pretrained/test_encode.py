@@ -16,7 +16,7 @@ MERGES = [("a", "b"), ("\u2581", "ab"), ("\u2581", "<")]
 
 
 def spaced(scheme: str, adds: str = "$A") -> PreTrainedTokenizerFast:
-    """Letters and a few merges; the space before a text comes by the way of Llama 2, of Mistral, or not at all."""
+    """Letters and a few merges; the space before a text comes as in Llama 2, as in Mistral, or not at all."""
     tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(LETTERS)}, MERGES, unk_token="<unk>"))
     if scheme == "normalizer":
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
