@@ -15,6 +15,7 @@ namespace edlm {
 struct Plain {  // SSE2 or NEON, whatever the compiler takes for granted
   typedef float Floats __attribute__((vector_size(16)));
   typedef uint32_t Bits __attribute__((vector_size(16)));
+  typedef uint8_t Bytes __attribute__((vector_size(4)));
   static constexpr int lanes = 4;
 #if defined(__aarch64__)
   static constexpr int sums = 24;
@@ -27,12 +28,14 @@ struct Plain {  // SSE2 or NEON, whatever the compiler takes for granted
 struct Avx2 {
   typedef float Floats __attribute__((vector_size(32)));
   typedef uint32_t Bits __attribute__((vector_size(32)));
+  typedef uint8_t Bytes __attribute__((vector_size(8)));
   static constexpr int lanes = 8, sums = 12;
 };
 
 struct Avx512 {
   typedef float Floats __attribute__((vector_size(64)));
   typedef uint32_t Bits __attribute__((vector_size(64)));
+  typedef uint8_t Bytes __attribute__((vector_size(16)));
   static constexpr int lanes = 16, sums = 16;
 };
 

@@ -9,11 +9,10 @@ decoding asks for none.
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-
-from edlm_jax.parallel.cpu.library import library
 
 STRIP = 32  # columns; product.cc has the same number
 
@@ -24,7 +23,7 @@ class Packed:
     """A matrix in strips: float32[S, D, 32], or bfloat16[S, D, 16, 2] where that holds every value."""
 
     strips: jax.Array
-    shape: tuple[int, ...] = field(metadata=dict(static=True))  # as it was: D and the axes of the result
+    out: tuple[int, ...] = field(metadata=dict(static=True))  # the axes of the result that F is made of
 
     @property
     def nbytes(self) -> int:
@@ -40,31 +39,31 @@ class Packed:
         return self.strips[strip, :, column % half, column // half].astype(jnp.float32)
 
 
-def pack(w: jax.Array) -> Packed:
-    """Lays out float32[D, ...]; one whose values are all bfloat16's stays so, in half the memory."""
-    return Packed(_strips(w, bool(_is_narrow(w))), w.shape)
+def pack(w: jax.Array, summed: int = 1) -> Packed:
+    """Lays out a float32 matrix whose first `summed` axes are D; one that bfloat16 holds takes half the memory."""
+    w_DF = w.reshape(math.prod(w.shape[:summed]), -1)
+    return Packed(_strips(w_DF, bool(_is_narrow(w_DF))), w.shape[summed:])
 
 
 def product(x: jax.Array, w: Packed) -> jax.Array:
-    """float32[..., *w.shape[1:]]: the product over the last axis of x and the first of w."""
-    rows, (D, *rest) = x.shape[:-1], w.shape
-    out = jax.ShapeDtypeStruct((math.prod(rows), math.prod(rest)), jnp.float32)
+    """float32[..., *w.out]: the product over the last axis of x."""
+    rows, D = x.shape[:-1], x.shape[-1]
+    out = jax.ShapeDtypeStruct((math.prod(rows), math.prod(w.out)), jnp.float32)
     if 0 in out.shape:
-        return jnp.zeros((*rows, *rest))
-    return jax.ffi.ffi_call(library().product, out)(x.reshape(-1, D), w.strips).reshape(*rows, *rest)
+        return jnp.zeros((*rows, *w.out))
+    return jax.ffi.ffi_call("edlm_product", out)(x.reshape(-1, D), w.strips).reshape(*rows, *w.out)
 
 
 @jax.jit
-def _is_narrow(w):
-    return (w.astype(jnp.bfloat16).astype(jnp.float32) == w).all()
+def _is_narrow(w_DF):
+    return (w_DF.astype(jnp.bfloat16).astype(jnp.float32) == w_DF).all()
 
 
-@jax.jit(static_argnames="narrow")
-def _strips(w, narrow):
-    D = w.shape[0]
-    w_DF = w.reshape(D, -1)
-    S = -(-w_DF.shape[1] // STRIP)
-    w_DF = jnp.pad(w_DF, ((0, 0), (0, S * STRIP - w_DF.shape[1])))
+@partial(jax.jit, static_argnames="narrow")
+def _strips(w_DF, narrow):
+    D, F = w_DF.shape
+    S = -(-F // STRIP)
+    w_DF = jnp.pad(w_DF, ((0, 0), (0, S * STRIP - F)))
     if narrow:  # columns c and 16 + c of a strip side by side
         return w_DF.astype(jnp.bfloat16).reshape(D, S, 2, STRIP // 2).transpose(1, 0, 3, 2)
     return w_DF.reshape(D, S, STRIP).transpose(1, 0, 2)
