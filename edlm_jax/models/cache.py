@@ -37,8 +37,8 @@ class DecodingWeights:
     spec: ModelSpec = field(metadata=dict(static=True))
     backend: Xla = field(metadata=dict(static=True))
     embedding_VD: jax.Array | None  # None: tied, read from the packed head
-    layers: tuple[dict[str, jax.Array | cpu.Packed], ...]
-    final_norm_D: jax.Array
+    layers: tuple[dict[str, jax.Array | cpu.Packed | cpu.Scale], ...]
+    final_norm_D: jax.Array | cpu.Scale
     head_DV: jax.Array | cpu.Packed | None  # None: tied, read from the embedding
 
     @classmethod
@@ -55,7 +55,7 @@ class DecodingWeights:
     @property
     def dtype(self):
         """What is computed in."""
-        return self.final_norm_D.dtype
+        return jax.tree.leaves(self.final_norm_D)[0].dtype
 
     def embed(self, tokens) -> jax.Array:
         """[..., D]: the embeddings of token ids, in the compute dtype."""
@@ -88,15 +88,16 @@ def _pack(model, backend):
     spec, dtype = model.spec, model.dtype
     embedding_VD = model.embedding_VD[...].astype(dtype)
     summed = {"qkv_DKMH": 1, "o_NHD": 2, "gate_up_DPF": 1, "down_FD": 1}
+
+    def place(name, w):
+        return cpu.pack(w, summed[name]) if name in summed else cpu.Scale(w) if "norm" in name else w
+
     return DecodingWeights(
         spec=spec,
         backend=backend,
         embedding_VD=None if spec.tied else embedding_VD,
-        layers=tuple(
-            {name: cpu.pack(w, summed[name]) if name in summed else w for name, w in layer.items()}
-            for layer in _fused_layers(model)
-        ),
-        final_norm_D=model.final_norm_D[...].astype(dtype),
+        layers=tuple({name: place(name, w) for name, w in layer.items()} for layer in _fused_layers(model)),
+        final_norm_D=cpu.Scale(model.final_norm_D[...].astype(dtype)),
         head_DV=cpu.pack(embedding_VD.T if spec.tied else model.head_DV[...].astype(dtype)),
     )
 

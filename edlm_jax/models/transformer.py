@@ -20,6 +20,7 @@ from edlm_jax.models.lora import Lora, initial_adapters, low_rank, scaled
 from edlm_jax.models.product import project, widen
 from edlm_jax.models.rope import rotary_tables, rotate
 from edlm_jax.models.spec import ModelSpec
+from edlm_jax.parallel import cpu
 from edlm_jax.parallel.sharding import constrain
 
 REMAT_POLICIES = {
@@ -242,6 +243,8 @@ def _gate_and_up(p, h_BTD):
 
 def rms_norm(x, scale, eps: float):
     """Root-mean-square norm over the last axis: float32 inside, rounded before the scale, as transformers does."""
+    if isinstance(scale, cpu.Scale):  # decoding's, on a machine that has a norm of its own
+        return cpu.rms_norm(x, scale, eps)
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
     return normed.astype(x.dtype) * jnp.expand_dims(scale, range(x.ndim - 1))

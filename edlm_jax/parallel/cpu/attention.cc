@@ -33,18 +33,6 @@ struct Task {
   int64_t tiles() const { return (group() * T + kRows - 1) / kRows; }
 };
 
-template <class I>
-EDLM_INLINE float total(const typename I::Floats& x) {
-  float lanes[I::lanes];
-  store(lanes, x);
-#pragma GCC unroll 4
-  for (int half = I::lanes / 2; half; half /= 2) {
-#pragma GCC unroll 8
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  }
-  return lanes[0];
-}
-
 // e^x for x <= 0, by 2^n times a polynomial of what is left; 0 below the smallest normal number.
 template <class I>
 EDLM_INLINE void exponential(typename I::Floats& x) {

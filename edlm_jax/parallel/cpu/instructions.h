@@ -63,4 +63,17 @@ EDLM_INLINE void store(T* to, const V& vector) {
   __builtin_memcpy(to, &vector, sizeof vector);
 }
 
+// Lane on lane: always in the same order.
+template <class I>
+EDLM_INLINE float total(const typename I::Floats& x) {
+  float lanes[I::lanes];
+  store(lanes, x);
+#pragma GCC unroll 4
+  for (int half = I::lanes / 2; half; half /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  }
+  return lanes[0];
+}
+
 }  // namespace edlm
