@@ -6,6 +6,8 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
+#include <string_view>
 
 #define EDLM_INLINE inline __attribute__((always_inline))
 
@@ -43,12 +45,14 @@ struct Avx512 {
 #define EDLM_AVX512 __attribute__((target("avx512f,avx2,fma")))
 #endif
 
-// The widest of three versions of a function that this machine runs.
+// The widest of three versions of a function that this machine runs; EDLM_CPU=avx2 or plain asks for no wider one.
 template <class F>
 F* widest([[maybe_unused]] F* avx512, [[maybe_unused]] F* avx2, F* plain) {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) return avx512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2;
+  const char* asked = std::getenv("EDLM_CPU");
+  const std::string_view most = asked ? asked : "";
+  if (most.empty() && __builtin_cpu_supports("avx512f")) return avx512;
+  if (most != "plain" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2;
 #endif
   return plain;
 }
