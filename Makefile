@@ -39,7 +39,9 @@ clean:  ## remove the virtual environments and caches; runs/ stays
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("edlm_jax needs Python 3.11 or later, this is %d.%d: make PYTHON=python3.12" % sys.version_info[:2])'
 	$(PYTHON) -m venv $*
 
-$(VENV)/installed: setup.py pyproject.toml | $(VENV)/bin/python
+# jax goes in first: the kernels for CPUs are built against its headers, with a C++ compiler where there is one.
+$(VENV)/installed: setup.py pyproject.toml $(wildcard edlm_jax/parallel/cpu/*.cc edlm_jax/parallel/cpu/*.h) | $(VENV)/bin/python
+	$(VENV)/bin/python $(PIP) '$(JAX)'
 	$(VENV)/bin/python $(PIP) --editable . '$(JAX)'
 	@touch $@
 

@@ -1,9 +1,13 @@
 """Metadata of the package; settings of the tools are in pyproject.toml."""
 
+import importlib.util
+import os
 import pathlib
 import shutil
+import sysconfig
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 TEST = [
@@ -30,6 +34,39 @@ class BuildWithConfigs(build_py):
             shutil.copytree("configs", target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
 
 
+class BuildWithHeaders(build_ext):
+    """The CPU kernels need XLA's headers, which come with jaxlib and are known only once the build runs."""
+
+    def build_extension(self, ext):
+        """A library that ctypes loads: it has no module's entry."""
+        ext.include_dirs += headers()
+        super().build_extension(ext)
+
+
+def headers() -> list[str]:
+    """Of the jaxlib where this is being installed, which a build set apart from it does not import; else of its own."""
+    places = [pathlib.Path(sysconfig.get_path(name), "jaxlib") for name in ("platlib", "purelib")]
+    found = importlib.util.find_spec("jaxlib")
+    places += [pathlib.Path(found.origin).parent] if found else []
+    return [str(place / "include") for place in places if (place / "include" / "xla" / "ffi").is_dir()][:1]
+
+
+def has_compiler() -> bool:
+    """Without one the package is whole all the same; decoding on CPU is then XLA's alone."""
+    command = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or ""
+    return bool(command) and shutil.which(command.split()[0]) is not None
+
+
+# No -march: the kernels choose their instructions where they run.
+kernels = Extension(
+    "edlm_jax.parallel.cpu.kernels",
+    sorted(str(file) for file in pathlib.Path("edlm_jax/parallel/cpu").glob("*.cc")),
+    depends=sorted(str(file) for file in pathlib.Path("edlm_jax/parallel/cpu").glob("*.h")),
+    language="c++",
+    extra_compile_args=["-O3", "-std=c++17", "-ffp-contract=fast", "-fvisibility=hidden"],
+    optional=True,
+)
+
 setup(
     name="edlm_jax",
     version="0.1.0",
@@ -41,7 +78,9 @@ setup(
     package_dir={"": "."},
     packages=find_packages(include=["edlm_jax", "edlm_jax.*"]),
     package_data={"edlm_jax": ["py.typed", "pretrained/quickstart_ar/*"]},
-    cmdclass={"build_py": BuildWithConfigs},
+    ext_modules=[kernels] if has_compiler() else [],
+    setup_requires=["jaxlib>=0.10.2"] if has_compiler() and not headers() else [],
+    cmdclass={"build_py": BuildWithConfigs, "build_ext": BuildWithHeaders},
     license="Apache-2.0",
     install_requires=[
         "absl-py",

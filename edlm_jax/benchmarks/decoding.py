@@ -72,7 +72,7 @@ def _loop(weights, T, cached, count=20):
 
         return jax.lax.fori_loop(0, count, body, carry)
 
-    zeros_1KSH = jnp.zeros((1, spec.num_kv_heads, length, spec.head_dim), weights.embedding_VD.dtype)
+    zeros_1KSH = jnp.zeros((1, spec.num_kv_heads, length, spec.head_dim), weights.dtype)
     cache = KVCache((zeros_1KSH,) * spec.num_layers, (zeros_1KSH,) * spec.num_layers)
     return run, (jnp.ones((1, T), jnp.int32), cache), count
 

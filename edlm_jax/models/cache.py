@@ -13,11 +13,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from edlm_jax.attention import Pattern, Sight, attend, attend_cached, plan_attention
+from edlm_jax.attention import Pattern
 from edlm_jax.errors import InputError
+from edlm_jax.models.backend import CpuKernels, Xla, choose
+from edlm_jax.models.product import project
 from edlm_jax.models.rope import rotary_tables
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer, fuse_projections, layer_forward, rms_norm
+from edlm_jax.parallel import cpu
 from edlm_jax.parallel.devices import platform
 
 Attention = Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array]  # (layer, q_BTNH, k_BTKH, v_BTKH) -> out_BTNH
@@ -26,45 +29,83 @@ Attention = Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array]  # (laye
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class DecodingWeights:
-    """A model's parameters in its compute dtype, layer by layer, with q, k, v and gate, up each as one matrix."""
+    """A model's parameters in its compute dtype, layer by layer, with q, k, v and gate, up each as one matrix.
+
+    Matrices lie as the backend wants them. A tied embedding is held once where one layout serves both of its uses.
+    """
 
     spec: ModelSpec = field(metadata=dict(static=True))
-    embedding_VD: jax.Array
-    layers: tuple[dict[str, jax.Array], ...]
-    final_norm_D: jax.Array
-    head_DV: jax.Array | None  # None: tied, read from the embedding
+    backend: Xla = field(metadata=dict(static=True))
+    embedding_VD: jax.Array | None  # None: tied, read from the packed head
+    layers: tuple[dict[str, jax.Array | cpu.Packed | cpu.Scale], ...]
+    final_norm_D: jax.Array | cpu.Scale
+    head_DV: jax.Array | cpu.Packed | None  # None: tied, read from the embedding
 
     @classmethod
     def of(cls, model: Transformer) -> "DecodingWeights":
         """Laid out once; later changes of the model are not followed."""
         if model.layers.lora:
             raise InputError("this model's adapters are not merged; read its run with load_trained, which merges them")
+        backend = choose(model)
+        if isinstance(backend, CpuKernels):
+            return _pack(model, backend)
         # On CPU a product with the transposed embedding costs several times one with a head of its own (measured).
-        return _lay_out(*nnx.split(model), copy_head=platform() == "cpu")
+        return _lay_out(*nnx.split(model), backend, copy_head=platform() == "cpu")
+
+    @property
+    def dtype(self):
+        """What is computed in."""
+        return jax.tree.leaves(self.final_norm_D)[0].dtype
+
+    def embed(self, tokens) -> jax.Array:
+        """[..., D]: the embeddings of token ids, in the compute dtype."""
+        return self.head_DV.columns(tokens) if self.embedding_VD is None else self.embedding_VD[tokens]
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """float32[B, T, V] of final hidden states."""
         if self.head_DV is None:
             return jnp.einsum("BTD,VD->BTV", x_BTD, self.embedding_VD, preferred_element_type=jnp.float32)
-        return jnp.einsum("BTD,DV->BTV", x_BTD, self.head_DV, preferred_element_type=jnp.float32)
+        return project(x_BTD, self.head_DV, dtype=jnp.float32)
 
 
-@partial(jax.jit, static_argnames=("graphdef", "copy_head"))
-def _lay_out(graphdef, state, copy_head):
+@partial(jax.jit, static_argnames=("graphdef", "backend", "copy_head"))
+def _lay_out(graphdef, state, backend, copy_head):
     model = nnx.merge(graphdef, state)
-    stacked = model.layers.stacked(model.dtype)
     embedding_VD = model.embedding_VD[...].astype(model.dtype)
     head_DV = embedding_VD.T if model.spec.tied and copy_head else None
     return DecodingWeights(
         spec=model.spec,
+        backend=backend,
         embedding_VD=embedding_VD,
-        layers=tuple(
-            fuse_projections(model.spec, {name: x[i] for name, x in stacked.items()})
-            for i in range(model.spec.num_layers)
-        ),
+        layers=tuple(_fused_layers(model)),
         final_norm_D=model.final_norm_D[...].astype(model.dtype),
         head_DV=head_DV if model.spec.tied else model.head_DV[...].astype(model.dtype),
     )
+
+
+def _pack(model, backend):
+    """Matrix by matrix, so that no second copy of the model ever stands beside the first."""
+    spec, dtype = model.spec, model.dtype
+    embedding_VD = model.embedding_VD[...].astype(dtype)
+    summed = {"qkv_DKMH": 1, "o_NHD": 2, "gate_up_DPF": 1, "down_FD": 1}
+
+    def place(name, w):
+        return cpu.pack(w, summed[name]) if name in summed else cpu.Scale(w) if "norm" in name else w
+
+    return DecodingWeights(
+        spec=spec,
+        backend=backend,
+        embedding_VD=None if spec.tied else embedding_VD,
+        layers=tuple({name: place(name, w) for name, w in layer.items()} for layer in _fused_layers(model)),
+        final_norm_D=cpu.Scale(model.final_norm_D[...].astype(dtype)),
+        head_DV=cpu.pack(embedding_VD.T if spec.tied else model.head_DV[...].astype(dtype)),
+    )
+
+
+def _fused_layers(model):
+    stacked = model.layers.stacked(model.dtype)
+    for i in range(model.spec.num_layers):
+        yield fuse_projections(model.spec, {name: x[i] for name, x in stacked.items()})
 
 
 @jax.tree_util.register_dataclass
@@ -101,7 +142,7 @@ def forward(weights: DecodingWeights, tokens_BT, rotary_BT, attention: Attention
     (default: all) are computed: the others give keys and values alone.
     """
     spec = weights.spec
-    x_BTD = tokens_BT if tokens_BT.ndim == 3 else weights.embedding_VD[tokens_BT]
+    x_BTD = tokens_BT if tokens_BT.ndim == 3 else weights.embed(tokens_BT)
     whole, last = (lambda x_BT: x_BT), (lambda x_BT: x_BT[:, -read if read else None :])
     for index, (layer, wanted) in enumerate(zip(weights.layers, [whole] * (spec.num_layers - 1) + [last], strict=True)):
         x_BTD = layer_forward(spec, layer, x_BTD, rotary_BT, partial(attention, index), wanted)
@@ -123,16 +164,16 @@ def prefill(
 
     `read_mask_BTS`: only so many last columns are read, and this is what they see.
     """
-    keys, values, (B, T), spec = [], [], segments_BT.shape, weights.spec
-    plan = plan_attention(Sight(pattern, B, T, T, segments_BT, segments_BT), (spec.num_heads, spec.num_kv_heads))
+    keys, values, backend = [], [], weights.backend
+    attend_all = backend.attend_prompt(weights.spec, pattern, segments_BT)
 
     def attend_and_keep(index, q, k, v):
         for kept, x_BTKH in ((keys, k), (values, v)):
             x_BKTH = x_BTKH[:, :keep].swapaxes(1, 2)
             kept.append(jnp.pad(x_BKTH, ((0, 0), (0, 0), (0, length - keep), (0, 0))))
         if q.shape[1] < k.shape[1]:
-            return attend_cached(q, k.swapaxes(1, 2), v.swapaxes(1, 2), read_mask_BTS)
-        return attend(q, k, v, plan)
+            return backend.attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), read_mask_BTS)
+        return attend_all(q, k, v)
 
     read = None if read_mask_BTS is None else read_mask_BTS.shape[1]
     x_BTD = forward(weights, tokens_BT, rotary_BT, attend_and_keep, read)
@@ -154,29 +195,12 @@ def forward_cached(
     `where_BT` says which of them to write (default: all); the others keep what the cache has there. `read`: as in
     `forward`.
     """
-    keys, values = list(cache.k_BKSH), list(cache.v_BKSH)
+    keys, values, backend = list(cache.k_BKSH), list(cache.v_BKSH), weights.backend
 
     def attention(index, q, k, v):
-        keys[index] = _write(keys[index], k, start, where_BT)
-        values[index] = _write(values[index], v, start, where_BT)
-        return attend_cached(q, keys[index], values[index], mask_BTS[:, -q.shape[1] :])
+        keys[index], values[index] = backend.write(keys[index], values[index], k, v, start, where_BT)
+        return backend.attend(q, keys[index], values[index], mask_BTS[:, -q.shape[1] :])
 
     x_BTD = forward(weights, tokens_BT, rotary_BT, attention, read)
     return x_BTD, KVCache(tuple(keys), tuple(values))
 
-
-def _write(cache_BKSH, new_BTKH, start, where_BT):
-    new_BKTH = new_BTKH.swapaxes(1, 2).astype(cache_BKSH.dtype)
-    T = new_BKTH.shape[2]
-    if where_BT is None:
-        where_BT = jnp.ones((1, 1), bool)
-
-    def row(cache_KSH, new_KTH, start, where_T):
-        old_KTH = jax.lax.dynamic_slice_in_dim(cache_KSH, start, T, axis=1)
-        new_KTH = jnp.where(where_T[None, :, None], new_KTH, old_KTH)
-        return jax.lax.dynamic_update_slice_in_dim(cache_KSH, new_KTH, start, axis=1)
-
-    where_BT = jnp.broadcast_to(where_BT, new_BTKH.shape[:2])
-    if cache_BKSH.shape[0] == 1:  # no batch to vectorise: a plain slice update instead of a scatter
-        return row(cache_BKSH[0], new_BKTH[0], jnp.reshape(start, ()), where_BT[0])[None]
-    return jax.vmap(row, in_axes=(0, 0, None if jnp.ndim(start) == 0 else 0, 0))(cache_BKSH, new_BKTH, start, where_BT)

@@ -17,9 +17,10 @@ from edlm_jax.attention import Causal, InPieces, Pattern, Sight, Tiles, attend, 
 from edlm_jax.errors import InputError
 from edlm_jax.models.head import linear_cross_entropy
 from edlm_jax.models.lora import Lora, initial_adapters, low_rank, scaled
-from edlm_jax.models.product import widen
+from edlm_jax.models.product import project, widen
 from edlm_jax.models.rope import rotary_tables, rotate
 from edlm_jax.models.spec import ModelSpec
+from edlm_jax.parallel import cpu
 from edlm_jax.parallel.sharding import constrain
 
 REMAT_POLICIES = {
@@ -187,7 +188,7 @@ def layer_forward(spec: ModelSpec, p: dict, x_BTD, rotary, attention, read=lambd
     h_BTD = rms_norm(x_BTD, p["mlp_norm_D"], spec.norm_eps)
     gate_BTF, up_BTF = _gate_and_up(p, h_BTD)
     h_BTF = jax.nn.silu(gate_BTF) * up_BTF
-    return x_BTD + jnp.einsum("BTF,FD->BTD", h_BTF, p["down_FD"]) + _extra(p, "down_FD", "down_bias_D", h_BTF)
+    return x_BTD + project(h_BTF, p["down_FD"]) + _extra(p, "down_FD", "down_bias_D", h_BTF)
 
 
 def _attention_branch(spec, p, x_BTD, rotary, attention, read):
@@ -198,9 +199,7 @@ def _attention_branch(spec, p, x_BTD, rotary, attention, read):
         k_BSKH = rms_norm(k_BSKH, p["k_norm_H"], spec.norm_eps)
     q_rotary = [read(table_BTR) for table_BTR in rotary]
     out_BTNH = attention(rotate(q_BTNH, *q_rotary), rotate(k_BSKH, *rotary), v_BSKH)
-    w_ED = p["o_NHD"].reshape(-1, spec.width)  # flat, or the CPU compiler transposes it on every call
-    out_BTD = jnp.einsum("BTE,ED->BTD", out_BTNH.reshape(*out_BTNH.shape[:2], -1), w_ED)
-    return out_BTD + _extra(p, "o_NHD", "o_bias_D", out_BTNH)
+    return project(out_BTNH, p["o_NHD"], summed=2) + _extra(p, "o_NHD", "o_bias_D", out_BTNH)
 
 
 def fuse_projections(spec: ModelSpec, p: dict) -> dict:
@@ -224,7 +223,7 @@ def fuse_projections(spec: ModelSpec, p: dict) -> dict:
 
 def _queries_keys_values(spec, p, h_BTD, read):
     if "qkv_DKMH" in p:
-        qkv_BTKMH = jnp.einsum("BTD,DKMH->BTKMH", h_BTD, p["qkv_DKMH"]) + _bias(p, "qkv_bias_KMH")
+        qkv_BTKMH = project(h_BTD, p["qkv_DKMH"]) + _bias(p, "qkv_bias_KMH")
         q_BTNH = read(qkv_BTKMH)[..., :-2, :].reshape(h_BTD.shape[0], -1, spec.num_heads, spec.head_dim)
         return q_BTNH, qkv_BTKMH[..., -2, :], qkv_BTKMH[..., -1, :]
     read_BTD = read(h_BTD)
@@ -236,7 +235,7 @@ def _queries_keys_values(spec, p, h_BTD, read):
 
 def _gate_and_up(p, h_BTD):
     if "gate_up_DPF" in p:
-        gate_up_BTPF = jnp.einsum("BTD,DPF->BTPF", h_BTD, p["gate_up_DPF"]) + _bias(p, "gate_up_bias_PF")
+        gate_up_BTPF = project(h_BTD, p["gate_up_DPF"]) + _bias(p, "gate_up_bias_PF")
         return gate_up_BTPF[..., 0, :], gate_up_BTPF[..., 1, :]
     gate_BTF = widen(h_BTD, p["gate_DF"]) + _extra(p, "gate_DF", "gate_bias_F", h_BTD)
     return gate_BTF, widen(h_BTD, p["up_DF"]) + _extra(p, "up_DF", "up_bias_F", h_BTD)
@@ -244,6 +243,8 @@ def _gate_and_up(p, h_BTD):
 
 def rms_norm(x, scale, eps: float):
     """Root-mean-square norm over the last axis: float32 inside, rounded before the scale, as transformers does."""
+    if isinstance(scale, cpu.Scale):  # decoding's, on a machine that has a norm of its own
+        return cpu.rms_norm(x, scale, eps)
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
     return normed.astype(x.dtype) * jnp.expand_dims(scale, range(x.ndim - 1))

@@ -81,12 +81,12 @@ class _DMax(BlockProgram):
 
     def inputs(self, s: DMaxState, first_B, T):
         tokens_BT, p_BT1 = window(s.tokens_BX, first_B, T), window(s.p_BX, first_B, T)[..., None]
-        hard_BTD = self.weights.embedding_VD[tokens_BT].astype(jnp.float32)
-        mask_11D = self.weights.embedding_VD[self.settings.mask_id].astype(jnp.float32)[None, None]
+        hard_BTD = self.weights.embed(tokens_BT).astype(jnp.float32)
+        mask_11D = self.weights.embed(jnp.full((1, 1), self.settings.mask_id)).astype(jnp.float32)
         soft_BTD = p_BT1 * hard_BTD + (1 - p_BT1) * mask_11D
         length_BT1 = p_BT1 * _norm(hard_BTD) + (1 - p_BT1) * _norm(mask_11D)
         soft_BTD = soft_BTD * length_BT1 / jnp.maximum(_norm(soft_BTD), 1e-6)
-        return jnp.where(p_BT1 < 1, soft_BTD, hard_BTD).astype(self.weights.embedding_VD.dtype)
+        return jnp.where(p_BT1 < 1, soft_BTD, hard_BTD).astype(self.weights.dtype)
 
     def accept(self, s: DMaxState, logits_BCV) -> DMaxState:
         c, request, C = self.settings, self.request, self.settings.block_length

@@ -1,0 +1,80 @@
+"""What decoding leaves to the machine: how its matrices lie, attention over the cache, and the cache's update.
+
+Chosen once, when a model is made ready for decoding (`choose`); modes and layers do not know of it.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from edlm_jax.attention import Pattern, Sight, attend, attend_cached, plan_attention, same_segment
+from edlm_jax.models.spec import ModelSpec
+from edlm_jax.models.transformer import Transformer
+from edlm_jax.parallel import cpu
+from edlm_jax.parallel.devices import platform
+
+
+@dataclass(frozen=True)
+class Xla:
+    """XLA's own, wherever it runs."""
+
+    def attend(self, q_BTNH, k_BKSH, v_BKSH, mask_BTS):
+        """Attention over a cache under a mask."""
+        return attend_cached(q_BTNH, k_BKSH, v_BKSH, mask_BTS)
+
+    def attend_prompt(self, spec: ModelSpec, pattern: Pattern, segments_BT):
+        """The attention (q_BTNH, k_BTKH, v_BTKH) -> out_BTNH of whole rows under a pattern."""
+        B, T = segments_BT.shape
+        plan = plan_attention(Sight(pattern, B, T, T, segments_BT, segments_BT), (spec.num_heads, spec.num_kv_heads))
+        return lambda q, k, v: attend(q, k, v, plan)
+
+    def write(self, k_BKSH, v_BKSH, new_k_BTKH, new_v_BTKH, start, where_BT):
+        """Both caches with new columns from `start` on, an int or int32[B], where `where_BT` (None: everywhere)."""
+        return _write(k_BKSH, new_k_BTKH, start, where_BT), _write(v_BKSH, new_v_BTKH, start, where_BT)
+
+
+@dataclass(frozen=True)
+class CpuKernels(Xla):
+    """In C++, for float32 on one CPU device: what a column gets does not depend on the columns and rows beside it."""
+
+    def attend(self, q_BTNH, k_BKSH, v_BKSH, mask_BTS):
+        """Attention over a cache under a mask."""
+        return cpu.attend(q_BTNH, k_BKSH, v_BKSH, mask_BTS)
+
+    def attend_prompt(self, spec: ModelSpec, pattern: Pattern, segments_BT):
+        """The attention (q_BTNH, k_BTKH, v_BTKH) -> out_BTNH of whole rows under a pattern."""
+        T = segments_BT.shape[1]
+        mask_BTT = jnp.asarray(pattern.dense(T, T))[None] & same_segment(segments_BT, segments_BT)
+        return lambda q, k, v: cpu.attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask_BTT)
+
+    def write(self, k_BKSH, v_BKSH, new_k_BTKH, new_v_BTKH, start, where_BT):
+        """Both caches with new columns from `start` on, an int or int32[B], where `where_BT` (None: everywhere)."""
+        return cpu.write(k_BKSH, v_BKSH, new_k_BTKH, new_v_BTKH, start, where_BT)
+
+
+def choose(model: Transformer) -> Xla:
+    """The backend of a model's arrays as they lie; of a model that is only traced, XLA."""
+    arrays = jax.tree.leaves(nnx.state(model))
+    here = not any(isinstance(x, jax.core.Tracer) for x in arrays)
+    alone = here and all(len(x.sharding.device_set) == 1 for x in arrays)
+    fits = alone and platform() == "cpu" and jnp.dtype(model.dtype) == jnp.float32
+    return CpuKernels() if fits and cpu.available() else Xla()
+
+
+def _write(cache_BKSH, new_BTKH, start, where_BT):
+    new_BKTH = new_BTKH.swapaxes(1, 2).astype(cache_BKSH.dtype)
+    T = new_BKTH.shape[2]
+    if where_BT is None:
+        where_BT = jnp.ones((1, 1), bool)
+
+    def row(cache_KSH, new_KTH, start, where_T):
+        old_KTH = jax.lax.dynamic_slice_in_dim(cache_KSH, start, T, axis=1)
+        new_KTH = jnp.where(where_T[None, :, None], new_KTH, old_KTH)
+        return jax.lax.dynamic_update_slice_in_dim(cache_KSH, new_KTH, start, axis=1)
+
+    where_BT = jnp.broadcast_to(where_BT, new_BTKH.shape[:2])
+    if cache_BKSH.shape[0] == 1:  # no batch to vectorise: a plain slice update instead of a scatter
+        return row(cache_BKSH[0], new_BKTH[0], jnp.reshape(start, ()), where_BT[0])[None]
+    return jax.vmap(row, in_axes=(0, 0, None if jnp.ndim(start) == 0 else 0, 0))(cache_BKSH, new_BKTH, start, where_BT)

@@ -1,0 +1,201 @@
+// Few rows times a matrix that was laid out for it: x [M, D] times w [D, F], float32 sums.
+//
+// The matrix lies in strips of 32 columns, [F / 32, D, 32], so that a product reads it once, from front to back,
+// whatever the number of rows: 12 rows by 32 columns of sums stay in registers (AVX-512). As bfloat16 it is
+// [F / 32, D, 16, 2]: columns c and 16 + c of a strip share 32 bits and are widened by a shift and by a mask.
+//
+// Every sum runs over D from 0 up, one product at a time: its bits depend on its row and its column, on nothing else.
+
+#include <cstring>
+#include <vector>
+
+#include "instructions.h"
+#include "threads.h"
+
+namespace edlm {
+namespace {
+
+namespace ffi = xla::ffi;
+
+constexpr int kStrip = 32, kHalf = kStrip / 2;
+constexpr int64_t kBlock = 96;  // rows that share one reading of a strip: their products outweigh it
+
+struct Task {
+  const float* x;
+  int64_t x_stride, rows, width, columns;
+  const void* w;
+  float* out;
+
+  int64_t strips() const { return (columns + kStrip - 1) / kStrip; }
+  int64_t blocks() const { return (rows + kBlock - 1) / kBlock; }
+};
+
+// Columns c and 16 + c, as many as a register has lanes, of one row of a strip.
+template <class I>
+EDLM_INLINE void widen(const float* w, typename I::Floats& low, typename I::Floats& high) {
+  load(low, w);
+  load(high, w + kHalf);
+}
+
+template <class I>
+EDLM_INLINE void widen(const uint32_t* w, typename I::Floats& low, typename I::Floats& high) {
+  typename I::Bits bits;
+  load(bits, w);
+  low = (typename I::Floats)(bits << 16);
+  high = (typename I::Floats)(bits & 0xffff0000u);
+}
+
+// R rows of sums over P pairs of registers from column c on. With each row of w, `step` bytes from `next` on are asked
+// for: what is read after this, so that memory does not wait while sums are many.
+template <class I, class W, int R, int P>
+EDLM_INLINE void sum(const Task& t, const float* x, const W* w, int c, const char* next, int64_t step,
+                     float (*sums)[kStrip]) {
+  typename I::Floats low[R][P] = {}, high[R][P] = {};
+  for (int64_t d = 0; d < t.width; ++d) {
+    for (int64_t line = 0; line < step; line += 64) __builtin_prefetch(next + line, 0, 2);
+    next += step;
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) {
+      typename I::Floats w_low, w_high;
+      widen<I>(w + p * I::lanes, w_low, w_high);
+#pragma GCC unroll 12
+      for (int r = 0; r < R; ++r) {
+        const float value = x[r * t.x_stride + d];
+        low[r][p] += value * w_low;
+        high[r][p] += value * w_high;
+      }
+    }
+    w += std::is_same_v<W, float> ? kStrip : kHalf;
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) {
+      store(sums[r] + c + p * I::lanes, low[r][p]);
+      store(sums[r] + kHalf + c + p * I::lanes, high[r][p]);
+    }
+  }
+}
+
+// The most pairs of registers that R rows of sums leave room for.
+template <class I>
+constexpr int pairs(int rows) {
+  int pairs = kHalf / I::lanes;
+  while (pairs > 1 && 2 * pairs * rows > I::sums) pairs /= 2;
+  return pairs;
+}
+
+template <class I, class W, int R>
+EDLM_INLINE void sum_rows(const Task& t, int64_t row, int64_t strip, const W* w, const char* next, int64_t step) {
+  constexpr int P = pairs<I>(R);
+  float sums[R][kStrip];
+  for (int c = 0; c < kHalf; c += P * I::lanes) {
+    sum<I, W, R, P>(t, t.x + row * t.x_stride, w + c, c, next, c ? 0 : step, sums);
+  }
+  const int64_t first = strip * kStrip;
+  const int64_t size = sizeof(float) * std::min<int64_t>(kStrip, t.columns - first);
+  for (int r = 0; r < R; ++r) std::memcpy(t.out + (row + r) * t.columns + first, sums[r], size);
+}
+
+template <class I, class W, int R = I::sums / 2>
+EDLM_INLINE void sum_group(int64_t rows, const Task& t, int64_t row, int64_t strip, const W* w, const char* next,
+                           int64_t step) {
+  if constexpr (R > 0) {
+    if (rows == R) {
+      sum_rows<I, W, R>(t, row, strip, w, next, step);
+    } else {
+      sum_group<I, W, R - 1>(rows, t, row, strip, w, next, step);
+    }
+  }
+}
+
+// Items are the strips of one block of rows after the other; rows are taken in even groups.
+template <class I, class W>
+EDLM_INLINE void multiply(const Task& t, int64_t begin, int64_t end) {
+  constexpr int64_t kMost = I::sums / 2, kRow = std::is_same_v<W, float> ? kStrip : kHalf;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t strip = item % t.strips(), first = item / t.strips() * kBlock;
+    const int64_t rows = std::min(kBlock, t.rows - first), groups = (rows + kMost - 1) / kMost;
+    const W* w = static_cast<const W*>(t.w) + strip * t.width * kRow;
+    const bool more = item + 1 < end && strip + 1 < t.strips();
+    const int64_t step = more ? kRow * sizeof(W) / groups : 0;
+    const char* next = reinterpret_cast<const char*>(w + (more ? t.width * kRow : 0));
+    for (int64_t g = 0, row = 0; g < groups; ++g) {
+      const int64_t size = (rows - row + groups - g - 1) / (groups - g);
+      sum_group<I, W>(size, t, first + row, strip, w, next, step);
+      next += step * t.width;
+      row += size;
+    }
+  }
+}
+
+template <class W>
+using Multiply = void(const Task&, int64_t, int64_t);
+
+template <class W>
+void multiply_plain(const Task& t, int64_t begin, int64_t end) {
+  multiply<Plain, W>(t, begin, end);
+}
+#if defined(__x86_64__)
+template <class W>
+EDLM_AVX2 void multiply_avx2(const Task& t, int64_t begin, int64_t end) {
+  multiply<Avx2, W>(t, begin, end);
+}
+template <class W>
+EDLM_AVX512 void multiply_avx512(const Task& t, int64_t begin, int64_t end) {
+  multiply<Avx512, W>(t, begin, end);
+}
+#else
+template <class W>
+constexpr Multiply<W>*multiply_avx2 = nullptr, *multiply_avx512 = nullptr;
+#endif
+
+// Rows a multiple of some large power of two apart fall on the same few lines of the nearest cache.
+std::vector<float> spread(Task& t) {
+  constexpr int64_t kLines = 128, kPad = 16;  // floats
+  if (t.rows == 1 || t.width % kLines) return {};
+  std::vector<float> x(t.rows * (t.width + kPad));
+  for (int64_t r = 0; r < t.rows; ++r) {
+    std::memcpy(x.data() + r * (t.width + kPad), t.x + r * t.width, t.width * sizeof(float));
+  }
+  t.x = x.data();
+  t.x_stride = t.width + kPad;
+  return x;
+}
+
+template <class W>
+void run(ffi::ThreadPool& pool, Task t) {
+  static auto* const multiply = widest<Multiply<W>>(multiply_avx512<W>, multiply_avx2<W>, multiply_plain<W>);
+  const auto owned = spread(t);
+  const int64_t items = t.strips() * t.blocks();
+  // A thread's share in eight parts, each worth at least some ten microseconds.
+  const int64_t least = 1 + 200'000 / (1 + t.width * std::min(t.rows, kBlock));
+  const int64_t parts = 8 * std::max<int64_t>(pool.num_threads(), 1);
+  deal(pool, items, std::max(least, (items + parts - 1) / parts),
+       [t](int64_t begin, int64_t end) { multiply(t, begin, end); });
+}
+
+ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffer w, ffi::ResultBuffer<ffi::F32> out) {
+  const auto shape = x.dimensions(), strips = w.dimensions();
+  Task t{x.typed_data(), shape[1], shape[0], shape[1], out->dimensions()[1], w.untyped_data(), out->typed_data()};
+  if (strips[0] != t.strips() || strips[1] != t.width) return ffi::Error::InvalidArgument("shapes do not fit");
+  if (w.element_type() == ffi::F32) {
+    run<float>(pool, t);
+  } else if (w.element_type() == ffi::BF16) {
+    run<uint32_t>(pool, t);
+  } else {
+    return ffi::Error::InvalidArgument("weights must be float32 or bfloat16");
+  }
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace edlm
+
+EDLM_EXPORT(edlm_product);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(edlm_product, edlm::product,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>());

@@ -1,0 +1,105 @@
+"""Decoding's CPU kernels: right to float32's last digits, and to the bit the same whatever stands beside a row."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from edlm_jax.attention import attend_cached
+from edlm_jax.models.backend import Xla
+from edlm_jax.models.transformer import rms_norm
+from edlm_jax.parallel import cpu
+
+# tests/test_packaging.py says that they are there wherever a compiler is.
+pytestmark = pytest.mark.skipif(not cpu.available(), reason="this installation found no C++ compiler")
+
+SHAPES = [(1, 1), (7, 33), (128, 96), (576, 130)]  # 128: rows that are spread; 576: shared out between threads
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("D, F", SHAPES)
+def test_product_has_the_same_bits_for_1_to_64_rows(rng, D, F, narrow):
+    x_MD, w_DF = normal(rng, 100, D), normal(rng, D, F)
+    if narrow:
+        w_DF = np.asarray(jnp.asarray(w_DF).astype(jnp.bfloat16).astype(jnp.float32))
+    packed = cpu.pack(jnp.asarray(w_DF))
+    assert packed.strips.dtype == (jnp.bfloat16 if narrow else jnp.float32)
+    whole_MF = np.asarray(cpu.product(x_MD, packed))
+    exact_MF = x_MD.astype(np.float64) @ w_DF
+    bound_MF = np.abs(x_MD).astype(np.float64) @ np.abs(w_DF) * D**0.5 * np.finfo(np.float32).eps
+    assert (np.abs(whole_MF - exact_MF) <= bound_MF).all()
+    for rows in range(1, 65) if D == 7 else (1, 2, 3, 8, 13, 64):  # each is a program to compile
+        first = rng.integers(0, 100 - rows)
+        part_MF = cpu.product(x_MD[first : first + rows], packed)
+        np.testing.assert_array_equal(part_MF, whole_MF[first : first + rows], err_msg=f"{rows} rows")
+
+
+def test_product_takes_any_axes_and_gives_its_columns_back(rng):
+    x_BTNH, w_NHD = normal(rng, 2, 3, 4, 5), normal(rng, 4, 5, 37)
+    packed = cpu.pack(jnp.asarray(w_NHD), summed=2)
+    out_BTD = cpu.product(x_BTNH.reshape(2, 3, 20), packed)
+    np.testing.assert_allclose(out_BTD, np.einsum("BTNH,NHD->BTD", x_BTNH, w_NHD), rtol=1e-4, atol=1e-5)
+    index = np.array([[0, 36], [31, 32]])
+    np.testing.assert_array_equal(packed.columns(index), w_NHD.reshape(20, 37).T[index])
+    assert cpu.product(np.zeros((0, 3, 20), np.float32), packed).shape == (0, 3, 37)
+
+
+@pytest.mark.parametrize(
+    "B, T, N, K, S, H", [(2, 5, 4, 2, 37, 8), (3, 8, 6, 2, 50, 48), (1, 3, 3, 3, 70, 80), (2, 2, 2, 2, 3, 7)]
+)
+def test_attention_sees_its_visible_columns_alone(rng, B, T, N, K, S, H):
+    q_BTNH, k_BKSH, v_BKSH = normal(rng, B, T, N, H), normal(rng, B, K, S, H), normal(rng, B, K, S, H)
+    mask_BTS = rng.random((B, T, S)) < 0.5
+    mask_BTS[..., rng.integers(S)] = True
+    whole = np.asarray(cpu.attend(q_BTNH, k_BKSH, v_BKSH, mask_BTS))
+    reference = attend_cached(*map(jnp.asarray, (q_BTNH, k_BKSH, v_BKSH, mask_BTS)))
+    np.testing.assert_allclose(whole, reference, rtol=1e-5, atol=2e-6)
+    for t in range(T):
+        alone = cpu.attend(q_BTNH[-1:, t : t + 1], k_BKSH[-1:], v_BKSH[-1:], mask_BTS[-1:, t : t + 1])
+        np.testing.assert_array_equal(alone, whole[-1:, t : t + 1])
+    behind = lambda x, value: np.pad(x, ((0, 0), (0, 0), (5, 3), (0, 0)), constant_values=value)  # noqa: E731
+    padded_BTS = np.pad(mask_BTS, ((0, 0), (0, 0), (5, 3)))
+    np.testing.assert_array_equal(cpu.attend(q_BTNH, behind(k_BKSH, 9), behind(v_BKSH, -9), padded_BTS), whole)
+
+
+@pytest.mark.parametrize("start", [4, np.array([0, 3, 9], np.int32)])  # 9 leaves too little room: moved, as XLA does
+def test_cache_takes_new_columns_as_xla_does(rng, start):
+    caches, new = [normal(rng, 3, 2, 10, 8) for _ in range(2)], [normal(rng, 3, 4, 2, 8) for _ in range(2)]
+    for where_BT in (None, rng.random((3, 4)) < 0.5):
+        ours, theirs = (write(*map(jnp.asarray, caches + new), start, where_BT) for write in (cpu.write, Xla().write))
+        for cache, expected in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(cache, expected)
+
+
+@pytest.mark.parametrize("D", [1, 8, 37, 576])
+def test_norm_of_a_row_is_the_rows_own(rng, D):
+    x_BTD, scale_D = normal(rng, 3, 5, D), normal(rng, D)
+    whole_BTD = cpu.rms_norm(jnp.asarray(x_BTD), cpu.Scale(jnp.asarray(scale_D)), 1e-5)
+    np.testing.assert_allclose(whole_BTD, rms_norm(jnp.asarray(x_BTD), jnp.asarray(scale_D), 1e-5), rtol=1e-5)
+    alone_11D = cpu.rms_norm(jnp.asarray(x_BTD[1:2, 3:4]), cpu.Scale(jnp.asarray(scale_D)), 1e-5)
+    np.testing.assert_array_equal(alone_11D, whole_BTD[1:2, 3:4])
+
+
+@pytest.mark.parametrize("instructions", ["avx2", "plain"])
+def test_narrower_instructions_pass_as_well(instructions):
+    """On a machine without AVX the two are one; elsewhere what other machines run is tested here too."""
+    if "EDLM_CPU" in os.environ:
+        return
+    pytest_ = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:xdist", "-p", "no:cacheprovider"]
+    command = [*pytest_, __file__, "-k", "1_to_64_rows or visible or norm"]
+    environment = os.environ | {"EDLM_CPU": instructions}
+    ran = subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0 and "passed" in ran.stdout, ran.stdout
+
+
+def normal(rng, *shape):
+    return rng.normal(size=shape).astype(np.float32)
