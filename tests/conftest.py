@@ -47,7 +47,7 @@ TINY = {
 
 def pytest_collection_modifyitems(items):
     """The longest tests first, or one worker sits over them at the end while the others have none left."""
-    longest = ("test_processes.py", "test_train.py", "test_quickstart.py", "test_convert.py")
+    longest = ("test_processes.py", "test_train.py", "test_notebooks.py", "test_convert.py")
     items.sort(key=lambda item: item.path.name not in longest)
 
 
