@@ -6,6 +6,7 @@ not RoPE positions, and block b is columns [b*C, (b+1)*C). In the pictures rows 
 and `.` may not.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -75,6 +76,14 @@ class BlockCausal(Pattern):
     def allowed(self, q, k):
         """Key's block not later than query's block."""
         return k // self.block_length <= q // self.block_length
+
+
+# Patterns of one stream, by the name that a prompt's or a text's attention to itself has: block_length -> pattern.
+PLAIN: dict[str, Callable[[int], Pattern]] = {
+    "causal": lambda block_length: Causal(),
+    "block_causal": BlockCausal,
+    "bidirectional": lambda block_length: Bidirectional(),
+}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,16 @@
+"""The kinds of noise and the terms of the loss that a config may name. A new one is its own file and a line here."""
+
+from collections.abc import Callable
+
+from edlm_jax.diffusion.masks import Complementary, masks
+from edlm_jax.diffusion.noise import Noise
+from edlm_jax.diffusion.terms import MaskedTokens, NextToken, Term
+
+# c.objective.noise: (mask_id, vocabulary, half_life) -> noise.
+NOISES: dict[str, Callable[[int, int, float | None], Noise]] = {
+    "masks": lambda mask_id, vocabulary, half_life: masks(mask_id, half_life),
+    "complementary": lambda mask_id, vocabulary, half_life: Complementary(mask_id, masks(mask_id, half_life)),
+}
+
+# c.objective.NAME_weight is the term's weight, by its own name.
+TERMS: dict[str, type[Term]] = {term.name: term for term in (NextToken, MaskedTokens)}
