@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from edlm_jax.diffusion.cross_entropy import CrossEntropy
 from edlm_jax.diffusion.masks import Complementary, masks
 from edlm_jax.diffusion.noise import Noise
 from edlm_jax.diffusion.terms import MaskedTokens, NextToken, Term
@@ -15,4 +16,4 @@ NOISES: dict[str, Callable[[int, int, float | None], Noise]] = {
 }
 
 # c.objective.NAME_weight is the term's weight, by its own name.
-TERMS: dict[str, type[Term]] = {term.name: term for term in (NextToken, MaskedTokens)}
+TERMS: dict[str, type[Term]] = {term.name: term for term in (NextToken, MaskedTokens, CrossEntropy)}
