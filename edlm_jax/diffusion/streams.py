@@ -64,7 +64,7 @@ class Layout:
             return PLAIN[self.prefill](self.block_length)
         clean = "token_causal" if self.next_tokens else self.clean
         noisy_length = self.noisy_columns(length) if self.noisy_length or self.views > 1 else None
-        return CleanContext(length, self.block_length, clean, noisy_length)
+        return CleanContext(length, self.block_length, clean, noisy_length, self.noisy)
 
     def noisy_columns(self, length: int) -> int:
         """M; of a row without noise the columns that stand in its place."""
@@ -81,7 +81,8 @@ class Layout:
     def pairs(self, length: int) -> int:
         """Query-key pairs of one head in one row; a noisy block is taken to lie in the middle of the row."""
         diagonal = 1 if self.next_tokens else self.together(length)
-        noisy = self.two_streams * self.noisy_columns(length) * (length + self.block_length)
+        own = 1 if self.noisy == "causal" else self.block_length
+        noisy = self.two_streams * self.noisy_columns(length) * (length + own)
         return (length * (length + diagonal) + noisy) // 2
 
     def fewest_tiles(self, n: float) -> float:
