@@ -24,6 +24,7 @@ class Corruption(NamedTuple):
     masked_BM: jax.Array
     noise_level_BM: jax.Array
     copies_BM: jax.Array | None = None  # None: whole views, column j of column j % L
+    guessed_BM: jax.Array | None = None  # noise whose place the model's own guess takes before the loss
 
     def copied(self, x_BL: jax.Array) -> jax.Array:
         """What the clean columns hold, for the noisy ones."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from edlm_jax.diffusion.cross_entropy import CrossEntropy
 from edlm_jax.diffusion.masks import Complementary, masks
 from edlm_jax.diffusion.noise import Noise
+from edlm_jax.diffusion.own_guesses import OwnGuesses, Recovery
 from edlm_jax.diffusion.terms import MaskedTokens, NextToken, Term
 from edlm_jax.diffusion.uniform_tokens import UniformTokens
 
@@ -13,7 +14,8 @@ NOISES: dict[str, Callable[[int, int, float | None], Noise]] = {
     "masks": lambda mask_id, vocabulary, half_life: masks(mask_id, half_life),
     "complementary": lambda mask_id, vocabulary, half_life: Complementary(mask_id, masks(mask_id, half_life)),
     "uniform_tokens": lambda mask_id, vocabulary, half_life: UniformTokens(mask_id, vocabulary),
+    "own_guesses": lambda mask_id, vocabulary, half_life: OwnGuesses(mask_id),
 }
 
 # c.objective.NAME_weight is the term's weight, by its own name.
-TERMS: dict[str, type[Term]] = {term.name: term for term in (NextToken, MaskedTokens, CrossEntropy)}
+TERMS: dict[str, type[Term]] = {term.name: term for term in (NextToken, MaskedTokens, CrossEntropy, Recovery)}

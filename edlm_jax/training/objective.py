@@ -80,8 +80,19 @@ class Objective:
 
     def sums(self, model, batch: Batch, corruption: Corruption, *, remat: str = "none") -> dict[str, Sums]:
         """What a batch adds up to, by term, of one forward pass; the head runs on columns that have a loss."""
+        if corruption.guessed_BM is not None:
+            corruption = self.guess(model, batch, corruption, remat=remat)
         x_BTD, streams = self.hidden(model, batch, corruption, remat=remat), self.streams(batch, corruption)
         return {term.name: term.sums(streams, model, x_BTD) for term in self.terms}
+
+    def guess(self, model, batch: Batch, corruption: Corruption, *, remat: str = "none") -> Corruption:
+        """The model's best tokens in the places that wait for them, from a forward pass without gradient."""
+        x_BTD = jax.lax.stop_gradient(self.hidden(model, batch, corruption, remat=remat))
+        logits = lambda x_MD: model.logits(x_MD[None])[0].at[:, self.noise.mask_id].set(-jnp.inf)  # noqa: E731
+        x_BMD = self.streams(batch, corruption).aligned(x_BTD)
+        best_BM = jax.lax.map(lambda x_MD: jnp.argmax(logits(x_MD), axis=-1), x_BMD)  # row by row: logits are large
+        noisy_BM = jnp.where(corruption.guessed_BM, best_BM, corruption.noisy_BM)
+        return corruption._replace(noisy_BM=noisy_BM, guessed_BM=None)
 
     def hidden(self, model, batch: Batch, corruption: Corruption, *, remat: str = "none") -> jax.Array:
         """x_BTD of the streams; of the last layer, the columns that something is read from."""
