@@ -91,7 +91,9 @@ class Layout:
         A noisy stream beside a clean one adds its own diagonal.
         """
         triangle = n * (n + 1) / 2
-        return 2 * triangle + n if self.two_streams else n * n if self.cut is None and self.noisy else triangle
+        if self.two_streams:
+            return self.views * (triangle + n) + triangle
+        return n * n if self.prefill == "bidirectional" else triangle
 
     def as_decoded(self) -> "Layout":
         """The layout in which a model is measured: one noisy copy of every block, after clean blocks."""
