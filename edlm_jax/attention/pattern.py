@@ -6,6 +6,7 @@ not RoPE positions, and block b is columns [b*C, (b+1)*C). In the pictures rows 
 and `.` may not.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -77,13 +78,22 @@ class BlockCausal(Pattern):
         return k // self.block_length <= q // self.block_length
 
 
+# Patterns of one stream, by the name that a prompt's or a text's attention to itself has: block_length -> pattern.
+PLAIN: dict[str, Callable[[int], Pattern]] = {
+    "causal": lambda block_length: Causal(),
+    "block_causal": BlockCausal,
+    "bidirectional": lambda block_length: Bidirectional(),
+}
+
+
 @dataclass(frozen=True)
 class CleanContext(Pattern):
     """Two streams `[noisy | clean]` of `length` columns each: the training pattern of Efficient-DLM (section 3.2).
 
     A noisy block looks at itself, both ways, and at the clean blocks strictly before it; never at its own clean block,
     nor at another noisy block. The clean stream is block-causal on itself, or, with `clean="token_causal"` (the
-    successor's semi-block, arXiv 2607.05722), an ordinary AR stream. RoPE positions run 0..length-1 on both.
+    successor's semi-block, arXiv 2607.05722), an ordinary AR stream. With `noisy="causal"` (MARS, arXiv 2604.07023) a
+    noisy column sees of its own block what is not later than itself. RoPE positions run 0..length-1 on both.
 
     The noisy stream has `noisy_length` columns (default: length). Column j is a noisy copy of clean column j % length:
     2 * length of them are two views, [noisy | noisy | clean]. `attend` takes other copies as an array.
@@ -104,6 +114,7 @@ class CleanContext(Pattern):
     block_length: int
     clean: str = "block_causal"
     noisy_length: int | None = None
+    noisy: str = "bidirectional"  # or "causal": inside its block
 
     def __post_init__(self):
         _check_block_length(self.block_length)
@@ -114,11 +125,18 @@ class CleanContext(Pattern):
             )
         if self.clean not in ("block_causal", "token_causal"):
             raise InputError(f"CleanContext: clean={self.clean!r} is unknown; choose 'block_causal' or 'token_causal'")
+        if self.noisy not in ("bidirectional", "causal"):
+            raise InputError(f"CleanContext: noisy={self.noisy!r} is unknown; choose 'bidirectional' or 'causal'")
 
     @property
     def noisy_columns(self) -> int:
         """The length of the noisy stream."""
         return self.noisy_length or self.length
+
+    @property
+    def noisy_pattern(self) -> Pattern:
+        """The pattern of a noisy block on itself."""
+        return PLAIN[self.noisy](self.block_length)
 
     @property
     def clean_pattern(self) -> Pattern:
@@ -132,7 +150,7 @@ class CleanContext(Pattern):
         """
         M, C = self.noisy_columns, self.block_length
         q_noisy, k_noisy, q_clean, k_clean = q < M, k < M, q - M, k - M
-        own_block = k_noisy & (q // C == k // C)
+        own_block = k_noisy & (q // C == k // C) & self.noisy_pattern.allowed(q, k)
         earlier = ~k_noisy & (k_clean // C < (q % self.length if copies is None else copies) // C)
         from_clean = ~k_noisy & self.clean_pattern.allowed(q_clean, k_clean)
         return (q_noisy & (own_block | earlier)) | (~q_noisy & from_clean)

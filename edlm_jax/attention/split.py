@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from edlm_jax.attention.pattern import BlockCausal, Causal, CleanContext, same_segment
+from edlm_jax.attention.pattern import Bidirectional, BlockCausal, Causal, CleanContext, same_segment
 from edlm_jax.attention.reference import attend_dense, combine, partial_attention
 from edlm_jax.attention.sight import Sight
 
@@ -91,7 +91,7 @@ def _clean_context(sight: Sight) -> list[_Chunk]:
     noisy_BM, clean_BL = (sight.q_segments_BT[:, :M], sight.k_segments_BS[:, M:]) if packed else (None, None)
     chunks = []
     for start, stop in _cut(M, C):
-        parts = [_own_blocks(noisy_BM, sight.batch, start, stop, C)]
+        parts = [_own_blocks(pattern, noisy_BM, sight.batch, start, stop)]
         # Static where it can be: clean keys that nobody in this chunk sees are then left out.
         copies_BT = np.arange(start, stop)[None] % L if copies_BM is None else copies_BM[:, start:stop]
         seen = (int(copies_BT.max()) if copies_BM is None else L - 1) // C * C
@@ -106,14 +106,16 @@ def _clean_context(sight: Sight) -> list[_Chunk]:
     return chunks
 
 
-def _own_blocks(segments_BM, batch, start, stop, C) -> _Part:
+def _own_blocks(pattern, segments_BM, batch, start, stop) -> _Part:
     """Dense C x C attention inside each noisy block: blocks become rows of the batch; a short last block is padded."""
-    short = (start - stop) % C
-    if not short and segments_BM is None:
-        return _Part(slice(start, stop), None, C)
+    C, whole = pattern.block_length, pattern.noisy_pattern == Bidirectional()
+    inside_1CC = None if whole else jnp.asarray(pattern.noisy_pattern.dense(C, C))[None]
+    if not (start - stop) % C and segments_BM is None:
+        return _Part(slice(start, stop), inside_1CC, C)
     segments_BT = jnp.zeros((batch, stop - start), jnp.int32) if segments_BM is None else segments_BM[:, start:stop]
     folded = _fold(segments_BT, C)
-    return _Part(slice(start, stop), same_segment(folded, folded), C)
+    same_BCC = same_segment(folded, folded)
+    return _Part(slice(start, stop), same_BCC if whole else same_BCC & inside_1CC, C)
 
 
 def _fold(x, C):

@@ -23,14 +23,15 @@ from edlm_jax.decoding.blocks import BlockSettings, Request
 from edlm_jax.decoding.ends import read_ends
 from edlm_jax.decoding.engine import decode_whole
 from edlm_jax.decoding.sampling import Draw
+from edlm_jax.diffusion import Layout
 from edlm_jax.errors import InputError
 from edlm_jax.models.cache import DecodingWeights
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.parallel.devices import describe
-from edlm_jax.parallel.mesh import BATCH_SPEC, make_mesh, micro_batches
+from edlm_jax.parallel.mesh import BATCH_SPEC, micro_batches
 from edlm_jax.parallel.sharding import MESH_AXES, param_shardings
 from edlm_jax.training.checkpoint import abstract_model, with_shardings
-from edlm_jax.training.config import adapters, attention_tiles, validate
+from edlm_jax.training.config import adapters, attention_tiles, training_mesh, validate
 from edlm_jax.training.initial import abstract_state, planned_spec
 from edlm_jax.training.metrics import step_flops
 from edlm_jax.training.objective import Objective
@@ -43,7 +44,7 @@ def compile_report(c: ConfigDict, topology: str, num_slices: int) -> dict[str, A
     """Compiles the step and, for a diffusion model, the decoder; returns what `edlm compile --json` prints."""
     validate(c)
     devices = topology_devices(topology, num_slices)
-    mesh, spec = make_mesh(c, devices), planned_spec(c)
+    mesh, spec = training_mesh(c, devices), planned_spec(c)
     kind = devices[0].device_kind
     report = dict(
         topology=topology,
@@ -81,7 +82,7 @@ def topology_devices(topology: str, num_slices: int = 1) -> list[jax.Device]:
 
 def train_step_report(c: ConfigDict, spec: ModelSpec, mesh: Mesh) -> dict[str, Any]:
     """The optimizer step of `edlm train` on this mesh."""
-    objective = Objective.from_config(c, max(c.init.mask_token_id, 0))
+    objective = Objective.from_config(c, spec)
     graphdef, state = abstract_state(c, spec, mesh)
     step = make_train_step(c, graphdef, objective, jax.tree.map(lambda x: x.sharding, state))
     B, L = c.data.batch_size, c.data.length
@@ -89,33 +90,30 @@ def train_step_report(c: ConfigDict, spec: ModelSpec, mesh: Mesh) -> dict[str, A
     batch = {name: column for name in ("tokens", "segment_ids", "positions", "loss_mask")}
     with jax.set_mesh(mesh):
         count = micro_batches(c, B)
-        report = _compile(step, mesh, state, batch, block_length=objective.block_length)
+        report = _compile(step, mesh, state, batch, block_length=objective.layout.block_length)
     flops = step_flops(spec, objective, B, L, adapters(c))
     devices = math.prod(mesh.shape.values())
     report |= dict(batch_size=B, length=L, micro_batches=count, model_flops=flops, flops_per_device=flops / devices)
-    if not objective.noisy_length:  # chosen copies are attended to by the exact split, without tiles
-        report["attention_tiles"] = tiles_report(objective, L, attention_tiles(c) or TILES, mesh.shape["context"])
+    layout, tiles = objective.layout, attention_tiles(c) or TILES
+    if not layout.noisy_length:  # chosen copies are attended to by the exact split, without tiles
+        report["attention_tiles"] = tiles_report(layout, L, tiles, mesh.shape["context"])
     return report
 
 
-def tiles_report(objective: Objective, length: int, tiles: Tiles, pieces: int) -> dict[str, Any]:
+def tiles_report(layout: Layout, length: int, tiles: Tiles, pieces: int) -> dict[str, Any]:
     """Tiles of one head of one row that the forward kernel computes, against the fewest that tiles of that side can.
 
     A row in pieces is counted over all of its devices.
 
-    The ideal of a stream that sees what is before it is its lower triangle; a noisy stream adds its own diagonal
-    (density 1/4 + T / 2L of the two streams' square).
+    The ideal is the layout's `fewest_tiles` (of two streams density 1/4 + T / 2L of their square).
     """
-    width = 2 * length if objective.two_streams else length
-    pattern = objective.attention(length)
+    width, pattern = layout.columns(length), layout.pattern(length)
     in_pieces = InPieces(pattern, width, pieces).for_queries(width)
     if has_partial_tiles(in_pieces, width, width, tiles):  # else all that is visited is needed
         pattern = in_pieces
     visited, total = count_tiles(pattern, width, width, tiles)
     side = math.sqrt(width * width / total)
-    n = length / side
-    triangle = n * (n + 1) / 2
-    ideal = 2 * triangle + n if objective.two_streams else n * n if objective.pattern == "bidirectional" else triangle
+    ideal = layout.fewest_tiles(length / side)
     return dict(queries=tiles.queries, keys=tiles.keys, visited=visited, total=total, over_ideal=visited / ideal)
 
 

@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 
 from edlm_jax.attention import Pattern, Sight, attend, plan_attention, same_segment
 from edlm_jax.benchmarks.training import packed_batch
+from edlm_jax.diffusion import example_keys
 from edlm_jax.training.config import attention_tiles
 from edlm_jax.training.initial import planned_spec
-from edlm_jax.training.objective import Objective, example_keys
+from edlm_jax.training.objective import Objective
 
 _REPEATS = 10
 
@@ -27,11 +28,11 @@ def time_attention(c: ConfigDict) -> dict[str, Any]:
     would reach that computed no other score, each as fast as the dense one.
     """
     spec, length = planned_spec(c), c.data.length
-    objective = Objective.from_config(c, max(c.init.mask_token_id, 0))
-    batch = packed_batch(spec.vocab_size, 1, length, objective.block_length)
+    objective = Objective.from_config(c, spec)
+    batch = packed_batch(spec.vocab_size, 1, length, objective.layout.block_length)
     noise = objective.corrupt(example_keys(jax.random.key(0), 1), batch)
-    segments_BT = objective.streams(batch, noise)["segment_ids_BT"]
-    pattern = objective.attention(length)
+    segments_BT = objective.streams(batch, noise).inputs["segment_ids_BT"]
+    pattern = objective.layout.pattern(length)
     mask_BTT = whole_mask(pattern, segments_BT, noise.copies_BM)
     T = segments_BT.shape[1]
     sight = Sight(pattern, 1, T, T, segments_BT, segments_BT, noise.copies_BM)

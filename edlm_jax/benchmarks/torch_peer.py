@@ -19,12 +19,13 @@ from ml_collections import ConfigDict
 
 from edlm_jax.benchmarks.attention import whole_mask
 from edlm_jax.benchmarks.training import packed_batch
+from edlm_jax.diffusion import Batch, Corruption, example_keys
 from edlm_jax.errors import InputError
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.parallel.mesh import micro_batches
 from edlm_jax.training.config import adapters
 from edlm_jax.training.initial import planned_spec
-from edlm_jax.training.objective import Batch, Corruption, Objective, example_keys
+from edlm_jax.training.objective import Objective
 
 _WARM_UP = 3
 
@@ -82,7 +83,7 @@ def torch_step(c: ConfigDict, spec: ModelSpec, batch: Batch, *, attention: str, 
 
     if adapters(c):
         raise InputError("the peer trains all weights: it knows no adapters")
-    objective = Objective.from_config(c, max(c.init.mask_token_id, 0))
+    objective = Objective.from_config(c, spec)
     noise = objective.corrupt(example_keys(jax.random.key(0), len(batch["tokens"])), batch)
     model = AutoModelForCausalLM.from_config(
         AutoConfig.for_model(**json.loads(spec.hf_json)), attn_implementation=attention
@@ -118,13 +119,13 @@ def peer_inputs(
     """For each of `count` micro-batches what `peer_loss` takes beside the model, on the device."""
     import torch
 
-    if objective.alignment != "same_position" or objective.ar_weight:
+    if objective.layout.shifted or [term.name for term in objective.terms] != ["diffusion"]:
         raise InputError("the peer knows the diffusion loss at the same position alone")
     put = lambda x: torch.from_numpy(np.array(x)).to(device)  # noqa: E731
-    tokens_BT, positions_BT, segments_BT, _ = objective.streams(batch, noise).values()
+    tokens_BT, positions_BT, segments_BT, _ = objective.streams(batch, noise).inputs.values()
     targets_BM, masked_BM = np.asarray(noise.copied(batch["tokens"])), np.asarray(noise.masked_BM)
     weights_BM = masked_BM / np.asarray(noise.noise_level_BM) / masked_BM.sum()
-    pattern = objective.attention(batch["tokens"].shape[1])
+    pattern = objective.layout.pattern(batch["tokens"].shape[1])
     parts = []
     for rows in np.split(np.arange(len(tokens_BT)), count):
         copies_BM = None if noise.copies_BM is None else noise.copies_BM[rows]

@@ -10,9 +10,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from edlm_jax.models.lora import partition
-from edlm_jax.parallel.mesh import local_rows, make_mesh, micro_batches, to_global
+from edlm_jax.parallel.mesh import local_rows, micro_batches, to_global
 from edlm_jax.reports.progress import Progress
-from edlm_jax.training.config import adapters, validate
+from edlm_jax.training.config import adapters, training_mesh, validate
 from edlm_jax.training.initial import abstract_state, initial_params, initial_state, planned_spec
 from edlm_jax.training.metrics import mfu_meter, step_flops
 from edlm_jax.training.objective import Objective
@@ -28,19 +28,19 @@ def time_train_step(c: ConfigDict, steps: int) -> dict[str, Any]:
     """
     validate(c)
     c = c.copy_and_resolve_references()
-    mesh, spec = make_mesh(c), planned_spec(c)
+    mesh, spec = training_mesh(c), planned_spec(c)
     c.init.path = ""  # no weights are read: which they are changes no time
     B, L = c.data.batch_size, c.data.length
-    objective = Objective.from_config(c, max(c.init.mask_token_id, 0))
+    objective = Objective.from_config(c, spec)
     graphdef, abstract = abstract_state(c, spec, mesh)
     rows = local_rows(mesh, B)
-    batch = to_global(packed_batch(spec.vocab_size, len(rows), L, objective.block_length), mesh, rows, B)
+    batch = to_global(packed_batch(spec.vocab_size, len(rows), L, objective.layout.block_length), mesh, rows, B)
     with jax.set_mesh(mesh), Progress(_WARM_UP + steps + 1, "bench train") as progress:
         state = initial_state(c, initial_params(c, spec, mesh), abstract)
         train_step = make_train_step(c, graphdef, objective, jax.tree.map(lambda x: x.sharding, abstract))
         start = time.perf_counter()
         numbers = Numbers.from_config(c)
-        compiled = train_step.lower(state, batch, numbers, block_length=objective.block_length).compile()
+        compiled = train_step.lower(state, batch, numbers, block_length=objective.layout.block_length).compile()
         compile_seconds = time.perf_counter() - start
         progress.done(1, f"compiled in {compile_seconds:.0f} s")
         count, seconds = micro_batches(c, B), []

@@ -28,7 +28,7 @@ from edlm_jax.pretrained import Text, load_pretrained, load_tokenizer, save_pret
 from edlm_jax.reports.plot_report import plot_report
 from edlm_jax.reports.report import describe_machine, read_losses, write_report
 from edlm_jax.training.checkpoint import check_workdir, load_trained
-from edlm_jax.training.config import to_json, validate
+from edlm_jax.training.config import layout, to_json, validate
 from edlm_jax.training.initial import read_spec
 from edlm_jax.training.train import train
 
@@ -39,8 +39,9 @@ def convert(c: ConfigDict, workdir: Path, name: str) -> dict[str, Any]:
     """All stages in order; returns the report, which is also in workdir/report.json."""
     validate(c)
     check_evaluation(c)
-    if c.objective.pattern == "causal":
-        raise InputError("config.objective.pattern='causal' trains an AR model and converts nothing: use `edlm train`")
+    if not layout(c).noisy:
+        name = c.objective.pattern
+        raise InputError(f"config.objective.pattern={name!r} trains an AR model and converts nothing: use `edlm train`")
     if not c.init.path:
         raise InputError("config.init.path is empty: `edlm convert` needs an AR checkpoint to start from")
     check_workdir(workdir, c)

@@ -46,6 +46,10 @@ class BlockSettings:
     commit: str
     prefill: Pattern
 
+    def is_noise(self, tokens: jax.Array) -> jax.Array:
+        """Which of these are still to be decoded."""
+        return tokens == self.mask_id
+
     @property
     def fused_commit(self) -> bool:
         """Does a commit ride in the next block's first forward?"""
@@ -222,7 +226,7 @@ class BlockProgram:
 
     def open(self, block_BC):
         """bool[B, C]: the masks that the rule may choose from."""
-        return block_BC == self.settings.mask_id
+        return self.settings.is_noise(block_BC)
 
     def written(self, s: BlockState, first_B, T, where_B):
         """Which of T columns a forward writes to the cache; None is all."""
@@ -240,7 +244,7 @@ class BlockProgram:
         """Takes the first token of every block that has none yet from the logits of the column before it."""
         c, C = self.settings, self.settings.block_length
         best_B = jnp.argmax(s.before_BV.at[:, c.mask_id].set(-jnp.inf), axis=-1).astype(jnp.int32)
-        masked_BC = window(s.tokens_BX, s.start_B, C) == c.mask_id
+        masked_BC = c.is_noise(window(s.tokens_BX, s.start_B, C))
         return self.keep(s, best_B[:, None], masked_BC & (jnp.arange(C) == 0)[None], s.denoise_B)
 
     def keep(self, s: BlockState, tokens_BC, accepted_BC, denoise_B) -> BlockState:
@@ -263,7 +267,7 @@ class BlockProgram:
 
     def _progress(self, block_BC, start_B):
         """(full_B, finished_B): a row ends at one of its ends, or at its limit, with no mask before it."""
-        masked_BC = block_BC == self.settings.mask_id
+        masked_BC = self.settings.is_noise(block_BC)
         settled_BC = jnp.cumsum(masked_BC, axis=1) == 0
         return ~masked_BC.any(axis=1), (settled_BC & self.ends(block_BC, start_B)).any(axis=1)
 

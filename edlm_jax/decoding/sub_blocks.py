@@ -36,7 +36,7 @@ class SubBlockSettings(BlockSettings):
 class _SubBlocks(BlockProgram):
     def open(self, block_BC):
         """The masks of the first sub-block that has any."""
-        U, masked_BC = self.settings.sub_block_length, block_BC == self.settings.mask_id
+        U, masked_BC = self.settings.sub_block_length, self.settings.is_noise(block_BC)
         sub_C = jnp.arange(block_BC.shape[1]) // U
         return masked_BC & (sub_C[None] == _active(masked_BC, U)[:, None])
 
@@ -95,7 +95,7 @@ class _DualCache(_SubBlocks):
         return self.accept(replace(s, cache=cache), put(empty_BCV, logits_BUV, inside_B + c.shifted))
 
     def _masked(self, s: DualCacheState):
-        return window(s.tokens_BX, s.start_B, self.settings.block_length) == self.settings.mask_id
+        return self.settings.is_noise(window(s.tokens_BX, s.start_B, self.settings.block_length))
 
     def _needs_full(self, s: DualCacheState):
         masked_BC = self._masked(s)

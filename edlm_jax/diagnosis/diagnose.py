@@ -41,7 +41,7 @@ def diagnose(
     What there is nothing to measure by is left out: an order without prompts, a drift without a baseline.
     """
     c = heldout_config(model.spec, source, batch_size=batch_size)
-    objective = Objective.from_config(c, model.spec.conversion.mask_token_id)
+    objective = Objective.from_config(c, model.spec)
     try:
         tasks = load_tasks([source], text.tokenizer)[:count]
     except InputError:  # text without prompts

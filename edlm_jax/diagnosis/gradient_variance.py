@@ -13,18 +13,77 @@ so that every way has the same expected gradient and variances compare. Position
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from edlm_jax.diffusion.masks import EPSILON, Complementary
+from edlm_jax.diffusion.noise import Corruption, Noise, example_keys
+from edlm_jax.diffusion.streams import Batch, learnable
+from edlm_jax.diffusion.terms import MaskedTokens
 from edlm_jax.errors import InputError
 from edlm_jax.models.transformer import Transformer
-from edlm_jax.training.objective import Batch, Corruption, Objective, example_keys
+from edlm_jax.training.objective import Objective
 
-WAYS = ("per sequence", "per block", "stratified", "two views", "complementary")
-_LOW = 1e-3  # the least noise level, and the least distance from 1
+
+@dataclass(frozen=True)
+class Independent(Noise):
+    """Every position by itself at probability t, one t for each block: what the ways to draw levels are compared by.
+
+    Levels keep their distance from both ends, so that 1 - t is a level too.
+    """
+
+    def hide(self, key, corruptible_L, block_length):
+        level_key, mask_key, order_key = jax.random.split(key, 3)
+        u_X = self.levels(level_key, order_key, corruptible_L.reshape(-1, block_length).any(axis=1))
+        level_L = jnp.repeat(EPSILON + (1 - 2 * EPSILON) * u_X, len(corruptible_L) // len(u_X))
+        return (jax.random.uniform(mask_key, corruptible_L.shape) < level_L) & corruptible_L, level_L
+
+    def levels(self, key, order_key, useful_N):
+        """In (0, 1), of blocks of which some hold nothing to hide."""
+        return jax.random.uniform(key, useful_N.shape)
+
+
+@dataclass(frozen=True)
+class IndependentRow(Independent):
+    """One t for a row."""
+
+    def levels(self, key, order_key, useful_N):
+        return jax.random.uniform(key, (1,))
+
+
+@dataclass(frozen=True)
+class Stratified(Independent):
+    """One t from each N-th part of the interval, dealt to the blocks in random order."""
+
+    def levels(self, key, order_key, useful_N):
+        u_N = jax.random.uniform(key, useful_N.shape)
+        order_N = jnp.where(useful_N, jax.random.uniform(order_key, useful_N.shape), 2.0)
+        return jnp.where(useful_N, (jnp.argsort(jnp.argsort(order_N)) + u_N) / jnp.maximum(useful_N.sum(), 1), u_N)
+
+
+@dataclass(frozen=True)
+class TwoViews(Independent):
+    """Two copies of each block, each with noise of its own."""
+
+    views: ClassVar[int] = 2
+
+    def hide(self, key, corruptible_L, block_length):
+        draw = Independent(self.mask_id).hide
+        halves = [draw(half, corruptible_L, block_length) for half in jax.random.split(key, 3)[1:]]
+        return tuple(jnp.concatenate(parts) for parts in zip(*halves, strict=True))
+
+
+WAYS: dict[str, Callable[[int], Noise]] = {
+    "per sequence": IndependentRow,
+    "per block": Independent,
+    "stratified": Stratified,
+    "two views": TwoViews,
+    "complementary": lambda mask_id: Complementary(mask_id, Independent(mask_id)),
+}
 
 
 def gradient_variance(
@@ -40,75 +99,44 @@ def gradient_variance(
     """
     if draws < 2:
         raise InputError(f"a variance needs at least two draws, not {draws}")
-    if not ((batch["loss_mask"] > 0) & (batch["segment_ids"] > 0)).any():
+    if not learnable(batch).any():
         raise InputError("the batch has no token that carries loss")
     graphdef, params = nnx.split(model)
-    ways, moments, length = ways_of(objective), [], batch["tokens"].shape[1]
-    for way in ways:
-        noise = _draws(draws, batch, objective, way)
+    ways, moments = ways_of(objective), []
+    objectives = {way: under(objective, way) for way in ways}
+    for index, way in enumerate(ways):
+        noise = _draws(draws, index, batch, objectives[way])
         # What is compiled knows the number of views, not the way: two programs for five ways.
-        widened = dataclasses.replace(objective, noisy_length=views(way) * length if views(way) > 1 else 0)
-        moments.append(jax.block_until_ready(_moments(graphdef, params, widened, batch, noise)))
+        learned = dataclasses.replace(objectives[way], noise=None)
+        moments.append(jax.block_until_ready(_moments(graphdef, params, learned, batch, noise)))
         on_way(way)
     variances, signal = jax.device_get(_compare(moments, draws))
     return {
         way: {
             "relative": float(variance / signal) if signal > 0 else None,  # too few draws to see the gradient
-            "columns": views(way) + objective.two_streams,
+            "columns": objectives[way].layout.columns(1),
         }
         for way, variance in zip(ways, variances, strict=True)
     }
 
 
-def ways_of(objective: Objective) -> tuple[str, ...]:
+def ways_of(objective: Objective) -> list[str]:
     """Those that it allows: two views need a clean stream to share."""
-    return WAYS if objective.two_streams else WAYS[:3]
+    return [way for way, noise in WAYS.items() if objective.layout.two_streams or noise(0).views == 1]
 
 
-def views(way: str) -> int:
-    """Noisy copies of each block."""
-    return 1 + (way in ("two views", "complementary"))
+def under(objective: Objective, way: str) -> Objective:
+    """The diffusion loss under noise that is drawn in a way."""
+    layout, noise = dataclasses.replace(objective.layout, noisy_length=0), WAYS[way](objective.noise.mask_id)
+    return Objective(layout, None, (MaskedTokens(),)).under(noise)
 
 
-def draw(key: jax.Array, batch: Batch, objective: Objective, way: str) -> Corruption:
-    """The noisy stream of one draw."""
-    tokens_BL = jnp.asarray(batch["tokens"])
-    B, L = tokens_BL.shape
-    corruptible_BL = (batch["loss_mask"] > 0) & (batch["segment_ids"] > 0)
-    row = functools.partial(_draw_row, C=objective.block_length, way=way)
-    masked_BM, level_BM = jax.vmap(row)(example_keys(key, B), corruptible_BL)
-    copies_BM = jnp.broadcast_to(jnp.tile(jnp.arange(L), views(way)), masked_BM.shape)
-    noisy_BM = jnp.where(masked_BM, objective.mask_id, jnp.take_along_axis(tokens_BL, copies_BM, axis=1))
-    return Corruption(noisy_BM, masked_BM, level_BM, copies_BM if views(way) > 1 else None)
-
-
-def _draw_row(key, corruptible_L, C: int, way: str):
-    """(masked_M, level_M) of a row: M = L for one view, 2 L for two."""
-    L = corruptible_L.shape[0]
-    level_key, mask_key, other_key = jax.random.split(key, 3)
-    shape = (1,) if way == "per sequence" else (L // C,)
-    u_N = jax.random.uniform(level_key, shape)
-    if way == "stratified":
-        useful_N = corruptible_L.reshape(-1, C).any(axis=1)
-        order_N = jnp.where(useful_N, jax.random.uniform(other_key, useful_N.shape), 2.0)
-        u_N = jnp.where(useful_N, (jnp.argsort(jnp.argsort(order_N)) + u_N) / jnp.maximum(useful_N.sum(), 1), u_N)
-    level_L = jnp.repeat(_LOW + (1 - 2 * _LOW) * u_N, L // u_N.shape[0])
-    hit_L = jax.random.uniform(mask_key, (L,)) < level_L
-    if views(way) == 1:
-        return hit_L & corruptible_L, level_L
-    if way == "complementary":
-        other_hit_L, other_level_L = ~hit_L, 1 - level_L
-        both = jnp.concatenate([hit_L & corruptible_L, other_hit_L & corruptible_L])
-        return both, jnp.concatenate([level_L, other_level_L])
-    pair = [_draw_row(half, corruptible_L, C, "per block") for half in (mask_key, other_key)]
-    return tuple(jnp.concatenate(parts) for parts in zip(*pair, strict=True))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 2, 3))
-def _draws(count: int, batch: Batch, objective: Objective, way: str) -> Corruption:
+@functools.partial(jax.jit, static_argnums=(0, 1, 3))
+def _draws(count: int, way: int, batch: Batch, objective: Objective) -> Corruption:
     """The noise of draws 0..count - 1, one behind the other; ways do not share any, as `_compare` takes for granted."""
-    key = jax.random.fold_in(jax.random.key(0), WAYS.index(way))
-    return jax.vmap(lambda key: draw(key, batch, objective, way))(jax.random.split(key, count))
+    rows, key = len(batch["tokens"]), jax.random.fold_in(jax.random.key(0), way)
+    draw = lambda key: objective.corrupt(example_keys(key, rows), batch)  # noqa: E731
+    return jax.vmap(draw)(jax.random.split(key, count))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
@@ -125,9 +153,9 @@ def _moments(graphdef, params, objective: Objective, batch: Batch, noise: Corrup
 
 
 def _loss(params, graphdef, objective: Objective, batch: Batch, corruption: Corruption):
-    learnable_BM = corruption.copied((batch["loss_mask"] > 0) & (batch["segment_ids"] > 0))
-    count = objective.predicted(batch, corruption._replace(masked_BM=learnable_BM)).sum(dtype=jnp.float32)
-    return objective.sums(nnx.merge(graphdef, params), batch, corruption).diffusion / count
+    streams = objective.streams(batch, corruption)
+    count = streams.predicted(corruption.copied(learnable(batch))).sum(dtype=jnp.float32)
+    return objective.sums(nnx.merge(graphdef, params), batch, corruption)["diffusion"]["loss"] / count
 
 
 @functools.partial(jax.jit, static_argnames="draws")

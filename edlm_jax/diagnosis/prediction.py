@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 
 from edlm_jax.data.packing import without_filler
 from edlm_jax.data.pipeline import make_eval_batches
-from edlm_jax.diffusion import next_token_targets
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.heldout import heldout_noise, heldout_objective
 from edlm_jax.models.transformer import Transformer
@@ -63,22 +62,23 @@ def _tally(graphdef, state, objective: Objective, C: int, batch, index) -> Tally
     model, tokens_BL, document = nnx.merge(graphdef, state), jnp.asarray(batch["tokens"]), without_filler(batch)
     columns_L = jnp.arange(tokens_BL.shape[1])
     corruption = heldout_noise(objective, batch, index)
-    if objective.pattern == "causal":
-        targets_BL, seen_BL = next_token_targets(*(document[name] for name in ("tokens", "loss_mask", "segment_ids")))
+    streams = objective.streams(batch, corruption)
+    if objective.noise is None:
+        targets_BL, seen_BL = streams._replace(batch=document).next_tokens
         weight_BL, counted_BL, place_L = seen_BL.astype(jnp.float32), seen_BL, (columns_L + 1) % C
         x_BLD = objective.hidden(model, batch, corruption)
     else:
         document_BL, weight_BL = document["loss_mask"] > 0, 1 / corruption.noise_level_BM
         place_L, targets_BL = columns_L % C, tokens_BL
-        seen_BL = objective.predicted(batch, corruption) & document_BL
-        counted_BL = objective.predicted(batch, corruption._replace(masked_BM=document_BL))
-        x_BLD = objective.aligned(objective.hidden(model, batch, corruption), corruption)
+        seen_BL = streams.predicted(corruption.masked_BM) & document_BL
+        counted_BL = streams.predicted(document_BL)
+        x_BLD = streams.aligned(objective.hidden(model, batch, corruption))
 
     def row(columns):
         x_LD, targets_L, seen_L = columns
         logits_LV = model.logits(x_LD[None])[0]
-        if objective.mask_id >= 0:
-            logits_LV = logits_LV.at[:, objective.mask_id].set(-jnp.inf)
+        if model.spec.conversion is not None:
+            logits_LV = logits_LV.at[:, model.spec.conversion.mask_token_id].set(-jnp.inf)
         log_p_LV = jax.nn.log_softmax(logits_LV)
         ce_L = -jnp.take_along_axis(log_p_LV, targets_L[:, None], axis=1)[:, 0]
         confidence_L, right_L = jnp.exp(log_p_LV.max(axis=1)), log_p_LV.argmax(axis=1) == targets_L

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from edlm_jax.attention import Bidirectional, BlockCausal, Causal, Pattern
+from edlm_jax.attention import PLAIN, BlockCausal, Pattern
 from edlm_jax.data.stdlib import StdlibSource
 from edlm_jax.decoding.prompts import bucket
 from edlm_jax.errors import InputError
@@ -27,8 +27,7 @@ def attentions(model: Transformer, block_length: int | None = None) -> dict[str,
     """The ways to read a text, by name: block-causal where there is a block length to read it by."""
     conversion = model.spec.conversion
     C = block_length or (conversion.block_length if conversion else None)
-    blocks = {"block_causal": BlockCausal(C)} if C else {}
-    return {"causal": Causal(), **blocks, "bidirectional": Bidirectional()}
+    return {name: make(C) for name, make in PLAIN.items() if C or make is not BlockCausal}
 
 
 def embed(model: Transformer, rows: Sequence[Sequence[int]], *, pattern: Pattern, batch_size: int = 32) -> np.ndarray:

@@ -12,12 +12,13 @@ from ml_collections import ConfigDict
 from edlm_jax.data.counts import totals
 from edlm_jax.data.packing import without_filler
 from edlm_jax.data.pipeline import make_eval_batches
+from edlm_jax.diffusion import Batch, find_layout
 from edlm_jax.errors import InputError
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.training.config import default_config, grid
 from edlm_jax.training.held_out import bound, heldout_noise, measured
-from edlm_jax.training.objective import Batch, Objective
+from edlm_jax.training.objective import Objective
 
 ROW, ROWS = 512, 512  # tokens of a row, and rows, where no config says how many
 
@@ -76,17 +77,17 @@ def heldout_data(c: ConfigDict, tokenizer, mask_id: int | None) -> dict[str, int
 
 def heldout_objective(c: ConfigDict, model: Transformer, pattern: str) -> Objective:
     """The objective by which a model is measured: AR alone or diffusion alone, one noisy copy of every block."""
-    c, conversion = c.copy_and_resolve_references(), model.spec.conversion
-    c.objective.update(pattern=pattern, diffusion_weight=1.0)
-    return measured(Objective.from_config(c, conversion.mask_token_id if conversion else -1))
+    conversion, o = model.spec.conversion, c.objective
+    layout = find_layout(pattern, o.block_length, o.alignment)
+    return measured(layout, conversion.mask_token_id if conversion else -1)
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "objective"))
 def _nats(graphdef, state, objective: Objective, batch: Batch, index) -> tuple[jax.Array, jax.Array]:
     """The loss of a batch, and over how many tokens."""
     model = nnx.merge(graphdef, state)
-    if objective.pattern != "causal":
+    if objective.noise is not None:
         return bound(model, objective, batch, index)
     document = without_filler(batch)
     corruption = heldout_noise(objective, document, index)
-    return objective.sums(model, document, corruption).ar, objective.weights(document, corruption).ar
+    return objective.sums(model, document, corruption)["ar"]["loss"], objective.weights(document, corruption)["ar"]

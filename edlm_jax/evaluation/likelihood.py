@@ -2,10 +2,10 @@
 
 Shapes: L columns of a row, S samples, C block length, V vocabulary, D width.
 
-A block-diffusion model gives no closed form. For each block with n unknown tokens, draw k uniformly from 1..n and k
-of them to mask; n / k times the sum of their log-probabilities, given the rest of the block and everything before it,
-is an unbiased estimate of the block's bound on its log-likelihood (LLaDA, arXiv 2502.09992, equation 6; there for a
-whole response). With n = 1 nothing is left to draw and the bound is the likelihood itself.
+A block-diffusion model gives no closed form. For each block with n unknown tokens, mask k of them (`EvenCounts`); n / k
+times the sum of their log-probabilities, given the rest of the block and everything before it, is an unbiased estimate
+of the block's bound on its log-likelihood (LLaDA, arXiv 2502.09992, equation 6; there for a whole response). With n = 1
+nothing is left to draw and the bound is the likelihood itself.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from flax import nnx
 
 from edlm_jax.attention import Causal, CleanContext
 from edlm_jax.decoding.prompts import bucket
-from edlm_jax.diffusion import draw_masks
+from edlm_jax.diffusion.masks import EvenCounts
 from edlm_jax.errors import InputError
 from edlm_jax.models import Transformer
 
@@ -54,7 +54,7 @@ def log_likelihood(
     mode = mode or ("diffusion" if conversion else "ar")
     if mode not in ("ar", "diffusion"):
         raise InputError(f"mode {mode!r} is unknown; choose 'ar' or 'diffusion'")
-    if mode == "diffusion" and (conversion is None or conversion.pattern not in ("clean_context", "block_causal")):
+    if mode == "diffusion" and (conversion is None or conversion.layout.as_decoded().clean != "block_causal"):
         raise InputError("diffusion likelihood is for models converted with a block-causal context; use mode='ar'")
     if num_samples < 1:
         raise InputError(f"num_samples must be positive, not {num_samples}")
@@ -129,7 +129,7 @@ def _bound(
     begins_block_L1 = (jnp.arange(L) % C == 0)[:, None]
 
     def sample(key):
-        masked_L, weight_L = draw_masks(key, unknown_L, C)
+        masked_L, weight_L = EvenCounts(mask_id).weigh(key, unknown_L, C)
         noisy_L = jnp.where(masked_L, mask_id, tokens_L)
         streams_1T = jnp.concatenate([noisy_L, tokens_L])[None]
         x_TD = model.hidden(

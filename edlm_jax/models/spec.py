@@ -8,6 +8,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from edlm_jax.attention.pattern import PLAIN
+from edlm_jax.diffusion.streams import ALIGNMENTS, CONVERSIONS, Layout, find_layout
 from edlm_jax.errors import InputError
 from edlm_jax.models.rope import Rope
 
@@ -17,14 +19,12 @@ ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
 }
-PATTERNS = ("bidirectional", "block_causal", "clean_context", "semi_block")
-ALIGNMENTS = ("same_position", "shifted")
-PREFILLS = ("block_causal", "bidirectional", "causal")
+PREFILLS = tuple(PLAIN)
 GRIDS = ("response", "position")
 CONFIDENCES = ("raw", "drawn")
 COMMITS = ("fused", "separate", "first_token")
 _CHOICES = dict(
-    pattern=PATTERNS, alignment=ALIGNMENTS, prefill=PREFILLS, grid=GRIDS, confidence=CONFIDENCES, commit=COMMITS
+    pattern=CONVERSIONS, alignment=ALIGNMENTS, prefill=PREFILLS, grid=GRIDS, confidence=CONFIDENCES, commit=COMMITS
 )
 
 _EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
@@ -58,6 +58,11 @@ class Conversion:
                 raise InputError(f"conversion: {name} {getattr(self, name)!r} is not one of {', '.join(choices)}")
         if self.commit == "first_token" and self.alignment != "shifted":
             raise InputError("conversion: commit 'first_token' needs alignment 'shifted'")
+
+    @property
+    def layout(self) -> Layout:
+        """The row that it was trained on."""
+        return find_layout(self.pattern, self.block_length, self.alignment)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,24 +38,11 @@ def make_mesh(c: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mes
             f"config.data.batch_size={c.data.batch_size} is not divisible by data x fsdp x accumulation = "
             f"{sizes[0]} x {sizes[1]} x {accumulation}"
         )
-    _check_context(c, sizes[3])
     types = (AxisType.Auto,) * len(MESH_AXES)
     if slices == 1:
         return jax.make_mesh(sizes, MESH_AXES, axis_types=types, devices=devices)
     within, across = [sizes[0] // slices, *sizes[1:]], [slices, 1, 1, 1]
     return Mesh(create_hybrid_device_mesh(within, across, devices), MESH_AXES, axis_types=types)
-
-
-def _check_context(c: ConfigDict, pieces: int) -> None:
-    """Whole blocks for every device that shares a row."""
-    o = c.objective
-    C = o.block_length if o.pattern in ("block_causal", "clean_context", "semi_block") else 1
-    for name, length in (("data.length", c.data.length), ("objective.noisy_length", o.noisy_length)):
-        if length % (pieces * C):
-            raise InputError(
-                f"config.{name}={length} is not whole blocks of {C} on each of config.mesh.context={pieces} devices: "
-                f"choose a multiple of {pieces * C}, or fewer devices"
-            )
 
 
 def micro_batches(c: ConfigDict, rows: int) -> int:

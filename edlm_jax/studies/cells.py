@@ -12,7 +12,7 @@ from edlm_jax.data.sources import open_source
 from edlm_jax.decoding.modes import MODES
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.compare import check_evaluation
-from edlm_jax.training.config import validate
+from edlm_jax.training.config import layout, validate
 
 QUICK_STEPS = 2
 MEASURED_BY = ("eval_steps", "eval_block_lengths", "eval_modes", "eval_losses", "retrieval", "timed_steps")
@@ -101,7 +101,7 @@ def _make_cell(c: ConfigDict, arm: str, changes: Mapping[str, Any], seed: int) -
         every = math.gcd(*c.eval_steps)
         config.checkpoint.update(every=every, keep_every=every)
     validate(config)
-    if config.objective.pattern == "causal":
+    if not layout(config).noisy:
         raise InputError(f"arm {arm!r} of the study trains an AR model: a study compares conversions")
     if max(c.eval_steps, default=0) > config.steps:
         raise InputError(f"config.eval_steps: arm {arm!r} stops at step {config.steps}, before {max(c.eval_steps)}")

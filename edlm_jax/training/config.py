@@ -2,31 +2,36 @@
 
 import json
 import math
+from collections.abc import Sequence
 
+import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_dict
 
 from edlm_jax.attention import Tiles
+from edlm_jax.diffusion.registry import NOISES, TERMS
+from edlm_jax.diffusion.streams import ALIGNMENTS, LAYOUTS, Layout, find_layout
 from edlm_jax.errors import InputError
 from edlm_jax.models.lora import Lora
-from edlm_jax.models.spec import GRIDS, Conversion
+from edlm_jax.models.spec import GRIDS, PREFILLS, Conversion
+from edlm_jax.parallel.mesh import make_mesh
+from edlm_jax.training.objective import Objective
 
-PATTERNS = ("causal", "bidirectional", "block_causal", "clean_context", "semi_block")
 CHOICES = {
     "dtype": ("bfloat16", "float32"),
     "remat": ("none", "full", "dots", "save_attention"),
     "init.mask_embedding": ("keep", "mean", "noise"),
-    "objective.pattern": PATTERNS,
-    "objective.alignment": ("same_position", "shifted"),
     "objective.grid": GRIDS,
-    "objective.prefill": ("auto", "block_causal", "bidirectional", "causal"),
+    "objective.pattern": tuple(LAYOUTS),
+    "objective.noise": tuple(NOISES),
+    "objective.alignment": ALIGNMENTS,
+    "objective.prefill": ("auto", *PREFILLS),
     "optimizer.schedule": ("cosine", "wsd", "constant"),
 }
-# What a prompt sees at decoding time follows what training showed the model, unless the config says otherwise.
-_AUTO_PREFILL = {"bidirectional": "bidirectional", "semi_block": "causal"}
 _POSITIVE = ("steps", "log_every", "checkpoint.keep_last", "data.batch_size", "data.length", "data.shards")
 _POSITIVE += ("objective.block_length", "optimizer.learning_rate", "lora.alpha")
-_NOT_NEGATIVE = ("seed", "eval_every", "checkpoint.every", "checkpoint.keep_every", "objective.ar_weight")
-_NOT_NEGATIVE += ("objective.diffusion_weight", "objective.noisy_length", "optimizer.final_learning_rate")
+_NOT_NEGATIVE = ("seed", "eval_every", "checkpoint.every", "checkpoint.keep_every", "objective.noisy_length")
+_NOT_NEGATIVE += (*(f"objective.{name}_weight" for name in TERMS), "optimizer.final_learning_rate")
 _NOT_NEGATIVE += ("optimizer.warmup_steps", "optimizer.decay_steps", "optimizer.weight_decay", "optimizer.clip_norm")
 _NOT_NEGATIVE += ("optimizer.accumulation", "lora.rank", "data.max_skipped")
 # A run may be continued with other values of these: none of them changes what a step computes from its state and batch,
@@ -62,11 +67,13 @@ def default_config() -> ConfigDict:
         grid="response",  # blocks are counted from the response's start, or from "position" 0, as servers do
         noisy_length=0,  # columns of the noisy stream, dealt to the blocks that carry loss; 0 = each block once
         random_block_lengths=(),  # one of these is drawn per step; each divides block_length; () = always block_length
+        noise="masks",  # complementary = each block twice, the second copy hides what the first one shows
         half_life=0.1,  # lambda of the position-weighted mask; inf = uniform in a block; None = one uniform t per row
-        ar_weight=0.0,  # of the AR loss on the clean stream; semi_block only (the successor uses 1.0 with 0.3 below)
-        diffusion_weight=1.0,  # of the diffusion loss
         prefill="auto",  # written into the export: how a prompt attends to itself; auto = as trained
     )
+    # ar_weight: of the AR loss on the clean stream, semi_block only (the successor uses 1.0 with 0.3 of the next);
+    # diffusion_weight: of the diffusion loss; and so on, by diffusion/registry.py.
+    c.objective.update({f"{name}_weight": term.default for name, term in TERMS.items()})
     c.data = config_dict.create(
         batch_size=8,  # rows of the global batch
         length=512,  # L, tokens of a row
@@ -137,27 +144,13 @@ def validate(c: ConfigDict) -> None:
 
 def _check_objective(c: ConfigDict) -> None:
     o = c.objective
-    if o.pattern == "causal":
+    Objective.of(o, 0, 1)
+    if not layout(c).noisy:
         return  # AR is always shifted and has no blocks: the other fields say nothing about it
     if c.data.length % o.block_length:
         raise InputError(f"config.data.length={c.data.length} is not divisible by block_length={o.block_length}")
-    if o.half_life is not None and not o.half_life >= 0:
-        raise InputError(f"config.objective.half_life must be zero or more, or None, not {o.half_life}")
-    if o.ar_weight > 0 and o.pattern != "semi_block":
-        raise InputError(
-            f"config.objective.ar_weight > 0 needs a token-causal clean stream (pattern='semi_block'): under "
-            f"{o.pattern!r} a token sees its own successor, and next-token labels would leak"
-        )
-    if o.ar_weight == 0 and o.diffusion_weight == 0:
-        raise InputError("config.objective: ar_weight and diffusion_weight are both 0, so there is no loss")
-    if o.noisy_length and o.pattern not in ("clean_context", "semi_block"):
-        raise InputError(f"config.objective.noisy_length means nothing under pattern={o.pattern!r}: it has one stream")
-    if o.noisy_length % o.block_length:
-        raise InputError(
-            f"config.objective.noisy_length={o.noisy_length} is not divisible by block_length={o.block_length}"
-        )
-    if o.random_block_lengths and o.pattern == "bidirectional":
-        raise InputError("config.objective.random_block_lengths means nothing under pattern='bidirectional'")
+    if o.random_block_lengths and layout(c).cut is None:
+        raise InputError(f"config.objective.random_block_lengths means nothing under pattern={o.pattern!r}")
     for block_length in o.random_block_lengths:
         if not isinstance(block_length, int) or block_length < 1 or o.block_length % block_length:
             raise InputError(
@@ -187,18 +180,40 @@ def adapters(c: ConfigDict) -> Lora | None:
     return Lora(c.lora.rank, c.lora.alpha) if c.lora.rank else None
 
 
+def layout(c: ConfigDict) -> Layout:
+    """The layout of a training row."""
+    o = c.objective
+    return find_layout(o.pattern, o.block_length, o.alignment, o.noisy_length)
+
+
 def grid(c: ConfigDict) -> int:
     """The block grid that the data must keep to: AR rows have none."""
-    return 1 if c.objective.pattern == "causal" else c.objective.block_length
+    return layout(c).block_length
 
 
 def conversion(c: ConfigDict, mask_token_id: int) -> Conversion | None:
-    """What the exported config.json will say of this run; None for AR."""
+    """What the exported config.json will say of this run; None for AR.
+
+    What a prompt sees at decoding time follows what training showed the model, unless the config says otherwise.
+    """
     o = c.objective
-    if o.pattern == "causal":
+    if not layout(c).noisy:
         return None
-    prefill = _AUTO_PREFILL.get(o.pattern, "block_causal") if o.prefill == "auto" else o.prefill
+    prefill = layout(c).prefill if o.prefill == "auto" else o.prefill
     return Conversion(mask_token_id, o.block_length, o.pattern, o.alignment, prefill, o.grid)
+
+
+def training_mesh(c: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of c.mesh, with whole blocks for every device that shares a row."""
+    mesh = make_mesh(c, devices)
+    pieces, C = mesh.shape["context"], layout(c).cut or 1
+    for name, length in (("data.length", c.data.length), ("objective.noisy_length", c.objective.noisy_length)):
+        if length % (pieces * C):
+            raise InputError(
+                f"config.{name}={length} is not whole blocks of {C} on each of config.mesh.context={pieces} devices: "
+                f"choose a multiple of {pieces * C}, or fewer devices"
+            )
+    return mesh
 
 
 def to_json(c: ConfigDict) -> str:

@@ -4,18 +4,19 @@ The loss has the noise of training and the denominators of training: what is opt
 nats per token, as an AR model's loss is: `edlm evaluate --task=heldout` gives the same number.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from edlm_jax.diffusion import draw_masks
+from edlm_jax.diffusion import Batch, Corruption, Layout, example_keys
+from edlm_jax.diffusion.masks import EvenCounts
+from edlm_jax.diffusion.streams import learnable
+from edlm_jax.diffusion.terms import MaskedTokens, NextToken
 from edlm_jax.errors import InputError
 from edlm_jax.training.metrics import noise_level_losses
-from edlm_jax.training.objective import Batch, Corruption, Objective, example_keys
+from edlm_jax.training.objective import Objective, no_noise
 
 
 def held_out_loss(
@@ -35,58 +36,53 @@ def held_out_loss(
     if totals is None:
         return {}
     (sums, weights), nats = jax.device_get(totals)
-    if not max(weights):
+    if not max(weights.values()):
         raise InputError("the held-out set has no token that carries loss")
     scalars = dict(eval_loss=float(objective.loss(sums, weights)))
-    if weights.ar:
-        scalars["eval_ar_loss"] = float(sums.ar / weights.ar)
-    if weights.diffusion:
+    if nats:
         scalars["eval_bound"] = float(nats[0] / max(nats[1], 1))
-        scalars["eval_diffusion_loss"] = float(sums.diffusion / max(weights.tokens, 1))
-        scalars["eval_diffusion_objective"] = float(sums.diffusion / weights.diffusion)
-    bins = noise_level_losses(sums.bin_ce, sums.bin_count)
-    return scalars | {f"eval_{name}": value for name, value in bins.items()}
+    for term in objective.terms:
+        found = sums[term.name]
+        values = term.losses(found, weights) if weights[term.name] else {}
+        values |= noise_level_losses(found["bin_ce"], found["bin_count"]) if "bin_ce" in found else {}
+        scalars |= {f"eval_{name}": float(value) for name, value in values.items()}
+    return scalars
 
 
 def make_bound_step(graphdef: nnx.GraphDef, objective: Objective, remat: str) -> Callable | None:
     """`bound_step(params, batch, index) -> (nats, tokens)` of a model in training; None for AR, which needs none."""
-    if not objective.diffusion_weight:
+    if objective.noise is None:
         return None
-    objective = measured(objective)
+    objective = measured(objective.layout, objective.noise.mask_id)
     return jax.jit(
         lambda params, batch, index: bound(nnx.merge(graphdef, params), objective, batch, index, remat=remat)
     )
 
 
-def measured(objective: Objective) -> Objective:
+def measured(layout: Layout, mask_id: int) -> Objective:
     """AR alone or diffusion alone, one noisy copy of every block.
 
     Blocks of one noisy stream are measured after clean ones, too, as they are decoded.
     """
-    if objective.pattern == "causal":
-        return objective
-    pattern = "clean_context" if objective.pattern == "block_causal" else objective.pattern
-    return dataclasses.replace(objective, pattern=pattern, noisy_length=0, ar_weight=0.0, diffusion_weight=1.0)
+    if not layout.noisy:
+        return Objective(layout, None, (NextToken(),))
+    return Objective(layout.as_decoded(), EvenCounts(mask_id), (MaskedTokens(),))
 
 
 def bound(model, objective: Objective, batch: Batch, index: jax.Array, remat: str = "none"):
     """(nats, tokens) of a batch by a `measured` diffusion objective."""
     corruption = heldout_noise(objective, batch, index)
-    nats = objective.sums(model, batch, corruption, remat=remat).diffusion
-    return nats, objective.weights(batch, corruption).tokens
+    nats = objective.sums(model, batch, corruption, remat=remat)["diffusion"]["loss"]
+    return nats, objective.weights(batch, corruption)["tokens"]
 
 
 def heldout_noise(objective: Objective, batch: Batch, index: jax.Array) -> Corruption:
-    """Noise with which sum(ce / t) is the bound, however the model was trained; nothing is masked for AR.
+    """Noise with which sum(ce / t) is the bound, see `EvenCounts`; nothing is masked for AR.
 
-    Of each block k of its n tokens, k uniform in 1..n, at noise level k / n (likelihood.py): the position-weighted
-    noise of training has another mean. Blocks that see later ones are not decoded one by one: their unit is the row.
+    Blocks that see later ones are not decoded one by one: their unit is the row.
     """
-    if not objective.diffusion_weight:
-        return objective.corrupt(jnp.zeros(()), batch)
+    if objective.noise is None:
+        return no_noise(batch)
     B, L = batch["tokens"].shape
     keys_B = example_keys(jax.random.fold_in(jax.random.key(0), index), B)
-    corruptible_BL = (batch["loss_mask"] > 0) & (batch["segment_ids"] > 0)
-    unit = L if objective.pattern == "bidirectional" else objective.block_length
-    masked_BL, weight_BL = jax.vmap(draw_masks, (0, 0, None))(keys_B, corruptible_BL, unit)
-    return Corruption(jnp.where(masked_BL, objective.mask_id, batch["tokens"]), masked_BL, 1 / weight_BL)
+    return objective.noise.corrupt(keys_B, batch["tokens"], learnable(batch), objective.layout.together(L))

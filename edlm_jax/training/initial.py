@@ -19,7 +19,7 @@ from edlm_jax.parallel.sharding import param_shardings
 from edlm_jax.pretrained import choose_mask_token, load_pretrained, load_tokenizer, start_mask_embedding
 from edlm_jax.pretrained.source import find_directory, read_config
 from edlm_jax.training.checkpoint import abstract_model, with_shardings
-from edlm_jax.training.config import adapters, attention_tiles, conversion
+from edlm_jax.training.config import adapters, attention_tiles, conversion, layout
 from edlm_jax.training.optimizer import make_optimizer
 from edlm_jax.training.step import TrainState
 
@@ -38,7 +38,7 @@ def read_spec(c: ConfigDict) -> tuple[ModelSpec, "PreTrainedTokenizerBase"]:
     else:
         spec = ModelSpec.from_hf(c.init.hf_config.to_dict(), source=c.data.tokenizer)
     tokenizer = _load_tokenizer(c.data.tokenizer or spec.source, spec.vocab_size)
-    if c.objective.pattern == "causal":
+    if not layout(c).noisy:
         return dataclasses.replace(spec, conversion=None), tokenizer
     override = c.init.mask_token_id
     if override == -1 and spec.conversion is not None:  # converted before: it knows its mask

@@ -32,32 +32,18 @@ def step_flops(spec: ModelSpec, objective: Objective, rows: int, length: int, lo
     (L^2 + L*C for clean context), not what a kernel visits. Look-ups, norms and softmax are left out, as is usual.
     Under adapters a layer's own matrices have no gradient (2 backward), the adapters are weights like others.
     """
-    noisy = objective.noisy_length or length
+    layout = objective.layout
     projections = spec.width * spec.head_dim * 2 * (spec.num_heads + spec.num_kv_heads)
     layers = spec.num_layers * (projections + 3 * spec.width * spec.ffn_width)
-    through_layers = noisy + length if objective.two_streams else length
-    through_head = length * bool(objective.ar_weight) + noisy * bool(objective.diffusion_weight)
+    through_layers = layout.columns(length)
+    through_head = sum(term.columns(layout, length) for term in objective.terms)
     weights = layers * through_layers + spec.width * spec.vocab_size * through_head
-    pairs = spec.num_layers * spec.num_heads * spec.head_dim * attended_pairs(objective, length)
+    pairs = spec.num_layers * spec.num_heads * spec.head_dim * layout.pairs(length)
     flops = 3.0 * rows * (2 * weights + 4 * pairs)
     if lora:
         adapters = spec.num_layers * sum(map(math.prod, adapter_shapes(layer_shapes(spec), lora.rank).values()))
         flops += rows * through_layers * (6 * adapters - 2 * layers)
     return flops
-
-
-def attended_pairs(objective: Objective, length: int) -> int:
-    """Query-key pairs of one head in one row; a noisy block is taken to lie in the middle of the row."""
-    C = objective.block_length
-    causal, block = length * (length + 1) // 2, length * (length + C) // 2
-    noisy = (objective.noisy_length or length) * (length + C) // 2  # half of the other blocks, and its own
-    return {
-        "causal": causal,
-        "bidirectional": length * length,
-        "block_causal": block,
-        "clean_context": noisy + block,
-        "semi_block": noisy + causal,
-    }[objective.pattern]
 
 
 @functools.partial(jax.jit, static_argnames="lora")

@@ -11,7 +11,7 @@ from edlm_jax.data.pipeline import WITH_MASK_TOKEN
 from edlm_jax.models.lora import partition
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.pretrained import why_mask_token
-from edlm_jax.training.config import grid
+from edlm_jax.training.config import grid, layout
 
 if TYPE_CHECKING:
     from edlm_jax.training.train import Batches
@@ -48,7 +48,7 @@ def about_data(c: ConfigDict, batches: "Batches") -> list[str]:
     if count:
         most = ", the most that data.eval_batches allows" if count == c.data.eval_batches else ", all that fill rows"
         lines.append(f"held-out: {count} batches of {rows} rows{most}")
-    blocks = "" if c.objective.pattern == "causal" else f" in blocks of {grid(c)}"
+    blocks = f" in blocks of {grid(c)}" if layout(c).noisy else ""
     return [*lines, f"step: {rows} rows of {length} = {rows * length:,} tokens{blocks}; {c.steps:,} steps"]
 
 

@@ -12,9 +12,11 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
+from edlm_jax.diffusion import Batch, Corruption, example_keys
 from edlm_jax.models.lora import combine, partition
 from edlm_jax.parallel.mesh import micro_batches
-from edlm_jax.training.objective import Batch, Corruption, Objective, Sums, Weights, example_keys
+from edlm_jax.training.config import layout
+from edlm_jax.training.objective import Objective
 from edlm_jax.training.optimizer import make_optimizer, make_schedule
 
 _EVALUATION = 2**31 - 1  # stands where a step number would, so that held-out noise is never a step's noise
@@ -42,10 +44,10 @@ class Numbers(NamedTuple):
         rates = (np.float32(c.optimizer.learning_rate), np.float32(c.optimizer.final_learning_rate))
         return cls(np.uint32(c.seed % 2**32), *rates, np.float32(c.objective.half_life or 0))
 
-    def objective(self, objective: Objective, **changes) -> Objective:
-        """With the half-life as an argument."""
-        half_life = self.half_life if objective.half_life else objective.half_life
-        return dataclasses.replace(objective, half_life=half_life, **changes)
+    def objective(self, objective: Objective, **layout) -> Objective:
+        """With the half-life as an argument, and these fields of the layout."""
+        noise = objective.noise and objective.noise.at(self.half_life)
+        return dataclasses.replace(objective, layout=dataclasses.replace(objective.layout, **layout), noise=noise)
 
 
 def choose_block_length(c: ConfigDict, step: int) -> int:
@@ -55,7 +57,7 @@ def choose_block_length(c: ConfigDict, step: int) -> int:
     the largest one's memory.
     """
     choices = c.objective.random_block_lengths
-    if not choices or c.objective.pattern == "causal":
+    if not choices or not layout(c).noisy:
         return c.objective.block_length
     return int(np.random.default_rng((c.seed, step)).choice(choices))
 
@@ -86,7 +88,8 @@ def make_train_step(c: ConfigDict, graphdef: nnx.GraphDef, objective: Objective,
         sums, grads = accumulate(trained, frozen, batch, corruption, weights)
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         params = combine(optax.apply_updates(trained, updates), frozen)
-        metrics = _metrics(drawn, batch, corruption, sums, weights)
+        metrics = drawn.metrics(sums, weights, drawn.streams(batch, corruption))
+        metrics |= dict(tokens=(batch["segment_ids"] > 0).sum(dtype=jnp.float32))
         metrics |= dict(grad_norm=optax.tree.norm(grads), learning_rate=schedule(state.step))
         return TrainState(state.step + 1, params, opt_state), metrics
 
@@ -94,7 +97,7 @@ def make_train_step(c: ConfigDict, graphdef: nnx.GraphDef, objective: Objective,
 
 
 def make_eval_step(c: ConfigDict, graphdef: nnx.GraphDef, objective: Objective) -> Callable:
-    """`eval_step(params, batch, index) -> (Sums, Weights)`: the noise of a batch is the same at every evaluation."""
+    """`eval_step(params, batch, index) -> (sums, weights)`, by term; the noise of a batch is always the same."""
 
     @jax.jit
     def eval_step(params: dict, batch: Batch, index: jax.Array, numbers: Numbers):
@@ -142,23 +145,3 @@ def _accumulate(
 def _split_rows(count: int, x_BL: jax.Array) -> jax.Array:
     """[B, L] -> [count, B / count, L], row r in micro-batch r % count: a device splits its own rows, none move."""
     return x_BL.reshape(x_BL.shape[0] // count, count, *x_BL.shape[1:]).swapaxes(0, 1)
-
-
-def _metrics(objective, batch: Batch, corruption: Corruption, sums: Sums, weights: Weights) -> dict[str, jax.Array]:
-    mean = lambda total, count: total / jnp.maximum(count, 1)  # noqa: E731
-    corruptible = corruption.copied(batch["loss_mask"] > 0).sum(dtype=jnp.float32)
-    metrics = dict(
-        loss=objective.loss(sums, weights),
-        tokens=(batch["segment_ids"] > 0).sum(dtype=jnp.float32),
-    )
-    if objective.diffusion_weight:
-        metrics |= dict(
-            diffusion_loss=mean(sums.diffusion, weights.tokens),  # nats per token, the scale of held-out losses
-            diffusion_objective=mean(sums.diffusion, weights.diffusion),  # as it is optimised: about twice that
-            masked_fraction=mean(weights.diffusion, corruptible),
-            bin_ce=sums.bin_ce,
-            bin_count=sums.bin_count,
-        )
-    if objective.ar_weight:
-        metrics |= dict(ar_loss=mean(sums.ar, weights.ar))
-    return metrics

@@ -15,10 +15,10 @@ from edlm_jax.data.counts import totals
 from edlm_jax.data.pipeline import make_dataset, make_eval_batches
 from edlm_jax.data.shards import BatchIterator
 from edlm_jax.models.spec import ModelSpec
-from edlm_jax.parallel.mesh import check_batch, local_rows, make_mesh, to_global
+from edlm_jax.parallel.mesh import check_batch, local_rows, to_global
 from edlm_jax.parallel.processes import agree, announce
 from edlm_jax.training.checkpoint import Checkpoints, check_workdir, latest_step, write_workdir
-from edlm_jax.training.config import adapters, grid, validate
+from edlm_jax.training.config import adapters, grid, training_mesh, validate
 from edlm_jax.training.data_state import check_sizes
 from edlm_jax.training.held_out import held_out_loss, make_bound_step
 from edlm_jax.training.initial import abstract_state, initial_params, initial_state, read_spec
@@ -48,7 +48,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     workdir = Path(workdir)
     validate(config)
     check_workdir(workdir, config)
-    mesh = make_mesh(config)
+    mesh = training_mesh(config)
     spec, tokenizer = read_spec(config)
     with Reporter(config.steps) as reporter, jax.set_mesh(mesh):
         with reporter.busy("reading the data"):
@@ -89,8 +89,7 @@ class Run:
     ):
         self.c, self.workdir, self.mesh, self.spec = c, workdir, mesh, spec
         self.batches, self.reporter = batches, reporter
-        mask_id = spec.conversion.mask_token_id if spec.conversion else -1
-        self.objective = Objective.from_config(c, mask_id)
+        self.objective = Objective.from_config(c, spec)
         graphdef, self.abstract = abstract_state(c, spec, mesh)
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
         self.train_step = make_train_step(c, graphdef, self.objective, shardings)

@@ -23,6 +23,8 @@ CASES = [
     (CleanContext(12, 4, noisy_length=24), 36),  # two views
     (CleanContext(60, 5, "token_causal", noisy_length=150), 210),  # two and a half: a chunk spans two of them
     (CleanContext(20, 4, noisy_length=8), 28),
+    (CleanContext(13, 4, "token_causal", noisy="causal"), 26),
+    (CleanContext(300, 6, noisy="causal"), 600),
 ]
 
 
@@ -60,8 +62,11 @@ def test_attend_equals_the_dense_reference(pattern, length, packed):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("clean", ["block_causal", "token_causal"])
-def test_chosen_copies_attend_as_the_columns_that_they_copy(packed, clean):
+@pytest.mark.parametrize(
+    ("clean", "noisy"),
+    [("block_causal", "bidirectional"), ("token_causal", "bidirectional"), ("block_causal", "causal")],
+)
+def test_chosen_copies_attend_as_the_columns_that_they_copy(packed, clean, noisy):
     """In the row that has every block's copy once, a chosen copy is the same query over the same keys."""
     rng, L, C, B = np.random.default_rng(), 30, 5, 2
     blocks_BN = np.stack([rng.permutation(L // C)[:4] for _ in range(B)])
@@ -72,12 +77,13 @@ def test_chosen_copies_attend_as_the_columns_that_they_copy(packed, clean):
     chosen = [jnp.take_along_axis(x, columns_BT[:, :, None, None], axis=1) for x in whole]
     segments = random_segments(rng, CleanContext(L, C), 2 * L) if packed else None
     own = np.take_along_axis(segments, columns_BT, axis=1) if packed else None
-    expected = attend(*whole, pattern=CleanContext(L, C, clean), q_segments_BT=segments, k_segments_BS=segments)
+    pattern = CleanContext(L, C, clean, noisy=noisy)
+    expected = attend(*whole, pattern=pattern, q_segments_BT=segments, k_segments_BS=segments)
     for queries in (M + L, M):
         ours = attend(
             chosen[0][:, :queries],
             *chosen[1:],
-            pattern=CleanContext(L, C, clean, noisy_length=M),
+            pattern=CleanContext(L, C, clean, noisy_length=M, noisy=noisy),
             q_segments_BT=own[:, :queries] if packed else None,
             k_segments_BS=own,
             copies_BM=jnp.asarray(copies_BM),

@@ -34,6 +34,7 @@ CASES = [  # pattern, columns of a row, mesh (data, fsdp, tensor, context), quer
     (CleanContext(192, 32), 384, (1, 1, 2, 2), 192, False),
     (CleanContext(16, 4, noisy_length=32), 48, (2, 1, 1, 4), 32, True),  # two views
     (CleanContext(16, 4, noisy_length=40), 56, (1, 2, 1, 2), None, True),  # two and a half
+    (CleanContext(35, 5, "token_causal", noisy="causal"), 70, (1, 1, 1, 7), None, True),
 ]
 
 

@@ -20,6 +20,8 @@ def test_the_pictures_of_the_docstrings():
     assert (CleanContext(4, 2).dense(8, 8) == drawn(noisy + clean)).all()
     token_causal = ". . . . # . . .\n. . . . # # . .\n. . . . # # # .\n. . . . # # # #"
     assert (CleanContext(4, 2, "token_causal").dense(8, 8) == drawn(noisy + token_causal)).all()
+    left_to_right = "# . . . . . . .\n# # . . . . . .\n. . # . # # . .\n. . # # # # . .\n"
+    assert (CleanContext(4, 2, noisy="causal").dense(8, 8) == drawn(left_to_right + clean)).all()
 
 
 @pytest.mark.parametrize("clean", ["block_causal", "token_causal"])
@@ -74,5 +76,7 @@ def test_bad_patterns_are_refused():
         BlockCausal(0)
     with pytest.raises(InputError, match="'block_causal' or 'token_causal'"):
         CleanContext(8, 2, "causal")
+    with pytest.raises(InputError, match="'bidirectional' or 'causal'"):
+        CleanContext(8, 2, noisy="token_causal")
     with pytest.raises(InputError, match="must divide"):
         CleanContext(8, 4, noisy_length=6)

@@ -47,6 +47,7 @@ CASES = [  # pattern, T, S, packed documents
     (CleanContext(150, 7, "token_causal"), 300, 300, True),
     (CleanContext(256, 16), 256, 512, True),  # the last layer: noisy queries alone
     (TwoViews(128, 8), 384, 384, True),
+    (CleanContext(150, 7, "token_causal", noisy="causal"), 300, 300, True),
 ]
 
 

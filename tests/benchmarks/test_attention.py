@@ -12,17 +12,18 @@ from edlm_jax.benchmarks.attention import (
     whole_mask,
 )
 from edlm_jax.benchmarks.training import packed_batch
-from edlm_jax.training.objective import Objective, example_keys
+from edlm_jax.diffusion import example_keys
 from tests.attention.planned import attend
+from tests.training.tiny import make_objective
 
 
 @pytest.mark.parametrize("noisy_length", [0, 24])
 def test_the_whole_mask_is_what_the_trainer_sees(noisy_length):
     seed = int(np.random.default_rng().integers(1 << 30))
-    objective = Objective("clean_context", "same_position", 4, 0.1, 6, 0.0, 1.0, noisy_length)
+    objective = make_objective(noisy_length=noisy_length)
     batch = packed_batch(99, 2, 48, 4)
     noise = objective.corrupt(example_keys(jax.random.key(seed), 2), batch)
-    segments_BT, pattern = objective.streams(batch, noise)["segment_ids_BT"], objective.attention(48)
+    segments_BT, pattern = objective.streams(batch, noise).inputs["segment_ids_BT"], objective.layout.pattern(48)
     mask_BTT = whole_mask(pattern, segments_BT, noise.copies_BM)
     arrays = random_arrays(2, mask_BTT.shape[1], 4, 2, 8, "float32")
     segments = dict(q_segments_BT=segments_BT, k_segments_BS=segments_BT, copies_BM=noise.copies_BM)

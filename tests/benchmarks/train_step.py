@@ -90,7 +90,7 @@ def our_step(c, spec, batch):
     graphdef, state = nnx.split(Transformer(spec, rngs=nnx.Rngs(0)))
     params = nnx.to_pure_dict(state)
     held = [TrainState(jax.numpy.int32(0), params, make_optimizer(c).init(params))]
-    objective = Objective.from_config(c, mask_id=6)
+    objective = Objective.of(c.objective, 6, spec.vocab_size)
     shardings = jax.tree.map(lambda x: x.sharding, held[0])
     train_step = make_train_step(c, graphdef, objective, shardings)
 

@@ -1,5 +1,6 @@
 """Diagnostics against plain computations, and the command that gathers them."""
 
+import functools
 import json
 
 import jax
@@ -11,13 +12,13 @@ from flax import nnx
 from edlm_jax.commands.main import main
 from edlm_jax.data.pipeline import make_eval_batches
 from edlm_jax.diagnosis import gradient_variance as variance_module
-from edlm_jax.diagnosis.gradient_variance import WAYS, draw, gradient_variance
+from edlm_jax.diagnosis.gradient_variance import WAYS, gradient_variance, under
 from edlm_jax.diagnosis.order import decode_order
 from edlm_jax.diagnosis.prediction import predict
+from edlm_jax.diffusion import example_keys
 from edlm_jax.evaluation.heldout import heldout_config
 from edlm_jax.pretrained import load_pretrained, load_tokenizer
-from edlm_jax.training.objective import Objective
-from tests.training.tiny import MASK_ID, random_batch
+from tests.training.tiny import MASK_ID, make_objective, random_batch
 
 SOURCE = dict(kind="tasks", kinds=("sort", "sums"), split="test", seed=9, size=20)
 
@@ -81,14 +82,18 @@ class Line(nnx.Module):
         return jnp.where(supervised_BT, x_BTD[..., 0], 0.0)
 
 
-DRAW = jax.jit(draw, static_argnums=(2, 3))
-OBJECTIVE = Objective("clean_context", "same_position", 4, 0.1, MASK_ID, 0.0, 1.0)
+OBJECTIVE = make_objective()
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def draw(key, batch, way):
+    return under(OBJECTIVE, way).corrupt(example_keys(key, len(batch["tokens"])), batch)
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_draws_masks_of_the_right_rate(way):
     batch = random_batch(64, 32, documents=(20, 12))
-    corruption = DRAW(jax.random.key(3), batch, OBJECTIVE, way)
+    corruption = draw(jax.random.key(3), batch, way)
     corruptible_BM = np.asarray(corruption.copied(jnp.asarray(batch["loss_mask"] > 0)))
     masked_BM, level_BM = np.asarray(corruption.masked_BM), np.asarray(corruption.noise_level_BM)
     assert not masked_BM[~corruptible_BM].any()
@@ -117,7 +122,7 @@ def test_variance_is_that_of_the_draws():
     weights = {
         way: [
             float((c.masked_BM / c.noise_level_BM).sum() / c.masked_BM.size)
-            for c in (DRAW(key, batch, OBJECTIVE, way) for key in keys[way])
+            for c in (draw(key, batch, way) for key in keys[way])
         ]
         for way in WAYS
     }
@@ -126,14 +131,14 @@ def test_variance_is_that_of_the_draws():
     assert signal > 0
     for way in WAYS:
         assert found[way]["relative"] == pytest.approx(variance[way] / signal, rel=1e-3), way
-    one_stream = Objective("block_causal", "same_position", 4, 0.1, MASK_ID, 0.0, 1.0)
-    assert list(gradient_variance(model, one_stream, batch, 2)) == list(WAYS[:3])
+    one_stream = make_objective(pattern="block_causal")
+    assert list(gradient_variance(model, one_stream, batch, 2)) == list(WAYS)[:3]
 
 
 def test_the_command_writes_a_report_a_picture_and_tables(
     tiny_converted_dir, tiny_ar_dir, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(variance_module, "WAYS", WAYS[3:])  # each is a program to compile
+    monkeypatch.setattr(variance_module, "WAYS", dict(list(WAYS.items())[3:]))  # each is a program to compile
     out = tmp_path / "out"
     argv = ["diagnose", f"--model={tiny_converted_dir}", "--dtype=float32", "--count=3", "--batch-size=2"]
     argv.append(f"--out={out}")

@@ -10,8 +10,9 @@ import pytest
 from flax import nnx
 
 from edlm_jax.attention import Causal
+from edlm_jax.diffusion.masks import EvenCounts
 from edlm_jax.errors import InputError
-from edlm_jax.evaluation.likelihood import choose, draw_masks, log_likelihood
+from edlm_jax.evaluation.likelihood import choose, log_likelihood
 from edlm_jax.models import Conversion
 from tests.decoding import oracle
 from tests.decoding.test_generate import MASK, make_model
@@ -100,7 +101,7 @@ def test_the_estimate_is_unbiased_and_knows_its_error(alignment, grid):
 def test_masks_are_drawn_as_the_estimate_needs_them():
     unknown = np.array([0, 0, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0], bool)
     keys = jax.random.split(jax.random.key(int(np.random.randint(1000))), 3000)
-    masked, weight = jax.vmap(lambda key: draw_masks(key, unknown, 4))(keys)
+    masked, weight = jax.vmap(lambda key: EvenCounts(0).weigh(key, unknown, 4))(keys)
     masked, weight = np.array(masked), np.array(weight)
     assert not masked[:, ~unknown].any()
     for block, n in ((0, 2), (1, 4)):

@@ -14,6 +14,9 @@ from edlm_jax.data.pipeline import make_eval_batches
 from edlm_jax.data.stdlib import StdlibSource
 from edlm_jax.diagnosis import prediction
 from edlm_jax.diagnosis.drift import weight_drift
+from edlm_jax.diffusion.masks import EvenCounts
+from edlm_jax.diffusion.streams import find_layout
+from edlm_jax.diffusion.terms import MaskedTokens
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation import heldout
 from edlm_jax.evaluation.heldout import heldout_config, heldout_loss, heldout_noise
@@ -115,7 +118,7 @@ def test_the_noise_of_the_bound_hides_k_of_what_is_decoded_together(pattern, uni
     loss_mask_BL = np.random.default_rng().integers(0, 3, (B, L))
     tokens_BL = np.broadcast_to(np.arange(L), (B, L))
     batch = dict(tokens=tokens_BL, loss_mask=loss_mask_BL, segment_ids=np.ones((B, L), int))
-    objective = Objective(pattern, "same_position", 4, 0.1, 99, 0.0, 1.0)
+    objective = Objective(find_layout(pattern, 4).as_decoded(), EvenCounts(99), (MaskedTokens(),))
     noisy_BL, masked_BL, level_BL, _ = (np.array(x) for x in heldout_noise(objective, batch, 3))
     np.testing.assert_array_equal(noisy_BL, np.where(masked_BL, 99, tokens_BL))
     assert not (masked_BL & (loss_mask_BL == 0)).any()

@@ -10,7 +10,8 @@ from configs.quickstart import get_config
 from edlm_jax import load_pretrained
 from edlm_jax.benchmarks import torch_peer
 from edlm_jax.benchmarks.training import packed_batch
-from edlm_jax.training.objective import Objective, example_keys
+from edlm_jax.diffusion import example_keys
+from tests.training.tiny import make_objective
 
 pytestmark = pytest.mark.parity
 
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.parity
 @pytest.mark.parametrize("attention", ["sdpa", "flex_attention"])
 @pytest.mark.parametrize(("pattern", "noisy_length"), [("clean_context", 0), ("semi_block", 80), ("block_causal", 0)])
 def test_the_peer_has_our_loss(attention, pattern, noisy_length, tiny_ar_dir):
-    objective = Objective(pattern, "same_position", 8, 0.1, 258, 0.0, 1.0, noisy_length)
+    objective = make_objective(pattern=pattern, block_length=8, noisy_length=noisy_length)
     model = load_pretrained(tiny_ar_dir, "float32")
     batch = packed_batch(model.spec.vocab_size, 4, 160, 8)
     noise = objective.corrupt(example_keys(jax.random.key(3), 4), batch)
@@ -48,7 +49,7 @@ def test_what_the_peer_does_not_know():
     batch = packed_batch(512, 1, 32, 8)
     with pytest.raises(ValueError, match="no adapters"):
         torch_peer.torch_step(c, None, batch, attention="sdpa", device="cpu")
-    objective = Objective("clean_context", "shifted", 8, 0.1, 6, 0.0, 1.0)
+    objective = make_objective(alignment="shifted", block_length=8)
     with pytest.raises(ValueError, match="same position"):
         torch_peer.peer_inputs(objective, batch, None, 1, attention="sdpa", device="cpu")
     assert torch_peer.time_peer(c, 1)["not_measured"] == "it runs on one GPU, and 0 are here"

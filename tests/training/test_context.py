@@ -1,6 +1,5 @@
 """One batch on every mesh: the same corruption bit by bit, the same loss, the same gradients."""
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -11,19 +10,20 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType
 
+from edlm_jax.diffusion import example_keys
 from edlm_jax.errors import InputError
-from edlm_jax.parallel.mesh import make_mesh, to_global
+from edlm_jax.parallel.mesh import to_global
 from edlm_jax.parallel.sharding import MESH_AXES, param_shardings
-from edlm_jax.training.config import default_config
-from edlm_jax.training.objective import Objective, example_keys
-from tests.training.tiny import MASK_ID, random_batch, random_model
+from edlm_jax.training.config import default_config, training_mesh
+from edlm_jax.training.objective import Objective
+from tests.training.tiny import make_objective, random_batch, random_model
 
 B, L, C = 8, 32, 2
-CLEAN = Objective("clean_context", "same_position", C, 0.1, MASK_ID, ar_weight=0.0, diffusion_weight=1.0)
-JOINT = dataclasses.replace(CLEAN, pattern="semi_block", ar_weight=1.0, diffusion_weight=0.3)
-VIEWS = dataclasses.replace(CLEAN, noisy_length=48)
-SHIFTED = dataclasses.replace(CLEAN, alignment="shifted")
-ONE_STREAM = dataclasses.replace(SHIFTED, pattern="block_causal")
+CLEAN = make_objective(block_length=C)
+JOINT = make_objective(block_length=C, pattern="semi_block", ar_weight=1.0, diffusion_weight=0.3)
+VIEWS = make_objective(block_length=C, noisy_length=48)
+SHIFTED = make_objective(block_length=C, alignment="shifted")
+ONE_STREAM = make_objective(block_length=C, alignment="shifted", pattern="block_causal")
 MESHES_OF_8 = [shape for shape in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(shape) == 8]
 SMALLER = [(1, 1, 1, 2), (2, 1, 1, 2)]
 SOME = [(1, 2, 2, 2), (2, 1, 1, 4)]
@@ -92,7 +92,7 @@ def test_what_whole_blocks_do_not_divide_is_refused(change, reason):
     c.objective.noisy_length = change.get("noisy_length", 0)
     c.mesh.update(fsdp=1, context=2)
     with pytest.raises(InputError, match=reason):
-        make_mesh(c, jax.devices()[:2])
+        training_mesh(c, jax.devices()[:2])
 
 
 def test_the_8b_step_traces_with_rows_split_in_two():
@@ -105,8 +105,8 @@ def test_the_8b_step_traces_with_rows_split_in_two():
     c = get_config()
     c.data.batch_size = 8
     c.mesh.update(data=1, fsdp=4, context=2)
-    mesh = make_mesh(c)
-    objective = Objective.from_config(c, c.init.mask_token_id)
+    mesh = training_mesh(c)
+    objective = Objective.from_config(c, planned_spec(c))
     graphdef, state = abstract_state(c, planned_spec(c), mesh)
     step = make_train_step(c, graphdef, objective, jax.tree.map(lambda x: x.sharding, state))
     sharding = jax.sharding.NamedSharding(mesh, BATCH_SPEC)

@@ -8,14 +8,15 @@ import pytest
 from flax import nnx
 
 from edlm_jax.data.packing import Grid
+from edlm_jax.diffusion import Corruption
 from edlm_jax.models.spec import GRIDS
 from edlm_jax.parallel.mesh import make_mesh
 from edlm_jax.training.initial import read_spec
-from edlm_jax.training.objective import Corruption, Objective
 from edlm_jax.training.train import Batches
 from tests.data.test_packing import make_document, pack, unpack
 from tests.decoding import oracle
 from tests.decoding.tiny import EOS, MASK, make_model
+from tests.training.tiny import make_objective
 
 C = 4
 
@@ -31,7 +32,7 @@ def test_training_shows_blocks_as_decoding_does(grid, alignment):
     batch = {name: value[None] for name, value in row.items()}
     noisy_L = np.where(masked_L, MASK, row["tokens"])
     corruption = Corruption(noisy_L[None], masked_L[None], np.ones((1, 64), np.float32))
-    objective = Objective("clean_context", alignment, C, None, MASK, ar_weight=0.0, diffusion_weight=1.0)
+    objective = make_objective(alignment=alignment, block_length=C)
     logits_LV, predicted_L = _predict(objective, model, batch, corruption)
     plain, checked = nnx.merge(*nnx.split(model)), 0
     plain.spec = dataclasses.replace(model.spec, conversion=None)
@@ -66,7 +67,8 @@ def _predict(objective, model, batch, corruption):
     @jax.jit
     def run(state, batch, corruption):
         model = nnx.merge(graphdef, state)
-        x_1LD = objective.aligned(objective.hidden(model, batch, corruption), corruption)
-        return model.logits(x_1LD)[0], objective.predicted(batch, corruption)[0]
+        streams = objective.streams(batch, corruption)
+        x_1LD = streams.aligned(objective.hidden(model, batch, corruption))
+        return model.logits(x_1LD)[0], streams.predicted(corruption.masked_BM)[0]
 
     return [np.asarray(x) for x in run(state, batch, corruption)]

@@ -13,11 +13,10 @@ from edlm_jax.pretrained import load_pretrained
 from edlm_jax.training.checkpoint import Checkpoints, load_trained
 from edlm_jax.training.initial import abstract_state, read_spec
 from edlm_jax.training.metrics import step_flops
-from edlm_jax.training.objective import Objective
 from edlm_jax.training.train import train
 from tests.training.conftest import make_config
 from tests.training.test_train import assert_same, params, raise_sigterm_in_step
-from tests.training.tiny import random_model
+from tests.training.tiny import make_objective, random_model
 
 
 def lora_config(corpus, checkpoint):
@@ -95,7 +94,7 @@ def test_what_a_step_takes(config):
 
 def test_flops_leave_out_the_gradients_of_what_is_frozen():
     spec = random_model().spec
-    objective = Objective("clean_context", "same_position", 4, 0.1, 92, 0.0, 1.0)
+    objective = make_objective()
     layers = 2 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48)
     adapters = 2 * 4 * (64 + 48 + 48 + 64 + 3 * 80)
     full, lora = (step_flops(spec, objective, 3, 24, how) for how in (None, Lora(4, 32.0)))

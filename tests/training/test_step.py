@@ -1,6 +1,5 @@
 """The jitted step on a model of one table: what does not depend on the model."""
 
-import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +9,11 @@ from flax import nnx
 
 from edlm_jax.models.head import linear_cross_entropy
 from edlm_jax.training.config import default_config
-from edlm_jax.training.metrics import attended_pairs, step_flops
+from edlm_jax.training.metrics import step_flops
 from edlm_jax.training.objective import Objective
 from edlm_jax.training.optimizer import make_optimizer
 from edlm_jax.training.step import TrainState, choose_block_length, make_train_step
-from tests.training.tiny import MASK_ID, random_batch, random_model
+from tests.training.tiny import MASK_ID, make_objective, random_batch, random_model
 
 
 class Table(nnx.Module):
@@ -47,7 +46,7 @@ def run_steps():
         graphdef, state = nnx.split(Table())
         params = nnx.to_pure_dict(state)
         state = TrainState(jnp.int32(first_step), params, make_optimizer(c).init(params))
-        objective = Objective.from_config(c, MASK_ID)
+        objective = Objective.of(c.objective, MASK_ID, 97)
         train_step = make_train_step(c, graphdef, objective, jax.tree.map(lambda x: x.sharding, state))
         metrics = []
         for _ in range(2):
@@ -92,23 +91,25 @@ def test_random_block_lengths_follow_from_seed_and_step():
 @pytest.mark.parametrize("pattern", ["causal", "bidirectional", "block_causal", "clean_context", "semi_block"])
 def test_attended_pairs_are_those_of_the_pattern(pattern):
     L, C = 24, 4
-    objective = Objective(pattern, "same_position", C, 0.1, MASK_ID, 0.0, 1.0)
-    width = 2 * L if objective.two_streams else L
-    assert attended_pairs(objective, L) == objective.attention(L).dense(width, width).sum()
+    layout = make_objective(pattern=pattern, block_length=C).layout
+    T = layout.columns(L)
+    assert T == L * (1 + (pattern in ("clean_context", "semi_block")))
+    assert layout.pairs(L) == layout.pattern(L).dense(T, T).sum()
 
 
 def test_attended_pairs_of_two_views():
     L, C = 24, 4
-    objective = Objective("clean_context", "same_position", C, 0.1, MASK_ID, 0.0, 1.0, noisy_length=2 * L)
-    assert attended_pairs(objective, L) == objective.attention(L).dense(3 * L, 3 * L).sum()
+    for changes in (dict(noisy_length=2 * L), dict(noise="complementary")):
+        layout = make_objective(block_length=C, **changes).layout
+        assert layout.pairs(L) == layout.pattern(L).dense(3 * L, 3 * L).sum()
 
 
 def test_step_flops_by_hand():
     spec = random_model().spec
-    objective = Objective("clean_context", "same_position", 4, 0.1, MASK_ID, 0.0, 1.0)
+    objective = make_objective()
     matrices = 2 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48)  # 2 layers: q, o, k, v, and the FFN
     forward = 2 * (2 * 24) * matrices + 2 * 24 * 32 * 97 + 2 * 4 * 32 * (24 * 24 + 24 * 4)
     assert step_flops(spec, objective, rows=3, length=24) == 3 * 3 * forward
-    fewer = dataclasses.replace(objective, noisy_length=8)
+    fewer = make_objective(noisy_length=8)
     forward = 2 * (8 + 24) * matrices + 2 * 8 * 32 * 97 + 2 * 4 * 32 * ((8 + 24) * (24 + 4) // 2)
     assert step_flops(spec, fewer, rows=3, length=24) == 3 * 3 * forward

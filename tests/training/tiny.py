@@ -6,6 +6,8 @@ from flax import nnx
 
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
+from edlm_jax.training.config import default_config
+from edlm_jax.training.objective import Objective
 
 MASK_ID = 92
 HF_CONFIG = dict(
@@ -49,3 +51,11 @@ def random_batch(rows: int, length: int, *, documents: tuple[int, ...], pad_left
         positions=np.tile(positions_L, (rows, 1)),
         loss_mask=loss_mask_BL.astype(np.int32),
     )
+
+
+def make_objective(**changes) -> Objective:
+    """Clean context in blocks of 4, with these fields of config.objective changed."""
+    o = default_config().objective
+    with o.ignore_type():
+        o.update({"block_length": 4} | changes)
+    return Objective.of(o, MASK_ID, HF_CONFIG["vocab_size"])

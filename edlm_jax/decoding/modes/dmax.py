@@ -93,7 +93,7 @@ class _DMax(BlockProgram):
         denoise_B, steps_B = s.denoise_B + ~s.done_B, s.steps_B + 1
         proposal = c.draw.propose(logits_BCV, self.keys_B, denoise_B, request.temperature, banned_id=c.mask_id)
         block_BC = window(s.tokens_BX, s.start_B, C)
-        masked_BC = block_BC == c.mask_id
+        masked_BC = c.is_noise(block_BC)
         index_BC = s.start_B[:, None] + jnp.arange(C)[None] - self.P - request.given_B[:, None]
         active_BC = (index_BC >= 0) & ~s.done_B[:, None]
         written_BC = active_BC & (~masked_BC | _run(proposal.confidence_BC, masked_BC, request.rule.threshold))
@@ -101,7 +101,7 @@ class _DMax(BlockProgram):
         block_BC = jnp.where(written_BC, proposal.tokens_BC, block_BC)
         sure_B = ((proposal.confidence_BC >= _SURE) | ~active_BC).all(axis=1)
         over_B = ~changed_BC.any(axis=1) | sure_B | (steps_B >= C)
-        full_B = (block_BC != c.mask_id).all(axis=1) & over_B & ~s.done_B
+        full_B = ~c.is_noise(block_BC).any(axis=1) & over_B & ~s.done_B
         finished_B = full_B & self.ends(block_BC, s.start_B).any(axis=1)
         moves_B = full_B & ~finished_B
         p_BC = jnp.where(written_BC & ~full_B[:, None], proposal.confidence_BC, 1.0)

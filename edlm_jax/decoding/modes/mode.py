@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from edlm_jax.attention import Bidirectional, BlockCausal, Causal
+from edlm_jax.attention import PLAIN
 from edlm_jax.decoding.acceptance import parse_rule
 from edlm_jax.decoding.blocks import Request
 from edlm_jax.decoding.engine import Run
@@ -83,7 +83,7 @@ class Mode:
         if self.greedy and sampling.temperature > 0:
             raise InputError(f"{self.name} is greedy: it compares tokens with its own best ones; use temperature 0")
         conversion = spec.conversion
-        if self.causal and conversion is not None and conversion.pattern != "semi_block":
+        if self.causal and conversion is not None and not conversion.layout.next_tokens:
             warnings.warn(
                 f"{self.name} reads next tokens from a causal stream, which this checkpoint's conversion "
                 f"({conversion.pattern!r}) did not train; 'semi_block' does",
@@ -151,7 +151,6 @@ class BlockMode(MaskMode):
     def fields(self, call: Call, commit: str) -> dict[str, Any]:
         """What all block programs' settings have."""
         C = self.block_length
-        patterns = {"block_causal": BlockCausal(C), "bidirectional": Bidirectional(), "causal": Causal()}
         return dict(
             block_length=C,
             # Counted from position 0, up to block_length - 1 tokens of the prompt lie in the first block.
@@ -160,7 +159,7 @@ class BlockMode(MaskMode):
             shifted=call.shifted,
             draw=call.draw,
             commit=commit,
-            prefill=patterns[self.prefill],
+            prefill=PLAIN[self.prefill](C),
         )
 
     def run(self, weights: DecodingWeights, prompts, call: Call, settings, rule) -> Run:

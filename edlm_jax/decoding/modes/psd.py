@@ -121,7 +121,7 @@ class _PSD(BlockProgram):
         """int32[B, G, C]: the block and ever deeper guesses at it; of a pending row the full block, then masks."""
         c, C = self.settings, self.settings.block_length
         block_B1C = window(s.tokens_BX, s.start_B, C)[:, None]
-        masked_B1C = block_B1C == c.mask_id
+        masked_B1C = c.is_noise(block_B1C)
         rank_B1C = rank(s.confidence_BC, masked_B1C[:, 0])[:, None]
         depth_1G1 = jnp.minimum(jnp.arange(self.G), c.depth)[None, :, None]
         guesses_BGC = jnp.where(masked_B1C & (rank_B1C < depth_1G1), s.proposed_BC[:, None], block_B1C)

@@ -1,0 +1,18 @@
+"""Cross-entropy of masked tokens, each of which counts the same: no 1/t (FLARE, arXiv 2606.01774; MARS; DMax)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from edlm_jax.diffusion.streams import Streams
+from edlm_jax.diffusion.terms import Sums, Term
+
+
+@dataclass(frozen=True)
+class CrossEntropy(Term):
+    """The mean of ce over masked tokens."""
+
+    name: ClassVar[str] = "cross_entropy"
+
+    def sums(self, streams: Streams, model, x_BTD) -> Sums:
+        ce_BM = model.cross_entropy(streams.aligned(x_BTD), streams.targets_BM, self.wanted(streams))
+        return {"loss": ce_BM.sum()}  # 0 where it is not wanted

@@ -1,0 +1,103 @@
+"""The noise of block diffusion (arXiv 2512.14067, section 3.3): how much of each block to hide, where, and behind what.
+
+A kind of noise is a value that is asked for all of it: what the tokens become, which columns are noise and at which
+level t, how many copies of a block belong together. Masks are in masks.py; a new kind is a file with its class and, if
+configs may name it, a line in registry.py.
+
+Shapes: B rows, L positions, M noisy columns, C block length, N = ceil(L / C) blocks. Everything is vectorised and lives
+inside the jitted step. Noise of a row depends on its own key alone, so a batch may be split, sharded or reordered
+without changing it.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+class Corruption(NamedTuple):
+    """A noisy stream: its tokens, which of them are noise, at which level t, and what each column is a copy of."""
+
+    noisy_BM: jax.Array
+    masked_BM: jax.Array
+    noise_level_BM: jax.Array
+    copies_BM: jax.Array | None = None  # None: whole views, column j of column j % L
+    guessed_BM: jax.Array | None = None  # noise whose place the model's own guess takes before the loss
+
+    def copied(self, x_BL: jax.Array) -> jax.Array:
+        """What the clean columns hold, for the noisy ones."""
+        if self.copies_BM is not None:
+            return jnp.take_along_axis(x_BL, self.copies_BM, axis=1)
+        views = self.noisy_BM.shape[1] // x_BL.shape[1]
+        return x_BL if views == 1 else jnp.tile(x_BL, (1, views))
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The base: tokens are hidden behind the mask token."""
+
+    mask_id: int
+
+    views: ClassVar[int] = 1  # copies of each block that are drawn together
+
+    def hide(self, key, corruptible_L, block_length: int) -> tuple[Bool[Array, " M"], Float[Array, " M"]]:
+        """(what is hidden, the noise level t of each column) of one row: M = views * L columns."""
+        raise NotImplementedError
+
+    def prior(self, keys_B, tokens_BM: Int[Array, "B M"]) -> Int[Array, "B M"] | int:
+        """What stands in a hidden token's place."""
+        return self.mask_id
+
+    def at(self, half_life) -> "Noise":
+        """With this half-life, known only in a compiled program, where there is one that may be."""
+        return self
+
+    def corrupt(self, keys_B, tokens_BL, corruptible_BL, block_length: int, noisy_length: int = 0) -> Corruption:
+        """The noisy stream: of every block, or `noisy_length` columns in all, see `choose_copies`."""
+        copies_BM = None
+        if noisy_length:
+            choice_keys_B, keys_B = jax.vmap(jax.random.split, out_axes=1)(keys_B)
+            sizes = dict(block_length=block_length, noisy_length=noisy_length // self.views)
+            copies_BM = choose_copies(choice_keys_B, corruptible_BL, **sizes)
+            take = lambda x_BL: jnp.take_along_axis(x_BL, copies_BM, axis=1)  # noqa: E731
+            tokens_BL, corruptible_BL = take(tokens_BL), take(corruptible_BL)
+            copies_BM = jnp.tile(copies_BM, (1, self.views))
+        tokens_BM = jnp.tile(tokens_BL, (1, self.views))
+        hide = lambda key, corruptible_L: self.hide(key, corruptible_L, block_length)  # noqa: E731
+        masked_BM, level_BM = jax.vmap(hide)(keys_B, corruptible_BL.astype(bool))
+        noisy_BM = jnp.where(masked_BM, self.prior(keys_B, tokens_BM), tokens_BM)
+        return Corruption(noisy_BM, masked_BM, level_BM, copies_BM)
+
+
+def example_keys(key: jax.Array, count: int) -> jax.Array:
+    """One key per example from its index in the global batch: independent of mesh, processes and micro-batches."""
+    return jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(count))
+
+
+def choose_copies(
+    key, corruptible_BL: Bool[Array, "B L"], *, block_length: int, noisy_length: int
+) -> Int[Array, "B M"]:
+    """The columns that M = `noisy_length` noisy columns are copies of, where not every block has its one noisy copy.
+
+    A forward pass over the noisy copy of a block without a corruptible token teaches nothing: prompts and padding get
+    none. The other blocks of a row are dealt out in random order, over and over, until the noisy stream is full: each
+    has then the same number of views, give or take one, or, where they are too many, the same chance of having one.
+
+        C = 2, M = 8:   prompt  prompt  answer  answer  padding      copies, for example
+                        0 1     2 3     4 5     6 7     8 9          6 7  4 5  6 7  4 5
+
+    Args:
+      key: an array of B keys, one a row.
+      block_length: C; divides L and M.
+    """
+    C = block_length
+
+    def row(key, corruptible_L):
+        useful_N = corruptible_L.reshape(-1, C).any(-1)
+        order_N = jnp.argsort(jnp.where(useful_N, jax.random.uniform(key, useful_N.shape), 2.0))
+        dealt = jnp.arange(noisy_length // C) % jnp.maximum(useful_N.sum(), 1)
+        return (order_N[dealt][:, None] * C + jnp.arange(C)[None]).reshape(-1)
+
+    return jax.vmap(row)(key, corruptible_BL.astype(bool))

@@ -1,0 +1,21 @@
+"""The kinds of noise and the terms of the loss that a config may name. A new one is its own file and a line here."""
+
+from collections.abc import Callable
+
+from edlm_jax.diffusion.cross_entropy import CrossEntropy
+from edlm_jax.diffusion.masks import Complementary, masks
+from edlm_jax.diffusion.noise import Noise
+from edlm_jax.diffusion.own_guesses import OwnGuesses, Recovery
+from edlm_jax.diffusion.terms import MaskedTokens, NextToken, Term
+from edlm_jax.diffusion.uniform_tokens import UniformTokens
+
+# c.objective.noise: (mask_id, vocabulary, half_life) -> noise.
+NOISES: dict[str, Callable[[int, int, float | None], Noise]] = {
+    "masks": lambda mask_id, vocabulary, half_life: masks(mask_id, half_life),
+    "complementary": lambda mask_id, vocabulary, half_life: Complementary(mask_id, masks(mask_id, half_life)),
+    "uniform_tokens": lambda mask_id, vocabulary, half_life: UniformTokens(mask_id, vocabulary),
+    "own_guesses": lambda mask_id, vocabulary, half_life: OwnGuesses(mask_id),
+}
+
+# c.objective.NAME_weight is the term's weight, by its own name.
+TERMS: dict[str, type[Term]] = {term.name: term for term in (NextToken, MaskedTokens, CrossEntropy, Recovery)}
