@@ -140,7 +140,7 @@ def test_the_grid_is_a_setting(architecture, seed):
     settings = dict(max_new_tokens=11, threshold=0.5)
     with pytest.warns(UserWarning, match=f"grid '{other}' is not the '{decoder.spec.conversion.grid}'"):
         result = generate(decoder, given, grid=other, **settings)
-    assert result == made_for_it(given, **settings)
+    assert result == generate(made_for_it, given, **settings)
     own = generate(decoder, given, **settings)
     assert own.tokens[0] == result.tokens[0] and own != result, f"seed {seed}"
     with pytest.raises(InputError, match="grid 'middle' is unknown; choose one of response, position"):

@@ -53,7 +53,7 @@ def test_training_shows_blocks_as_decoding_does(grid, alignment):
 def test_a_run_packs_and_exports_by_its_grid(config):
     config.objective.grid = "position"
     spec, tokenizer = read_spec(config)
-    batches = Batches(config, tokenizer, make_mesh(config))
+    batches = Batches(config, spec, tokenizer, make_mesh(config))
     assert spec.conversion.grid == "position" and batches.held_out
     for batch in (next(batches.train), *batches.held_out):
         begins = (batch["positions"] == 0) & (batch["segment_ids"] > 0)
