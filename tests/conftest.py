@@ -23,6 +23,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from tests.seeds import begin_test
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -49,6 +51,12 @@ def pytest_collection_modifyitems(items):
     """The longest tests first, or one worker sits over them at the end while the others have none left."""
     longest = ("test_processes.py", "test_train.py", "test_notebooks.py", "test_convert.py")
     items.sort(key=lambda item: item.path.name not in longest)
+
+
+@pytest.fixture(autouse=True)
+def shown_seed():
+    """A failing test shows the seed of its random inputs."""
+    begin_test()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -10,6 +10,7 @@ import pytest
 from edlm_jax.attention import Bidirectional, BlockCausal, Causal, CleanContext, attend_dense
 from edlm_jax.attention.reference import combine, partial_attention
 from tests.attention.planned import attend
+from tests.seeds import fresh_rng
 
 CASES = [
     (Causal(), 37),
@@ -50,7 +51,7 @@ def value_and_grad(function, pattern, inputs, segments, weight):
 @pytest.mark.parametrize(("pattern", "length"), CASES)
 @pytest.mark.parametrize("packed", [False, True])
 def test_attend_equals_the_dense_reference(pattern, length, packed):
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     inputs = random_inputs(int(rng.integers(2**31)), length)
     segments = random_segments(rng, pattern, length) if packed else None
     weight = jnp.asarray(rng.normal(size=inputs[0].shape), jnp.float32)
@@ -68,7 +69,7 @@ def test_attend_equals_the_dense_reference(pattern, length, packed):
 )
 def test_chosen_copies_attend_as_the_columns_that_they_copy(packed, clean, noisy):
     """In the row that has every block's copy once, a chosen copy is the same query over the same keys."""
-    rng, L, C, B = np.random.default_rng(), 30, 5, 2
+    rng, L, C, B = fresh_rng(), 30, 5, 2
     blocks_BN = np.stack([rng.permutation(L // C)[:4] for _ in range(B)])
     copies_BM = (blocks_BN[..., None] * C + np.arange(C)).reshape(B, -1)
     M = copies_BM.shape[1]
@@ -93,7 +94,7 @@ def test_chosen_copies_attend_as_the_columns_that_they_copy(packed, clean, noisy
 
 
 def test_the_dense_reference_equals_a_loop():
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     q, k, v = (np.asarray(x, np.float64) for x in random_inputs(int(rng.integers(2**31)), 10, B=1))
     pattern = CleanContext(5, 2)
     mask, out = pattern.dense(10, 10), np.zeros_like(q)
@@ -116,7 +117,7 @@ def test_clean_context_never_forms_the_masked_three_quarters():
 
 
 def test_groups_of_keys_share_one_softmax():
-    q, k, v = random_inputs(int(np.random.randint(2**31)), 11)
+    q, k, v = random_inputs(int(fresh_rng().integers(2**31)), 11)
     whole = attend_dense(q, k, v, pattern=Bidirectional())
     later = partial_attention(q, k[:, 4:], v[:, 4:], None)
     parts = combine([partial_attention(q, k[:, :4], v[:, :4], None), later], q)

@@ -20,6 +20,7 @@ from edlm_jax.attention import (
 )
 from edlm_jax.attention.intervals import key_runs, visits
 from tests.attention.planned import attend, attend_in_pieces
+from tests.seeds import fresh_rng
 
 SMALL = Tiles(128, 128)
 CASES = [  # pattern, columns of a row, mesh (data, fsdp, tensor, context), queries or None, packed
@@ -44,7 +45,7 @@ def set_mesh(shape):
 
 def random_case(pattern, length, queries, packed, *, B=2, N=4, K=2, H=8):
     """(q, k, v, weight of the loss), (segments of queries, of keys) or (None, None): in the row's own order."""
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     shapes = ((queries or length, N), (length, K), (length, K), (queries or length, N))
     arrays = [jnp.asarray(rng.normal(size=(B, columns, heads, H)), jnp.float32) for columns, heads in shapes]
     if not packed:
@@ -101,7 +102,7 @@ def test_pieces_attend_as_the_dense_reference(pattern, length, shape, queries, p
 @pytest.mark.parametrize("clean", ["block_causal", "token_causal"])
 @pytest.mark.parametrize("queries", [None, 30])
 def test_copies_in_pieces_attend_as_those_of_a_whole_row(clean, queries):
-    rng, L, C, M = np.random.default_rng(), 40, 5, 30
+    rng, L, C, M = fresh_rng(), 40, 5, 30
     pattern = CleanContext(L, C, clean, noisy_length=M)
     copies_BM = np.stack([rng.permutation(L // C)[: M // C] for _ in range(2)])[..., None] * C + np.arange(C)
     copies_BM = jnp.asarray(copies_BM.reshape(2, M))
@@ -121,7 +122,7 @@ def test_copies_in_pieces_attend_as_those_of_a_whole_row(clean, queries):
 @pytest.mark.parametrize("pieces", [2, 4, 8])
 @pytest.mark.parametrize("blocks", [1, 2, 3, 4])
 def test_every_piece_holds_matching_blocks_of_both_streams(pieces, blocks):
-    C = int(np.random.default_rng().integers(1, 7))
+    C = int(fresh_rng().integers(1, 7))
     L = pieces * blocks * C
     for noisy_length in (L, 2 * L):
         row = InPieces(CleanContext(L, C, noisy_length=noisy_length), noisy_length + L, pieces)
@@ -165,7 +166,7 @@ def tiled_visits(row):
 
 
 def test_columns_come_back():
-    x_BTD = np.random.default_rng().normal(size=(2, 36, 3))
+    x_BTD = fresh_rng().normal(size=(2, 36, 3))
     row = InPieces(CleanContext(12, 2, noisy_length=24), 36, 3)
     arranged = row.enter(x_BTD[..., 0])
     np.testing.assert_array_equal(row.leave(arranged), x_BTD[..., 0].astype(np.float32))

@@ -5,6 +5,7 @@ import pytest
 
 from edlm_jax.attention import Bidirectional, BlockCausal, Causal, CleanContext
 from edlm_jax.errors import InputError
+from tests.seeds import fresh_rng
 
 
 def drawn(picture):
@@ -26,7 +27,7 @@ def test_the_pictures_of_the_docstrings():
 
 @pytest.mark.parametrize("clean", ["block_causal", "token_causal"])
 def test_clean_context_says_who_may_look_token_by_token(clean):
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     L, C = int(rng.integers(3, 20)), int(rng.integers(1, 6))  # a last short block is common here
     mask = CleanContext(L, C, clean).dense(2 * L, 2 * L)
     for q in range(2 * L):

@@ -20,6 +20,7 @@ from edlm_jax.attention import (
     count_tiles,
 )
 from tests.attention.planned import attend_splash
+from tests.seeds import fresh_rng
 
 SMALL = Tiles(128, 256)
 
@@ -53,7 +54,7 @@ CASES = [  # pattern, T, S, packed documents
 
 def random_case(pattern, T, S, *, B=2, N=4, K=2, H=8, packed=True):
     """(q, k, v, weight of the loss), segment ids or None"""
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     shapes = (B, T, N, H), (B, S, K, H), (B, S, K, H), (B, T, N, H)
     arrays = tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
     if not packed:

@@ -27,6 +27,7 @@ from edlm_jax.decoding.blocks import PromptThenBlock
 from edlm_jax.errors import InputError
 from tests.attention.planned import attend, attend_triton
 from tests.attention.test_splash import check, random_case, value_and_grad
+from tests.seeds import fresh_rng
 
 SMALL = Tiles(32, 16)
 
@@ -47,7 +48,7 @@ def random_documents(kind, pattern, T, S, B=2):
     """Sorted ids with padding in front, or padding between and inside documents too; the same on all streams."""
     if kind is None:
         return {}
-    rng, columns = np.random.default_rng(), pattern.positions(S)
+    rng, columns = fresh_rng(), pattern.positions(S)
     segments_BL = np.sort(rng.integers(0, 4, (B, columns.max() + 1)), axis=1)
     if kind == "scattered":
         segments_BL = np.where(rng.random(segments_BL.shape) < 0.3, 0, segments_BL)
@@ -80,7 +81,7 @@ def test_other_heads_and_tiles():
 
 def chosen_copies(L, C, M, clean="block_causal", noisy="bidirectional", B=2):
     """(copies_BM, documents, the mask) of noisy blocks that are drawn at random, some twice."""
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     copies_BM = (rng.integers(0, L // C, (B, M // C, 1)) * C + np.arange(C)).reshape(B, M).astype(np.int32)
     columns_BT = np.concatenate([copies_BM, np.tile(np.arange(L, 2 * L), (B, 1))], axis=1)
     segments_BT = random_documents("sorted", CleanContext(L, C), 2 * L, 2 * L)["k_segments_BS"]

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from configs.efficient_dlm_1p5b import QWEN2_5_1_5B
+from tests.seeds import fresh_rng
 
 FILE_BYTES = 500_000_000
 ALLOWED = 1.4
@@ -88,7 +89,7 @@ def write_checkpoint(directory: Path, config: dict, file_bytes: int = FILE_BYTES
 
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(config))
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     pool = (rng.standard_normal(2**24 + 1, np.float32) * 0.02).astype(ml_dtypes.bfloat16)
     files, used = [{}], 0
     for place in places(ModelSpec.from_hf(config)):

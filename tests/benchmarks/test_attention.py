@@ -14,12 +14,13 @@ from edlm_jax.benchmarks.attention import (
 from edlm_jax.benchmarks.training import packed_batch
 from edlm_jax.diffusion import example_keys
 from tests.attention.planned import attend
+from tests.seeds import fresh_rng
 from tests.training.tiny import make_objective
 
 
 @pytest.mark.parametrize("noisy_length", [0, 24])
 def test_the_whole_mask_is_what_the_trainer_sees(noisy_length):
-    seed = int(np.random.default_rng().integers(1 << 30))
+    seed = int(fresh_rng().integers(1 << 30))
     objective = make_objective(noisy_length=noisy_length)
     batch = packed_batch(99, 2, 48, 4)
     noise = objective.corrupt(example_keys(jax.random.key(seed), 2), batch)

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edlm_jax.data.packing import Grid, align_document, pack_documents, padding_row, without_filler
+from tests.seeds import fresh_rng
 
 END = 1
 
@@ -130,7 +131,7 @@ def test_one_document_per_row():
 
 def test_short_documents_fill_the_rows():
     """What is lost is the left padding of prompts, 3.5 positions of about 48 here, and the ends of rows."""
-    random = np.random.default_rng()
+    random = fresh_rng()
     grid = Grid(256, 8, END)
     lengths = [(int(random.integers(5, 40)), int(random.integers(3, 40))) for _ in range(3000)]
     rows = pack(make_documents(lengths), grid)[:256]  # the last window is not full

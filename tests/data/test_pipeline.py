@@ -12,6 +12,7 @@ from edlm_jax.data.pipeline import make_dataset, make_eval_batches
 from edlm_jax.data.shuffle import shuffle
 from edlm_jax.errors import InputError
 from tests.data.conftest import CHAT_TEMPLATE, make_tokenizer
+from tests.seeds import fresh_rng
 
 LENGTH, BLOCK = 48, 4
 WINDOW = 8
@@ -34,14 +35,14 @@ def make_data(sources, **kwargs):
 
 def write_texts(path, count, name="doc", random=None):
     """Texts that name themselves and have random lengths, some longer than a row."""
-    random = random or np.random.default_rng()
+    random = random or fresh_rng()
     texts = [f"{name}{i} {'x' * int(random.integers(1, 90))}" for i in range(count)]
     path.write_text("".join(json.dumps(dict(text=text)) + "\n" for text in texts))
     return dict(kind="jsonl", path=str(path))
 
 
 def write_pairs(path, count, name="pair"):
-    random = np.random.default_rng()
+    random = fresh_rng()
     rows = [dict(prompt=f"{name}{i} {'p' * int(random.integers(0, 9))}", response="r" * 5) for i in range(count)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return dict(kind="jsonl", path=str(path))

@@ -13,6 +13,7 @@ from edlm_jax.data.documents import tokenize
 from edlm_jax.data.sources import OPENERS, open_source
 from edlm_jax.data.tokenized import open_tokenized
 from edlm_jax.errors import InputError
+from tests.seeds import fresh_rng
 
 CHAT = [dict(role="user", content="hé?"), dict(role="assistant", content="ho")]
 
@@ -185,7 +186,7 @@ def test_tfds_without_tensorflow(tfds_directory):
 
 
 def test_records_keep_tokens_and_loss():
-    random = np.random.default_rng()
+    random = fresh_rng()
     tokens = random.integers(0, 152000, 37).astype(np.int32), random.integers(0, 2, 37).astype(np.int32)
     tokens[0][0] = 0
     np.testing.assert_array_equal(decode_record(encode_record(tokens)), tokens)

@@ -8,8 +8,7 @@ import pytest
 from edlm_jax.decoding.acceptance import RULES, parse_rule
 from edlm_jax.decoding.sampling import Draw
 from edlm_jax.errors import InputError
-
-RNG = np.random.default_rng()
+from tests.seeds import fresh_rng
 
 
 def threshold(p_CV, masked, level):
@@ -55,9 +54,9 @@ def test_rules_are_what_they_say(name):
     numbers = {"fixed": (1, 3, 9), "factor": (0.0, 0.6, 2.0), "entropy": (0.0, 0.7, 3.0)}
     for number in numbers.get(name, (0.0, 0.6, 1.0)):
         rule = parse_rule(f"{name}:{number}")
-        logits_BCV = RNG.normal(size=(20, 7, 5)) * 3
-        masked_BC = RNG.random((20, 7)) < 0.6
-        masked_BC[:, RNG.integers(7)] = True
+        logits_BCV = fresh_rng().normal(size=(20, 7, 5)) * 3
+        masked_BC = fresh_rng().random((20, 7)) < 0.6
+        masked_BC[:, fresh_rng().integers(7)] = True
         proposal = Draw().propose(jnp.asarray(logits_BCV, jnp.float32), None, None, 0.0, banned_id=4)
         kept_BC = np.array(rule(proposal, jnp.asarray(masked_BC)))
         logits_BCV[..., 4] = -np.inf
@@ -69,9 +68,9 @@ def test_rules_are_what_they_say(name):
 
 
 def test_top_k_and_top_p_narrow_what_is_drawn():
-    logits_V = RNG.permutation(np.log([0.5, 0.25, 0.15, 0.1]))
+    logits_V = fresh_rng().permutation(np.log([0.5, 0.25, 0.15, 0.1]))
     order = np.argsort(-logits_V)
-    keys_B = jax.random.split(jax.random.key(int(RNG.integers(2**31))), 4000)
+    keys_B = jax.random.split(jax.random.key(int(fresh_rng().integers(2**31))), 4000)
     logits_B1V = jnp.tile(jnp.asarray(logits_V, jnp.float32), (4000, 1, 1))
     for sampling, kept in (
         (Draw(False, top_k=2), 2),

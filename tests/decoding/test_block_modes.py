@@ -10,6 +10,7 @@ from edlm_jax.errors import InputError
 from tests.decoding import dense
 from tests.decoding.oracle import PrefilledBlocks
 from tests.decoding.tiny import EOS, MASK, make_model, prompts
+from tests.seeds import fresh_rng
 
 C, LIMIT = 4, 11
 
@@ -121,7 +122,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize(("mode", "settings", "alignment", "prefill", "grid"), SETTINGS)
 def test_modes_equal_their_oracles(mode, settings, alignment, prefill, grid):
-    rng, shifted = np.random.default_rng(), alignment == "shifted"
+    rng, shifted = fresh_rng(), alignment == "shifted"
     model = make_model(alignment, prefill, seed=int(rng.integers(1000)))
     model.spec = dataclasses.replace(model.spec, conversion=dataclasses.replace(model.spec.conversion, grid=grid))
     decoder = Decoder(model)
@@ -143,7 +144,7 @@ def test_modes_equal_their_oracles(mode, settings, alignment, prefill, grid):
 
 @pytest.mark.parametrize("mode", ["psd", "dmax"])
 def test_a_row_alone_equals_the_row_in_a_batch(mode):
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     decoder, given = Decoder(make_model()), prompts(rng, [2, 11, 6])
     settings = dict(max_new_tokens=9, threshold=0.3, eos_id=EOS, mode=mode)
     batch = generate(decoder, given, **settings)
@@ -153,7 +154,7 @@ def test_a_row_alone_equals_the_row_in_a_batch(mode):
 
 
 def test_psd_without_drafts_is_diffusion_and_drafts_save_forwards():
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     model = make_model()
     model.layers.o_NHD[...] = model.layers.o_NHD[...] * 0.02  # little is said of one position at another: drafts stand
     decoder, given = Decoder(model), prompts(rng, [3, 9])

@@ -17,6 +17,7 @@ from edlm_jax.errors import InputError
 from edlm_jax.models import ModelSpec, Transformer
 from tests.decoding import oracle
 from tests.decoding.tiny import CONFIG, EOS, MASK, VOCAB, make_model, prompts
+from tests.seeds import fresh_rng
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ from tests.decoding.tiny import CONFIG, EOS, MASK, VOCAB, make_model, prompts
     ],
 )
 def test_decoder_equals_the_oracle(prefill, alignment, commit):
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     model = make_model(alignment, prefill, seed=int(rng.integers(1000)))
     given = prompts(rng, [1, 5, 12])
     result = generate(model, given, max_new_tokens=11, threshold=0.5, eos_id=EOS, commit=commit)
@@ -48,7 +49,7 @@ def test_decoder_equals_the_oracle(prefill, alignment, commit):
 
 @pytest.mark.parametrize("alignment", ["same_position", "shifted"])
 def test_blocks_counted_from_position_zero(alignment):
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     model = make_model(alignment)
     given = prompts(rng, [8, 6, 11] + [2] * (alignment == "same_position"))
     given[1][-1] = EOS  # of the prompt, in the first block: it ends nothing
@@ -73,7 +74,7 @@ def decode_by_oracle(model, prompt, *, block_length=4, **settings):
 
 
 def test_fixed_steps_equal_the_oracle():
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     model, given = make_model(), prompts(rng, [3, 9])
     result = generate(model, given, max_new_tokens=10, block_length=5, rule="fixed:3")
     for row, prompt in enumerate(given):
@@ -101,7 +102,7 @@ def test_threshold_one_is_one_token_a_forward():
 @pytest.mark.parametrize("mode", ["diffusion", "ar"])
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_a_row_alone_equals_the_row_in_a_batch(mode, temperature):
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     model, given = make_model(), prompts(rng, [2, 11, 6])
     seeds = [5, 6, 7]
     settings = dict(max_new_tokens=9, threshold=0.3, temperature=temperature, eos_id=EOS, mode=mode)
@@ -113,7 +114,7 @@ def test_a_row_alone_equals_the_row_in_a_batch(mode, temperature):
 
 
 def test_ar_mode_is_greedy_next_token_without_a_cache():
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     model, given = make_model(), prompts(rng, [1, 7])
     result = generate(model, given, max_new_tokens=8, eos_id=EOS, mode="ar")
     for row, prompt in enumerate(given):
@@ -127,7 +128,7 @@ def test_ar_mode_is_greedy_next_token_without_a_cache():
 
 
 def test_watching_changes_nothing():
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     model, given, seen = make_model(), prompts(rng, [2, 7]), []
     settings = dict(max_new_tokens=11, threshold=0.4, eos_id=EOS)
     assert generate(model, given, on_block=seen.append, **settings) == generate(model, given, **settings)
@@ -140,7 +141,7 @@ def test_watching_changes_nothing():
 
 @pytest.mark.parametrize("alignment", ["same_position", "shifted"])
 def test_self_speculation_gives_the_ar_tokens(alignment):
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     model, given = make_model(alignment, seed=int(rng.integers(1000))), prompts(rng, [1, 6, 11])
     model.layers.o_NHD[...] = model.layers.o_NHD[...] * 0.02  # tokens then follow from the last one
     settings = dict(max_new_tokens=13, eos_id=EOS)
@@ -184,7 +185,7 @@ class DraftBlock(Causal):
 
 def test_temperature_samples_the_softmax():
     model = make_model(scale=5.0)
-    seed = int(np.random.randint(1000))
+    seed = int(fresh_rng().integers(1000))
     draws = generate(model, [[3, 1]] * 512, max_new_tokens=1, temperature=1.0, seed=seed, mode="ar")
     logits_V = np.array(model(np.array([[3, 1]]))[0, -1])
     logits_V[MASK] = -np.inf
@@ -195,7 +196,7 @@ def test_temperature_samples_the_softmax():
 
 
 def test_mixed_prompts_share_programs():
-    model, rng = make_model(), np.random.default_rng()
+    model, rng = make_model(), fresh_rng()
     generate(model, prompts(rng, [3]), max_new_tokens=8)
     before = decode_whole.num_programs()
     for length in (1, 2, 16, 17, 30, 40, 64):
@@ -204,7 +205,7 @@ def test_mixed_prompts_share_programs():
 
 
 def test_two_hundred_mixed_prompts_compile_at_most_eight_programs():
-    decoder, rng, before = Decoder(make_model()), np.random.default_rng(), decode_whole.num_programs()
+    decoder, rng, before = Decoder(make_model()), fresh_rng(), decode_whole.num_programs()
     for length in rng.integers(1, 240, 200):
         changing = dict(threshold=float(rng.uniform()), seed=int(rng.integers(99)))
         generate(decoder, prompts(rng, [length]), max_new_tokens=5, **changing)

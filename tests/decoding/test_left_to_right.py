@@ -7,6 +7,7 @@ from edlm_jax.decoding import Decoder, generate
 from edlm_jax.errors import InputError
 from tests.decoding import dense
 from tests.decoding.tiny import EOS, MASK, VOCAB, make_model, prompts
+from tests.seeds import fresh_rng
 
 SPECULATIVE = {"self_speculation": 2, "quadratic_speculation": 1}  # forwards a cycle
 
@@ -62,7 +63,7 @@ def greedy(weights, prompt, limit):
 @pytest.mark.parametrize("alignment", ["same_position", "shifted"])
 @pytest.mark.parametrize("mode", ["mars", *SPECULATIVE])
 def test_modes_equal_their_oracles(mode, alignment):
-    rng, shifted = np.random.default_rng(), alignment == "shifted"
+    rng, shifted = fresh_rng(), alignment == "shifted"
     for C in (3, 1) if shifted else (4,):
         model = make_model(alignment, seed=int(rng.integers(1000)))
         if mode != "mars":
@@ -84,7 +85,7 @@ def test_modes_equal_their_oracles(mode, alignment):
 
 @pytest.mark.parametrize("mode", ["mars", *SPECULATIVE])
 def test_a_row_alone_equals_the_row_in_a_batch(mode):
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     decoder, given = Decoder(make_model("shifted")), prompts(rng, [2, 11, 6])
     settings = dict(max_new_tokens=9, threshold=0.3, temperature=0.7 if mode == "mars" else 0.0, eos_id=EOS, mode=mode)
     batch = generate(decoder, given, seed=[5, 6, 7], **settings)
@@ -94,7 +95,7 @@ def test_a_row_alone_equals_the_row_in_a_batch(mode):
 
 
 def test_mars_at_threshold_one_is_ar():
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     decoder, given = Decoder(make_model("shifted", scale=3000.0)), prompts(rng, [3, 9])
     mars, ar = (generate(decoder, given, max_new_tokens=10, threshold=1.0, mode=mode) for mode in ("mars", "ar"))
     assert mars == ar

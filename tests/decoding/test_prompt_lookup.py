@@ -2,12 +2,12 @@
 
 import warnings
 
-import numpy as np
 import pytest
 
 from edlm_jax.decoding import Decoder, generate, parse_mode
 from edlm_jax.errors import InputError
 from tests.decoding.tiny import make_model, prompts
+from tests.seeds import fresh_rng
 
 LIMIT = 24
 
@@ -31,7 +31,7 @@ def count_forwards(prompt, answer, drafts, lookup):
 @pytest.mark.parametrize("options", ["", ":drafts=1", ":drafts=5,lookup=1", ":lookup=3"])
 def test_tokens_are_those_of_ar_and_forwards_those_of_the_right_drafts(options):
     warnings.simplefilter("ignore")
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     decoder, mode = Decoder(make_model("shifted", seed=int(rng.integers(1000)))), parse_mode("prompt_lookup" + options)
     given = prompts(rng, [3, 17, 8])
     given += [given[0] * 5]  # what repeats itself

@@ -12,6 +12,7 @@ from edlm_jax.models import Conversion
 from edlm_jax.pretrained.released import RELEASED
 from tests.decoding import dense, released
 from tests.decoding.tiny import EOS, MASK, make_model, prompts
+from tests.seeds import fresh_rng
 
 LENGTH = 96
 
@@ -38,7 +39,7 @@ def agrees(result, row, expected, seed):
 
 @pytest.fixture
 def seed():
-    return int(np.random.default_rng().integers(2**31))
+    return int(fresh_rng().integers(2**31))
 
 
 @pytest.mark.parametrize("alignment", ["same_position", "shifted"])

@@ -13,6 +13,7 @@ from edlm_jax.errors import InputError
 from edlm_jax.pretrained import Text
 from tests.chain import byte_tokenizer
 from tests.decoding.tiny import EOS, VOCAB, make_model, prompts
+from tests.seeds import fresh_rng
 
 LIMIT = 22
 
@@ -24,7 +25,7 @@ def letters(tokens):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_rows_end_before_the_stop_string(mode):
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     decoder, given, seen = Decoder(make_model("shifted", seed=int(rng.integers(1000)))), prompts(rng, [2, 11, 6]), []
     settings = dict(max_new_tokens=LIMIT, threshold=0.5, eos_id=EOS, mode=mode, detokenize=letters)
     free = generate(decoder, given, on_block=seen.append, **settings)
@@ -55,7 +56,7 @@ def test_rows_end_before_the_stop_string(mode):
 
 @pytest.mark.parametrize(("mode", "temperature"), [("ar", 0.7), ("psd", 0.0), ("mars", 0.7)])
 def test_watching_changes_nothing(mode, temperature):
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     decoder, given, seen = Decoder(make_model()), prompts(rng, [2, 7]), []
     settings = dict(max_new_tokens=LIMIT, eos_id=EOS, temperature=temperature, mode=mode)
     assert generate(decoder, given, on_block=seen.append, **settings) == generate(decoder, given, **settings)

@@ -3,7 +3,6 @@
 import dataclasses
 from functools import partial
 
-import numpy as np
 import pytest
 
 from edlm_jax.decoding import Decoder, generate
@@ -11,6 +10,7 @@ from edlm_jax.errors import InputError
 from tests.decoding import dense
 from tests.decoding.oracle import PrefilledBlocks
 from tests.decoding.tiny import EOS, MASK, make_model, prompts
+from tests.seeds import fresh_rng
 
 C, U, LIMIT, THRESHOLD = 6, 3, 14, 0.8
 
@@ -52,7 +52,7 @@ def decode(weights, prompt, given, *, shifted, prefill, dual_cache):
     [("same_position", "causal", "response", "separate"), ("shifted", "block_causal", "position", "fused")],
 )
 def test_sub_blocks_equal_the_oracle(dual_cache, alignment, prefill, grid, commit):
-    rng, shifted = np.random.default_rng(), alignment == "shifted"
+    rng, shifted = fresh_rng(), alignment == "shifted"
     model = make_model(alignment, prefill, seed=int(rng.integers(1000)))
     conversion = dataclasses.replace(model.spec.conversion, grid=grid, block_length=C)
     model.spec = dataclasses.replace(model.spec, conversion=conversion)
@@ -72,7 +72,7 @@ def test_sub_blocks_equal_the_oracle(dual_cache, alignment, prefill, grid, commi
 
 
 def test_a_row_alone_equals_the_row_in_a_batch():
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     decoder, given = Decoder(make_model("shifted")), prompts(rng, [2, 11, 6, 9, 4])
     settings = dict(max_new_tokens=16, block_length=8, sub_block_length=4, dual_cache=True, threshold=0.95)
     decode = partial(generate, decoder, temperature=0.7, **settings)

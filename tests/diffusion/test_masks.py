@@ -7,13 +7,14 @@ import pytest
 
 from edlm_jax.diffusion import EPSILON, choose_copies, corrupt
 from edlm_jax.errors import InputError
+from tests.seeds import fresh_rng
 
 MASK = 99
 
 
 def draw(B=64, L=48, C=8, *, half_life=0.1, corruptible=None, key=None):
-    key = jax.random.key(np.random.randint(2**31)) if key is None else key
-    tokens_BL = jnp.asarray(np.random.randint(0, MASK, (B, L)))
+    key = jax.random.key(fresh_rng().integers(2**31)) if key is None else key
+    tokens_BL = jnp.asarray(fresh_rng().integers(0, MASK, (B, L)))
     corruptible = np.ones((B, L), bool) if corruptible is None else corruptible
     noisy, masked, level = corrupt(key, tokens_BL, corruptible, block_length=C, mask_id=MASK, half_life=half_life)
     np.testing.assert_array_equal(noisy, np.where(masked, MASK, tokens_BL))
@@ -22,7 +23,7 @@ def draw(B=64, L=48, C=8, *, half_life=0.1, corruptible=None, key=None):
 
 @pytest.mark.parametrize("half_life", [0.0, 0.05, 0.1, 1.0, float("inf")])
 def test_each_block_hides_round_t_times_its_corruptible_positions(half_life):
-    corruptible = np.random.rand(64, 45) < 0.7  # prompts, padding, and a short last block
+    corruptible = fresh_rng().random((64, 45)) < 0.7  # prompts, padding, and a short last block
     masked, level = draw(L=45, half_life=half_life, corruptible=corruptible)
     assert not (masked & ~corruptible).any()
     for start in range(0, 45, 8):
@@ -70,7 +71,7 @@ def test_the_uniform_baseline_has_one_level_a_row_and_independent_positions():
 
 @pytest.mark.parametrize("half_life", [0.1, None])
 def test_a_rows_noise_depends_on_its_key_alone(half_life):
-    key = jax.random.key(np.random.randint(2**31))
+    key = jax.random.key(fresh_rng().integers(2**31))
     keys_B = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(12))
     whole = draw(B=12, key=key, half_life=half_life)
     halves = [draw(B=6, key=keys_B[start : start + 6], half_life=half_life) for start in (0, 6)]
@@ -90,7 +91,7 @@ def test_copies_are_dealt_to_the_blocks_with_something_to_mask(noisy_length):
     B, L, C = 2000, 48, 6
     corruptible = np.zeros((B, L), bool)
     corruptible[:, 7] = corruptible[:, 18:30] = corruptible[:, 47] = True  # blocks 1, 3, 4 and 7
-    keys = jax.random.split(jax.random.key(np.random.randint(2**31)), B)
+    keys = jax.random.split(jax.random.key(fresh_rng().integers(2**31)), B)
     copies = np.array(choose_copies(keys, corruptible, block_length=C, noisy_length=noisy_length))
     blocks = copies[:, ::C] // C
     assert (copies == (blocks[..., None] * C + np.arange(C)).reshape(B, -1)).all()  # whole blocks
@@ -108,6 +109,7 @@ def test_rows_without_anything_to_mask_stay_as_they_are():
 
 
 def test_the_choice_of_a_row_follows_from_its_key_alone():
-    keys, corruptible = jax.random.split(jax.random.key(np.random.randint(2**31)), 5), np.random.rand(5, 40) < 0.2
+    keys = jax.random.split(jax.random.key(fresh_rng().integers(2**31)), 5)
+    corruptible = fresh_rng().random((5, 40)) < 0.2
     choose = lambda rows: choose_copies(keys[rows], corruptible[rows], block_length=4, noisy_length=16)  # noqa: E731
     np.testing.assert_array_equal(choose(slice(None))[3:4], choose(slice(3, 4)))

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edlm_jax.diffusion import diffusion_loss, next_token_targets, shift_right
+from tests.seeds import fresh_rng
 
 
 def log_softmax(logits):
@@ -16,7 +17,7 @@ def log_softmax(logits):
 
 
 def test_diffusion_loss_is_ce_over_t_at_masked_positions():
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     B, L, V = 3, 7, 11
     logits, targets = rng.normal(size=(B, L, V)) * 3, rng.integers(0, V, (B, L))
     masked, level = rng.random((B, L)) < 0.5, rng.uniform(0.05, 1, (B, L))

@@ -1,6 +1,5 @@
 """Decoding a file of prompts in batches is decoding them one by one."""
 
-import numpy as np
 import pytest
 
 from edlm_jax.decoding import Decoder, Generation, Sampling
@@ -8,6 +7,7 @@ from edlm_jax.decoding.modes import Diffusion
 from edlm_jax.evaluation.batches import decode_batches, prompt_seeds
 from edlm_jax.pretrained import load_pretrained
 from edlm_jax.reports.progress import Progress, show_seconds
+from tests.seeds import fresh_rng
 
 
 def test_rows_come_back_in_order_and_fillers_count_for_nothing():
@@ -28,7 +28,7 @@ def test_rows_come_back_in_order_and_fillers_count_for_nothing():
 
 def test_the_batch_size_changes_nothing_of_what_is_sampled(tiny_converted_dir):
     decoder = Decoder(load_pretrained(tiny_converted_dir, "float32"))
-    prompts = [np.random.randint(0, 250, n).tolist() for n in (3, 9, 5)]
+    prompts = [fresh_rng().integers(0, 250, n).tolist() for n in (3, 9, 5)]
     settings = dict(mode=Diffusion(threshold=0.5), limit=7, sampling=Sampling(temperature=1.0), ends=256)
     two = decode_batches(decoder, prompts, batch_size=2, **settings)
     assert two == decode_batches(decoder, prompts, batch_size=1, **settings)

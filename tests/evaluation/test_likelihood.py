@@ -16,12 +16,13 @@ from edlm_jax.evaluation.likelihood import choose, log_likelihood
 from edlm_jax.models import Conversion
 from tests.decoding import oracle
 from tests.decoding.test_generate import MASK, make_model
+from tests.seeds import fresh_rng
 
 CONTEXT, CONTINUATION = [3, 14, 15, 9, 26], [5, 35, 8, 9, 7, 21]
 
 
 def converted(C, alignment="same_position", grid="response"):
-    model = make_model(scale=20.0, seed=int(np.random.randint(1000)))
+    model = make_model(scale=20.0, seed=int(fresh_rng().integers(1000)))
     conversion = Conversion(MASK, C, "clean_context", alignment, "block_causal", grid)
     model.spec = dataclasses.replace(model.spec, conversion=conversion)
     return model
@@ -90,7 +91,7 @@ def test_blocks_of_one_token_are_exact(alignment):
 )
 def test_the_estimate_is_unbiased_and_knows_its_error(alignment, grid):
     model = converted(3, alignment, grid)
-    seed = int(np.random.randint(1000))
+    seed = int(fresh_rng().integers(1000))
     continuation = CONTINUATION if grid == "response" else CONTINUATION[:4]
     (got,) = log_likelihood(model, [(CONTEXT, continuation)], num_samples=512, seed=seed)
     expected = bound(model, 3, alignment == "shifted", continuation)
@@ -100,7 +101,7 @@ def test_the_estimate_is_unbiased_and_knows_its_error(alignment, grid):
 
 def test_masks_are_drawn_as_the_estimate_needs_them():
     unknown = np.array([0, 0, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0], bool)
-    keys = jax.random.split(jax.random.key(int(np.random.randint(1000))), 3000)
+    keys = jax.random.split(jax.random.key(int(fresh_rng().integers(1000))), 3000)
     masked, weight = jax.vmap(lambda key: EvenCounts(0).weigh(key, unknown, 4))(keys)
     masked, weight = np.array(masked), np.array(weight)
     assert not masked[:, ~unknown].any()
@@ -128,7 +129,7 @@ def test_a_checkpoint_decoded_with_another_prefill_is_measured_as_it_was_trained
 
 def test_the_likeliest_choice_is_chosen():
     model = converted(1, "shifted")
-    choices = [np.random.randint(0, 50, n).tolist() for n in (2, 3, 4)]
+    choices = [fresh_rng().integers(0, 50, n).tolist() for n in (2, 3, 4)]
     scores = [s.log_likelihood for s in log_likelihood(model, [(CONTEXT, choice) for choice in choices], mode="ar")]
     expected = int(np.argmax([score / len(choice) for score, choice in zip(scores, choices, strict=True)]))
     assert choose(model, CONTEXT, choices, mode="ar") == expected

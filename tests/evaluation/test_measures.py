@@ -24,6 +24,7 @@ from edlm_jax.models import ModelSpec, Transformer
 from edlm_jax.pretrained import load_pretrained, load_tokenizer
 from edlm_jax.training.objective import Objective
 from tests.conftest import TINY
+from tests.seeds import fresh_rng
 
 SOURCE = dict(kind="tasks", kinds=("sort", "sums"), split="test", seed=9, size=40)
 
@@ -115,7 +116,7 @@ def test_a_held_out_set_has_the_rows_that_are_asked_for(tiny_converted_dir, caps
 @pytest.mark.parametrize("pattern, unit", [("clean_context", 4), ("block_causal", 4), ("bidirectional", 24)])
 def test_the_noise_of_the_bound_hides_k_of_what_is_decoded_together(pattern, unit):
     B, L = 6, 24
-    loss_mask_BL = np.random.default_rng().integers(0, 3, (B, L))
+    loss_mask_BL = fresh_rng().integers(0, 3, (B, L))
     tokens_BL = np.broadcast_to(np.arange(L), (B, L))
     batch = dict(tokens=tokens_BL, loss_mask=loss_mask_BL, segment_ids=np.ones((B, L), int))
     objective = Objective(find_layout(pattern, 4).as_decoded(), EvenCounts(99), (MaskedTokens(),))

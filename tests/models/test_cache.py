@@ -8,6 +8,7 @@ import pytest
 
 from edlm_jax import load_pretrained
 from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, forward_cached
+from tests.seeds import fresh_rng
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
@@ -18,10 +19,10 @@ def test_column_by_column_equals_the_whole_row(case):
     model = load_pretrained(GOLDEN / case, "float32")
     for param in vars(model.layers).values():  # biases and norms that tell their places apart
         if hasattr(param, "shape"):
-            param[...] = param[...] + 0.05 * np.random.normal(size=param.shape)
+            param[...] = param[...] + 0.05 * fresh_rng().normal(size=param.shape)
     spec, weights = model.spec, DecodingWeights.of(model)
     B, S = 2, 9
-    tokens_BT = np.random.randint(0, spec.vocab_size, (B, S))
+    tokens_BT = fresh_rng().integers(0, spec.vocab_size, (B, S))
     rotary = Rotary.of(spec, S)
     empty = jnp.zeros((B, spec.num_kv_heads, S, spec.head_dim))
     cache = KVCache((empty,) * spec.num_layers, (empty,) * spec.num_layers)

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import AxisType
 
 from edlm_jax.models.head import linear_cross_entropy
+from tests.seeds import fresh_rng
 
 
 def dense(x_BTD, head_DV, targets_BT, supervised_BT):
@@ -19,7 +20,7 @@ def dense(x_BTD, head_DV, targets_BT, supervised_BT):
 
 
 def random_case(B, T, D, V, share=0.5):
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     x_BTD, head_DV = jnp.asarray(rng.normal(size=(B, T, D)), jnp.float32), rng.normal(size=(D, V))
     supervised_BT = rng.random((B, T)) < share * rng.uniform(0.2, 1.8, (B, 1))  # rows differ
     return x_BTD, jnp.asarray(head_DV, jnp.float32), rng.integers(0, V, (B, T)), supervised_BT
@@ -35,7 +36,7 @@ def value_and_grad(function, case, weight_BT):
 
 
 def check(case, mesh_shape=None, **tolerance):
-    weight_BT = jnp.asarray(np.random.default_rng().normal(size=case[2].shape), jnp.float32)
+    weight_BT = jnp.asarray(fresh_rng().normal(size=case[2].shape), jnp.float32)
     expected = value_and_grad(dense, case, weight_BT)
     if mesh_shape is None:
         ours = value_and_grad(linear_cross_entropy, case, weight_BT)

@@ -11,6 +11,7 @@ from edlm_jax.decoding import Decoder
 from edlm_jax.errors import InputError
 from edlm_jax.models.lora import ADAPTERS, Lora, combine, initial_adapters, merge, partition
 from edlm_jax.models.transformer import Transformer, layer_shapes
+from tests.seeds import fresh_rng
 from tests.training.tiny import random_model
 
 LORA = Lora(rank=3, alpha=12.0)
@@ -23,7 +24,7 @@ def adapted(model, b_is_zero=False):
     params, spec = nnx.to_pure_dict(nnx.state(model, nnx.Param)), model.spec
     adapters = initial_adapters(jax.random.key(0), layer_shapes(spec), spec.num_layers, LORA.rank)
     if not b_is_zero:
-        rng = np.random.default_rng()
+        rng = fresh_rng()
         adapters = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), x.dtype), adapters)
     return graphdef, params | {"layers": params["layers"] | adapters}
 

@@ -10,6 +10,7 @@ import pytest
 
 from edlm_jax.errors import InputError
 from edlm_jax.models.rope import Rope, inverse_frequencies, rotary_tables, rotate
+from tests.seeds import fresh_rng
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "rope.json").read_text())
 IDS = [f"{case['rope_parameters']['rope_type']}{i}" for i, case in enumerate(GOLDEN)]
@@ -77,7 +78,7 @@ def test_odd_head_size_is_refused():
 
 def test_rotation_multiplies_pairs_as_complex_numbers():
     rope = Rope(theta=100.0, kind="yarn", factor=4.0, original_length=32, attention_factor=1.3)
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     x_BTNH = rng.normal(size=(2, 5, 3, 6)).astype(np.float32)
     positions_BT = rng.integers(0, 3000, (2, 5))
     frequencies, scale = inverse_frequencies(rope, 6)

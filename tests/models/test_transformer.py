@@ -10,6 +10,7 @@ from edlm_jax.attention import BlockCausal, Causal, CleanContext
 from edlm_jax.errors import InputError
 from edlm_jax.models import ModelSpec, Transformer
 from edlm_jax.parallel.sharding import MESH_AXES, param_shardings, partition_spec
+from tests.seeds import fresh_rng
 
 CONFIG = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -31,12 +32,12 @@ CONFIG = {
 @pytest.fixture(scope="module", params=[2, 5], ids=["written out", "scanned"])
 def model(request):
     spec = ModelSpec.from_hf(CONFIG | {"num_hidden_layers": request.param})
-    return Transformer(spec, rngs=nnx.Rngs(int(np.random.randint(1000))))
+    return Transformer(spec, rngs=nnx.Rngs(int(fresh_rng().integers(1000))))
 
 
 @pytest.mark.parametrize("pattern", [Causal(), BlockCausal(3)])
 def test_packed_documents_give_the_logits_of_the_documents_alone(model, pattern):
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     lengths, columns = (5, 9, 4), (0, 6, 15)  # starts on the grid of 3; the gaps are padding
     tokens, segments, positions = (np.zeros((1, 21), np.int32) for _ in range(3))
     for index, (length, start) in enumerate(zip(lengths, columns, strict=True)):
@@ -50,13 +51,13 @@ def test_packed_documents_give_the_logits_of_the_documents_alone(model, pattern)
 
 
 def test_block_length_one_is_the_ar_model(model):
-    tokens = np.random.randint(0, 53, (2, 13))
+    tokens = fresh_rng().integers(0, 53, (2, 13))
     np.testing.assert_allclose(model(tokens, pattern=BlockCausal(1)), model(tokens), atol=2e-6, rtol=2e-5)
 
 
 @pytest.mark.parametrize("clean", ["block_causal", "token_causal"])
 def test_what_the_last_layer_leaves_out_changes_nothing(model, clean):
-    rng, pattern = np.random.default_rng(), CleanContext(12, 4, clean)
+    rng, pattern = fresh_rng(), CleanContext(12, 4, clean)
     tokens, segments = rng.integers(0, 53, (2, 24)), np.tile(np.repeat([1, 2], [8, 4]), (2, 2))
     graphdef, state = nnx.split(model)
     weights_BTD = rng.normal(size=(2, 12, 24))
@@ -74,7 +75,7 @@ def test_what_the_last_layer_leaves_out_changes_nothing(model, clean):
 
 
 def test_the_clean_stream_is_the_block_causal_model(model):
-    tokens = np.random.randint(0, 53, (2, 12))
+    tokens = fresh_rng().integers(0, 53, (2, 12))
     two = model(np.concatenate([np.zeros_like(tokens), tokens], axis=1), pattern=CleanContext(12, 4))
     np.testing.assert_allclose(two[:, 12:], model(tokens, pattern=BlockCausal(4)), atol=2e-6, rtol=2e-5)
 
@@ -82,7 +83,7 @@ def test_the_clean_stream_is_the_block_causal_model(model):
 @pytest.mark.parametrize("remat", ["full", "dots", "save_attention"])
 def test_remat_gives_the_same_gradient(model, remat):
     graphdef, state = nnx.split(model)
-    tokens = np.random.randint(0, 53, (1, 8))
+    tokens = fresh_rng().integers(0, 53, (1, 8))
 
     def gradient(remat):
         total = lambda state: nnx.merge(graphdef, state).hidden(tokens, pattern=Causal(), remat=remat).std()  # noqa: E731

@@ -20,6 +20,7 @@ from edlm_jax.parallel.sharding import MESH_AXES, named_sharding
 from edlm_jax.pretrained import checkpoint as checkpoint_module
 from edlm_jax.pretrained import source
 from edlm_jax.pretrained.layout import places
+from tests.seeds import fresh_rng
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
@@ -273,7 +274,7 @@ def test_a_hub_id_downloads_what_is_needed_and_a_directory_nothing(monkeypatch):
 def test_layout_inverts_itself_on_odd_sizes():
     config = json.loads((GOLDEN / "llama_bias" / "config.json").read_text())
     config |= dict(hidden_size=6, num_attention_heads=3, num_key_value_heads=1, head_dim=4, intermediate_size=5)
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     for place in places(ModelSpec.from_hf(config)):
         tensor = rng.normal(size=place.hf_shape)
         whole = place.read(tensor, (slice(None),) * len(place.letters))

@@ -14,6 +14,7 @@ from edlm_jax import InputError, generate, load_pretrained, save_pretrained
 from edlm_jax.models import Conversion, ModelSpec, Transformer
 from edlm_jax.pretrained.formats import FORMATS
 from edlm_jax.pretrained.released import RELEASED, translate
+from tests.seeds import fresh_rng
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 LLADA_LAYER = {
@@ -137,9 +138,9 @@ def small(family, vocab=61, tied=False):
         tie_word_embeddings=tied,
         hidden_act="silu",
     )
-    model = Transformer(ModelSpec.from_hf(config), rngs=nnx.Rngs(int(np.random.randint(1000))))
+    model = Transformer(ModelSpec.from_hf(config), rngs=nnx.Rngs(int(fresh_rng().integers(1000))))
     for leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)).leaves:
-        leaf[...] = leaf[...] + 0.1 * np.random.normal(size=leaf.shape)
+        leaf[...] = leaf[...] + 0.1 * fresh_rng().normal(size=leaf.shape)
     return model, config
 
 
@@ -219,7 +220,7 @@ def test_exported_formats_are_the_released_layouts(name, family, alignment, tied
     mask = {"sdar": 151669, "fast_dllm_v2": 151665}[name]
     released = RELEASED[released_as[name][0]].conversion
     assert back.spec.conversion == dataclasses.replace(released, mask_token_id=mask, block_length=16)
-    tokens = np.random.randint(0, 151000, (1, 9))
+    tokens = fresh_rng().integers(0, 151000, (1, 9))
     ours, theirs = tokens.copy(), tokens.copy()
     ours[0, 4:], theirs[0, 4:] = 151662, mask
     known = np.arange(151936) < 151643  # what text uses; the two masks' own columns may differ
@@ -231,7 +232,7 @@ def test_exported_formats_are_the_released_layouts(name, family, alignment, tied
 )
 def test_exports_decode_as_before_on_the_grid_of_their_servers(name, family, alignment, tmp_path, monkeypatch):
     """Prompts of whole blocks do whatever the grid was; others only if blocks were counted from position 0 before."""
-    seed, released = int(np.random.default_rng().integers(2**31)), RELEASED[FORMATS[name]]
+    seed, released = int(fresh_rng().integers(2**31)), RELEASED[FORMATS[name]]
     low_mask = dataclasses.replace(released, conversion=dataclasses.replace(released.conversion, mask_token_id=60))
     monkeypatch.setitem(RELEASED, FORMATS[name], low_mask)  # the real one needs a vocabulary of 151670
     rng, (model, _) = np.random.default_rng(seed), small(family)

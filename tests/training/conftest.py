@@ -2,12 +2,12 @@
 
 import json
 
-import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from edlm_jax.pretrained import save_pretrained
 from edlm_jax.training.config import default_config
+from tests.seeds import fresh_rng
 from tests.training.tiny import random_model
 
 WORDS = [f"w{index}" for index in range(91)]
@@ -24,7 +24,7 @@ def corpus(tmp_path_factory):
     tokenizer.save(str(directory / "tokenizer.json"))
     described = dict(tokenizer_class="PreTrainedTokenizerFast", eos_token="<eos>")
     (directory / "tokenizer_config.json").write_text(json.dumps(described))
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     words = lambda low, high: " ".join(rng.choice(WORDS, rng.integers(low, high)))  # noqa: E731
     for name, count in (("train", 200), ("test", 9)):
         documents = [dict(prompt=words(1, 9), response=words(2, 15)) for _ in range(count)]

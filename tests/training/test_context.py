@@ -16,6 +16,7 @@ from edlm_jax.parallel.mesh import to_global
 from edlm_jax.parallel.sharding import MESH_AXES, param_shardings
 from edlm_jax.training.config import default_config, training_mesh
 from edlm_jax.training.objective import Objective
+from tests.seeds import fresh_rng
 from tests.training.tiny import make_objective, random_batch, random_model
 
 B, L, C = 8, 32, 2
@@ -33,7 +34,7 @@ SOME = [(1, 2, 2, 2), (2, 1, 1, 4)]
 def measure():
     """(objective, layers, mesh or None) -> (corruption, loss, gradients) of one batch of two packed documents a row."""
     models = {layers: nnx.split(random_model(num_hidden_layers=layers)) for layers in (1, 2)}
-    key = jax.random.key(np.random.default_rng().integers(1 << 30))
+    key = jax.random.key(fresh_rng().integers(1 << 30))
     batch = random_batch(B, L, documents=(14, 15), pad_left=2)
 
     @functools.partial(jax.jit, static_argnums=(0, 1))

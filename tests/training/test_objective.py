@@ -11,6 +11,7 @@ from flax import nnx
 from edlm_jax.attention import CleanContext
 from edlm_jax.diffusion import Corruption, example_keys
 from edlm_jax.models.head import linear_cross_entropy
+from tests.seeds import fresh_rng
 from tests.training.tiny import MASK_ID, make_objective, random_batch, random_model
 
 CLEAN = make_objective()
@@ -23,7 +24,7 @@ class Lookup:
     """Stands for a model: a token's logits are a row of a table, plus one that tells the streams' columns apart."""
 
     def __init__(self, vocab=97):
-        rng = np.random.default_rng()
+        rng = fresh_rng()
         self.table_VD, self.column_SD = rng.normal(size=(vocab, 5)), rng.normal(size=(512, 5))
         self.head_DV = rng.normal(size=(5, vocab))
 
@@ -51,7 +52,7 @@ def measure(objective, model, batch, corruption):
 
 
 def random_corruption(batch):
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     shape = batch["tokens"].shape
     masked = (rng.random(shape) < 0.5) & (batch["loss_mask"] > 0)
     levels = rng.uniform(0.01, 1, shape).astype(np.float32)
@@ -107,7 +108,7 @@ def test_diffusion_loss_is_numpys(pattern, alignment, noisy_length):
     batch, model = random_batch(3, 16, documents=(5, 8), pad_left=3), Lookup()
     corruption = random_corruption(batch)
     if noisy_length:
-        key = jax.random.key(np.random.default_rng().integers(1 << 30))
+        key = jax.random.key(fresh_rng().integers(1 << 30))
         corruption = jax.device_get(objective.corrupt(example_keys(key, 3), batch))
         assert corruption.masked_BM.any()
     loss, sums, weights, _ = measure(objective, model, batch, corruption)
@@ -138,7 +139,7 @@ def test_joint_loss_is_numpys_and_lays_out_two_streams():
 def test_noise_is_each_examples_own():
     batch = random_batch(1, 64, documents=(64,))
     batch = {name: np.repeat(value, 6, axis=0) for name, value in batch.items()}
-    key = jax.random.key(np.random.default_rng().integers(1 << 30))
+    key = jax.random.key(fresh_rng().integers(1 << 30))
     noisy, masked, *_ = jax.jit(lambda key, batch: CLEAN.corrupt(example_keys(key, 6), batch))(key, batch)
     assert len(np.unique(np.asarray(noisy), axis=0)) == 6
     assert not np.any(masked & (batch["loss_mask"] == 0))
@@ -149,7 +150,7 @@ def test_noisy_columns_are_copies():
     objective = make_objective(noisy_length=32)
     batch, model = random_batch(3, 16, documents=(5, 8), pad_left=3), Lookup()
     batch["loss_mask"][:, 4:8] = 0
-    key = jax.random.key(np.random.default_rng().integers(1 << 30))
+    key = jax.random.key(fresh_rng().integers(1 << 30))
     corruption = jax.device_get(objective.corrupt(example_keys(key, 3), batch))
     tokens_BM = np.take_along_axis(batch["tokens"], corruption.copies_BM, axis=1)
     np.testing.assert_array_equal(corruption.noisy_BM, np.where(corruption.masked_BM, MASK_ID, tokens_BM))
@@ -230,7 +231,7 @@ def test_block_length_1_has_an_exact_likelihood():
     sums = jax.jit(lambda batch, corruption: objective.sums(nnx.merge(graphdef, state), batch, corruption))
     row = random_batch(1, L, documents=(L,))
     batch = {name: np.repeat(value, L, axis=0) for name, value in row.items()}
-    levels = np.tile(np.random.default_rng().uniform(0.1, 1, (1, L)).astype(np.float32), (L, 1))
+    levels = np.tile(fresh_rng().uniform(0.1, 1, (1, L)).astype(np.float32), (L, 1))
 
     def total(masked_BL):
         noisy_BL = np.where(masked_BL, MASK_ID, batch["tokens"])
@@ -247,7 +248,7 @@ def test_nats_are_counted_per_token_of_documents(alignment, noisy_length):
     objective = make_objective(alignment=alignment, noisy_length=noisy_length)
     batch = random_batch(3, 16, documents=(5, 8), pad_left=3)
     batch["loss_mask"][:, 12:] *= 2
-    key = jax.random.key(np.random.default_rng().integers(1 << 30))
+    key = jax.random.key(fresh_rng().integers(1 << 30))
     corruption = jax.device_get(objective.corrupt(example_keys(key, 3), batch))
     copies_BM = corruption.copies_BM if noisy_length else np.tile(np.arange(16), (3, 1))
     first_of_documents = {3, 8} if alignment == "shifted" else set()

@@ -8,6 +8,7 @@ from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.training.config import default_config
 from edlm_jax.training.objective import Objective
+from tests.seeds import fresh_rng
 
 MASK_ID = 92
 HF_CONFIG = dict(
@@ -32,14 +33,14 @@ def random_model(source: str = "", **changes) -> Transformer:
     """HF_CONFIG with changes; the matrices are large enough that every path through the model matters."""
     spec = ModelSpec.from_hf(HF_CONFIG | changes, source=source)
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Transformer(spec, rngs=nnx.Rngs(0))))
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     draw = lambda x: jax.numpy.asarray(rng.normal(0, 0.2, x.shape), x.dtype)  # noqa: E731
     return nnx.merge(graphdef, jax.tree.map(draw, nnx.to_pure_dict(state)))
 
 
 def random_batch(rows: int, length: int, *, documents: tuple[int, ...], pad_left: int = 0) -> dict[str, np.ndarray]:
     """Rows of packed documents of these lengths, the rest padding; the first document has `pad_left` pads before it."""
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     segments_L = np.concatenate([np.zeros(pad_left), *(np.full(n, i + 1) for i, n in enumerate(documents))])
     segments_L = np.pad(segments_L, (0, length - len(segments_L))).astype(np.int32)
     positions_L = np.concatenate([np.zeros(pad_left), *(np.arange(n) for n in documents)])
