@@ -2,6 +2,8 @@
 
   decode    tokens/s of AR and diffusion in one engine, and of transformers' generate where torch is installed: same
             prompts, whole calls, warm, generated tokens only; and seconds of one forward of 1, C and 2C columns
+  forward   milliseconds of a forward by columns and rows, with random weights (config.json alone is enough), beside
+            what memory and what products allow on this machine
   train     the jitted training step of a config on the devices that are here, with random weights and packed rows:
             median seconds of a step, tokens/s, MFU by formula, memory; attention alone against a whole mask; and the
             same step by torch, transformers and FlexAttention where torch and one GPU are"""
@@ -15,22 +17,22 @@ from edlm_jax.errors import InputError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("what", choices=("decode", "train"), help="what to measure")
+    parser.add_argument("what", choices=("decode", "forward", "train"), help="what to measure")
     add_config_argument(parser, required=False)
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="of train: measured steps (20)")
-    parser.add_argument("--model", metavar="DIR", help="of decode, as all below: a converted model")
+    parser.add_argument("--model", metavar="DIR", help="of decode, as all below: a converted model; of forward: any")
     parser.add_argument("--baseline", metavar="DIR", help="the AR model to compare with (default: the model itself)")
     parser.add_argument("--batch-sizes", default="1,8,32", metavar="N,N", help="rows decoded at a time (1,8,32)")
     parser.add_argument("--prompts", type=int, default=32, metavar="N", help="generated tasks to decode (32)")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="at most this many a prompt (64)")
     parser.add_argument("--thresholds", default="0.95,0.9", metavar="P,P", help="of diffusion (0.95,0.9)")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="times each batch is decoded (5)")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="to compute in (bfloat16)")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="to compute in (bfloat16; on CPU float32)")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure; returns what the command prints with --json."""
-    return _train(args) if args.what == "train" else _decode(args)
+    return {"decode": _decode, "forward": _forward, "train": _train}[args.what](args)
 
 
 def _train(args):
@@ -60,17 +62,20 @@ def _decode(args):
     sizes, thresholds = _numbers(args.batch_sizes, int, "batch-sizes"), _numbers(args.thresholds, float, "thresholds")
     if max(sizes) > args.prompts:
         raise InputError(f"--batch-sizes: a batch of {max(sizes)} needs as many --prompts, not {args.prompts}")
-    from edlm_jax.benchmarks.decoding import compare_rates, forward_seconds
+    from edlm_jax.benchmarks.decoding import compare_rates
+    from edlm_jax.benchmarks.forward import forward_seconds
     from edlm_jax.decoding import Decoder
     from edlm_jax.evaluation.tasks import load_tasks
+    from edlm_jax.models.backend import describe
     from edlm_jax.pretrained import load_pretrained, load_tokenizer
     from edlm_jax.reports.report import describe_machine
 
-    model, tokenizer = load_pretrained(args.model, dtype=args.dtype), load_tokenizer(args.model)
+    dtype = _dtype(args)
+    model, tokenizer = load_pretrained(args.model, dtype=dtype), load_tokenizer(args.model)
     if model.spec.conversion is None:
         raise InputError(f"{args.model} was never converted")
     baseline = args.baseline or args.model
-    decoders = {"diffusion": Decoder(model), "ar": Decoder(load_pretrained(baseline, dtype=args.dtype))}
+    decoders = {"diffusion": Decoder(model), "ar": Decoder(load_pretrained(baseline, dtype=dtype))}
     tasks = load_tasks([{"kind": "tasks", "split": "test", "size": args.prompts}], tokenizer)
     prompts = [task.prompt for task in tasks]
     longest = max(map(len, prompts))
@@ -84,13 +89,15 @@ def _decode(args):
         decoder = decoders["ar" if name == "ar" else "diffusion"]
         ways[name] = lambda batch, decoder=decoder, how=how: decoder(batch, **common, **how).tokens
         forwards[name] = decoder(prompts, **common, **how).tokens_per_forward
-    peer = _peer(baseline, args, tokenizer.eos_token_id)
+    peer = _peer(baseline, args, dtype, tokenizer.eos_token_id)
     rates = {size: compare_rates(ways | peer, prompts, size, args.repeats) for size in sizes}
     C = model.spec.conversion.block_length
     seconds = forward_seconds(decoders["diffusion"].weights, (1, C, 2 * C), cached=longest + C)
     return {
         "model": args.model,
         "baseline": baseline,
+        "dtype": dtype,
+        "products": describe(decoders["diffusion"].weights.backend, dtype),
         "tokens_per_forward": forwards,
         "tokens_per_second": rates,
         "forward_seconds": seconds,
@@ -100,10 +107,36 @@ def _decode(args):
     }
 
 
+def _forward(args):
+    """Milliseconds by columns and rows, and the machine's bounds."""
+    if not args.model:
+        raise InputError("edlm bench forward needs --model=DIR, a directory with a config.json")
+    from edlm_jax.benchmarks.forward import measure_forward
+    from edlm_jax.models import ModelSpec
+    from edlm_jax.pretrained.source import find_directory, read_config
+    from edlm_jax.reports.report import describe_machine
+
+    config = read_config(find_directory(args.model))
+    stored = config.get("dtype") or config.get("torch_dtype") or "float32"
+    found = measure_forward(ModelSpec.from_hf(config), _dtype(args), stored, args.repeats)
+    return {"model": args.model, **found, **describe_machine()}
+
+
+def _dtype(args) -> str:
+    """On CPU bfloat16 is slower, and its text leaves float32's within sentences."""
+    from edlm_jax.parallel.devices import platform
+
+    return args.dtype or ("float32" if platform() == "cpu" else "bfloat16")
+
+
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
     """Print the tables."""
     if args.what == "train":
         _show_train(result)
+        return
+    print(f"{result['dtype']}, products by {result['products']}")
+    if args.what == "forward":
+        _show_forward(result)
         return
     sizes = result["tokens_per_second"]
     print(f"{'tokens/s':32}" + "".join(f"{f'batch {size}':>13}" for size in sizes) + "  tokens/forward")
@@ -116,6 +149,19 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> None:
         print(f"a forward of {width} columns: {1e3 * seconds:.3f} ms, {ratio:.2f} times one of 1")
     if "transformers" in result:
         print(f"transformers: {result['transformers']}")
+
+
+def _show_forward(result):
+    stream, products = result["stream_bytes_per_second"], result["product_flops_per_second"]
+    print(f"{result['weight_bytes'] / 2**20:.1f} MiB of weights, {result['cached_columns']} columns cached")
+    print(f"memory {stream / 1e9:.1f} GB/s, products {products / 1e9:.0f} GFLOP/s")
+    for rows, by_columns in result["forward_ms"].items():
+        memory, product = result["memory_ms"][rows], result["product_ms"][rows]
+        print(f"rows: {rows}\n  {'columns':>8}{'ms':>10}{'ratio':>8}{'least':>10}  bound by")
+        for columns, ms in by_columns.items():
+            ratio, least = result["forward_ratio"][rows][columns], max(memory, product[columns])
+            bound = "memory" if memory >= product[columns] else "products"
+            print(f"  {columns:>8}{ms:10.3f}{ratio:8.2f}{least:10.3f}  {bound}, {ms / least:.2f} times that")
 
 
 def _show_train(result):
@@ -144,14 +190,14 @@ def _show_train(result):
         print(f"torch: not measured: {peer['not_measured']}")
 
 
-def _peer(directory, args, eos_id):
+def _peer(directory, args, dtype, eos_id):
     from importlib.util import find_spec
 
     if find_spec("torch") is None:
         return {}
     from edlm_jax.benchmarks.decoding import transformers_way
 
-    return {"transformers, ar": transformers_way(directory, args.dtype, args.max_new_tokens, eos_id)}
+    return {"transformers, ar": transformers_way(directory, dtype, args.max_new_tokens, eos_id)}
 
 
 def _numbers(text: str, kind: type, name: str) -> list:
