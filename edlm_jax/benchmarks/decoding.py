@@ -5,12 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-import jax
-import jax.numpy as jnp
-
-from edlm_jax.decoding.compiled import compiled
 from edlm_jax.decoding.ends import length_to_end
-from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, forward_cached
 
 Way = Callable[[list[list[int]]], list[list[int]]]  # prompts -> new tokens of each
 
@@ -40,41 +35,6 @@ def compare_rates(
             tokens[name] += made[name]
             seconds[name] += statistics.median(times[name])
     return {name: tokens[name] / seconds[name] for name in ways}
-
-
-def forward_seconds(weights: DecodingWeights, widths: Sequence[int], *, cached: int) -> dict[int, float]:
-    """Seconds of one forward of T columns against `cached` ones, head included, for each T of `widths`, in turns."""
-    loops = {T: _loop(weights, T, cached) for T in widths}
-    times: dict[int, list[float]] = {T: [] for T in widths}
-    for repeat in range(-1, 15):
-        for T, (run, carry, count) in loops.items():
-            start = time.perf_counter()
-            jax.block_until_ready(run(weights, carry))
-            if repeat >= 0:
-                times[T].append((time.perf_counter() - start) / count)
-    return {T: statistics.median(values) for T, values in times.items()}
-
-
-def _loop(weights, T, cached, count=20):
-    spec, length = weights.spec, cached + T
-    mask_1TS = (jnp.arange(length)[None, None] < length) & jnp.ones((1, T, 1), bool)
-
-    @compiled()
-    def run(weights, carry):
-        rotary = Rotary.of(spec, length + 2)
-
-        def body(_, carry):
-            tokens_BT, cache = carry
-            position = cached + tokens_BT[:, :1] % 2  # follows from the last forward: none can be left out
-            rotary_BT = rotary.at(position + jnp.arange(T)[None])
-            x_BTD, cache = forward_cached(weights, cache, tokens_BT, rotary_BT, cached, mask_1TS)
-            return jnp.argmax(weights.logits(x_BTD), axis=-1).astype(jnp.int32), cache
-
-        return jax.lax.fori_loop(0, count, body, carry)
-
-    zeros_1KSH = jnp.zeros((1, spec.num_kv_heads, length, spec.head_dim), weights.dtype)
-    cache = KVCache((zeros_1KSH,) * spec.num_layers, (zeros_1KSH,) * spec.num_layers)
-    return run, (jnp.ones((1, T), jnp.int32), cache), count
 
 
 def transformers_way(directory: str, *, dtype: str, max_new_tokens: int, eos_id: Sequence[int]) -> Way:

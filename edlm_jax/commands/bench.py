@@ -2,6 +2,8 @@
 
   decode    tokens/s of AR and diffusion in one engine, and of transformers' generate where torch is installed: same
             prompts, whole calls, warm, generated tokens only; and seconds of one forward of 1, C and 2C columns
+  forward   milliseconds of a forward by columns and rows, with random weights (config.json alone is enough), beside
+            what memory and what products allow on this machine
   train     the jitted training step of a config on the devices that are here, with random weights and packed rows:
             median seconds of a step, tokens/s, MFU by formula, memory; attention alone against a whole mask; and the
             same step by torch, transformers and FlexAttention where torch and one GPU are"""
@@ -16,10 +18,10 @@ from edlm_jax.errors import InputError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("what", choices=("decode", "train"), help="what to measure")
+    parser.add_argument("what", choices=("decode", "forward", "train"), help="what to measure")
     add_config_argument(parser, required=False)
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="of train: measured steps (20)")
-    parser.add_argument("--model", metavar="DIR", help="of decode, as all below: a converted model")
+    parser.add_argument("--model", metavar="DIR", help="of decode, as all below: a converted model; of forward: any")
     parser.add_argument("--baseline", metavar="DIR", help="the AR model to compare with (default: the model itself)")
     parser.add_argument("--batch-sizes", default="1,8,32", metavar="N,N", help="rows decoded at a time (1,8,32)")
     parser.add_argument("--prompts", type=int, default=32, metavar="N", help="generated tasks to decode (32)")
@@ -31,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure; returns what the command prints with --json."""
-    return _train(args) if args.what == "train" else _decode(args)
+    return {"decode": _decode, "forward": _forward, "train": _train}[args.what](args)
 
 
 def _train(args):
@@ -61,10 +63,12 @@ def _decode(args):
     sizes, thresholds = _numbers(args.batch_sizes, int, "batch-sizes"), _numbers(args.thresholds, float, "thresholds")
     if max(sizes) > args.prompts:
         raise InputError(f"--batch-sizes: a batch of {max(sizes)} needs as many --prompts, not {args.prompts}")
-    from edlm_jax.benchmarks.decoding import compare_rates, forward_seconds
+    from edlm_jax.benchmarks.decoding import compare_rates
+    from edlm_jax.benchmarks.forward import forward_seconds
     from edlm_jax.decoding import Decoder, Mode
     from edlm_jax.decoding.modes import Autoregressive, Diffusion
     from edlm_jax.evaluation.tasks import load_tasks
+    from edlm_jax.models.backend import describe
     from edlm_jax.pretrained import Text, load_pretrained, load_tokenizer
     from edlm_jax.reports.report import describe_machine
 
@@ -95,6 +99,7 @@ def _decode(args):
         "model": args.model,
         "baseline": baseline,
         "dtype": args.dtype,
+        "products": describe(decoders["diffusion"].weights.backend, args.dtype),
         "tokens_per_forward": forwards,
         "tokens_per_second": rates,
         "forward_seconds": seconds,
@@ -104,10 +109,29 @@ def _decode(args):
     }
 
 
+def _forward(args):
+    """Milliseconds by columns and rows, and the machine's bounds."""
+    if not args.model:
+        raise InputError("edlm bench forward needs --model=DIR, a directory with a config.json")
+    from edlm_jax.benchmarks.forward import measure_forward
+    from edlm_jax.models import ModelSpec
+    from edlm_jax.pretrained.source import find_directory, read_config
+    from edlm_jax.reports.report import describe_machine
+
+    config = read_config(find_directory(args.model))
+    stored = config.get("dtype") or config.get("torch_dtype") or "float32"
+    found = measure_forward(ModelSpec.from_hf(config), chosen_dtype(args), stored, args.repeats)
+    return {"model": args.model, **found, **describe_machine()}
+
+
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
     """Print the tables."""
     if args.what == "train":
         _show_train(result)
+        return
+    print(f"{result['dtype']}, products by {result['products']}")
+    if args.what == "forward":
+        _show_forward(result)
         return
     sizes = result["tokens_per_second"]
     print(f"{'tokens/s':32}" + "".join(f"{f'batch {size}':>13}" for size in sizes) + "  tokens/forward")
@@ -120,6 +144,19 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> None:
         print(f"a forward of {width} columns: {1e3 * seconds:.3f} ms, {ratio:.2f} times one of 1")
     if "transformers" in result:
         print(f"transformers: {result['transformers']}")
+
+
+def _show_forward(result):
+    stream, products = result["stream_bytes_per_second"], result["product_flops_per_second"]
+    print(f"{result['weight_bytes'] / 2**20:.1f} MiB of weights, {result['cached_columns']} columns cached")
+    print(f"memory {stream / 1e9:.1f} GB/s, products {products / 1e9:.0f} GFLOP/s")
+    for rows, by_columns in result["forward_ms"].items():
+        memory, product = result["memory_ms"][rows], result["product_ms"][rows]
+        print(f"rows: {rows}\n  {'columns':>8}{'ms':>10}{'ratio':>8}{'least':>10}  bound by")
+        for columns, ms in by_columns.items():
+            ratio, least = result["forward_ratio"][rows][columns], max(memory, product[columns])
+            bound = "memory" if memory >= product[columns] else "products"
+            print(f"  {columns:>8}{ms:10.3f}{ratio:8.2f}{least:10.3f}  {bound}, {ms / least:.2f} times that")
 
 
 def _show_train(result):

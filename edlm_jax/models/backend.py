@@ -63,6 +63,14 @@ def choose(model: Transformer) -> Xla:
     return CpuKernels() if fits and cpu.available() else Xla()
 
 
+def describe(backend: Xla, dtype) -> str:
+    """Whose products these are, for a person who measures them."""
+    if isinstance(backend, CpuKernels):
+        return "CPU kernels"
+    wanted = platform() == "cpu" and jnp.dtype(dtype) == jnp.float32
+    return "XLA, for this installation found no C++ compiler to build the CPU kernels with" if wanted else "XLA"
+
+
 def _write(cache_BKSH, new_BTKH, start, where_BT):
     new_BKTH = new_BTKH.swapaxes(1, 2).astype(cache_BKSH.dtype)
     T = new_BKTH.shape[2]

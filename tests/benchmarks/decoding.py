@@ -20,7 +20,7 @@ from flax import nnx
 
 from configs.quickstart import AR_MODEL
 from edlm_jax.benchmarks.attention import take_turns
-from edlm_jax.benchmarks.decoding import forward_seconds
+from edlm_jax.benchmarks.forward import forward_seconds
 from edlm_jax.decoding import Decoder, generate
 from edlm_jax.models import ModelSpec, Transformer
 from edlm_jax.models.spec import Conversion

@@ -6,6 +6,8 @@ import pytest
 
 from edlm_jax.benchmarks.decoding import compare_rates
 from edlm_jax.commands.main import main
+from edlm_jax.parallel.cpu import available
+from tests.conftest import TINY
 
 
 def test_rates_count_new_tokens_of_whole_batches():
@@ -30,6 +32,26 @@ def test_bench_decode(tiny_converted_dir, capsys):
     assert result["forward_ratio"]["1"] == 1.0 and result["forward_seconds"].keys() == {"1", "4", "8"}
 
 
+def test_bench_forward_needs_a_config_alone(tmp_path, capsys, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps(TINY | {"dtype": "bfloat16"}))
+    monkeypatch.setattr("edlm_jax.benchmarks.forward.COLUMNS", (1, 3))
+    monkeypatch.setattr("edlm_jax.benchmarks.forward.ROWS", (1, 2))
+    monkeypatch.setattr("edlm_jax.benchmarks.forward._SIDE", 64)
+    assert main(["bench", "forward", f"--model={tmp_path}", "--repeats=1", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    for rows in ("1", "2"):
+        ms, ratio = result["forward_ms"][rows], result["forward_ratio"][rows]
+        assert ms.keys() == {"1", "3"} and ratio["1"] == 1.0 and ratio["3"] == pytest.approx(ms["3"] / ms["1"])
+    assert result["product_ms"]["2"]["3"] == pytest.approx(6 * result["product_ms"]["1"]["1"])
+    # 2 layers of q, k, v, o, gate, up, down, and the tied head; narrow where the kernels are, in whole strips of 32.
+    layer, head = 32 * (32 + 32) + 32 * 32 + 32 * 96 + 48 * 32, 32 * 259
+    packed = 2 * (2 * layer + 32 * 288)
+    assert result["weight_bytes"] == (packed if available() else 4 * (2 * layer + head))
+    assert main(["bench", "forward", f"--model={tmp_path}", "--repeats=1"]) == 0
+    printed = capsys.readouterr().out
+    assert "bound by" in printed and ("found no C++ compiler" in printed) == (not available())
+
+
 def test_bench_train(tiny_config, capsys, monkeypatch):
     monkeypatch.undo()  # all eight devices
     arguments = [f"--config={tiny_config}", "--config.data.length=32", "--steps=3", "--json"]
@@ -48,7 +70,7 @@ def test_bench_train(tiny_config, capsys, monkeypatch):
     assert "tokens/s" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["train"], ["train", "--config=x.py", "--steps=0"], ["decode"]])
+@pytest.mark.parametrize("arguments", [["train"], ["train", "--config=x.py", "--steps=0"], ["decode"], ["forward"]])
 def test_bench_asks_for_what_it_needs(arguments, capsys):
     assert main(["bench", *arguments]) == 2
     assert "needs --" in capsys.readouterr().err

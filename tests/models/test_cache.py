@@ -1,21 +1,32 @@
 """Decoding's side of the model equals the model: fused projections, a head of its own, columns written as they come."""
 
+import itertools
+from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from edlm_jax import load_pretrained
-from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, forward_cached
+from edlm_jax.attention import Causal
+from edlm_jax.models import ModelSpec, Transformer
+from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, forward_cached, prefill
+from edlm_jax.parallel import cpu
+from tests.conftest import TINY
 from tests.seeds import fresh_rng
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
 
 
+@pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("case", CASES)
-def test_column_by_column_equals_the_whole_row(case):
+def test_column_by_column_equals_the_whole_row(case, kernels, monkeypatch):
+    if not kernels:
+        monkeypatch.setattr(cpu, "available", lambda: False)
     model = load_pretrained(GOLDEN / case, "float32")
     for param in vars(model.layers).values():  # biases and norms that tell their places apart
         if hasattr(param, "shape"):
@@ -36,3 +47,70 @@ def test_column_by_column_equals_the_whole_row(case):
         )
         logits.append(weights.logits(x_BTD))
     np.testing.assert_allclose(jnp.concatenate(logits, axis=1), model(tokens_BT), atol=2e-5, rtol=2e-4)
+
+
+@pytest.mark.skipif(not cpu.available(), reason="this installation found no C++ compiler")
+@pytest.mark.parametrize("width, heads, head_dim, ffn", [(32, 4, 8, 48), (96, 6, 20, 37), (576, 9, 64, 100)])
+def test_a_columns_bits_are_its_own(width, heads, head_dim, ffn):
+    """Alone, in a block, in any batch, behind any padding, prefilled or decoded (float32 on CPU)."""
+    config = dict(hidden_size=width, num_attention_heads=heads, head_dim=head_dim, intermediate_size=ffn)
+    config |= dict(num_key_value_heads=heads // 3 if heads % 3 == 0 else heads)
+    model = Transformer(ModelSpec.from_hf(TINY | config), rngs=nnx.Rngs(0))
+    for name in ("q_DNH", "k_DKH", "v_DKH", "o_NHD", "gate_DF", "up_DF", "down_FD"):  # scores that matter
+        getattr(model.layers, name)[...] = getattr(model.layers, name)[...] * 5
+    weights = DecodingWeights.of(model)
+    rows, S = Rows(weights, np.random.default_rng(0).integers(0, 259, (5, 24))), 24
+    alone = rows.logits([2], range(S + 1))
+    for name, others in {
+        "blocks": rows.logits([2], range(0, S + 1, 4)),
+        "uneven blocks": rows.logits([2], [0, 5, 6, 13, S]),
+        "one forward": rows.logits([2], [0, S]),
+        "a batch": rows.logits([0, 1, 2, 3, 4], range(S + 1))[2:3],
+        "two rows of two": rows.logits([1, 2], range(0, S + 1, 2))[1:],
+        "blocks in a batch": rows.logits([0, 1, 2, 3, 4], range(0, S + 1, 8))[2:3],
+        "padding": rows.logits([2], range(S + 1), before=5, after=3),
+        "a prefill": rows.prefilled([2], before=0),
+        "a padded prefill in a batch": rows.prefilled([1, 2], before=3)[1:],
+    }.items():
+        np.testing.assert_array_equal(others, alone, err_msg=name)
+
+
+@dataclass
+class Rows:
+    weights: DecodingWeights
+    tokens_BS: np.ndarray
+
+    def logits(self, rows, cuts, before=0, after=0):
+        """[rows, S, V], forwarded from cut to cut against the cache, behind and before columns that are not seen."""
+        spec, (B, S), out = self.weights.spec, (len(rows), self.tokens_BS.shape[1]), []
+        length = before + S + after
+        rotary, empty = Rotary.of(spec, S), jnp.zeros((B, spec.num_kv_heads, length, spec.head_dim))
+        cache, columns_S = KVCache((empty,) * spec.num_layers, (empty,) * spec.num_layers), np.arange(length)
+        for start, stop in itertools.pairwise(cuts):
+            at_T = np.arange(start, stop)
+            mask_TS = (columns_S <= at_T[:, None] + before) & (columns_S >= before)
+            mask_BTS = np.broadcast_to(mask_TS, (B, *mask_TS.shape))
+            new_BT, start_B = self.tokens_BS[rows, start:stop], np.full(B, start + before, np.int32)
+            logits, cache = forward_and_read(self.weights, cache, new_BT, rotary.at(at_T[None]), start_B, mask_BTS)
+            out.append(logits)
+        return np.concatenate(out, axis=1)
+
+    def prefilled(self, rows, before):
+        """The same in one prefill of rows behind padding."""
+        tokens_BT = np.pad(self.tokens_BS[rows], ((0, 0), (before, 0)))
+        B, T = tokens_BT.shape
+        segments_BT = np.broadcast_to(np.arange(T) >= before, (B, T)).astype(np.int32)
+        rotary_BT = Rotary.of(self.weights.spec, T).at(np.maximum(np.arange(T) - before, 0)[None])
+        return np.asarray(prefill_and_read(self.weights, tokens_BT, rotary_BT, segments_BT))[:, before:]
+
+
+@jax.jit
+def forward_and_read(weights, *forward):
+    x_BTD, cache = forward_cached(weights, *forward)
+    return weights.logits(x_BTD), cache
+
+
+@jax.jit
+def prefill_and_read(weights, tokens_BT, rotary_BT, segments_BT):
+    T = tokens_BT.shape[1]
+    return weights.logits(prefill(weights, tokens_BT, rotary_BT, Causal(), segments_BT, keep=T, length=T)[0])
