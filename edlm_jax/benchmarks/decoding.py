@@ -43,7 +43,8 @@ def transformers_way(directory: str, *, dtype: str, max_new_tokens: int, eos_id:
     from transformers import AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype)).to(device).eval()
+    how = dict(dtype=getattr(torch, dtype), trust_remote_code=False)  # no code of a model's directory runs
+    model = AutoModelForCausalLM.from_pretrained(directory, **how).to(device).eval()
 
     def generate(prompts):
         longest = max(map(len, prompts))

@@ -85,9 +85,8 @@ def torch_step(c: ConfigDict, spec: ModelSpec, batch: Batch, *, attention: str, 
         raise InputError("the peer trains all weights: it knows no adapters")
     objective = Objective.from_config(c, spec)
     noise = objective.corrupt(example_keys(jax.random.key(0), len(batch["tokens"])), batch)
-    model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(**json.loads(spec.hf_json)), attn_implementation=attention
-    )
+    config = AutoConfig.for_model(**json.loads(spec.hf_json))
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, trust_remote_code=False)
     model = model.float().to(device).train()
     if c.remat != "none":
         model.gradient_checkpointing_enable()

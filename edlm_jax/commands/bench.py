@@ -13,6 +13,7 @@ from typing import Any
 
 from edlm_jax.commands.config import add_config_argument, load_config
 from edlm_jax.commands.dtype import add_dtype_argument, chosen_dtype
+from edlm_jax.commands.evaluate import load_common_tokenizer
 from edlm_jax.errors import InputError
 
 
@@ -65,19 +66,18 @@ def _decode(args):
         raise InputError(f"--batch-sizes: a batch of {max(sizes)} needs as many --prompts, not {args.prompts}")
     from edlm_jax.benchmarks.decoding import compare_rates
     from edlm_jax.benchmarks.forward import forward_seconds
-    from edlm_jax.decoding import Decoder, Mode
+    from edlm_jax.decoding import Decoder, Mode, check_settings, refuse_prompts
     from edlm_jax.decoding.modes import Autoregressive, Diffusion
     from edlm_jax.evaluation.tasks import load_tasks
     from edlm_jax.models.backend import describe
-    from edlm_jax.pretrained import Text, load_pretrained, load_tokenizer
+    from edlm_jax.pretrained import Text, load_pretrained, load_spec
     from edlm_jax.reports.report import describe_machine
 
-    args.dtype = chosen_dtype(args)
-    model = load_pretrained(args.model, dtype=args.dtype)
-    if model.spec.conversion is None:
+    args.dtype, baseline = chosen_dtype(args), args.baseline or args.model
+    specs = {"diffusion": load_spec(args.model), "ar": load_spec(baseline)}
+    if specs["diffusion"].conversion is None:
         raise InputError(f"{args.model} was never converted")
-    baseline, text = args.baseline or args.model, Text.of(model.spec, load_tokenizer(args.model))
-    decoders = {"diffusion": Decoder(model), "ar": Decoder(load_pretrained(baseline, dtype=args.dtype))}
+    text = Text.of(specs["diffusion"], load_common_tokenizer(args.model, specs["ar"], args.baseline))
     tasks = load_tasks([{"kind": "tasks", "split": "test", "size": args.prompts}], text.tokenizer)
     prompts = [task.prompt for task in tasks]
     longest = max(map(len, prompts))
@@ -86,14 +86,20 @@ def _decode(args):
     modes |= {f"diffusion {threshold:g}": Diffusion(threshold=threshold) for threshold in thresholds}
     separate = Diffusion(threshold=thresholds[0], commit="separate")
     modes[f"diffusion {thresholds[0]:g}, separate commit"] = separate
+    for mode in modes.values():  # what can be refused is, before a weight is read
+        check_settings(specs[mode.name], mode, **common)
+        for reason in refuse_prompts(specs[mode.name], prompts, mode, **common).values():
+            raise InputError(reason)
+    paths = {"diffusion": args.model, "ar": baseline}
+    decoders = {side: Decoder(load_pretrained(path, dtype=args.dtype)) for side, path in paths.items()}
     forwards, ways = {}, {}
     for name, mode in modes.items():
-        decoder = decoders["ar" if name == "ar" else "diffusion"]
+        decoder = decoders[mode.name]
         ways[name] = lambda batch, decoder=decoder, mode=mode: decoder(batch, mode, **common).tokens
         forwards[name] = decoder(prompts, mode, **common).tokens_per_forward
-    peer = _peer(baseline, dtype=args.dtype, max_new_tokens=args.max_new_tokens, eos_id=text.ends)
+    peer, no_peer = _peer(baseline, dtype=args.dtype, max_new_tokens=args.max_new_tokens, eos_id=text.ends)
     rates = {size: compare_rates(ways | peer, prompts, size, args.repeats) for size in sizes}
-    C = model.spec.conversion.block_length
+    C = specs["diffusion"].conversion.block_length
     seconds = forward_seconds(decoders["diffusion"].weights, (1, C, 2 * C), cached=longest + C)
     return {
         "model": args.model,
@@ -104,7 +110,7 @@ def _decode(args):
         "tokens_per_second": rates,
         "forward_seconds": seconds,
         "forward_ratio": {width: value / seconds[1] for width, value in seconds.items()},
-        **({} if peer else {"transformers": "not measured: torch is not installed"}),
+        **({} if peer else {"transformers": f"not measured: {no_peer}"}),
         **describe_machine(),
     }
 
@@ -185,14 +191,21 @@ def _show_train(result):
         print(f"torch: not measured: {peer['not_measured']}")
 
 
-def _peer(directory, **common):
+def _peer(path, **common):
+    """({name: its way}, why there is none)."""
     from importlib.util import find_spec
 
+    from edlm_jax.pretrained.released import architecture
+    from edlm_jax.pretrained.source import find_directory, read_raw_config
+
     if find_spec("torch") is None:
-        return {}
+        return {}, "torch is not installed"
+    directory = find_directory(path)
+    if name := architecture(read_raw_config(directory)):
+        return {}, f"transformers knows {name} by code beside its weights alone, which never runs"
     from edlm_jax.benchmarks.decoding import transformers_way
 
-    return {"transformers, ar": transformers_way(directory, **common)}
+    return {"transformers, ar": transformers_way(directory, **common)}, ""
 
 
 def _numbers(text: str, kind: type, name: str) -> list:

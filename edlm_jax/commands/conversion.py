@@ -23,8 +23,8 @@ from edlm_jax.evaluation.compare import (
     results_by_mode,
 )
 from edlm_jax.evaluation.heldout import heldout_loss
-from edlm_jax.evaluation.tasks import load_tasks
-from edlm_jax.pretrained import Text, load_pretrained, load_tokenizer, save_pretrained
+from edlm_jax.evaluation.tasks import choose_tasks, load_tasks
+from edlm_jax.pretrained import Text, load_pretrained, save_pretrained
 from edlm_jax.reports.plot_report import plot_report
 from edlm_jax.reports.report import describe_machine, read_losses, write_report
 from edlm_jax.training.checkpoint import check_workdir, load_trained
@@ -79,15 +79,18 @@ class _Job:
 
     def port(self) -> dict[str, Any]:
         """Read the AR checkpoint strictly, and say what it is and which token will be the mask."""
-        spec, tokenizer = read_spec(self.c)
+        spec, tokenizer = self.start
+        tasks, refused = self.tasks  # before the weights
         return {
-            "source": spec.source,
+            "source": self.ar.spec.source,
             "family": spec.family,
             "parameters": sum(leaf.size for leaf in nnx.to_flat_state(nnx.state(self.ar, nnx.Param)).leaves),
             "layers": spec.num_layers,
             "width": spec.width,
             "vocabulary": spec.vocab_size,
             "mask_token": tokenizer.convert_ids_to_tokens(spec.conversion.mask_token_id),
+            "tasks": len(tasks),
+            "refused_tasks": refused,
         }
 
     def train(self) -> dict[str, Any]:
@@ -106,11 +109,11 @@ class _Job:
 
     def accuracy(self) -> list[dict[str, Any]]:
         """Exact match on the held-out tasks."""
-        return compare_accuracy(self.ways, self.tasks, self.text, self.c.evaluation.batch_size)
+        return compare_accuracy(self.ways, self.tasks[0], self.text, self.c.evaluation.batch_size)
 
     def speed(self) -> list[dict[str, Any]]:
         """Tokens per second at batch 1."""
-        return compare_speed(self.ways, self.tasks, self.text, self.c.evaluation.timed_prompts)
+        return compare_speed(self.ways, self.tasks[0], self.text, self.c.evaluation.timed_prompts)
 
     def heldout(self) -> dict[str, float]:
         """Nats per held-out token of both models, each under its own objective."""
@@ -142,12 +145,18 @@ class _Job:
     @functools.cached_property
     def text(self):
         """How both read, and where they end."""
-        return Text.of(self.ar.spec, load_tokenizer(self.c.data.tokenizer or self.c.init.path))
+        return Text.of(*self.start)
+
+    @functools.cached_property
+    def start(self):
+        """(spec, tokenizer) of what is trained."""
+        return read_spec(self.c)
 
     @functools.cached_property
     def tasks(self):
-        """The held-out tasks."""
-        return load_tasks(self.c.evaluation.tasks, self.text.tokenizer)
+        """(the held-out tasks, those refused)."""
+        spec, tokenizer = self.start
+        return choose_tasks(load_tasks(self.c.evaluation.tasks, tokenizer), [(spec, mode) for mode in self.modes])
 
     @functools.cached_property
     def ways(self):

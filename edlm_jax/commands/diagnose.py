@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edlm_jax.commands.dtype import add_dtype_argument, chosen_dtype
-from edlm_jax.commands.evaluate import choose_source
+from edlm_jax.commands.evaluate import choose_source, load_common_tokenizer, whole
 from edlm_jax.errors import InputError
 
 
@@ -42,32 +42,49 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise InputError(f"--threshold must lie in [0, 1], not {args.threshold}")
     source = choose_source(args)
     from edlm_jax.diagnosis.diagnose import diagnose
-    from edlm_jax.pretrained import Text, load_pretrained, load_tokenizer
+    from edlm_jax.pretrained import load_pretrained
     from edlm_jax.reports.plot_diagnosis import plot_diagnosis
     from edlm_jax.reports.report import describe_machine, write_report
 
-    args.dtype = chosen_dtype(args)
-    load = lambda path: load_pretrained(path, dtype=args.dtype, param_dtype="float32")  # noqa: E731
-    model, baseline = load(args.model), load(args.baseline) if args.baseline else None
-    if not model.spec.conversion:
-        raise InputError(f"{args.model} was never converted: there are no blocks to look into")
-    out = Path(args.out)
+    text, tasks, refused = _prepare(args, source)
+    out, dtype = Path(args.out), chosen_dtype(args)
     out.mkdir(parents=True, exist_ok=True)
+    load = lambda path: load_pretrained(path, dtype=dtype, param_dtype="float32")  # noqa: E731
     found = diagnose(
-        model,
-        baseline,
+        load(args.model),
+        load(args.baseline) if args.baseline else None,
         source,
-        Text.of(model.spec, load_tokenizer(args.model)),
+        tasks,
+        text,
         threshold=args.threshold,
         draws=args.draws,
         batch_size=args.batch_size,
-        count=args.count,
     )
-    report = {"model": args.model, "dtype": args.dtype, **found, **describe_machine()}
+    report = {"model": args.model, "dtype": dtype, **found, "refused": refused, **describe_machine()}
     write_report(report, out / "diagnosis.json")
     plot_diagnosis(report, out / "diagnosis.png")
     print(f"diagnosis: {out / 'diagnosis.json'}, {out / 'diagnosis.png'}", file=sys.stderr)
-    return report
+    return whole(report)
+
+
+def _prepare(args, source):
+    """(text, tasks, those refused), before the weights are read; no tasks where the source has no prompts."""
+    from edlm_jax.data.sources import open_source
+    from edlm_jax.decoding.modes import Diffusion
+    from edlm_jax.diagnosis.drift import check_comparable
+    from edlm_jax.evaluation.tasks import choose_tasks, has_prompts, load_tasks
+    from edlm_jax.pretrained import Text, load_spec
+
+    spec = load_spec(args.model)
+    if not spec.conversion:
+        raise InputError(f"{args.model} was never converted: there are no blocks to look into")
+    baseline = load_spec(args.baseline) if args.baseline else spec
+    check_comparable(baseline, spec)
+    text = Text.of(spec, load_common_tokenizer(args.model, baseline, args.baseline))
+    if not has_prompts(open_source(source)):
+        return text, [], []
+    tasks = load_tasks([source], text.tokenizer)[: args.count]
+    return text, *choose_tasks(tasks, [(spec, Diffusion())])
 
 
 def show(report: dict[str, Any], args: argparse.Namespace) -> None:

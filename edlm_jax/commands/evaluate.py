@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edlm_jax.commands.dtype import add_dtype_argument, chosen_dtype
-from edlm_jax.errors import InputError
+from edlm_jax.errors import InputError, PartlyRefusedError
 
 GENERATED = ("tasks", "stdlib")  # held-out splits of sources that need no file
 KIND_OF_SUFFIX = {".txt": "text", ".jsonl": "jsonl", ".parquet": "parquet"}
@@ -53,22 +53,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise InputError(f"--rows is for --task=heldout; --task={args.task} takes --count")
     source = choose_source(args)
     block_lengths = _check_sweep(args)
-    from edlm_jax.pretrained import Text, load_pretrained, load_tokenizer
+    from edlm_jax.pretrained import Text, load_pretrained
     from edlm_jax.reports.report import describe_machine
 
-    args.dtype = chosen_dtype(args)
-    model = load_pretrained(args.model, dtype=args.dtype)
-    text = Text.of(model.spec, load_tokenizer(args.model))
-    baseline = load_pretrained(args.baseline, dtype=args.dtype) if args.baseline else None
-    if baseline and not model.spec.conversion:
-        raise InputError(f"{args.model} was never converted; --baseline is for a converted model")
+    paths, specs = _choose_models(args)
+    text = Text.of(next(reversed(specs.values())), load_common_tokenizer(args.model, specs.get("ar"), args.baseline))
+    prepare = {"heldout": _heldout, "retrieval": _retrieval, "tasks": _sweep if args.sweep else _tasks}[args.task]
+    # All that can be refused is, before a weight is read.
+    measure, refused = prepare(args, specs, source, text, thresholds, block_lengths)
+    dtype = chosen_dtype(args)
+    models = {mode: load_pretrained(path, dtype=dtype) for mode, path in paths.items()}
+    result = {"model": args.model, "dtype": dtype, **measure(models), "refused": refused, **describe_machine()}
     if args.sweep:
-        return _measure_sweep(args, model, baseline, source, text, thresholds, block_lengths)
-    models = {"ar": baseline, "diffusion": model} if model.spec.conversion else {"ar": model}
-    models = {mode: model for mode, model in models.items() if model is not None}
-    measure = {"heldout": _measure_heldout, "retrieval": _measure_retrieval, "tasks": _measure_tasks}[args.task]
-    measured = measure(args, models, source, text, thresholds)
-    return {"model": args.model, "dtype": args.dtype, **measured, **describe_machine()}
+        _write_sweep(result, Path(args.out))
+    return whole(result)
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
@@ -78,72 +76,128 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> None:
     print_report(result, markdown=args.markdown)
 
 
-def _measure_tasks(args, models, source, text, thresholds) -> dict[str, Any]:
+def whole(result: dict[str, Any]) -> dict[str, Any]:
+    """The result, if nothing was refused; else a PartlyRefusedError with it, which names what was."""
+    if not result["refused"]:
+        return result
+    documents = ", ".join(entry["document"] for entry in result["refused"])
+    raise PartlyRefusedError(f"{len(result['refused'])} tasks were refused, the others measured: {documents}", result)
+
+
+def load_common_tokenizer(model: str, baseline_spec, baseline: str | None):
+    """The tokenizer of a model, whose tokens its baseline, if there is one, has to know, too."""
+    from edlm_jax.pretrained import load_tokenizer
+    from edlm_jax.pretrained.encode import id_limit
+
+    tokenizer = load_tokenizer(model)
+    if baseline and baseline_spec.vocab_size < id_limit(tokenizer):
+        raise InputError(
+            f"{baseline} embeds {baseline_spec.vocab_size} tokens, less than {model}'s tokenizer has: it is not the AR "
+            "model that this one was made from"
+        )
+    return tokenizer
+
+
+def _choose_models(args) -> tuple[dict[str, str], dict[str, Any]]:
+    """(the directory, the spec) of what is measured, by mode; the model itself comes last."""
+    from edlm_jax.pretrained import load_spec
+
+    spec = load_spec(args.model)
+    for option in ("baseline", "sweep"):
+        if vars(args)[option] and not spec.conversion:
+            raise InputError(f"{args.model} was never converted; --{option} is for a converted model")
+    if not spec.conversion:
+        return {"ar": args.model}, {"ar": spec}
+    paths = ({"ar": args.baseline} if args.baseline else {}) | {"diffusion": args.model}
+    return paths, {mode: spec if mode == "diffusion" else load_spec(path) for mode, path in paths.items()}
+
+
+# --- Each: what is checked and read before the models are, then (a function that measures them, the refused tasks) ---
+
+
+def _tasks(args, specs, source, text, thresholds, block_lengths):
     from edlm_jax.decoding import Decoder
     from edlm_jax.evaluation.compare import AR, compare_accuracy, compare_speed, diffusion_at, results_by_mode
-    from edlm_jax.evaluation.tasks import load_tasks
+    from edlm_jax.evaluation.tasks import choose_tasks, load_tasks
 
-    tasks = load_tasks([source], text.tokenizer)
-    modes = [mode for mode in (AR, *diffusion_at(thresholds)) if mode.name in models]
-    decoders = {name: Decoder(model) for name, model in models.items()}
-    ways = [(decoders[mode.name], mode) for mode in modes]
-    accuracy = compare_accuracy(ways, tasks, text, args.batch_size)
-    return results_by_mode(modes, accuracy, compare_speed(ways, tasks, text, args.timed_prompts))
+    modes = [mode for mode in (AR, *diffusion_at(thresholds)) if mode.name in specs]
+    tasks, refused = choose_tasks(load_tasks([source], text.tokenizer), [(specs[mode.name], mode) for mode in modes])
+
+    def measure(models):
+        decoders = {name: Decoder(model) for name, model in models.items()}
+        ways = [(decoders[mode.name], mode) for mode in modes]
+        accuracy = compare_accuracy(ways, tasks, text, args.batch_size)
+        return results_by_mode(modes, accuracy, compare_speed(ways, tasks, text, args.timed_prompts))
+
+    return measure, refused
 
 
-def _measure_sweep(args, model, baseline, source, text, thresholds, block_lengths) -> dict[str, Any]:
+def _sweep(args, specs, source, text, thresholds, block_lengths):
     from edlm_jax.decoding import Decoder
+    from edlm_jax.decoding.modes import make_mode
     from edlm_jax.evaluation.sweep import sweep, sweep_points
-    from edlm_jax.evaluation.tasks import load_tasks
-    from edlm_jax.reports.plot_sweep import plot_sweep
-    from edlm_jax.reports.report import describe_machine, write_report
+    from edlm_jax.evaluation.tasks import choose_tasks, load_tasks
 
-    if not model.spec.conversion:
-        raise InputError(f"{args.model} was never converted; --sweep is for a converted model")
-    own = model.spec.conversion.block_length
+    spec = specs["diffusion"]
+    own = spec.conversion.block_length
     block_lengths = block_lengths or sorted({max(own // 2, 1), own, 2 * own})
-    if max(block_lengths) > model.spec.max_length:
-        raise InputError(f"--block-lengths: {max(block_lengths)} is longer than the model's {model.spec.max_length}")
-    tasks, out = load_tasks([source], text.tokenizer), Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)  # what cannot be written to is told before hours of measuring
-    result = sweep(
-        Decoder(model),
-        sweep_points(thresholds, block_lengths),
-        tasks,
-        text,
-        baseline=Decoder(baseline) if baseline else None,
-        batch_size=args.batch_size,
-        timed_prompts=args.timed_prompts,
-    )
-    report = {"model": args.model, "dtype": args.dtype, **result, **describe_machine()}
+    if max(block_lengths) > spec.max_length:
+        raise InputError(f"--block-lengths: {max(block_lengths)} is longer than the model's {spec.max_length}")
+    ways = [(spec, make_mode(name)) for name, spec in specs.items()]
+    tasks, refused = choose_tasks(load_tasks([source], text.tokenizer), ways)
+    Path(args.out).mkdir(parents=True, exist_ok=True)  # what cannot be written to is told before hours of measuring
+
+    def measure(models):
+        return sweep(
+            Decoder(models["diffusion"]),
+            sweep_points(thresholds, block_lengths),
+            tasks,
+            text,
+            baseline=Decoder(models["ar"]) if "ar" in models else None,
+            batch_size=args.batch_size,
+            timed_prompts=args.timed_prompts,
+        )
+
+    return measure, refused
+
+
+def _write_sweep(report: dict[str, Any], out: Path) -> None:
+    from edlm_jax.reports.plot_sweep import plot_sweep
+    from edlm_jax.reports.report import write_report
+
     write_report(report, out / "sweep.json")
     plot_sweep(report, out / "sweep.png")
     print(f"sweep: {out / 'sweep.json'}, {out / 'sweep.png'}", file=sys.stderr)
-    return report
 
 
-def _measure_heldout(args, models, source, text, thresholds) -> dict[str, Any]:
+def _heldout(args, specs, source, text, thresholds, block_lengths):
+    from edlm_jax.data.sources import open_source
     from edlm_jax.evaluation.heldout import ROWS, heldout_config, heldout_data, heldout_loss
 
-    how = dict(batch_size=args.batch_size, rows=args.rows or ROWS)
-    c = heldout_config(next(reversed(models.values())).spec, source, **how)
+    open_source(source)
+    spec = next(reversed(specs.values()))
+    c = heldout_config(spec, source, batch_size=args.batch_size, rows=args.rows or ROWS)
     patterns = {"ar": "causal", "diffusion": c.objective.pattern}
-    losses = {mode: heldout_loss(model, c, text.tokenizer, pattern=patterns[mode]) for mode, model in models.items()}
-    conversion = next(reversed(models.values())).spec.conversion
-    data = heldout_data(c, text.tokenizer, conversion.mask_token_id if conversion else None)
-    return {"heldout_loss": losses, "heldout_data": data}
+
+    def measure(models):
+        tokenizer, mask_id = text.tokenizer, spec.conversion.mask_token_id if spec.conversion else None
+        losses = {mode: heldout_loss(model, c, tokenizer, pattern=patterns[mode]) for mode, model in models.items()}
+        return {"heldout_loss": losses, "heldout_data": heldout_data(c, tokenizer, mask_id)}
+
+    return measure, []
 
 
-def _measure_retrieval(args, models, source, text, thresholds) -> dict[str, Any]:
+def _retrieval(args, specs, source, text, thresholds, block_lengths):
     from edlm_jax.evaluation.embedding import attentions, documented_functions, retrieval
 
-    pairs = documented_functions(args.count)
-    return {
-        "retrieval": {
-            mode: {name: retrieval(model, text.tokenizer, pairs, pattern=p) for name, p in attentions(model).items()}
-            for mode, model in models.items()
-        }
-    }
+    pairs, ways = documented_functions(args.count), {mode: attentions(spec) for mode, spec in specs.items()}
+
+    def measure(models):
+        found = lambda model, way: retrieval(model, text.tokenizer, pairs, pattern=way)  # noqa: E731
+        named = {mode: ways[mode].items() for mode in models}
+        return {"retrieval": {mode: {name: found(models[mode], way) for name, way in named[mode]} for mode in models}}
+
+    return measure, []
 
 
 def _parse_thresholds(text: str) -> list[float]:

@@ -3,6 +3,7 @@
 `edlm generate --model=DIR` reads it, and so does whatever reads the family's checkpoints."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 
@@ -18,8 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Export; returns where to."""
     from edlm_jax import save_pretrained
-    from edlm_jax.training.checkpoint import load_trained
+    from edlm_jax.pretrained.save import check_export
+    from edlm_jax.training.checkpoint import load_trained, trained_spec
 
+    spec, _ = trained_spec(Path(args.workdir))
+    check_export(spec, args.out, dtype=args.dtype, format=args.format)
     model = load_trained(args.workdir, step=args.step)
     save_pretrained(model, args.out, dtype=args.dtype, format=args.format)
     return {"workdir": args.workdir, "out": args.out, "dtype": args.dtype}

@@ -40,15 +40,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.batch_size < 1:
         raise InputError(f"--batch-size must be positive, not {args.batch_size}")
     prompts = _read_prompts(args)
-    from edlm_jax.decoding import Decoder
+    from edlm_jax.decoding import Decoder, check_settings
     from edlm_jax.evaluation.batches import prompt_seeds
-    from edlm_jax.pretrained import Text, load_pretrained, load_tokenizer
+    from edlm_jax.pretrained import Text, load_pretrained, load_spec, load_tokenizer
 
-    model = load_pretrained(args.model, dtype=chosen_dtype(args))
-    tokenizer = load_tokenizer(model.spec.source)
-    decoding = _settings(args, model.spec, Text.of(model.spec, tokenizer))
+    spec, tokenizer = load_spec(args.model), load_tokenizer(args.model)
+    decoding = _settings(args, spec, Text.of(spec, tokenizer))
+    check_settings(spec, seed=args.seed, **decoding)
     tokens = [_encode(tokenizer, prompt, args.chat) for prompt in prompts]
-    refused = _refuse(model.spec, prompts, tokens, decoding)
+    refused = _refuse(spec, prompts, tokens, decoding)
     if len(prompts) == 1 and refused:
         raise InputError(refused[0]["reason"])
     kept = [index for index in range(len(prompts)) if index not in {entry["index"] for entry in refused}]
@@ -58,7 +58,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if not args.chat:
             print(prompts[0], end="", flush=True)
     tokens, seeds = [tokens[i] for i in kept], [seeds[i] for i in kept]
-    decoded, seconds = _decode(Decoder(model), tokens, seeds, decoding, args.batch_size, args.warm)
+    decoded, seconds = [], 0.0
+    if kept:  # what can be refused has been: only now the weights are read
+        decoder = Decoder(load_pretrained(args.model, dtype=chosen_dtype(args)))
+        decoded, seconds = _decode(decoder, tokens, seeds, decoding, args.batch_size, args.warm)
     if "on_block" in decoding:  # with a stop string the text may go on where its last token is left out
         decoding["on_block"].show(_answer(decoded[0].text, args.chat))
     new_tokens = sum(len(row.tokens) for row in decoded)
@@ -71,7 +74,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "refused": refused,
         "streamed": "on_block" in decoding,
         "tokens_per_forward": new_tokens / max(sum(row.denoise_forwards for row in decoded), 1),
-        "tokens_per_second": new_tokens / seconds,
+        "tokens_per_second": new_tokens / seconds if kept else 0.0,
         "compilation_included": not args.warm,
         "seconds": seconds,
     }
@@ -157,9 +160,8 @@ def _refuse(spec, prompts: list[str], tokens: list[list[int]], decoding: dict[st
     """The prompts that cannot be decoded, with their index and the reason."""
     from edlm_jax.decoding import refuse_prompts
 
-    mask_id = decoding["mode"].completed(spec).banned_id
     tokens = [row if prompt.strip() else [] for prompt, row in zip(prompts, tokens, strict=True)]  # blank: empty
-    reasons = refuse_prompts(spec, tokens, decoding["limit"], mask_id)
+    reasons = refuse_prompts(spec, tokens, **decoding)
     return [{"index": index, "prompt": prompts[index], "reason": reason} for index, reason in reasons.items()]
 
 

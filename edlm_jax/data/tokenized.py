@@ -26,13 +26,14 @@ class Tokenized(Sequence):
         try:
             tokens = tokenize(self.source[index], self.tokenizer)
         except InputError as error:
-            self.tally.skip(index, f"{self._locate(index)}: {error}")
+            self.tally.skip(index, f"{self.locate(index)}: {error}")
             return []
         if not tokens:
             self.tally.count(BLANK, index)
         return tokens
 
-    def _locate(self, index: int) -> str:
+    def locate(self, index: int) -> str:
+        """Where a document stands, for messages."""
         return self.source.locate(index) if isinstance(self.source, Rows) else f"document {index} of {self.tally.name}"
 
 

@@ -1,11 +1,10 @@
 """The jitted decoder: modes as values, acceptance rules, sampling; `generate` is its thin front."""
 
 from edlm_jax.decoding.acceptance import Rule, parse_rule
-from edlm_jax.decoding.decoder import Decoder
+from edlm_jax.decoding.decoder import Decoder, check_settings, refuse_prompts
 from edlm_jax.decoding.generate import generate
 from edlm_jax.decoding.generation import Generation
 from edlm_jax.decoding.modes import MODES, Mode, parse_mode
-from edlm_jax.decoding.prompts import refuse_prompts
 from edlm_jax.decoding.sampling import Sampling
 
 __all__ = [
@@ -15,6 +14,7 @@ __all__ = [
     "Mode",
     "Rule",
     "Sampling",
+    "check_settings",
     "generate",
     "parse_mode",
     "parse_rule",

@@ -1,5 +1,6 @@
 """A model made ready for decoding, and one call of it."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -9,13 +10,37 @@ from edlm_jax.decoding.ends import read_ends
 from edlm_jax.decoding.engine import Run
 from edlm_jax.decoding.generation import Generation
 from edlm_jax.decoding.modes import Call, Mode, default_mode
-from edlm_jax.decoding.prompts import refuse_prompts, row_seeds
+from edlm_jax.decoding.prompts import refuse_prompt, row_seeds
 from edlm_jax.decoding.sampling import Sampling
 from edlm_jax.decoding.stopping import Reader, check_stop
 from edlm_jax.errors import InputError
-from edlm_jax.models import Transformer
+from edlm_jax.models import ModelSpec, Transformer
 from edlm_jax.models.cache import DecodingWeights
 from edlm_jax.pretrained.text import Read, Text
+
+
+def check_settings(spec: ModelSpec, mode: Mode | None = None, **settings) -> None:
+    """Raises what a `Decoder` of this spec would in a call with these settings: before its weights are read."""
+    unread = Decoder.__new__(Decoder)
+    unread.spec = spec
+    with warnings.catch_warnings(action="ignore"):  # the decoding itself says them
+        unread([], mode, **settings)
+
+
+def refuse_prompts(
+    spec: ModelSpec,
+    prompts: Sequence[Sequence[int]],
+    mode: Mode | None = None,
+    *,
+    limit: int,
+    names: Sequence[str] | None = None,
+    **_,
+) -> dict[int, str]:
+    """index -> reason, one line, of the prompts that a call with these settings refuses; `names`: what to call them."""
+    mask_id = (mode or default_mode(spec)).completed(spec).banned_id
+    names = names or [f"prompt {index}" for index in range(len(prompts))]
+    reasons = [refuse_prompt(spec, prompt, limit, mask_id) for prompt in prompts]
+    return {index: f"{names[index]} {reason}" for index, reason in enumerate(reasons) if reason}
 
 
 class Decoder:
@@ -24,6 +49,10 @@ class Decoder:
     def __init__(self, model: Transformer):
         self.spec = model.spec
         self.weights = DecodingWeights.of(model)
+
+    def refuse(self, prompts: Sequence[Sequence[int]], mode: Mode | None = None, **settings) -> dict[int, str]:
+        """index -> reason of the prompts that a call with these settings would refuse."""
+        return refuse_prompts(self.spec, prompts, mode, **settings)
 
     def __call__(
         self,
@@ -58,7 +87,7 @@ class Decoder:
         mode = (mode or default_mode(self.spec)).completed(self.spec)
         mode.check(self.spec, sampling)
         call = Call(self.spec, limit, sampling, read_ends(ends), row_seeds(seed, len(prompts)))
-        for reason in refuse_prompts(self.spec, prompts, limit, mode.banned_id).values():
+        for reason in self.refuse(prompts, mode, limit=limit).values():
             raise InputError(reason)
         stop = check_stop(stop, detokenize)
         if not prompts:

@@ -38,28 +38,29 @@ def split_prompts(prompts: Sequence[Sequence[int]], block_length: int) -> tuple[
 
 def row_seeds(seed: int | Sequence[int], count: int) -> np.ndarray:
     """uint32[count]: one a row, so that a row draws the same noise in any batch."""
-    if isinstance(seed, int | np.integer):
+    alone = isinstance(seed, int | np.integer)
+    if least := [value for value in ([seed] if alone else seed) if value < 0]:
+        raise InputError(f"seed must not be negative, not {least[0]}")
+    if alone:
         return np.random.SeedSequence(seed).generate_state(count)
     if len(seed) != count:
         raise InputError(f"seed: {len(seed)} seeds for {count} prompts; give one, or one a prompt")
+    if max(seed, default=0) >= 2**32:
+        raise InputError(f"seed: one a prompt must be below 2**32, not {max(seed)}")
     return np.asarray(seed, np.uint32)
 
 
-def refuse_prompts(
-    spec: ModelSpec, prompts: Sequence[Sequence[int]], max_new_tokens: int, mask_id: int | None
-) -> dict[int, str]:
-    """index -> reason, one line, of the prompts that cannot be decoded; `mask_id`: what none may hold, if anything."""
-    reasons = {}
-    for index, prompt in enumerate(prompts):
-        if not len(prompt):
-            reasons[index] = f"prompt {index} is empty; give at least one token"
-        elif len(prompt) + max_new_tokens > spec.max_length:
-            reasons[index] = (
-                f"prompt {index} is too long: {len(prompt)} tokens and {max_new_tokens} new ones exceed the model's "
-                f"cache of {spec.max_length}; shorten it or ask for fewer"
-            )
-        elif mask_id is not None and mask_id in prompt:
-            reasons[index] = f"prompt {index} holds the mask token {mask_id}; remove it"
-        elif not all(0 <= token < spec.vocab_size for token in prompt):
-            reasons[index] = f"prompt {index} holds a token outside the vocabulary of {spec.vocab_size}"
-    return reasons
+def refuse_prompt(spec: ModelSpec, prompt: Sequence[int], max_new_tokens: int, mask_id: int | None) -> str | None:
+    """What a prompt is that cannot be decoded, as the end of a sentence; `mask_id`: what none may hold, if anything."""
+    if not len(prompt):
+        return "is empty; give at least one token"
+    if len(prompt) + max_new_tokens > spec.max_length:
+        return (
+            f"is too long: {len(prompt)} tokens and {max_new_tokens} new ones exceed the model's cache of "
+            f"{spec.max_length}; shorten it or ask for fewer"
+        )
+    if mask_id is not None and mask_id in prompt:
+        return f"holds the mask token {mask_id}; remove it"
+    if not all(0 <= token < spec.vocab_size for token in prompt):
+        return f"holds a token outside the vocabulary of {spec.vocab_size}"
+    return None

@@ -1,7 +1,7 @@
 """Everything that `edlm diagnose` measures of a converted model, and its tables."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from edlm_jax.data.pipeline import make_eval_batches
@@ -11,10 +11,8 @@ from edlm_jax.diagnosis.drift import weight_drift
 from edlm_jax.diagnosis.gradient_variance import gradient_variance, ways_of
 from edlm_jax.diagnosis.order import decode_order
 from edlm_jax.diagnosis.prediction import predict
-from edlm_jax.errors import InputError
-from edlm_jax.evaluation.batches import decode_batches
 from edlm_jax.evaluation.heldout import heldout_config
-from edlm_jax.evaluation.tasks import load_tasks, longest_answer
+from edlm_jax.evaluation.tasks import Task, decode_tasks
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.pretrained import Text
 from edlm_jax.reports.progress import Progress
@@ -29,23 +27,19 @@ def diagnose(
     model: Transformer,
     baseline: Transformer | None,
     source: Mapping[str, Any],
+    tasks: Sequence[Task],
     text: Text,
     *,
     threshold: float,
     draws: int,
     batch_size: int,
-    count: int,
 ) -> Diagnosis:
     """{"predictions": {"diffusion", "ar"}, "decode_order", "gradient_variance", "weight_drift"}, each by its own file.
 
-    What there is nothing to measure by is left out: an order without prompts, a drift without a baseline.
+    What there is nothing to measure by is left out: an order without tasks, a drift without a baseline.
     """
     c = heldout_config(model.spec, source, batch_size=batch_size)
     objective = Objective.from_config(c, model.spec)
-    try:
-        tasks = load_tasks([source], text.tokenizer)[:count]
-    except InputError:  # text without prompts
-        tasks = []
     parts = 1 + (baseline is not None) + bool(tasks) + (len(ways_of(objective)) if draws else 0)
     found: Diagnosis = {"block_length": grid(c), "threshold": threshold}
     with Progress(parts, "diagnose") as progress:
@@ -69,10 +63,8 @@ def diagnose(
 
 def _order(model, tasks, text, threshold, batch_size) -> dict[str, Any]:
     C = model.spec.conversion.block_length
-    prompts = [task.prompt for task in tasks]
-    how = dict(mode=Diffusion(threshold=threshold), limit=longest_answer(tasks), ends=text.ends)
-    decoded = decode_batches(Decoder(model), prompts, batch_size=batch_size, **how)
-    offsets = [len(prompt) % C if model.spec.on_position_grid else 0 for prompt in prompts]
+    decoded = decode_tasks(Decoder(model), tasks, text, batch_size=batch_size, mode=Diffusion(threshold=threshold))
+    offsets = [len(task.prompt) % C if model.spec.on_position_grid else 0 for task in tasks]
     return decode_order([row.accepted_at for row in decoded], C, offsets)
 
 

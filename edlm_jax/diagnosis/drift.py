@@ -1,20 +1,29 @@
 """How far conversion moved the weights: relative Frobenius norm and cosine per layer, attention and FFN apart."""
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from edlm_jax.errors import InputError
+from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.training.metrics import DRIFT_GROUPS
 
 
 def weight_drift(before: Transformer, after: Transformer) -> dict[str, dict[str, list[float]]]:
     """{group: {relative: |after - before| / |before| of each layer, cosine: ...}}, over all matrices of a group."""
+    check_comparable(before.spec, after.spec)
     old, new = _layer_weights(before), _layer_weights(after)
-    if jax.tree.map(jnp.shape, old) != jax.tree.map(jnp.shape, new):
-        raise InputError("weight drift compares two models of one shape; these differ")
     return jax.tree.map(lambda values_L: [float(value) for value in values_L], _drift(old, new))
+
+
+def check_comparable(before: ModelSpec, after: ModelSpec) -> None:
+    """Raises InputError for models whose layers have other shapes."""
+    for name in ("num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "ffn_width"):
+        if getattr(before, name) != getattr(after, name):
+            raise InputError(
+                f"weight drift compares two models of one shape; these differ: {name} {getattr(before, name)} and "
+                f"{getattr(after, name)}"
+            )
 
 
 def _layer_weights(model: Transformer) -> dict[str, dict[str, jax.Array]]:

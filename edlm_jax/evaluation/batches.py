@@ -4,9 +4,9 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from edlm_jax.decoding import Decoder
+from edlm_jax.decoding.prompts import row_seeds
+from edlm_jax.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,12 @@ def decode_batches(
       seeds: one a prompt (default: those of seed 0), so that a prompt draws the same noise in any batch.
       on_batch: called after each batch with the number of prompts that are finished.
       decoding: the decoder's other arguments: mode, limit, ends ...
+
+    Raises:
+      InputError: a prompt that cannot be decoded, by its index in `prompts`.
     """
+    for reason in decoder.refuse(prompts, **decoding).values():  # before the first batch, and by its own index
+        raise InputError(reason)
     seeds = prompt_seeds(0, len(prompts)) if seeds is None else seeds
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths together: little padding
     decoded: dict[int, Decoded] = {}
@@ -56,4 +61,4 @@ def decode_batches(
 
 def prompt_seeds(seed: int, count: int) -> list[int]:
     """One seed a prompt, as the decoder draws them from one: a prompt's own does not depend on how many follow."""
-    return np.random.SeedSequence(seed).generate_state(count).tolist()
+    return row_seeds(seed, count).tolist()

@@ -64,7 +64,8 @@ def compare_speed(
     """One dict per way: tokens per second at batch 1, over prompts drawn from all tasks."""
     drawn = random.Random(0).sample(tasks, min(timed_prompts, len(tasks)))
     prompts = [task.prompt for task in drawn]
-    limits = dict(limit=longest_answer(tasks), ends=text.ends)
+    room = min(decoder.spec.max_length for decoder, _ in ways) - max(map(len, prompts))
+    limits = dict(limit=min(longest_answer(tasks), room), ends=text.ends)
     speeds = measure_speed(ways, prompts, **limits, on_prompt=on_prompt)
     return [{"tokens_per_second": speed} for speed in speeds]
 

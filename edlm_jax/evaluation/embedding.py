@@ -15,6 +15,7 @@ from edlm_jax.attention import PLAIN, BlockCausal, Pattern
 from edlm_jax.data.stdlib import StdlibSource
 from edlm_jax.decoding.prompts import bucket
 from edlm_jax.errors import InputError
+from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.pretrained.encode import encode_text
 
@@ -23,10 +24,9 @@ _MOST = 256  # tokens that are read of a text, as far as the model goes
 _LEAST_WORDS, _LEAST_LINES = 5, 3  # of a docstring, of a body
 
 
-def attentions(model: Transformer, block_length: int | None = None) -> dict[str, Pattern]:
+def attentions(spec: ModelSpec, block_length: int | None = None) -> dict[str, Pattern]:
     """The ways to read a text, by name: block-causal where there is a block length to read it by."""
-    conversion = model.spec.conversion
-    C = block_length or (conversion.block_length if conversion else None)
+    C = block_length or (spec.conversion.block_length if spec.conversion else None)
     return {name: make(C) for name, make in PLAIN.items() if C or make is not BlockCausal}
 
 

@@ -9,6 +9,7 @@ a multiple-choice score has their noise; `mode=ar` takes the same weights' exact
 
 import json
 import logging
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,13 +22,13 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from edlm_jax.decoding import Decoder, Sampling
+from edlm_jax.decoding import Decoder, Sampling, check_settings
 from edlm_jax.decoding.modes import default_mode, make_mode, options_of
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.batches import decode_batches, prompt_seeds
 from edlm_jax.evaluation.likelihood import Likelihood, log_likelihood
 from edlm_jax.parallel.devices import default_dtype
-from edlm_jax.pretrained import Text, load_pretrained, load_tokenizer
+from edlm_jax.pretrained import Text, load_pretrained, load_spec, load_tokenizer
 from edlm_jax.pretrained.chat import render
 from edlm_jax.pretrained.encode import RENDERED, begin_id, encode_rendered, encode_text
 
@@ -37,16 +38,16 @@ _NEW_TOKENS = 256  # where a task does not say how many
 
 @register_model("edlm_jax")
 class EdlmLM(TemplateLM):
-    """A model directory that answers the harness's three kinds of request.
+    """A model directory that answers the harness's three kinds of request. An argument that is None has its default.
 
     Args:
       pretrained: Hugging Face directory or hub id, AR or converted.
       dtype: default: float32 on CPU, bfloat16 elsewhere.
       mode: "diffusion", "ar" or "self_speculation" (default: diffusion if the model was converted).
       threshold, rule, block_length: of diffusion decoding, as for `generate`.
-      num_samples: of a diffusion likelihood's estimate.
-      batch_size: rows decoded at a time; likelihoods are computed one by one.
-      seed: of the sampling and of the estimates.
+      num_samples: of a diffusion likelihood's estimate (32).
+      batch_size: rows decoded at a time (32); likelihoods are computed one by one.
+      seed: of the sampling and of the estimates (0).
       max_batch_size, device: the harness passes them; devices are jax's business.
     """
 
@@ -55,26 +56,31 @@ class EdlmLM(TemplateLM):
         pretrained: str,
         dtype: str | None = None,
         mode: str | None = None,
-        threshold: float = 0.9,
+        threshold: float | None = None,
         rule: str | None = None,
         block_length: int | None = None,
-        num_samples: int = 32,
-        batch_size: int | str = 32,
-        seed: int = 0,
+        num_samples: int | None = None,
+        batch_size: int | str | None = None,
+        seed: int | None = None,
         max_batch_size: int | None = None,
         device: str | None = None,
     ):
         super().__init__()
-        if not str(batch_size).isdecimal() or int(batch_size) < 1:
-            raise InputError(f"batch_size must be a positive number, not {batch_size!r}")
-        self.model = load_pretrained(pretrained, dtype=dtype or default_dtype())
-        self.tokenizer = load_tokenizer(self.model.spec.source)
-        self.text = Text.of(self.model.spec, self.tokenizer)
-        self.decoder = Decoder(self.model)
-        self.mode = mode or default_mode(self.model.spec).name
-        options = dict(threshold=threshold, rule=rule, block_length=block_length)
+        counts = dict(num_samples=num_samples, batch_size=batch_size)
+        for name, given in counts.items():
+            if given is not None and (not str(given).isdecimal() or int(given) < 1):
+                raise InputError(f"{name} must be a positive number, not {given!r}")
+        self.num_samples, self.batch_size = (32 if given is None else int(given) for given in counts.values())
+        self.seed, spec = seed or 0, load_spec(pretrained)
+        self.mode = mode or default_mode(spec).name
+        options = _without_none(dict(threshold=threshold, rule=rule, block_length=block_length))
         self.decoding = make_mode(self.mode, **{name: options[name] for name in options_of(self.mode) & set(options)})
-        self.num_samples, self.batch_size, self.seed = num_samples, int(batch_size), seed
+        # All that can be refused is, before a weight is read.
+        check_settings(spec, self.decoding, limit=1, seed=self.seed)
+        self.tokenizer = load_tokenizer(pretrained)
+        self.text = Text.of(spec, self.tokenizer)
+        self.model = load_pretrained(pretrained, dtype=dtype or default_dtype())
+        self.decoder = Decoder(self.model)
         self.contexts_cut = 0  # of all requests so far
 
     @property
@@ -111,11 +117,14 @@ class EdlmLM(TemplateLM):
         texts, new_tokens, forwards = [""] * len(requests), 0, 0
         with tqdm(total=len(requests), desc="generate_until", disable=disable_tqdm) as bar:
             for members in groups.values():
-                begun, kwargs = bar.n, normalize_gen_kwargs(requests[members[0]].args[1], _NEW_TOKENS)
+                begun = bar.n
+                kwargs = normalize_gen_kwargs(_without_none(requests[members[0]].args[1]), _NEW_TOKENS)
                 seeds = prompt_seeds(self.seed, len(requests))
+                prompts = {i: self._prompt(requests[i].args[0], kwargs["max_gen_toks"]) for i in members}
+                members = self._decodable(prompts, requests, kwargs)
                 decoded = decode_batches(
                     self.decoder,
-                    [self._prompt(requests[i].args[0], kwargs["max_gen_toks"]) for i in members],
+                    [prompts[i] for i in members],
                     batch_size=self.batch_size,
                     seeds=[seeds[i] for i in members],
                     on_batch=lambda done, begun=begun: bar.update(begun + done - bar.n),
@@ -175,14 +184,26 @@ class EdlmLM(TemplateLM):
         for length in sorted(set(lengths)):
             members = [i for i in range(len(pairs)) if lengths[i] == length]
             how = self._decoding(dict(max_gen_toks=length)) | dict(ends=None)
+            refused = self.decoder.refuse([pairs[i][0] for i in members], **how)  # what cannot be decoded is not greedy
+            members = [i for index, i in enumerate(members) if index not in refused]
             prompts = [pairs[i][0] for i in members]
             decoded = decode_batches(self.decoder, prompts, batch_size=self.batch_size, **how)
             for i, row in zip(members, decoded, strict=True):
                 greedy[i] = row.tokens[: len(pairs[i][1])] == list(pairs[i][1])
         return greedy
 
+    def _decodable(self, prompts: Mapping[int, list[int]], requests: Sequence[Instance], kwargs) -> list[int]:
+        """The requests that can be decoded; what cannot is answered by nothing, and named."""
+        places = list(prompts)
+        names = [f"the prompt of document {requests[i].doc_id} of {requests[i].task_name}" for i in places]
+        refused = self.decoder.refuse(list(prompts.values()), names=names, **self._decoding(kwargs))
+        for reason in refused.values():
+            _LOGGER.warning("edlm_jax: answered by nothing: %s", reason)
+        return [place for index, place in enumerate(places) if index not in refused]
+
     def _decoding(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        sampling = Sampling(kwargs.get("temperature", 0.0), kwargs.get("top_k", 0), kwargs.get("top_p", 1.0))
+        top_k = max(kwargs.get("top_k", 0), 0)  # -1, as others write it: all of them
+        sampling = Sampling(kwargs.get("temperature", 0.0), top_k, kwargs.get("top_p", 1.0))
         return dict(mode=self.decoding, limit=kwargs["max_gen_toks"], sampling=sampling, ends=self.text.ends)
 
     def _prompt(self, context: str, new_tokens: int) -> list[int]:
@@ -202,5 +223,18 @@ class EdlmLM(TemplateLM):
             _LOGGER.warning(what, cut, requests, self.model.spec.max_length)
 
 
+def _without_none(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def main() -> None:
+    """The harness's command line; bad input is one line and exit code 2, as everywhere."""
+    try:
+        cli_evaluate()
+    except InputError as error:
+        print(f"edlm_jax: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
 if __name__ == "__main__":
-    cli_evaluate()
+    main()

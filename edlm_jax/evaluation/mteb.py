@@ -16,7 +16,7 @@ import numpy as np
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.embedding import attentions, embed, normalise
 from edlm_jax.parallel.devices import default_dtype
-from edlm_jax.pretrained import load_pretrained, load_tokenizer
+from edlm_jax.pretrained import load_pretrained, load_spec, load_tokenizer
 from edlm_jax.pretrained.encode import begin_id, encode_text
 
 
@@ -30,12 +30,11 @@ class Encoder:
 
     def __init__(self, model_name: str, revision: str | None = None, *, attention: str = "bidirectional", **settings):
         self.name, self.revision = str(model_name), revision
-        self._model = load_pretrained(model_name, dtype=settings.get("dtype") or default_dtype())
-        self._tokenizer = load_tokenizer(model_name)
-        ways = attentions(self._model)
+        ways = attentions(load_spec(model_name))
         if attention not in ways:
             raise InputError(f"attention {attention!r} is unknown; choose one of {', '.join(ways)}")
-        self._pattern = ways[attention]
+        self._pattern, self._tokenizer = ways[attention], load_tokenizer(model_name)
+        self._model = load_pretrained(model_name, dtype=settings.get("dtype") or default_dtype())
 
     def encode(self, inputs: Iterable[str | Mapping[str, Any]], *, batch_size: int = 32, **_) -> np.ndarray:
         """float32[texts, D] of texts, or of a data loader's batches, which have theirs under "text"."""

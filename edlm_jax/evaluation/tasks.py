@@ -1,5 +1,6 @@
 """Exact match on tasks with one right answer, and tokens per second while answering them."""
 
+import contextlib
 import dataclasses
 import itertools
 import time
@@ -7,11 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 
+from edlm_jax.data.documents import Document
 from edlm_jax.data.tokenized import open_tokenized
-from edlm_jax.decoding import Decoder, Mode
+from edlm_jax.decoding import Decoder, Mode, refuse_prompts
 from edlm_jax.errors import InputError
-from edlm_jax.evaluation.batches import decode_batches
+from edlm_jax.evaluation.batches import Decoded, decode_batches
+from edlm_jax.models import ModelSpec
 from edlm_jax.pretrained.text import Text, read_after
 
 
@@ -27,6 +31,7 @@ class Task:
     answer: str
     answer_tokens: int
     kind: str
+    document: str  # where it comes from, to name it by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +50,14 @@ class Score:
         return self.new_tokens / max(self.denoise_forwards, 1)
 
 
+def has_prompts(source: Sequence[Document]) -> bool:
+    """Are a source's documents, as far as its first readable one tells, prompts with responses?"""
+    for index in range(len(source)):
+        with contextlib.suppress(InputError):  # who reads it all will count and name it
+            return "prompt" in source[index]
+    return False
+
+
 def load_tasks(sources: Sequence[Mapping[str, Any]], tokenizer) -> list[Task]:
     """The tasks of all sources; their documents must be a prompt with a response."""
     tasks, text = [], Text(tokenizer)
@@ -59,22 +72,50 @@ def load_tasks(sources: Sequence[Mapping[str, Any]], tokenizer) -> list[Task]:
             ((tokens_L, loss_mask_L),) = tokens  # prompt and answer split as in training
             prompt, answer = (tokens_L[loss_mask_L == learned].tolist() for learned in (0, 1))
             kind = document["kind"] if "kind" in document else "all"
-            tasks.append(Task(prompt, read_after(text.whole, prompt, answer[:-1]), len(answer), kind))
+            expected = read_after(text.whole, prompt, answer[:-1])
+            tasks.append(Task(prompt, expected, len(answer), kind, documents.locate(index)))
     if not tasks:
         raise InputError("no tasks to evaluate: the task sources hold no document")
     return tasks
 
 
+def choose_tasks(
+    tasks: Sequence[Task], ways: Sequence[tuple[ModelSpec, Mode]]
+) -> tuple[list[Task], list[dict[str, str]]]:
+    """(the tasks that every way can decode, {"document", "reason"} of each other one, said at once).
+
+    A way needs room for a task's prompt and its right answer. Where none is left, an InputError says the first reason.
+    """
+    kept, refused = [], []
+    for task in tasks:
+        how = dict(names=[f"the prompt of {task.document}"], limit=task.answer_tokens)
+        reasons = [refuse_prompts(spec, [task.prompt], mode, **how) for spec, mode in ways]
+        if found := [reason[0] for reason in reasons if reason]:
+            refused.append({"document": task.document, "reason": found[0]})
+        else:
+            kept.append(task)
+    if not kept:
+        raise InputError(f"no task can be evaluated: {refused[0]['reason']}")
+    for entry in refused:
+        logging.warning("not evaluated: %s", entry["reason"])
+    return kept, refused
+
+
+def decode_tasks(decoder: Decoder, tasks: Sequence[Task], text: Text, *, batch_size: int, mode: Mode) -> list[Decoded]:
+    """Every task's result: with room for the longest right answer, or for its own where its prompt leaves no more."""
+    longest, decoded = longest_answer(tasks), {}
+    fits = [len(task.prompt) + longest <= decoder.spec.max_length for task in tasks]
+    limits = [longest if fit else task.answer_tokens for fit, task in zip(fits, tasks, strict=True)]
+    for limit in sorted(set(limits), reverse=True):
+        members = [index for index in range(len(tasks)) if limits[index] == limit]
+        how = dict(batch_size=batch_size, mode=mode, limit=limit, ends=text.ends)
+        decoded |= zip(members, decode_batches(decoder, [tasks[i].prompt for i in members], **how), strict=True)
+    return [decoded[index] for index in range(len(tasks))]
+
+
 def score_tasks(decoder: Decoder, tasks: Sequence[Task], text: Text, *, batch_size: int, mode: Mode) -> Score:
     """Decode every task in batches; an answer counts when its text up to the end is exactly the wanted one."""
-    decoded = decode_batches(
-        decoder,
-        [task.prompt for task in tasks],
-        batch_size=batch_size,
-        mode=mode,
-        limit=longest_answer(tasks),
-        ends=text.ends,
-    )
+    decoded = decode_tasks(decoder, tasks, text, batch_size=batch_size, mode=mode)
     rows = zip(decoded, tasks, strict=True)
     correct = np.array([answer_text(row.tokens, task.prompt, text) == task.answer for row, task in rows], float)
     kinds = {

@@ -85,6 +85,24 @@ class Rope:
             attention_factor=float(attention_factor),
         )
 
+    def respelled(self, config: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
+        """What to change in a config.json that has both forms, where they differ: other readers may read the other."""
+        old, new = ("rope_theta", "rope_scaling"), ("rope_parameters",)
+        if not config.get("rope_parameters") or not any(config.get(name) for name in old):
+            return {}
+        for form in (old, new):
+            alone = {name: value for name, value in config.items() if name not in {*old, *new} - {*form}}
+            try:
+                same = Rope.from_hf(alone, head_dim) == self
+            except InputError:  # less than half of it
+                same = False
+            if not same:
+                parameters = self.to_hf()
+                scaling = {name: value for name, value in parameters.items() if name != "rope_theta"}
+                scaling = None if self.kind == "default" else scaling
+                return dict(rope_theta=self.theta, rope_scaling=scaling, rope_parameters=parameters)
+        return {}
+
     def to_hf(self) -> dict[str, Any]:
         """The rope_parameters entry of a config.json."""
         parameters: dict[str, Any] = {"rope_type": self.kind, "rope_theta": self.theta}

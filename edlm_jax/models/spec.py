@@ -137,11 +137,16 @@ class ModelSpec:
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """The config.json dictionary: the original one with the conversion; fields are rewritten if any changed."""
+        """The config.json dictionary: the original one with the conversion; fields are rewritten if any changed.
+
+        Code that lay beside the original does not come along, so that nothing names it.
+        """
         config = json.loads(self.hf_json)
-        config.pop("edlm", None)
+        for name in ("edlm", "auto_map"):
+            config.pop(name, None)
         if not config or not self._agrees_with(config):
             config = {key: value for key, value in config.items() if key not in _STALE_KEYS} | self._hf_fields()
+        config |= self.rope.respelled(config, self.head_dim)
         if self.conversion is not None:
             config["edlm"] = dataclasses.asdict(self.conversion)
         return config

@@ -1,6 +1,6 @@
 """Hugging Face checkpoints in and out, strict."""
 
-from edlm_jax.pretrained.load import load_pretrained
+from edlm_jax.pretrained.load import load_pretrained, load_spec
 from edlm_jax.pretrained.mask_token import choose_mask_token, start_mask_embedding, why_mask_token
 from edlm_jax.pretrained.save import save_pretrained
 from edlm_jax.pretrained.text import Text
@@ -10,6 +10,7 @@ __all__ = [
     "Text",
     "choose_mask_token",
     "load_pretrained",
+    "load_spec",
     "load_tokenizer",
     "save_pretrained",
     "start_mask_embedding",

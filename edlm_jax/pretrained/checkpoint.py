@@ -17,6 +17,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
+_BUFFER = "rotary_emb.inv_freq"  # computed from config.json; old checkpoints have it in each layer
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -56,10 +57,14 @@ class Checkpoint:
             raise InputError(f"{self.directory}: tensor {lost[0]} is not in {file_name}, though {INDEX} says so")
 
     def check(self, shapes: Mapping[str, tuple[int, ...]], tied: bool) -> None:
-        """Refuses unknown, missing, mis-shaped and mis-typed tensors, and a tied head unlike the embedding, by name."""
+        """Refuses unknown, missing, mis-shaped and mis-typed tensors, and a tied head unlike the embedding, by name.
+
+        Rotary frequencies that are stored are left alone, as transformers does.
+        """
         extra = {_HEAD: shapes[_EMBEDDING]} if tied and _HEAD in self._files and _EMBEDDING in shapes else {}
         wanted = dict(shapes) | extra
-        unknown, missing = sorted(set(self._files) - set(wanted)), [name for name in wanted if name not in self._files]
+        unknown = sorted(name for name in set(self._files) - set(wanted) if not name.endswith(_BUFFER))
+        missing = [name for name in wanted if name not in self._files]
         if unknown:
             raise InputError(f"{self.directory}: unknown tensor {unknown[0]}{_and_more(unknown)}")
         if missing:

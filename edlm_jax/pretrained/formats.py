@@ -17,6 +17,7 @@ from typing import Any
 from flax import nnx
 
 from edlm_jax.errors import InputError
+from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.pretrained.load import assemble
 from edlm_jax.pretrained.released import RELEASED
@@ -25,11 +26,11 @@ FORMATS = {"sdar": "SDARForCausalLM", "fast_dllm_v2": "Fast_dLLM_QwenForCausalLM
 _MODEL_TYPES = {"sdar": "sdar", "fast_dllm_v2": "Fast_dLLM_Qwen"}
 
 
-def prepare(model: Transformer, name: str) -> tuple[Transformer, dict[str, Any]]:
-    """(the model as the format stores it, its config.json); refuses what the format's servers would decode wrongly."""
+def check_format(spec: ModelSpec, name: str) -> None:
+    """Refuses what the format's servers would decode wrongly."""
     if name not in FORMATS:
         raise InputError(f"format {name!r} is unknown; choose one of {', '.join(FORMATS)}")
-    released, spec, conversion = RELEASED[FORMATS[name]], model.spec, model.spec.conversion
+    released, conversion = RELEASED[FORMATS[name]], spec.conversion
     if conversion is None:
         raise InputError(f"format {name!r} is for converted models; this one is autoregressive")
     wanted = released.conversion
@@ -45,6 +46,11 @@ def prepare(model: Transformer, name: str) -> tuple[Transformer, dict[str, Any]]
         raise InputError(
             f"format {name!r} has its mask at {wanted.mask_token_id}; this vocabulary ends at {spec.vocab_size}"
         )
+
+
+def prepare(model: Transformer, name: str) -> tuple[Transformer, dict[str, Any]]:
+    """(the model as the format stores it, its config.json); warns of what its servers decode unlike training."""
+    spec, conversion, wanted = model.spec, model.spec.conversion, RELEASED[FORMATS[name]].conversion
     if conversion.grid != wanted.grid:
         warnings.warn(
             f"servers of format {name!r} count blocks from position 0, this model from the response: pad prompts on "

@@ -19,6 +19,12 @@ from edlm_jax.pretrained.source import find_directory, read_config, read_raw_con
 FLOATS = ("float32", "bfloat16", "float16")
 
 
+def load_spec(path_or_repo: str | Path) -> ModelSpec:
+    """What a model is, from its config.json: no tensor is read, of a hub id none is downloaded."""
+    directory = find_directory(path_or_repo, weights=False).absolute()
+    return ModelSpec.from_hf(read_config(directory), source=str(directory))
+
+
 def load_pretrained(
     path_or_repo: str | Path, dtype: str = "bfloat16", mesh: Mesh | None = None, *, param_dtype: str | None = None
 ) -> Transformer:
@@ -31,8 +37,7 @@ def load_pretrained(
     for name in (dtype, param_dtype):
         if name not in FLOATS:
             raise InputError(f"dtype {name!r} is not one of {', '.join(FLOATS)}")
-    directory = find_directory(path_or_repo)
-    spec = ModelSpec.from_hf(read_config(directory), source=str(directory))
+    spec, directory = load_spec(path_or_repo), find_directory(path_or_repo)
     with Checkpoint(directory) as checkpoint:
         layout = rename(places(spec), read_raw_config(directory), checkpoint.names)
         checkpoint.check({name: place.hf_shape for place in layout for name in place.hf_names}, tied=spec.tied)

@@ -14,11 +14,13 @@ from jax.experimental import multihost_utils
 from safetensors.numpy import save_file
 
 from edlm_jax.errors import InputError
+from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.pretrained.checkpoint import INDEX, SINGLE
-from edlm_jax.pretrained.formats import prepare
+from edlm_jax.pretrained.formats import check_format, prepare
 from edlm_jax.pretrained.layout import Place, places
-from edlm_jax.pretrained.source import TOKENIZER_FILES
+from edlm_jax.pretrained.load import FLOATS
+from edlm_jax.pretrained.tokenizer_files import copy_tokenizer
 
 SHARD_BYTES = 5_000_000_000
 
@@ -37,11 +39,8 @@ def save_pretrained(
     formats.py, instead of the family's own. The directory must not exist yet, or be empty:
     the files are written beside it and renamed at the end. On several hosts every process calls this, the first writes.
     """
-    target = Path(directory).expanduser().absolute()
-    tokenizer_files = _tokenizer_files(model.spec.source)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target} exists already; remove it or choose another directory")
-    config = model.spec.to_hf()
+    check_export(model.spec, directory, dtype=dtype, format=format)
+    target, config = Path(directory).expanduser().absolute(), model.spec.to_hf()
     if format is not None:
         model, config = prepare(model, format)
     params = {path: variable[...] for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))}
@@ -53,9 +52,9 @@ def save_pretrained(
         try:
             _write_weights(plan, params, dtype, draft)
             _write_config(config, dtype, draft)
-            for path in tokenizer_files:
-                shutil.copyfile(path, draft / path.name)
-            for path in (draft, *draft.iterdir()):
+            if model.spec.source:
+                copy_tokenizer(model.spec.source, draft, config)
+            for path in (draft, *draft.rglob("*")):
                 path.chmod(0o755 if path.is_dir() else 0o644)  # mkdtemp and safetensors write for the owner alone
             os.rename(draft, target)
         finally:
@@ -67,16 +66,24 @@ def save_pretrained(
         multihost_utils.sync_global_devices("save_pretrained")
 
 
-def _tokenizer_files(source: str) -> list[Path]:
-    if not source:
-        return []
-    if not Path(source).is_dir():
-        raise InputError(f"{source}, whose tokenizer belongs to this model, is gone; put it back to export")
-    return [Path(source, name) for name in TOKENIZER_FILES if Path(source, name).is_file()]
+def check_export(
+    spec: ModelSpec, directory: str | Path, *, dtype: str | None = None, format: str | None = None
+) -> None:
+    """Refuses what `save_pretrained` cannot write of a model of this spec, before it is read."""
+    target = Path(directory).expanduser().absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} exists already; remove it or choose another directory")
+    if dtype is not None and dtype not in FLOATS:
+        raise InputError(f"dtype {dtype!r} is not one of {', '.join(FLOATS)}")
+    if spec.source and not Path(spec.source).is_dir():
+        raise InputError(f"{spec.source}, whose tokenizer belongs to this model, is gone; put it back to export")
+    if format is not None:
+        check_format(spec, format)
 
 
 def _write_config(config: dict, dtype: np.dtype, draft: Path) -> None:
-    config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype.name
+    names = [name for name in ("torch_dtype", "dtype") if name in config] or ["dtype"]
+    config.update(dict.fromkeys(names, dtype.name))
     (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

@@ -1,5 +1,6 @@
 """From what a person typed (a directory or a hub id) to a directory with a config.json."""
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -8,30 +9,39 @@ from typing import Any
 from edlm_jax.errors import InputError
 from edlm_jax.pretrained.released import translate
 
-# Beside config.json and the weights, what makes a checkpoint usable: copied on export, downloaded with a hub id.
+# Beside config.json and the weights, what makes a checkpoint usable: copied on export, downloaded with a hub id. Never
+# a .py: no code of a model's directory runs.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
-    "tokenizer.model",
+    "tokenizer.*.json",  # of one version of transformers
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.json",
+    "vocab*",  # .json, .txt, .bpe
     "merges.txt",
-    "chat_template.jinja",
+    "normalizer.json",
+    "tekken.json",
+    "*.model",  # of SentencePiece: tokenizer.model, spiece.model; or of tiktoken
+    "tokenizer.model.*",  # Mistral's versions
+    "*.spm",
+    "*.tiktoken",
     "chat_template.json",
+    "*.jinja",
+    "additional_chat_templates/*.jinja",
     "generation_config.json",
 )
+_WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def find_directory(path_or_repo: str | Path) -> Path:
-    """The directory itself, or the local snapshot of a hub id such as Qwen/Qwen3-0.6B."""
+def find_directory(path_or_repo: str | Path, *, weights: bool = True) -> Path:
+    """The directory itself, or the local snapshot of a hub id such as Qwen/Qwen3-0.6B, `weights` included or not."""
     directory = Path(path_or_repo).expanduser()
     if directory.is_dir():
         return directory
     if directory.exists() or not _HUB_ID.fullmatch(str(path_or_repo)):
         raise InputError(f"{path_or_repo} is neither a directory nor a hub id such as Qwen/Qwen3-0.6B")
-    return _download(str(path_or_repo))
+    return _download(str(path_or_repo), weights)
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -57,11 +67,18 @@ def read_raw_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def _download(repo: str) -> Path:
+def tokenizer_files(directory: Path) -> list[Path]:
+    """The files of TOKENIZER_FILES that are there, relative to the directory."""
+    found = {path for pattern in TOKENIZER_FILES for path in directory.glob(pattern) if path.is_file()}
+    return sorted(path.relative_to(directory) for path in found)
+
+
+@functools.cache  # one snapshot for as long as the process runs: a run reads its first weights more than once
+def _download(repo: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = ["config.json", "model*.safetensors", "model.safetensors.index.json", *TOKENIZER_FILES]
+    patterns = ["config.json", *(_WEIGHTS if weights else ()), *TOKENIZER_FILES]
     try:
         return Path(snapshot_download(repo, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

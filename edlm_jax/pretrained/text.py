@@ -82,11 +82,12 @@ def _listed(spec: ModelSpec) -> Iterator[int]:
             config = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{path} is not JSON: {error}") from None
-        yield from _ids(config, path)
-    yield from _ids(json.loads(spec.hf_json), "config.json")
+        yield from listed_ends(config, path)
+    yield from listed_ends(json.loads(spec.hf_json), "config.json")
 
 
-def _ids(config: Any, name: str | Path) -> list[int]:
+def listed_ends(config: Any, name: str | Path = "config.json") -> list[int]:
+    """The ids under `eos_token_id` of a file's JSON."""
     if not isinstance(config, dict):
         raise InputError(f"{name} is not a JSON object")
     listed = config.get("eos_token_id")

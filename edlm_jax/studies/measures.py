@@ -33,7 +33,7 @@ def of_model(study: ConfigDict, c: ConfigDict, model: Transformer, tokenizer) ->
             measured[f"{name}_{source['kind']}"] = heldout_loss(model, c, tokenizer, pattern=pattern)
     if study.retrieval:
         pairs = documented_functions(study.retrieval)
-        for name, pattern in attentions(model, c.objective.block_length).items():
+        for name, pattern in attentions(model.spec, c.objective.block_length).items():
             found = retrieval(model, tokenizer, pairs, pattern=pattern)
             measured[f"retrieval_{name}"] = found["mean_reciprocal_rank"]
     return measured

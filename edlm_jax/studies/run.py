@@ -16,14 +16,15 @@ from edlm_jax.decoding import Decoder
 from edlm_jax.decoding.modes import Mode, make_mode, options_of
 from edlm_jax.errors import InputError, StoppedError
 from edlm_jax.evaluation.compare import AR, compare_accuracy
-from edlm_jax.evaluation.tasks import load_tasks
-from edlm_jax.pretrained import Text, load_pretrained, load_tokenizer
+from edlm_jax.evaluation.tasks import choose_tasks, load_tasks
+from edlm_jax.pretrained import Text, load_pretrained
 from edlm_jax.reports.report import describe_machine, write_report
 from edlm_jax.studies.cells import MEASURED_BY, Cell, make_quick
 from edlm_jax.studies.measures import drift_of, of_model, of_training
 from edlm_jax.studies.results import Results, collect
 from edlm_jax.training.checkpoint import load_trained
 from edlm_jax.training.config import to_json
+from edlm_jax.training.initial import read_spec
 from edlm_jax.training.train import train
 
 _MEASURED = ("accuracy", "tokens_per_forward")
@@ -152,11 +153,17 @@ class Study:
 
     @functools.cached_property
     def _text(self):
-        return Text.of(self._ar.spec, load_tokenizer(self.c.base.data.tokenizer or self.c.base.init.path))
+        return Text.of(*self._start)
+
+    @functools.cached_property
+    def _start(self):
+        return read_spec(self.c.base)
 
     @functools.cached_property
     def _tasks(self):
-        return load_tasks(self.c.base.evaluation.tasks, self._text.tokenizer)
+        spec, tokenizer = self._start
+        ways = [(spec, make_mode(name)) for name in ("ar", *self.c.eval_modes)]
+        return choose_tasks(load_tasks(self.c.base.evaluation.tasks, tokenizer), ways)[0]
 
 
 class Compilations:

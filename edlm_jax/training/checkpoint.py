@@ -1,4 +1,4 @@
-"""The work directory: config.json, model.json, and orbax checkpoints of parameters, optimizer and data iterator.
+"""The work directory: config.json, model.json, the tokenizer, and orbax checkpoints of parameters, optimizer and data.
 
 Orbax writes a checkpoint under a temporary name and renames it when every process has finished, so that one killed
 at any moment leaves the last complete one usable. Restoring goes onto the current mesh and processes, whatever mesh
@@ -9,6 +9,7 @@ import dataclasses
 import gc
 import json
 import os
+import shutil
 from pathlib import Path
 
 import jax
@@ -25,6 +26,7 @@ from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.parallel.processes import check_shared
 from edlm_jax.parallel.sharding import param_shardings
+from edlm_jax.pretrained.tokenizer_files import copy_tokenizer
 from edlm_jax.training.config import RESUMABLE, adapters, differing_keys, to_json, with_new_fields
 from edlm_jax.training.data_state import DataHandler, DataRestore, DataSave
 from edlm_jax.training.step import TrainState
@@ -114,12 +116,13 @@ def check_workdir(workdir: Path, c: ConfigDict) -> None:
 
 
 def write_workdir(workdir: Path, c: ConfigDict, spec: ModelSpec) -> None:
-    """config.json, the resolved config, and model.json, the model's config.json, its tokenizer's place, its adapters.
+    """config.json, the resolved config; model.json, the model's config.json and adapters; tokenizer/, what it reads by.
 
     Process 0 writes them, and all see them when this returns.
     """
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
+        _write_tokenizer(workdir / "tokenizer", spec)
         lora = adapters(c)
         model = dict(config=spec.to_hf(), source=spec.source, lora=dataclasses.asdict(lora) if lora else None)
         _write_text(workdir / "model.json", json.dumps(model, indent=2))
@@ -127,16 +130,22 @@ def write_workdir(workdir: Path, c: ConfigDict, spec: ModelSpec) -> None:
     check_shared(workdir / "config.json")
 
 
+def trained_spec(workdir: Path) -> tuple[ModelSpec, Lora | None]:
+    """What a work directory's checkpoints are of, and their adapters; reads none of them."""
+    if not (workdir / "model.json").exists() or not (workdir / "checkpoints").is_dir():
+        raise InputError(f"{workdir} is not the work directory of a training run (no model.json and checkpoints in it)")
+    described, tokenizer = _read_json(workdir / "model.json"), workdir / "tokenizer"
+    source = str(tokenizer.absolute()) if tokenizer.is_dir() else described["source"]  # older runs keep none
+    lora = Lora(**described["lora"]) if described.get("lora") else None  # nor say that they have no adapters
+    return ModelSpec.from_hf(described["config"], source=source), lora
+
+
 def load_trained(
     workdir: str | Path, *, step: int | None = None, dtype: str = "float32", mesh: jax.sharding.Mesh | None = None
 ) -> Transformer:
     """The model of a work directory's newest (or a given) checkpoint, adapters merged; its weights are float32."""
     workdir = Path(workdir)
-    if not (workdir / "model.json").exists() or not (workdir / "checkpoints").is_dir():
-        raise InputError(f"{workdir} is not the work directory of a training run (no model.json and checkpoints in it)")
-    described = _read_json(workdir / "model.json")
-    spec = ModelSpec.from_hf(described["config"], source=described["source"])
-    lora = Lora(**described["lora"]) if described.get("lora") else None  # older runs do not say that they have none
+    spec, lora = trained_spec(workdir)
     graphdef, _ = abstract_model(spec, dtype, mesh)
     _, abstract = abstract_model(spec, dtype, mesh, lora=lora)
     wanted, step = step, latest_step(workdir) if step is None else step
@@ -193,6 +202,16 @@ def _array_handler() -> ocp.PyTreeCheckpointHandler:
 
 def _restore(abstract) -> ocp.args.PyTreeRestore:
     return ocp.args.PyTreeRestore(abstract, ocp.checkpoint_utils.construct_restore_args(abstract))
+
+
+def _write_tokenizer(directory: Path, spec: ModelSpec) -> None:
+    """Whole or not at all, in place of an older one."""
+    temporary = directory.with_name(f"{directory.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    copy_tokenizer(spec.source, temporary, spec.to_hf())
+    shutil.rmtree(directory, ignore_errors=True)
+    temporary.rename(directory)
 
 
 def _read_json(path: Path) -> dict:

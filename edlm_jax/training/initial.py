@@ -1,7 +1,7 @@
 """What a run starts from: the model's spec, its tokenizer and mask token, and a sharded state."""
 
 import dataclasses
-from pathlib import Path
+import json
 from typing import TYPE_CHECKING
 
 import jax
@@ -16,8 +16,9 @@ from edlm_jax.models.lora import combine, initial_adapters, partition
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer, layer_shapes
 from edlm_jax.parallel.sharding import param_shardings
-from edlm_jax.pretrained import choose_mask_token, load_pretrained, load_tokenizer, start_mask_embedding
-from edlm_jax.pretrained.source import find_directory, read_config
+from edlm_jax.pretrained import choose_mask_token, load_pretrained, load_spec, load_tokenizer, start_mask_embedding
+from edlm_jax.pretrained.source import find_directory
+from edlm_jax.pretrained.text import listed_ends
 from edlm_jax.training.checkpoint import abstract_model, with_shardings
 from edlm_jax.training.config import adapters, attention_tiles, conversion, layout
 from edlm_jax.training.optimizer import make_optimizer
@@ -32,12 +33,11 @@ if TYPE_CHECKING:
 def read_spec(c: ConfigDict) -> tuple[ModelSpec, "PreTrainedTokenizerBase"]:
     """The spec of what will be trained, conversion included, and its tokenizer; reads no weights."""
     if c.init.path:
-        directory = find_directory(c.init.path)
-        spec = ModelSpec.from_hf(read_config(directory), source=str(directory))
+        spec = load_spec(c.init.path)
         _check_shape(c, spec)
     else:
-        spec = ModelSpec.from_hf(c.init.hf_config.to_dict(), source=c.data.tokenizer)
-    tokenizer = _load_tokenizer(c.data.tokenizer or spec.source, spec.vocab_size)
+        spec = ModelSpec.from_hf(c.init.hf_config.to_dict())
+    spec, tokenizer = _with_tokenizer(spec, c.data.tokenizer or spec.source)
     if not layout(c).noisy:
         return dataclasses.replace(spec, conversion=None), tokenizer
     override = c.init.mask_token_id
@@ -52,11 +52,7 @@ def planned_spec(c: ConfigDict) -> ModelSpec:
 
     It comes from c.init.hf_config where that is set, so that a hub id need not be reachable.
     """
-    if c.init.hf_config:
-        spec = ModelSpec.from_hf(c.init.hf_config.to_dict())
-    else:
-        directory = find_directory(c.init.path)
-        spec = ModelSpec.from_hf(read_config(directory), source=str(directory))
+    spec = ModelSpec.from_hf(c.init.hf_config.to_dict()) if c.init.hf_config else load_spec(c.init.path)
     mask_id = max(c.init.mask_token_id, 0)  # which slot it is changes nothing in a program
     return dataclasses.replace(spec, conversion=conversion(c, mask_id))
 
@@ -87,7 +83,7 @@ def _base_params(c: ConfigDict, spec: ModelSpec, mesh: Mesh) -> dict:
     if not c.init.path:
         build = lambda: _pure(Transformer(spec, rngs=nnx.Rngs(c.seed), param_dtype="float32"))  # noqa: E731
         return jax.jit(build, out_shardings=param_shardings(mesh, jax.eval_shape(build)))()
-    model = load_pretrained(spec.source, dtype="float32", mesh=mesh)
+    model = load_pretrained(c.init.path, dtype="float32", mesh=mesh)
     if spec.conversion is not None:
         mask_key = jax.random.fold_in(jax.random.key(c.seed), spec.conversion.mask_token_id)
         how = c.init.mask_embedding
@@ -126,14 +122,21 @@ def _pure(model: Transformer) -> dict:
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
-def _load_tokenizer(directory: str, vocab_size: int) -> "PreTrainedTokenizerBase":
-    """A model's tokenizer, or one that lies alone, as it does before its model is trained."""
-    if (Path(directory) / "config.json").is_file() or not Path(directory).is_dir():
-        tokenizer = load_tokenizer(directory)
-    else:
-        from transformers import AutoTokenizer  # slow to import
+def _with_tokenizer(spec: ModelSpec, path: str) -> tuple[ModelSpec, "PreTrainedTokenizerBase"]:
+    """The spec with the tokenizer that its model is trained with, and that tokenizer.
 
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    if len(tokenizer) > vocab_size:
-        raise InputError(f"{directory}: the tokenizer has {len(tokenizer)} tokens, the model embeds {vocab_size}")
-    return tokenizer
+    Its end of text is the one that is learned, so config.json names it. A tokenizer of another directory brings all of
+    its ids: those of the checkpoint's own may be words there.
+    """
+    if not path:
+        raise InputError("set config.data.tokenizer: random weights come without a tokenizer")
+    tokenizer = load_tokenizer(path, spec.vocab_size)
+    source = str(find_directory(path, weights=False).absolute())
+    config, end = json.loads(spec.hf_json), tokenizer.eos_token_id
+    if source != spec.source:
+        ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        config = {name: value for name, value in config.items() if name not in ids}
+        config |= {name: value for name, value in ids.items() if value is not None}
+    elif end is not None and end not in (others := listed_ends(config)):
+        config["eos_token_id"] = [end, *others] if others else end
+    return dataclasses.replace(spec, source=source, hf_json=json.dumps(config, indent=2)), tokenizer

@@ -4,6 +4,8 @@ import pytest
 
 from edlm_jax.decoding import Decoder, Generation, Sampling
 from edlm_jax.decoding.modes import Diffusion
+from edlm_jax.decoding.prompts import row_seeds
+from edlm_jax.errors import InputError
 from edlm_jax.evaluation.batches import decode_batches, prompt_seeds
 from edlm_jax.pretrained import load_pretrained
 from edlm_jax.reports.progress import Progress, show_seconds
@@ -18,6 +20,7 @@ def test_rows_come_back_in_order_and_fillers_count_for_nothing():
         rows = [[answer, len(prompt), noise] for prompt, noise in zip(prompts, seed, strict=True)]
         return Generation(rows, rows, [len(prompt) for prompt in prompts], [7] * len(prompts))
 
+    decoder.refuse = lambda prompts, **_: {}
     decoded = decode_batches(
         decoder, [[0] * n for n in lengths], batch_size=2, seeds=range(5), on_batch=finished.append, answer=9
     )
@@ -49,3 +52,17 @@ def test_progress_says_what_is_left(capsys):
 @pytest.mark.parametrize(("seconds", "text"), [(48.2, "48 s"), (720, "12 min"), (11520, "3.2 h")])
 def test_seconds_are_shown_for_people(seconds, text):
     assert show_seconds(seconds) == text
+
+
+def test_a_bad_prompt_is_named_by_its_own_index_before_the_first_batch(tiny_converted_dir):
+    decoder, finished = Decoder(load_pretrained(tiny_converted_dir, "float32")), []
+    prompts = [[1] * 9, [2], [3, 258], [4] * 3]
+    with pytest.raises(InputError, match="prompt 2 holds the mask token 258"):
+        decode_batches(decoder, prompts, batch_size=1, on_batch=finished.append, limit=4)
+    assert not finished
+
+
+@pytest.mark.parametrize("seed", [-1, [3, -1], [0, 2**32]])
+def test_seeds_that_are_none_are_refused(seed):
+    with pytest.raises(InputError, match="seed"):
+        row_seeds(seed, 2)

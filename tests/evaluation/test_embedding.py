@@ -20,12 +20,12 @@ from tests.data.conftest import END, make_tokenizer
 def test_an_embedding_is_the_mean_of_the_texts_own_hidden_states(tiny_converted_dir):
     model = load_pretrained(tiny_converted_dir, "float32")
     rows = [[5, 9, 7], list(range(40)), [8]]
-    for pattern in attentions(model).values():
+    for pattern in attentions(model.spec).values():
         vectors = embed(model, rows, pattern=pattern, batch_size=2)
         for row, vector in zip(rows, vectors, strict=True):
             alone_TD = model.hidden(jnp.asarray([row]), pattern=pattern)[0]
             np.testing.assert_allclose(vector, alone_TD.mean(axis=0), atol=1e-5)
-    assert list(attentions(model)) == ["causal", "block_causal", "bidirectional"]
+    assert list(attentions(model.spec)) == ["causal", "block_causal", "bidirectional"]
     with pytest.warns(UserWarning, match="1 of 2 texts are read up to their first 256 tokens"):
         vectors = embed(model, [[3] * 256, [3] * 257], pattern=Causal())
     np.testing.assert_array_equal(*vectors)

@@ -1,10 +1,12 @@
 """Exact match and speed: what counts as right, and which tokens and forwards are counted."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from tokenizers import normalizers
 
+from edlm_jax.commands.main import main
 from edlm_jax.decoding import Generation
 from edlm_jax.decoding.modes import Diffusion
 from edlm_jax.errors import InputError
@@ -34,8 +36,13 @@ def questions(tmp_path, tokenizer):
 class Oracle:
     """Stands in for a Decoder: answers from a table by prompt; row r takes r + 1 denoising and 2 commit forwards."""
 
+    spec = SimpleNamespace(max_length=100)
+
     def __init__(self, tokenizer, answers):
         self.tokenizer, self.answers, self.calls = tokenizer, answers, []
+
+    def refuse(self, prompts, **_):
+        return {}
 
     def __call__(self, prompts, **settings):
         self.calls.append(([self.tokenizer.decode(prompt) for prompt in prompts], settings))
@@ -134,3 +141,55 @@ def test_results_are_sorted_by_mode():
         "ar": dict(a=1, b=4),
         "diffusion": [dict(threshold=1.0, a=2, b=5), dict(threshold=0.5, a=3, b=6)],
     }
+
+
+def write_tasks(path, rows):
+    path.write_text("\n".join(json.dumps(dict(prompt=prompt, response=response)) for prompt, response in rows))
+    return path
+
+
+GOOD = [("sort b a ->", " a b"), ("p" * 480, " x"), ("add 3+4 ->", " more than a prompt of 480 has room for")]
+BAD = {1: ("q" * 600, " x"), 3: ("say <|fim_pad|>", " y"), 4: ("", " z"), 6: ("r", "s" * 600)}
+
+
+@pytest.mark.parametrize("how", [[], ["--sweep", "--block-lengths=4"]])
+def test_bad_tasks_are_named_by_their_document_and_the_others_measured(
+    tiny_converted_dir, tmp_path, capsys, caplog, how
+):
+    good, rows = iter(GOOD), dict(BAD)
+    mixed = write_tasks(tmp_path / "mixed.jsonl", [rows.get(place) or next(good) for place in range(7)])
+    command = ["evaluate", f"--model={tiny_converted_dir}", "--dtype=float32", "--thresholds=1", "--batch-size=2"]
+    command += ["--json", "--timed-prompts=1", f"--out={tmp_path}", *how]
+    assert main([*command, f"--data={mixed}"]) == 2
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    names = [f"{mixed}:{place + 1}" for place in BAD]
+    assert [entry["document"] for entry in result["refused"]] == names
+    assert captured.err.endswith(f"edlm: 4 tasks were refused, the others measured: {', '.join(names)}\n")
+    for entry, name, what in zip(
+        result["refused"], names, ("is too long: 600", "holds the mask", "is empty", "601 new ones exceed"), strict=True
+    ):
+        assert entry["reason"].startswith(f"the prompt of {name} ") and what in entry["reason"]
+        assert f"not evaluated: {entry['reason']}" in caplog.text
+    assert main([*command, f"--data={write_tasks(tmp_path / 'good.jsonl', GOOD)}"]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    part, speed = "sweep" if how else "diffusion", "tokens_per_second"
+    found, expected = ([{k: v for k, v in e.items() if k != speed} for e in r[part]] for r in (result, alone))
+    assert found == expected and alone["refused"] == []
+
+
+def test_a_diagnosis_names_them_too(tiny_converted_dir, tmp_path, capsys):
+    data = write_tasks(tmp_path / "mixed.jsonl", [GOOD[0], BAD[3]])
+    command = ["diagnose", f"--model={tiny_converted_dir}", f"--data={data}", f"--out={tmp_path / 'out'}", "--draws=0"]
+    assert main([*command, "--batch-size=1"]) == 2
+    assert f"1 tasks were refused, the others measured: {data}:2" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "diagnosis.json").read_text())["decode_order"]
+
+
+def test_a_prompt_without_room_for_the_longest_answer_is_decoded_to_its_own(tokenizer, questions):
+    answers = {tokenizer.decode(task.prompt): [*tokenizer.encode(task.answer), EOS] for task in questions}
+    oracle = Oracle(tokenizer, answers)
+    oracle.spec = SimpleNamespace(max_length=len(questions[0].prompt) + len(" yes") + 1)
+    assert score_tasks(oracle, questions, Text(tokenizer, (EOS,)), batch_size=2, mode=compare.AR).accuracy == 1
+    limits = {prompts[0]: settings["limit"] for prompts, settings in oracle.calls}
+    assert limits == {"short ->": len(" perhaps") + 1, "a much longer question ->": len(" yes") + 1}

@@ -14,8 +14,9 @@ from lm_eval.tasks import TaskManager
 from tokenizers.processors import TemplateProcessing
 
 import edlm_jax
-from edlm_jax import load_pretrained, save_pretrained
+from edlm_jax import InputError, load_pretrained, save_pretrained
 from edlm_jax.data.documents import tokenize
+from edlm_jax.evaluation import harness
 from edlm_jax.evaluation.harness import EdlmLM
 from edlm_jax.evaluation.likelihood import log_likelihood
 from edlm_jax.pretrained import load_tokenizer
@@ -238,3 +239,54 @@ def test_no_context_is_the_end_token(tiny_ar_dir):
     ((nats, _),) = lm.loglikelihood([request("loglikelihood", "", "hi")], disable_tqdm=True)
     (expected,) = log_likelihood(nnx.merge(*nnx.split(lm.model)), [([EOS], lm.tok_encode("hi"))])
     assert nats == pytest.approx(expected.log_likelihood, rel=1e-5)
+
+
+def test_arguments_that_are_none_have_their_defaults(tiny_ar_dir):
+    names = ("dtype", "mode", "threshold", "rule", "block_length", "num_samples", "batch_size", "seed")
+    lm = EdlmLM.create_from_arg_string(",".join([f"pretrained={tiny_ar_dir}", *(f"{name}=None" for name in names)]))
+    plain = EdlmLM(str(tiny_ar_dir))
+    for name in ("mode", "decoding", "num_samples", "batch_size", "seed"):
+        assert getattr(lm, name) == getattr(plain, name), name
+    kwargs = dict.fromkeys(("until", "temperature", "top_k", "top_p", "do_sample")) | {"max_gen_toks": 4}
+    (text,) = lm.generate_until([request("generate_until", "abc", kwargs)])
+    assert [text] == lm.generate_until([request("generate_until", "abc", {"max_gen_toks": 4})])
+
+
+def test_a_negative_top_k_is_all_tokens(tiny_ar_dir):
+    lm = EdlmLM(str(tiny_ar_dir), dtype="float32")
+    sampled = {"max_gen_toks": 8, "do_sample": True, "temperature": 1.0}
+    ways = [request("generate_until", "abc", sampled | how) for how in ({"top_k": -1}, {"top_k": 0}, {})]
+    assert len({lm.generate_until([way])[0] for way in ways}) == 1
+
+
+def test_a_context_that_cannot_be_decoded_is_answered_by_nothing_and_named(tiny_converted_dir, caplog):
+    lm = EdlmLM(str(tiny_converted_dir), dtype="float32", batch_size=2)
+    contexts = ["a long one to come last", "say <|fim_pad|>", "b"]
+    requests = [
+        Instance("generate_until", {}, (text, {"max_gen_toks": 4}), 0, metadata=("mine", index, 1))
+        for index, text in enumerate(contexts)
+    ]
+    first, nothing, last = lm.generate_until(requests)
+    assert nothing == "" and [first, last] == lm.generate_until([requests[0], requests[2]])
+    assert "answered by nothing: the prompt of document 1 of mine holds the mask token 258" in caplog.text
+    pairs = [(("", ""), lm.tok_encode(text), [5]) for text in contexts]
+    scores = lm._loglikelihood_tokens(pairs, disable_tqdm=True)
+    assert len(scores) == 3 and scores[1][1] is False
+
+
+def test_bad_arguments_are_refused_before_weights_are_read(tiny_ar_dir, tmp_path, monkeypatch, capsys):
+    bare = shutil.copytree(tiny_ar_dir, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    for argument, reason in (
+        ("mode=diffusion", "never converted"), ("seed=-1", "seed must not be negative"), ("mode=chess", "'chess'"),
+        ("batch_size=auto", "batch_size must be a positive number"), ("num_samples=0", "num_samples must be"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=reason):
+            EdlmLM.create_from_arg_string(f"pretrained={bare},{argument}")
+
+    def refuse():
+        raise InputError("no such model")
+
+    monkeypatch.setattr(harness, "cli_evaluate", refuse)
+    with pytest.raises(SystemExit) as stop:
+        harness.main()
+    assert stop.value.code == 2 and capsys.readouterr().err == "edlm_jax: no such model\n"

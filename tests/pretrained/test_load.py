@@ -14,11 +14,11 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 import edlm_jax
-from edlm_jax import InputError, load_pretrained
+from edlm_jax import InputError, load_pretrained, save_pretrained
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.parallel.sharding import MESH_AXES, named_sharding
 from edlm_jax.pretrained import checkpoint as checkpoint_module
-from edlm_jax.pretrained import source
+from edlm_jax.pretrained import load_spec, source
 from edlm_jax.pretrained.layout import places
 from tests.seeds import fresh_rng
 
@@ -282,3 +282,43 @@ def test_layout_inverts_itself_on_odd_sizes():
         np.testing.assert_array_equal(place.write(whole), tensor)
         part = tuple(slice(size // 2, size) for size in place.layer_shape)
         np.testing.assert_array_equal(place.read(tensor, part), whole[part])
+
+
+def test_rotary_frequencies_that_old_checkpoints_store_are_left_alone(qwen3, tmp_path):
+    before = params(load_pretrained(qwen3))
+    stored = {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32) for layer in range(2)}
+    rewrite(qwen3, lambda t: t.update(stored | {"model.rotary_emb.inv_freq": np.ones(8, np.float64)}))
+    model = load_pretrained(qwen3)
+    assert params(model).keys() == before.keys()
+    save_pretrained(model, tmp_path / "out")
+    assert not any("inv_freq" in name for name in load_file(tmp_path / "out" / "model.safetensors"))
+    rewrite(qwen3, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freqs": np.ones(8, np.float32)}))
+    with pytest.raises(InputError, match="unknown tensor model.layers.0.self_attn.rotary_emb.inv_freqs"):
+        load_pretrained(qwen3)
+
+
+def test_the_spec_of_a_hub_id_downloads_no_weights(monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def snapshot_download(repo, allow_patterns):
+        asked.append(allow_patterns)
+        return str(GOLDEN / "qwen3")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert load_spec("Qwen/Qwen3-without-weights").family == "qwen3"
+    assert len(asked) == 1 and not any(name.endswith(("safetensors", "safetensors.index.json")) for name in asked[0])
+    load_pretrained("Qwen/Qwen3-without-weights")
+    load_pretrained("Qwen/Qwen3-without-weights")
+    assert len(asked) == 2 and "model*.safetensors" in asked[1]  # one snapshot a process
+
+
+def test_where_a_model_was_read_from_is_known_elsewhere(qwen3, tmp_path, monkeypatch):
+    (qwen3 / "tokenizer.json").write_text("{}")
+    monkeypatch.chdir(qwen3.parent)
+    model = load_pretrained(qwen3.name)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    save_pretrained(model, tmp_path / "out")
+    assert (tmp_path / "out" / "tokenizer.json").is_file()

@@ -13,7 +13,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from edlm_jax import InputError, load_pretrained, save_pretrained
-from edlm_jax.models.spec import Conversion
+from edlm_jax.models.spec import Conversion, ModelSpec
 from edlm_jax.parallel.sharding import MESH_AXES
 from edlm_jax.pretrained import save as save_module
 
@@ -150,3 +150,83 @@ def test_a_model_made_from_nothing_exports_and_returns(tmp_path):
         nnx.to_flat_state(nnx.state(model)), nnx.to_flat_state(nnx.state(again)), strict=True
     ):
         np.testing.assert_array_equal(one[...], other[...], err_msg=str(path))
+
+
+KEPT = ("tokenizer.json", "tokenizer.4.0.0.json", "tokenizer.model", "tokenizer.model.v3", "spiece.model", "vocab.txt")
+KEPT += ("vocab.json", "merges.txt", "tekken.json", "qwen.tiktoken", "normalizer.json", "chat_template.jinja")
+KEPT += ("special_tokens_map.json", "added_tokens.json", "additional_chat_templates/tool_use.jinja")
+LEFT = ("tokenization_own.py", "README.md", "training_args.bin", "optimizer.pt", "onnx/model.onnx")
+
+
+def test_whatever_a_tokenizer_is_made_of_goes_along(tmp_path):
+    source = Path(shutil.copytree(GOLDEN / "smollm2", tmp_path / "source"))
+    for name in (*KEPT, *LEFT):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text(name)
+    save_pretrained(load_pretrained(source, "float32"), tmp_path / "out")
+    files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert files == {"config.json", "model.safetensors", *KEPT}
+    assert stat.S_IMODE((tmp_path / "out" / "additional_chat_templates").stat().st_mode) == 0o755
+
+
+def test_an_export_names_no_code_that_it_does_not_hold(tmp_path):
+    source = Path(shutil.copytree(GOLDEN / "qwen3", tmp_path / "source"))
+    (source / "config.json").write_text(json.dumps(config(source) | {"auto_map": {"AutoModel": "modeling_own.Own"}}))
+    auto = {"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]}
+    settings = dict(eos_token="é", tokenizer_class="OwnTokenizer", auto_map=auto)
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    save_pretrained(load_pretrained(source, "float32"), tmp_path / "out")
+    assert "auto_map" not in config(tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert written == {"eos_token": "é", "tokenizer_class": "PreTrainedTokenizerFast"}
+
+
+def test_both_spellings_of_the_dtype_agree(tmp_path):
+    source = Path(shutil.copytree(GOLDEN / "qwen3", tmp_path / "source"))
+    (source / "config.json").write_text(json.dumps(config(source) | {"torch_dtype": "bfloat16", "dtype": "bfloat16"}))
+    save_pretrained(load_pretrained(source, "float32"), tmp_path / "out")
+    assert (config(tmp_path / "out")["torch_dtype"], config(tmp_path / "out")["dtype"]) == ("float32", "float32")
+
+
+YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32)
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        dict(rope_theta=10_000.0, rope_parameters=dict(rope_type="default", rope_theta=5e5)),
+        dict(rope_theta=5e5, rope_parameters=dict(rope_type="default")),
+        dict(rope_theta=5e5, rope_scaling=YARN, rope_parameters=dict(rope_type="default", rope_theta=10_000.0)),
+        dict(rope_theta=5e5, rope_scaling=None, rope_parameters=YARN),
+    ],
+)
+def test_both_spellings_of_rope_agree(tmp_path, spelled):
+    source = Path(shutil.copytree(GOLDEN / "qwen3", tmp_path / "source"))
+    original = {name: value for name, value in config(source).items() if not name.startswith("rope_")}
+    (source / "config.json").write_text(json.dumps(original | spelled))
+    model = load_pretrained(source, "float32")
+    save_pretrained(model, tmp_path / "out")
+    written = config(tmp_path / "out")
+    for form in (("rope_theta", "rope_scaling"), ("rope_parameters",)):
+        alone = {name: value for name, value in written.items() if not name.startswith("rope_") or name in form}
+        assert ModelSpec.from_hf(alone).rope == model.spec.rope, form
+    assert load_pretrained(tmp_path / "out").spec.rope == model.spec.rope
+
+
+def test_a_generation_config_knows_every_end_that_config_json_knows(tmp_path):
+    source = Path(shutil.copytree(GOLDEN / "qwen3", tmp_path / "source"))
+    out = tmp_path / "out"
+    for number, (ends, generation, expected) in enumerate(
+        [(5, 3, [5, 3]), ([5, 3], [3, 5], [3, 5]), (5, None, 5), (None, 3, 3), (3, [3, 5], [3, 5])]
+    ):
+        (source / "config.json").write_text(json.dumps(config(GOLDEN / "qwen3") | {"eos_token_id": ends}))
+        found = {"temperature": 0.6} | ({} if generation is None else {"eos_token_id": generation})
+        (source / "generation_config.json").write_text(json.dumps(found))
+        save_pretrained(load_pretrained(source, "float32"), out / str(number))
+        written = json.loads((out / str(number) / "generation_config.json").read_text())
+        assert written == {"temperature": 0.6, "eos_token_id": expected}
+
+
+def test_a_dtype_that_there_is_not_is_refused(tmp_path):
+    with pytest.raises(InputError, match="dtype 'float8' is not one of"):
+        save_pretrained(load_pretrained(GOLDEN / "qwen3", "float32"), tmp_path / "out", dtype="float8")

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from edlm_jax import InputError, load_pretrained
 from edlm_jax.pretrained import choose_mask_token, load_tokenizer, mask_token, start_mask_embedding
+from edlm_jax.pretrained import tokenizer as tokenizer_module
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 WORDS = ("[UNK]", "a", "b", "c", "d", "</s>")
@@ -138,3 +139,88 @@ def test_a_bf16_embedding_stays_bf16():
     model = load_pretrained(GOLDEN / "qwen3")
     start_mask_embedding(model, 3, "noise", jax.random.key(1))
     assert model.embedding_VD[...].dtype == jnp.bfloat16
+
+
+LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|beginoftext|>", "<|mask|>")
+
+
+def write_code(directory: Path, config: dict, tokenizer_class: str) -> None:
+    """Files as Dream's and LLaDA's: transformers would import the modules that auto_map names. They leave a trace."""
+    for module in ("tokenization_own", "configuration_own"):
+        code = f"open({str(directory / 'it_ran')!r}, 'w').close()\nclass Own{tokenizer_class}: pass\n"
+        (directory / f"{module}.py").write_text(code)
+    auto = {"AutoConfig": "configuration_own.OwnConfig", "AutoModel": "modeling_own.OwnModel"}
+    (directory / "config.json").write_text(json.dumps(config | {"auto_map": auto}))
+
+
+def write_dream(directory: Path) -> None:
+    """Dream's tokenizer: vocab.json and merges.txt, special tokens in tokenizer_config.json, a class of its own."""
+    pieces = [*LETTERS, "ab", "\u0120ab"]
+    (directory / "vocab.json").write_text(json.dumps({piece: index for index, piece in enumerate(pieces)}))
+    (directory / "merges.txt").write_text("#version: 0.2\na b\n\u0120 ab\n")
+    flags = dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False)
+    added = {len(pieces) + i: dict(content=token, special=True, **flags) for i, token in enumerate(SPECIAL)}
+    settings = dict(tokenizer_class="DreamTokenizer", added_tokens_decoder=added, unk_token=None)
+    settings |= dict(bos_token="<|beginoftext|>", eos_token="<|endoftext|>", mask_token="<|mask|>", errors="replace")
+    settings["auto_map"] = {"AutoTokenizer": ["tokenization_own.DreamTokenizer", None]}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+@pytest.fixture
+def nobody(monkeypatch):
+    """Fails where somebody is asked."""
+    monkeypatch.setattr("builtins.input", lambda question="": pytest.fail(f"asked: {question}"))
+
+
+def test_dreams_tokenizer_is_read_as_qwen2s_and_its_code_never_runs(tmp_path, nobody):
+    write_dream(tmp_path)
+    write_code(tmp_path, dict(architectures=["DreamModel"], model_type="Dream", vocab_size=263), "DreamTokenizer")
+    tokenizer = load_tokenizer(tmp_path)
+    ids = [256, 257, 262, LETTERS.index("\u0120"), LETTERS.index("1"), LETTERS.index("2"), 260]
+    assert tokenizer.encode("ab ab<|mask|> 12<|im_end|>") == ids
+    assert tokenizer.decode(ids) == "ab ab<|mask|> 12<|im_end|>" and len(tokenizer) == 263
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.mask_token_id) == (261, 258, 262)
+    assert not (tmp_path / "it_ran").exists()
+
+
+@pytest.mark.parametrize("tokenizer_class", ["PreTrainedTokenizerFast", "LLaDATokenizer", "Qwen2Tokenizer"])
+def test_no_code_beside_a_tokenizer_runs(directory, nobody, tokenizer_class):
+    make_tokenizer(["<|mdm_mask|>"]).save_pretrained(directory)
+    config = json.loads((directory / "config.json").read_text()) | {"model_type": "llada"}
+    write_code(directory, config, tokenizer_class)
+    settings = json.loads((directory / "tokenizer_config.json").read_text()) | {"tokenizer_class": tokenizer_class}
+    settings["auto_map"] = {"AutoTokenizer": [None, f"tokenization_own.Own{tokenizer_class}"]}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert load_tokenizer(directory).convert_tokens_to_ids("c") == 3
+    assert not (directory / "it_ran").exists()
+
+
+def test_a_tokenizer_that_is_code_alone_is_refused(tmp_path, nobody):
+    write_dream(tmp_path)
+    write_code(tmp_path, dict(architectures=["OwnModel"], vocab_size=263), "OwnTokenizer")
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {"tokenizer_class": "OwnTokenizer"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match="code in that directory, which never runs"):
+        load_tokenizer(tmp_path)
+    assert not (tmp_path / "it_ran").exists()
+
+
+def test_sentencepiece_is_asked_for_where_its_model_lies_alone(directory, monkeypatch):
+    """tiktoken's model of the same name is text."""
+    monkeypatch.setattr(tokenizer_module, "find_spec", lambda name: None, raising=False)
+    (directory / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
+    with pytest.raises(InputError, match="needs SentencePiece: pip install sentencepiece"):
+        load_tokenizer(directory)
+    (directory / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")
+    assert not tokenizer_module._needs_sentencepiece(directory)
+    (directory / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
+    make_tokenizer(["<|fim_pad|>"]).save_pretrained(directory)  # tokenizer.json comes first
+    assert load_tokenizer(directory).encode("a") == [1]
+
+
+def test_a_tokenizer_may_lie_alone(tmp_path):
+    make_tokenizer(["<|fim_pad|>"]).save_pretrained(tmp_path)
+    assert len(load_tokenizer(tmp_path, vocab_size=7)) == 7
+    with pytest.raises(InputError, match="ids up to 6, the model's vocabulary ends at 6"):
+        load_tokenizer(tmp_path, vocab_size=6)
