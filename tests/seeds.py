@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 
-_drawn: np.random.SeedSequence
+_drawn = np.random.SeedSequence()  # of what is drawn while a module is read; a test begins anew
 
 
 def begin_test() -> None:
