@@ -82,8 +82,8 @@ CHAT = (
 PIECES = ("<|endoftext|>", "<|fim_pad|>", "<|im_end|>")  # 256, 257, 258
 
 
-@pytest.fixture
-def terminal(monkeypatch):
+def print_on_a_terminal(monkeypatch):
+    """To be called in the test itself: in each phase of a test pytest puts another file in stdout's place."""
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
 
 
@@ -98,11 +98,11 @@ def save_chat(directory, said, closing):
 
 @pytest.mark.parametrize(("closing", "new_tokens"), [("<|im_end|>", 3), ("#end", 2), ("", 4)])
 @pytest.mark.parametrize("watched", [False, True])
-def test_the_answer_alone_is_printed(tmp_path, request, capsys, closing, new_tokens, watched):
+def test_the_answer_alone_is_printed(tmp_path, monkeypatch, capsys, closing, new_tokens, watched):
     model = save_chat(tmp_path, f"Hi{closing}\n", closing)
     command = ["generate", f"--model={model}", "--prompt=hello", "--chat"]
     if watched:
-        request.getfixturevalue("terminal")
+        print_on_a_terminal(monkeypatch)
     assert main(command) == 0
     captured = capsys.readouterr()
     assert captured.out == "Hi\n\n" and f"{new_tokens} tokens" in captured.err and "empty" not in captured.err
@@ -117,13 +117,13 @@ def test_an_empty_answer_is_said(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("watched", [False, True])
-def test_words_with_leading_spaces(tmp_path, request, capsys, watched):
+def test_words_with_leading_spaces(tmp_path, monkeypatch, capsys, watched):
     tokenizer = word_tokenizer()
     said = tokenizer.encode("w2 w58 w43").ids
     directory = save_tokenizer(tokenizer, tmp_path / "tokenizer", config=TINY, eos_token="</s>")
     model = save_chain(directory, steps(*said, 0), tmp_path / "model")
     if watched:
-        request.getfixturevalue("terminal")
+        print_on_a_terminal(monkeypatch)
     assert main(["generate", f"--model={model}", "--prompt=w1 w2"]) == 0
     assert capsys.readouterr().out == "w1 w2 w58 w43\n\n"
     assert main(["generate", f"--model={model}", "--prompt=w1 w2", "--stop= w43"]) == 0
@@ -150,7 +150,8 @@ def test_a_stop_string_that_is_a_special_token(tmp_path, capsys):
     assert (completion["text"], completion["new_tokens"]) == (" 7 17 5", 7)
 
 
-def test_a_terminal_shows_nothing_that_is_taken_back(terminal, capsys):
+def test_a_terminal_shows_nothing_that_is_taken_back(monkeypatch, capsys):
+    print_on_a_terminal(monkeypatch)
     command = ["generate", f"--model={QUICKSTART}", "--prompt=count 37 by 3 for 6 ->", "--stop=43 46"]
     assert main(command) == 0
     assert capsys.readouterr().out == "count 37 by 3 for 6 -> 37 40 \n\n"

@@ -68,7 +68,8 @@ def test_the_ends_survive_export_and_load(tmp_path):
     changed = copy_with(first, tmp_path / "changed", **listed)
     save_pretrained(load_pretrained(changed), tmp_path / "again")
     model = load_pretrained(tmp_path / "again")
-    assert Text.of(model.spec, load_tokenizer(tmp_path / "again")).ends == (256, 258, 9, 8)
+    ends = Text.of(model.spec, load_tokenizer(tmp_path / "again")).ends
+    assert ends[0] == 256 and sorted(ends) == [8, 9, 256, 258]  # the tokenizer's own first, the others in any order
 
 
 def test_tokens_read_as_they_follow_their_prompt(tmp_path):
