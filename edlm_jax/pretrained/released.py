@@ -16,7 +16,8 @@ A config's own mask_token_id and block length (block_size, bd_size) come before 
 released samplers. Efficient-DLM was trained with block-causal prompts all the same, and so its likelihood is measured.
 Counted from position 0, the last tokens of a prompt share their block with the first ones of the answer. Rules compare
 probabilities after temperature, top-k and top-p in SDAR, Fast-dLLM v2 and Dream, the model's own in the others.
-Fast-dLLM v2 takes a block's first token from the commit before it.
+Fast-dLLM v2 takes a block's first token from the commit before it. DiffEncoderModel has Efficient-DLM's names and is
+taken to be decoded alike.
 
 Dream and LLaDA have no block length: 32 is our choice, and decoding them in cached blocks, which they were not trained
 for, is an approximation; so it is for dllm's mdlm models, which their config.json does not tell from bd3lm ones.
