@@ -84,7 +84,7 @@ class Reporter:
         text = "  ".join(f"{name} {scalars[name]:.4g}" for name in _SHOWN if name in scalars)
         if self._bar:
             self._bar.update(self._task, description=text)
-        else:
+        elif text:
             self._say_step(step, text)
 
     def say(self, text: str) -> None:
