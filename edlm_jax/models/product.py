@@ -1,5 +1,7 @@
 """Products with a layer's matrices: as they lie, and with a gradient that compilers do better when told how."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -8,7 +10,8 @@ from edlm_jax.parallel import cpu
 
 def project(x, w, summed: int = 1, dtype=None):
     """x W over the last `summed` axes of x and the first of w, which decoding may have packed for its machine."""
-    x = x.reshape(*x.shape[: x.ndim - summed], -1)
+    kept = x.ndim - summed
+    x = x.reshape(*x.shape[:kept], math.prod(x.shape[kept:]))
     if isinstance(w, cpu.Packed):
         return cpu.product(x, w)
     w = w.reshape(-1, *w.shape[summed:])  # flat, or the CPU compiler transposes it on every call

@@ -20,8 +20,7 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-constexpr int kRows = 4;   // queries of a tile
-constexpr int kAhead = 4;  // columns whose scores are summed side by side
+constexpr int kRows = 4;  // queries of a tile
 
 struct Task {
   const float *q, *k, *v;
@@ -53,43 +52,96 @@ EDLM_INLINE void exponential(typename I::Floats& x) {
   x = (Floats)((Bits)(p * (Floats)power) & counts);
 }
 
-// Scores of R queries, `stride` floats apart, with the keys of columns [begin, end); H is padded with zeros in q alone.
+#if defined(__clang__)
+#define EDLM_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define EDLM_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, typename I::Bits{__VA_ARGS__})
+#endif
+
+// From four registers a, b, c, d, one to a column, their sums over every fourth lane: a b c d, a b c d, ...
+template <class I>
+EDLM_INLINE void fold_four(typename I::Floats* x) {
+  const auto &a = x[0], &b = x[1], &c = x[2], &d = x[3];
+  if constexpr (I::lanes == 4) {
+    const auto ab = EDLM_SHUFFLE(a, b, 0, 4, 1, 5) + EDLM_SHUFFLE(a, b, 2, 6, 3, 7);
+    const auto cd = EDLM_SHUFFLE(c, d, 0, 4, 1, 5) + EDLM_SHUFFLE(c, d, 2, 6, 3, 7);
+    x[0] = EDLM_SHUFFLE(ab, cd, 0, 1, 4, 5) + EDLM_SHUFFLE(ab, cd, 2, 3, 6, 7);
+  } else if constexpr (I::lanes == 8) {
+    const auto ab = EDLM_SHUFFLE(a, b, 0, 8, 1, 9, 4, 12, 5, 13) + EDLM_SHUFFLE(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+    const auto cd = EDLM_SHUFFLE(c, d, 0, 8, 1, 9, 4, 12, 5, 13) + EDLM_SHUFFLE(c, d, 2, 10, 3, 11, 6, 14, 7, 15);
+    x[0] = EDLM_SHUFFLE(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13) + EDLM_SHUFFLE(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15);
+  } else {
+    const auto ab = EDLM_SHUFFLE(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29) +
+                    EDLM_SHUFFLE(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+    const auto cd = EDLM_SHUFFLE(c, d, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29) +
+                    EDLM_SHUFFLE(c, d, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+    x[0] = EDLM_SHUFFLE(ab, cd, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+           EDLM_SHUFFLE(ab, cd, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+  }
+}
+
+// From as many of those as there are fours in a register, the totals of all their columns in order.
+template <class I>
+EDLM_INLINE void fold_all(typename I::Floats* x) {
+  if constexpr (I::lanes == 8) {
+    x[0] = EDLM_SHUFFLE(x[0], x[1], 0, 1, 2, 3, 8, 9, 10, 11) + EDLM_SHUFFLE(x[0], x[1], 4, 5, 6, 7, 12, 13, 14, 15);
+  } else if constexpr (I::lanes == 16) {
+    for (int i = 0; i < 4; i += 2) {
+      x[i] = EDLM_SHUFFLE(x[i], x[i + 1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+             EDLM_SHUFFLE(x[i], x[i + 1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    }
+    x[0] = EDLM_SHUFFLE(x[0], x[2], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+           EDLM_SHUFFLE(x[0], x[2], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+  }
+}
+
+// Scores of R queries, `stride` floats apart, with the keys of columns [begin, end), whole registers of them: past the
+// last column that one over again. H is padded with zeros in q alone.
 template <class I, int R>
 EDLM_INLINE void score(const float* q, int64_t stride, const float* k, int64_t H, int64_t begin, int64_t end,
                        float* scores, int64_t room) {
+  constexpr int kFours = I::lanes / 4;
   const int64_t whole = H / I::lanes * I::lanes, rest = (H - whole) * sizeof(float);
-  for (int64_t s = begin; s < end; s += kAhead) {
-    const int ahead = std::min<int64_t>(kAhead, end - s);
-    const float* columns[kAhead];
-    for (int a = 0; a < kAhead; ++a) columns[a] = k + (s + std::min(a, ahead - 1)) * H;  // the last one over again
-    typename I::Floats sums[R][kAhead] = {}, q_part, k_part[kAhead];
-    for (int64_t h = 0; h < whole; h += I::lanes) {
+  for (int64_t s = begin; s < end; s += I::lanes) {
+    typename I::Floats folded[R][kFours];
 #pragma GCC unroll 4
-      for (int a = 0; a < kAhead; ++a) load(k_part[a], columns[a] + h);
+    for (int f = 0; f < kFours; ++f) {
+      const float* columns[4];
+      for (int a = 0; a < 4; ++a) columns[a] = k + std::min(s + 4 * f + a, end - 1) * H;
+      typename I::Floats sums[R][4] = {}, q_part, k_part[4];
+      for (int64_t h = 0; h < whole; h += I::lanes) {
+#pragma GCC unroll 4
+        for (int a = 0; a < 4; ++a) load(k_part[a], columns[a] + h);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+          load(q_part, q + r * stride + h);
+#pragma GCC unroll 4
+          for (int a = 0; a < 4; ++a) sums[r][a] += q_part * k_part[a];
+        }
+      }
+      if (rest) {
+#pragma GCC unroll 4
+        for (int a = 0; a < 4; ++a) {
+          k_part[a] = typename I::Floats{};
+          std::memcpy(&k_part[a], columns[a] + whole, rest);
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+          load(q_part, q + r * stride + whole);
+#pragma GCC unroll 4
+          for (int a = 0; a < 4; ++a) sums[r][a] += q_part * k_part[a];
+        }
+      }
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
-        load(q_part, q + r * stride + h);
-#pragma GCC unroll 4
-        for (int a = 0; a < kAhead; ++a) sums[r][a] += q_part * k_part[a];
-      }
-    }
-    if (rest) {
-#pragma GCC unroll 4
-      for (int a = 0; a < kAhead; ++a) {
-        k_part[a] = typename I::Floats{};
-        std::memcpy(&k_part[a], columns[a] + whole, rest);
-      }
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
-        load(q_part, q + r * stride + whole);
-#pragma GCC unroll 4
-        for (int a = 0; a < kAhead; ++a) sums[r][a] += q_part * k_part[a];
+        fold_four<I>(sums[r]);
+        folded[r][f] = sums[r][0];
       }
     }
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-      for (int a = 0; a < kAhead; ++a) scores[r * room + s + a] = total<I>(sums[r][a]);
+      fold_all<I>(folded[r]);
+      store(scores + r * room + s, folded[r][0]);
     }
   }
 }
@@ -156,7 +208,11 @@ EDLM_INLINE void mix_all(const float* weights, int64_t room, const float* v, int
   constexpr int V = I::sums / kRows >= 4 ? 4 : 2;
   int64_t h = 0;
   for (; h + V * I::lanes <= H; h += V * I::lanes) mix<I, R, V>(weights, room, v + h, H, begin, end, out + h, stride);
-  for (; h + I::lanes <= H; h += I::lanes) mix<I, R, 1>(weights, room, v + h, H, begin, end, out + h, stride);
+  const int64_t registers = (H - h) / I::lanes;
+  if (V > 3 && registers == 3) mix<I, R, 3>(weights, room, v + h, H, begin, end, out + h, stride);
+  if (V > 2 && registers == 2) mix<I, R, 2>(weights, room, v + h, H, begin, end, out + h, stride);
+  if (registers == 1) mix<I, R, 1>(weights, room, v + h, H, begin, end, out + h, stride);
+  h += registers * I::lanes;
   if (h < H) mix<I, R, 1, true>(weights, room, v + h, H, begin, end, out + h, stride, (H - h) * sizeof(float));
 }
 
@@ -165,7 +221,7 @@ constexpr int64_t whole(int64_t size) { return (size + 15) / 16 * 16; }  // regi
 // What a tile works on: queries and results [4, H], scores [4, S] and what may be seen [4, S], padded.
 struct Scratch {
   explicit Scratch(const Task& t)
-      : stride(whole(t.H)), room(whole(t.S) + kAhead), floats(kRows * (2 * stride + room)), seen(kRows * room) {}
+      : stride(whole(t.H)), room(whole(t.S)), floats(kRows * (2 * stride + room)), seen(kRows * room) {}
 
   int64_t stride, room;
   std::vector<float> floats;

@@ -13,6 +13,8 @@ def attend(q_BTNH, k_BKSH, v_BKSH, mask_BTS):
     B, T = q_BTNH.shape[:2]
     mask_BTS = jnp.broadcast_to(mask_BTS, (B, T, k_BKSH.shape[2]))
     out = jax.ShapeDtypeStruct(q_BTNH.shape, jnp.float32)
+    if not q_BTNH.size:
+        return q_BTNH
     return jax.ffi.ffi_call("edlm_attention", out)(q_BTNH, k_BKSH, v_BKSH, mask_BTS)
 
 
