@@ -299,10 +299,7 @@ ffi::Error attention(ffi::ThreadPool pool, Floats q, Floats k, Floats v, ffi::Bu
   const Task t{q.typed_data(), k.typed_data(), v.typed_data(), mask.typed_data(), out->typed_data(), queries[0],
                queries[1],     queries[2],     queries[3],     keys[1],           keys[2]};
   const int64_t items = t.B * t.K * t.tiles();
-  const int64_t least = 1 + 100'000 / (1 + kRows * t.S * t.H);
-  const int64_t parts = 8 * std::max<int64_t>(pool.num_threads(), 1);
-  deal(pool, items, std::max(least, (items + parts - 1) / parts),
-       [t](int64_t begin, int64_t end) { attend(t, begin, end); });
+  deal(pool, items, 2 * kRows * t.S * t.H, [t](int64_t begin, int64_t end) { attend(t, begin, end); });
   return ffi::Error::Success();
 }
 

@@ -168,11 +168,8 @@ void run(ffi::ThreadPool& pool, Task t) {
   static auto* const multiply = widest<Multiply<W>>(multiply_avx512<W>, multiply_avx2<W>, multiply_plain<W>);
   const auto owned = spread(t);
   const int64_t items = t.strips() * t.blocks();
-  // A thread's share in eight parts, each worth at least some ten microseconds.
-  const int64_t least = 1 + 200'000 / (1 + t.width * std::min(t.rows, kBlock));
-  const int64_t parts = 8 * std::max<int64_t>(pool.num_threads(), 1);
-  deal(pool, items, std::max(least, (items + parts - 1) / parts),
-       [t](int64_t begin, int64_t end) { multiply(t, begin, end); });
+  const int64_t cost = t.width * kStrip * (std::min(t.rows, kBlock) + 3);  // 3: the reading
+  deal(pool, items, cost, [t](int64_t begin, int64_t end) { multiply(t, begin, end); });
 }
 
 ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffer w, ffi::ResultBuffer<ffi::F32> out) {
