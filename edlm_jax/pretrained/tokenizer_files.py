@@ -57,7 +57,7 @@ def _without_code(settings: dict[str, Any]) -> dict[str, Any]:
 def _ends(generation: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     known = listed_ends(generation, "generation_config.json")
     missing = [token for token in listed_ends(config) if token not in known]
-    ends = missing + known
+    ends = known + missing
     return {"eos_token_id": ends if len(ends) > 1 else ends[0]} if missing else {}
 
 

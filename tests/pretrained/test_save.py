@@ -217,7 +217,7 @@ def test_a_generation_config_knows_every_end_that_config_json_knows(tmp_path):
     source = Path(shutil.copytree(GOLDEN / "qwen3", tmp_path / "source"))
     out = tmp_path / "out"
     for number, (ends, generation, expected) in enumerate(
-        [(5, 3, [5, 3]), ([5, 3], [3, 5], [3, 5]), (5, None, 5), (None, 3, 3), (3, [3, 5], [3, 5])]
+        [(5, 3, [3, 5]), ([5, 3], [3, 5], [3, 5]), (5, None, 5), (None, 3, 3), (3, [3, 5], [3, 5])]
     ):
         (source / "config.json").write_text(json.dumps(config(GOLDEN / "qwen3") | {"eos_token_id": ends}))
         found = {"temperature": 0.6} | ({} if generation is None else {"eos_token_id": generation})
