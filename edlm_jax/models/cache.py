@@ -52,7 +52,7 @@ class DecodingWeights:
 @partial(jax.jit, static_argnames=("graphdef", "copy_head"))
 def _lay_out(graphdef, state, copy_head):
     model = nnx.merge(graphdef, state)
-    stacked = model.layers.stacked(model.dtype)
+    stacked = {name: x.astype(model.dtype) for name, x in model.layers.stacked().items()}
     embedding_VD = model.embedding_VD[...].astype(model.dtype)
     head_DV = embedding_VD.T if model.spec.tied and copy_head else None
     return DecodingWeights(
