@@ -15,9 +15,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from edlm_jax.attention import Causal, InPieces, Pattern, Sight, Tiles, attend, plan_attention
 from edlm_jax.errors import InputError
+from edlm_jax.models.compiled_once import compiled_once
 from edlm_jax.models.head import linear_cross_entropy
 from edlm_jax.models.lora import Lora, initial_adapters, low_rank, scaled
-from edlm_jax.models.product import product, rounded
+from edlm_jax.models.product import look_up, product, rounded
 from edlm_jax.models.rope import rotary_tables, rotate
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.parallel.sharding import constrain
@@ -94,6 +95,7 @@ class Transformer(nnx.Module):
         if not spec.tied:
             self.head_DV = _init("head_DV", (spec.width, spec.vocab_size), rngs, param_dtype)
 
+    @compiled_once("pattern")
     def __call__(
         self,
         tokens_BT: Int[Array, "B T"],
@@ -107,6 +109,7 @@ class Transformer(nnx.Module):
             self.hidden(tokens_BT, pattern=pattern, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT)
         )
 
+    @compiled_once("pattern", "remat", "columns")
     def hidden(
         self,
         tokens_BT: Int[Array, "B T"],
@@ -156,18 +159,19 @@ class Transformer(nnx.Module):
         return constrain(row.leave(self.final_norm(x_BTD)), "BL_")
 
     def embed(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """Token embeddings in the compute dtype: rounded after they are gathered, or gradients would add up rounded."""
-        return constrain(self.embedding_VD[...][tokens_BT].astype(self.dtype), "BL_")
+        """Token embeddings in the compute dtype."""
+        return look_up(self.embedding_VD[...], tokens_BT, self.dtype)
 
     def final_norm(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """The norm before the head."""
         return rms_norm(x_BTD, self.final_norm_D[...], self.spec.norm_eps)
 
+    @compiled_once()
     def logits(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """float32 scores over the vocabulary of final hidden states."""
-        head_DV = self._head().astype(self.dtype)
-        return jnp.einsum("BTD,DV->BTV", x_BTD, head_DV, preferred_element_type=jnp.float32)
+        return product("BTD,DV->BTV", x_BTD.astype(self.dtype), self._head(), jnp.float32)
 
+    @compiled_once()
     def cross_entropy(
         self, x_BTD: Float[Array, "B T D"], targets_BT: Int[Array, "B T"], supervised_BT: Bool[Array, "B T"]
     ) -> Float[Array, "B T"]:
