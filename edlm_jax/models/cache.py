@@ -103,7 +103,7 @@ def _pack(model, backend):
 
 
 def _fused_layers(model):
-    stacked = model.layers.stacked(model.dtype)
+    stacked = {name: x.astype(model.dtype) for name, x in model.layers.stacked().items()}
     for i in range(model.spec.num_layers):
         yield fuse_projections(model.spec, {name: x[i] for name, x in stacked.items()})
 
