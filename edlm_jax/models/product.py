@@ -1,4 +1,4 @@
-"""Where activations meet a model's parameters: in the activations' dtype, with float32 sums in the parameters' gradients.
+"""Where activations meet a model's parameters: in the dtype of the activations, with float32 sums in the gradients.
 
 A parameter's gradient is a sum over all tokens of a batch. A bfloat16 sum stops growing at 256 times what is added, and
 one that is rounded when a device has done its part loses what float32 moments are kept for. Hence parameters come here
