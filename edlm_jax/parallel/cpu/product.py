@@ -35,8 +35,10 @@ class Packed:
         strip, column = index // STRIP, index % STRIP
         if self.strips.ndim == 3:
             return self.strips[strip, :, column]
-        half = STRIP // 2
-        return self.strips[strip, :, column % half, column // half].astype(jnp.float32)
+        # As bits: of bfloat16 the compiler would widen the whole matrix before it takes the columns.
+        half, bits = STRIP // 2, jax.lax.bitcast_convert_type(self.strips, jnp.uint16)
+        wide = bits[strip, :, column % half, column // half].astype(jnp.uint32) << 16
+        return jax.lax.bitcast_convert_type(wide, jnp.float32)
 
 
 def pack(w: jax.Array, summed: int = 1) -> Packed:
