@@ -32,7 +32,7 @@ def test_product_has_the_same_bits_for_1_to_64_rows(rng, D, F, narrow):
     if narrow:
         w_DF = np.asarray(jnp.asarray(w_DF).astype(jnp.bfloat16).astype(jnp.float32))
     packed = cpu.pack(jnp.asarray(w_DF))
-    assert packed.strips.dtype == (jnp.bfloat16 if narrow else jnp.float32)
+    assert packed.strips.dtype == (jnp.uint16 if narrow else jnp.float32)
     whole_MF = np.asarray(cpu.product(x_MD, packed))
     exact_MF = x_MD.astype(np.float64) @ w_DF
     bound_MF = np.abs(x_MD).astype(np.float64) @ np.abs(w_DF) * D**0.5 * np.finfo(np.float32).eps

@@ -178,10 +178,10 @@ ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffer
   if (strips[0] != t.strips() || strips[1] != t.width) return ffi::Error::InvalidArgument("shapes do not fit");
   if (w.element_type() == ffi::F32) {
     run<float>(pool, t);
-  } else if (w.element_type() == ffi::BF16) {
+  } else if (w.element_type() == ffi::U16) {
     run<uint32_t>(pool, t);
   } else {
-    return ffi::Error::InvalidArgument("weights must be float32 or bfloat16");
+    return ffi::Error::InvalidArgument("weights must be float32 or bits of bfloat16");
   }
   return ffi::Error::Success();
 }

@@ -20,7 +20,10 @@ STRIP = 32  # columns; product.cc has the same number
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Packed:
-    """A matrix in strips: float32[S, D, 32], or bfloat16[S, D, 16, 2] where that holds every value."""
+    """A matrix in strips: float32[S, D, 32], or uint16[S, D, 16, 2], bfloat16's bits, where they hold every value.
+
+    Bits, for XLA widens a whole bfloat16 array before it takes anything out of it.
+    """
 
     strips: jax.Array
     out: tuple[int, ...] = field(metadata=dict(static=True))  # the axes of the result that F is made of
@@ -36,7 +39,8 @@ class Packed:
         if self.strips.ndim == 3:
             return self.strips[strip, :, column]
         half = STRIP // 2
-        return self.strips[strip, :, column % half, column // half].astype(jnp.float32)
+        wide = self.strips[strip, :, column % half, column // half].astype(jnp.uint32) << 16
+        return jax.lax.bitcast_convert_type(wide, jnp.float32)
 
 
 def pack(w: jax.Array, summed: int = 1) -> Packed:
@@ -65,5 +69,6 @@ def _strips(w_DF, narrow):
     S = -(-F // STRIP)
     w_DF = jnp.pad(w_DF, ((0, 0), (0, S * STRIP - F)))
     if narrow:  # columns c and 16 + c of a strip side by side
-        return w_DF.astype(jnp.bfloat16).reshape(D, S, 2, STRIP // 2).transpose(1, 0, 3, 2)
+        bits_DF = jax.lax.bitcast_convert_type(w_DF.astype(jnp.bfloat16), jnp.uint16)
+        return bits_DF.reshape(D, S, 2, STRIP // 2).transpose(1, 0, 3, 2)
     return w_DF.reshape(D, S, STRIP).transpose(1, 0, 2)
