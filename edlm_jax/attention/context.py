@@ -151,12 +151,25 @@ def plan_in_pieces(sight: Sight, heads: tuple[int, int], tiles: Tiles | None = N
         local = lambda q, k, v, tour: attend_tour(q, k[:, places], v[:, places], tour)  # noqa: E731
 
     def gathered(q, k, v, arrays):
-        gather = lambda x: jax.lax.all_gather(x, CONTEXT_AXIS, axis=1, tiled=True)  # noqa: E731
-        return local(q, gather(k), gather(v), arrays)
+        return local(q, _gather_keys(k), _gather_keys(v), arrays)
 
     # A kernel's outputs say nothing of how they vary over the mesh, so that cannot be checked.
     run = jax.shard_map(gathered, in_specs=(x_spec,) * 3 + (specs,), out_specs=x_spec, check_vma=False)
     return lambda q, k, v: run(q, k, v, arrays)
+
+
+@jax.custom_vjp
+def _gather_keys(x_BSKH):
+    """All devices' keys or values; what their queries send back is added up in float32."""
+    return jax.lax.all_gather(x_BSKH, CONTEXT_AXIS, axis=1, tiled=True)
+
+
+def _scatter_keys(_, g_BSKH):
+    summed = jax.lax.psum_scatter(g_BSKH.astype(jnp.float32), CONTEXT_AXIS, scatter_dimension=1, tiled=True)
+    return (summed.astype(g_BSKH.dtype),)
+
+
+_gather_keys.defvjp(lambda x_BSKH: (_gather_keys(x_BSKH), None), _scatter_keys)
 
 
 def _plan_tours(sight: Sight, rows, tiles: Tiles):

@@ -28,7 +28,7 @@ class _Part(NamedTuple):
 
     def attend(self, q_BTNH, k_BSKH, v_BSKH):
         """Before normalisation, see `partial_attention`."""
-        arrays = q_BTNH, k_BSKH[:, self.keys], v_BSKH[:, self.keys]
+        arrays = q_BTNH, *(x[:, self.keys].astype(q_BTNH.dtype) for x in (k_BSKH, v_BSKH))
         if self.blocks is None:
             return partial_attention(*arrays, self.mask)
         (B, T), C = q_BTNH.shape[:2], self.blocks
@@ -59,10 +59,11 @@ def plan_split(sight: Sight):
         return partial(attend_dense, pattern=pattern, q_segments_BT=segments[0], k_segments_BS=segments[1])
 
     def attend(q_BTNH, k_BSKH, v_BSKH):
-        outs = []
+        # What many chunks send back to a key is added up where it is float32.
+        outs, (k32_BSKH, v32_BSKH) = [], (x.astype(jnp.float32) for x in (k_BSKH, v_BSKH))
         for chunk in chunks:
             q = q_BTNH[:, chunk.queries]
-            outs.append(combine([part.attend(q, k_BSKH, v_BSKH) for part in chunk.parts], q))
+            outs.append(combine([part.attend(q, k32_BSKH, v32_BSKH) for part in chunk.parts], q))
         return checkpoint_name(jnp.concatenate(outs, axis=1), "attention")
 
     return attend

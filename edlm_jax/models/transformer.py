@@ -15,9 +15,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from edlm_jax.attention import Causal, InPieces, Pattern, Sight, Tiles, attend, plan_attention
 from edlm_jax.errors import InputError
+from edlm_jax.models.compiled_once import compiled_once
 from edlm_jax.models.head import linear_cross_entropy
 from edlm_jax.models.lora import Lora, initial_adapters, low_rank, scaled
-from edlm_jax.models.product import project, widen
+from edlm_jax.models.product import look_up, project, rounded
 from edlm_jax.models.rope import rotary_tables, rotate
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.parallel import cpu
@@ -63,10 +64,10 @@ class Layers(nnx.Module):
             for name, value in adapters.items():
                 setattr(self, name, nnx.Param(value))
 
-    def stacked(self, dtype) -> dict[str, jax.Array]:
-        """name -> array with a leading layer axis, in the compute dtype."""
+    def stacked(self) -> dict[str, jax.Array]:
+        """name -> array with a leading layer axis, as it is stored: rounding is the products' affair."""
         params = {name: value for name, value in vars(self).items() if isinstance(value, nnx.Param)}
-        return scaled({name: param[...].astype(dtype) for name, param in params.items()}, self.lora)
+        return scaled({name: param[...] for name, param in params.items()}, self.lora)
 
 
 class Transformer(nnx.Module):
@@ -95,6 +96,7 @@ class Transformer(nnx.Module):
         if not spec.tied:
             self.head_DV = _init("head_DV", (spec.width, spec.vocab_size), rngs, param_dtype)
 
+    @compiled_once("pattern")
     def __call__(
         self,
         tokens_BT: Int[Array, "B T"],
@@ -108,6 +110,7 @@ class Transformer(nnx.Module):
             self.hidden(tokens_BT, pattern=pattern, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT)
         )
 
+    @compiled_once("pattern", "remat", "columns")
     def hidden(
         self,
         tokens_BT: Int[Array, "B T"],
@@ -145,7 +148,7 @@ class Transformer(nnx.Module):
             read, attention = partial(row.read, count=columns), partial(attend, plan=plan)
             return constrain(layer_forward(self.spec, layer, x_BTD, rotary, attention, read), "BL_"), None
 
-        x_BTD, layers = self.embed(tokens_BT), self.layers.stacked(self.dtype)
+        x_BTD, layers = self.embed(tokens_BT), self.layers.stacked()
         last = None
         if columns is not None:
             layers, last = (jax.tree.map(lambda w: w[part], layers) for part in (slice(-1), -1))  # noqa: B023
@@ -158,17 +161,18 @@ class Transformer(nnx.Module):
 
     def embed(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Token embeddings in the compute dtype."""
-        return constrain(self.embedding_VD[...].astype(self.dtype)[tokens_BT], "BL_")
+        return look_up(self.embedding_VD[...], tokens_BT, self.dtype)
 
     def final_norm(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """The norm before the head."""
-        return rms_norm(x_BTD, self.final_norm_D[...].astype(self.dtype), self.spec.norm_eps)
+        return rms_norm(x_BTD, self.final_norm_D[...], self.spec.norm_eps)
 
+    @compiled_once()
     def logits(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """float32 scores over the vocabulary of final hidden states."""
-        head_DV = self._head().astype(self.dtype)
-        return jnp.einsum("BTD,DV->BTV", x_BTD, head_DV, preferred_element_type=jnp.float32)
+        return project(x_BTD.astype(self.dtype), self._head(), dtype=jnp.float32)
 
+    @compiled_once()
     def cross_entropy(
         self, x_BTD: Float[Array, "B T D"], targets_BT: Int[Array, "B T"], supervised_BT: Bool[Array, "B T"]
     ) -> Float[Array, "B T"]:
@@ -188,7 +192,7 @@ def layer_forward(spec: ModelSpec, p: dict, x_BTD, rotary, attention, read=lambd
     h_BTD = rms_norm(x_BTD, p["mlp_norm_D"], spec.norm_eps)
     gate_BTF, up_BTF = _gate_and_up(p, h_BTD)
     h_BTF = jax.nn.silu(gate_BTF) * up_BTF
-    return x_BTD + project(h_BTF, p["down_FD"]) + _extra(p, "down_FD", "down_bias_D", h_BTF)
+    return _with_extra(x_BTD + project(h_BTF, p["down_FD"]), p, "down_FD", "down_bias_D", h_BTF)
 
 
 def _attention_branch(spec, p, x_BTD, rotary, attention, read):
@@ -199,7 +203,7 @@ def _attention_branch(spec, p, x_BTD, rotary, attention, read):
         k_BSKH = rms_norm(k_BSKH, p["k_norm_H"], spec.norm_eps)
     q_rotary = [read(table_BTR) for table_BTR in rotary]
     out_BTNH = attention(rotate(q_BTNH, *q_rotary), rotate(k_BSKH, *rotary), v_BSKH)
-    return project(out_BTNH, p["o_NHD"], summed=2) + _extra(p, "o_NHD", "o_bias_D", out_BTNH)
+    return _with_extra(project(out_BTNH, p["o_NHD"], summed=2), p, "o_NHD", "o_bias_D", out_BTNH)
 
 
 def fuse_projections(spec: ModelSpec, p: dict) -> dict:
@@ -223,22 +227,22 @@ def fuse_projections(spec: ModelSpec, p: dict) -> dict:
 
 def _queries_keys_values(spec, p, h_BTD, read):
     if "qkv_DKMH" in p:
-        qkv_BTKMH = project(h_BTD, p["qkv_DKMH"]) + _bias(p, "qkv_bias_KMH")
+        qkv_BTKMH = _with_bias(project(h_BTD, p["qkv_DKMH"]), p, "qkv_bias_KMH")
         q_BTNH = read(qkv_BTKMH)[..., :-2, :].reshape(h_BTD.shape[0], -1, spec.num_heads, spec.head_dim)
         return q_BTNH, qkv_BTKMH[..., -2, :], qkv_BTKMH[..., -1, :]
     read_BTD = read(h_BTD)
-    q_BTNH = jnp.einsum("BTD,DNH->BTNH", read_BTD, p["q_DNH"]) + _extra(p, "q_DNH", "q_bias_NH", read_BTD)
-    k_BSKH = jnp.einsum("BSD,DKH->BSKH", h_BTD, p["k_DKH"]) + _extra(p, "k_DKH", "k_bias_KH", h_BTD)
-    v_BSKH = jnp.einsum("BSD,DKH->BSKH", h_BTD, p["v_DKH"]) + _extra(p, "v_DKH", "v_bias_KH", h_BTD)
+    q_BTNH = _with_extra(project(read_BTD, p["q_DNH"]), p, "q_DNH", "q_bias_NH", read_BTD)
+    k_BSKH = _with_extra(project(h_BTD, p["k_DKH"]), p, "k_DKH", "k_bias_KH", h_BTD)
+    v_BSKH = _with_extra(project(h_BTD, p["v_DKH"]), p, "v_DKH", "v_bias_KH", h_BTD)
     return q_BTNH, k_BSKH, v_BSKH
 
 
 def _gate_and_up(p, h_BTD):
     if "gate_up_DPF" in p:
-        gate_up_BTPF = project(h_BTD, p["gate_up_DPF"]) + _bias(p, "gate_up_bias_PF")
+        gate_up_BTPF = _with_bias(project(h_BTD, p["gate_up_DPF"]), p, "gate_up_bias_PF")
         return gate_up_BTPF[..., 0, :], gate_up_BTPF[..., 1, :]
-    gate_BTF = widen(h_BTD, p["gate_DF"]) + _extra(p, "gate_DF", "gate_bias_F", h_BTD)
-    return gate_BTF, widen(h_BTD, p["up_DF"]) + _extra(p, "up_DF", "up_bias_F", h_BTD)
+    gate_BTF = _with_extra(project(h_BTD, p["gate_DF"]), p, "gate_DF", "gate_bias_F", h_BTD)
+    return gate_BTF, _with_extra(project(h_BTD, p["up_DF"]), p, "up_DF", "up_bias_F", h_BTD)
 
 
 def rms_norm(x, scale, eps: float):
@@ -247,17 +251,20 @@ def rms_norm(x, scale, eps: float):
         return cpu.rms_norm(x, scale, eps)
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
-    return normed.astype(x.dtype) * jnp.expand_dims(scale, range(x.ndim - 1))
+    scale = jnp.expand_dims(rounded(scale, x.dtype), range(x.ndim - 1))
+    return (normed.astype(x.dtype).astype(jnp.float32) * scale).astype(x.dtype)
 
 
-def _bias(p, name):
-    """A bias with batch and time axes, or nothing where the family has none."""
-    return p[name][None, None] if name in p else 0
+def _with_extra(y_BTO, p, matrix, bias, x_BTI):
+    """y, with x W in it, and what comes to that: the adapter's part and the bias, as far as there are any."""
+    return _with_bias(y_BTO, p, bias, low_rank(p, matrix, x_BTI))
 
 
-def _extra(p, matrix, bias, x_BTI):
-    """What comes to x W: the adapter's part and the bias, as far as there are any."""
-    return low_rank(p, matrix, x_BTI) + _bias(p, bias)
+def _with_bias(y_BTO, p, name, also=0):
+    """y + (also + bias), where the family has one."""
+    if name not in p:
+        return y_BTO + also
+    return (y_BTO.astype(jnp.float32) + (also + rounded(p[name], y_BTO.dtype)[None, None])).astype(y_BTO.dtype)
 
 
 def rematerialise(body, remat: str, in_scan: bool = True):
