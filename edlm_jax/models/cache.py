@@ -103,9 +103,9 @@ def _pack(model, backend):
 
 
 def _fused_layers(model):
-    stacked = {name: x.astype(model.dtype) for name, x in model.layers.stacked().items()}
+    stacked = model.layers.stacked()
     for i in range(model.spec.num_layers):
-        yield fuse_projections(model.spec, {name: x[i] for name, x in stacked.items()})
+        yield fuse_projections(model.spec, {name: x[i].astype(model.dtype) for name, x in stacked.items()})
 
 
 @jax.tree_util.register_dataclass

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from edlm_jax.models.product import product
+from edlm_jax.models.product import project
 
 ADAPTERS = {  # matrix: its A and its B
     "q_DNH": ("q_a_DR", "q_b_RNH"),
@@ -71,9 +71,7 @@ def low_rank(p: Mapping[str, jax.Array], matrix: str, x_BTI: jax.Array) -> jax.A
     a, b = ADAPTERS[matrix]
     if a not in p:
         return 0
-    inputs, outputs = _letters(a)[:-1], _letters(b)[1:]
-    x_BTR = product(f"BT{inputs},{inputs}R->BTR", x_BTI, p[a])
-    return product(f"BTR,R{outputs}->BT{outputs}", x_BTR, p[b])
+    return project(project(x_BTI, p[a], summed=p[a].ndim - 1), p[b])
 
 
 def merge(params: dict, lora: Lora | None) -> dict:

@@ -1,8 +1,9 @@
-"""Where activations meet a model's parameters: in the dtype of the activations, with float32 sums in the gradients.
+"""Where activations meet a model's parameters: in the activations' dtype, and with sums over tokens in float32.
 
 A parameter's gradient is a sum over all tokens of a batch. A bfloat16 sum stops growing at 256 times what is added, and
 one that is rounded when a device has done its part loses what float32 moments are kept for. Hence parameters come here
-as they are stored and are rounded here, each for itself, and never before.
+as they are stored and are rounded here, each for itself, and never before. What stays rounded to the dtype of the
+activations is what each token has to say, on its way back as on its way there.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ _BY_WIDTH = dataclasses.replace(TRAINING, B=tuple(axis for axis in TRAINING.B if
 
 
 def look_up(table_VD: jax.Array, tokens_BT: jax.Array, dtype) -> jax.Array:
-    """x_BTD, rounded after it is gathered: the table's gradient sums what a token's every place sends back in float32.
+    """x_BTD, rounded after it is gathered, so that what all places of a token send back is added up in float32.
 
     Where a mesh splits the width, only tokens and then activations go from device to device: neither the table nor its
     gradient is whole anywhere.
@@ -33,54 +34,43 @@ def look_up(table_VD: jax.Array, tokens_BT: jax.Array, dtype) -> jax.Array:
     return constrain(constrain(table_VD[tokens_BT].astype(dtype), "BLD", _BY_WIDTH), "BL_")
 
 
-def project(x: jax.Array, w: jax.Array | cpu.Packed, summed: int = 1, dtype=None) -> jax.Array:
-    """x W over the last `summed` axes of x and the first of w, which decoding may have packed for its machine."""
+def project(x, w, summed: int = 1, dtype=None):
+    """x W over the last `summed` axes of x and the first of w, which decoding may have packed for its machine.
+
+    It is computed in the dtype of x and has that `dtype`, or the same. The gradient of w is summed in float32.
+    """
     kept = x.ndim - summed
     x = x.reshape(*x.shape[:kept], math.prod(x.shape[kept:]))
     if isinstance(w, cpu.Packed):
         return cpu.product(x, w)
     w = w.reshape(-1, *w.shape[summed:])  # flat, or the CPU compiler transposes it on every call
-    rows, columns = "ABC"[:kept], "XYZ"[: w.ndim - 1]
-    return product(f"{rows}I,I{columns}->{rows}{columns}", x, w, dtype)
+    widens_on_cpu = w.ndim == 2 and w.shape[1] > w.shape[0] and platform() == "cpu"
+    return (_project if w.dtype != x.dtype or widens_on_cpu else _plain)(x, w, dtype)
 
 
-def product(subscripts: str, x: jax.Array, w: jax.Array, out_dtype=None) -> jax.Array:
-    """einsum(x, w) in the dtype of x; the gradient of w is summed over tokens in float32 and has w's own dtype.
-
-    `out_dtype` is that of the result, by default that of x.
-    """
-    out_dtype = jnp.dtype(out_dtype or x.dtype)
-    widens = w.ndim == 2 and w.shape[1] > w.shape[0]
-    if w.dtype == x.dtype and not (widens and platform() == "cpu"):
-        return jnp.einsum(subscripts, x, w, preferred_element_type=out_dtype)
-    return _product(subscripts, out_dtype, x, w)
+def _plain(x, w, dtype):
+    return jnp.tensordot(x, w.astype(x.dtype), 1, preferred_element_type=dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _product(subscripts, out_dtype, x, w):
-    return jnp.einsum(subscripts, x, w.astype(x.dtype), preferred_element_type=out_dtype)
+_project = jax.custom_vjp(_plain, nondiff_argnums=(2,))
 
 
-def _forward(subscripts, out_dtype, x, w):
-    return _product(subscripts, out_dtype, x, w), (x, w)
-
-
-def _backward(subscripts, _, residuals, g):
-    (x, w), (operands, out) = residuals, subscripts.split("->")
-    of_x, of_w = operands.split(",")
-    dx = jnp.einsum(f"{out},{of_w}->{of_x}", g, w.astype(x.dtype)).astype(x.dtype)
+def _project_backward(_, residuals, g):
+    x, w = residuals
+    tokens, out = tuple(range(x.ndim - 1)), w.ndim - 1
+    dx = jnp.tensordot(g, w.astype(x.dtype), (tuple(range(-out, 0)), tuple(range(1, w.ndim)))).astype(x.dtype)
+    sum_over_tokens = partial(jnp.tensordot, axes=(tokens, tokens), preferred_element_type=jnp.float32)
     # On CPU the left operand is transposed in memory: not the wide one, with all the elementwise work fused into the
     # copy (a third of the step, measured).
-    (left, of_left), (right, of_right) = sorted([(g, out), (x, of_x)], key=lambda pair: pair[0].size)
-    dw = jnp.einsum(f"{of_left},{of_right}->{of_w}", left, right, preferred_element_type=jnp.float32)
+    dw = sum_over_tokens(x, g) if x.size < g.size else jnp.moveaxis(sum_over_tokens(g, x), -1, 0)
     return dx, dw.astype(w.dtype)
 
 
-_product.defvjp(_forward, _backward)
+_project.defvjp(lambda x, w, dtype: (_plain(x, w, dtype), (x, w)), _project_backward)
 
 
 def rounded(w: jax.Array, dtype) -> jax.Array:
-    """float32, with the values that w has in `dtype`: for scales and biases, whose operations round after.
+    """float32, with the values that w has in `dtype`: of scales and biases, whose operations are rounded afterwards.
 
     The rounding has derivative one; that of a cast would round the gradient, too.
     """

@@ -65,7 +65,7 @@ class Layers(nnx.Module):
                 setattr(self, name, nnx.Param(value))
 
     def stacked(self) -> dict[str, jax.Array]:
-        """name -> array with a leading layer axis, as it is stored."""
+        """name -> array with a leading layer axis, as it is stored: rounding is the products' affair."""
         params = {name: value for name, value in vars(self).items() if isinstance(value, nnx.Param)}
         return scaled({name: param[...] for name, param in params.items()}, self.lora)
 
@@ -242,8 +242,7 @@ def _gate_and_up(p, h_BTD):
         gate_up_BTPF = _with_bias(project(h_BTD, p["gate_up_DPF"]), p, "gate_up_bias_PF")
         return gate_up_BTPF[..., 0, :], gate_up_BTPF[..., 1, :]
     gate_BTF = _with_extra(project(h_BTD, p["gate_DF"]), p, "gate_DF", "gate_bias_F", h_BTD)
-    up_BTF = _with_extra(project(h_BTD, p["up_DF"]), p, "up_DF", "up_bias_F", h_BTD)
-    return gate_BTF, up_BTF
+    return gate_BTF, _with_extra(project(h_BTD, p["up_DF"]), p, "up_DF", "up_bias_F", h_BTD)
 
 
 def rms_norm(x, scale, eps: float):
@@ -257,7 +256,7 @@ def rms_norm(x, scale, eps: float):
 
 
 def _with_extra(y_BTO, p, matrix, bias, x_BTI):
-    """y = x W, or more, and what comes to it: the adapter's part and the bias, as far as there are any."""
+    """y, with x W in it, and what comes to that: the adapter's part and the bias, as far as there are any."""
     return _with_bias(y_BTO, p, bias, low_rank(p, matrix, x_BTI))
 
 
