@@ -116,8 +116,7 @@ class InPieces(Pattern):
         """Columns (all of the row, or the first of it that were `read`) in the row's own order."""
         if self.pieces == 1:
             return x_BTD
-        places = np.argsort(self.for_queries(x_BTD.shape[1]).query_order)
-        return x_BTD.at[:, places].get(unique_indices=True, mode="promise_in_bounds")
+        return _permute(x_BTD, np.argsort(self.for_queries(x_BTD.shape[1]).query_order))
 
 
 def plan_in_pieces(sight: Sight, heads: tuple[int, int], tiles: Tiles | None = None, interpret: bool = False):
@@ -148,7 +147,7 @@ def plan_in_pieces(sight: Sight, heads: tuple[int, int], tiles: Tiles | None = N
     else:
         arrays, specs = _plan_tours(sight, rows, tiles or tiled.TILES), PartitionSpec((*rows, CONTEXT_AXIS))
         places = np.argsort(pattern.order)
-        local = lambda q, k, v, tour: attend_tour(q, k[:, places], v[:, places], tour)  # noqa: E731
+        local = lambda q, k, v, tour: attend_tour(q, _permute(k, places), _permute(v, places), tour)  # noqa: E731
 
     def gathered(q, k, v, arrays):
         return local(q, _gather_keys(k), _gather_keys(v), arrays)
@@ -156,6 +155,11 @@ def plan_in_pieces(sight: Sight, heads: tuple[int, int], tiles: Tiles | None = N
     # A kernel's outputs say nothing of how they vary over the mesh, so that cannot be checked.
     run = jax.shard_map(gathered, in_specs=(x_spec,) * 3 + (specs,), out_specs=x_spec, check_vma=False)
     return lambda q, k, v: run(q, k, v, arrays)
+
+
+def _permute(x_BSD, places):
+    """Each column once, which the compiler would not know by itself: what comes back is not added up."""
+    return x_BSD.at[:, places].get(unique_indices=True, mode="promise_in_bounds")
 
 
 @jax.custom_vjp

@@ -162,7 +162,9 @@ class Streams(NamedTuple):
             return shift_right(x_BTD)
         columns_BL = jnp.broadcast_to(jnp.arange(x_BTD.shape[1] - M), (B, x_BTD.shape[1] - M))
         firsts_BN = self.corruption.copied(columns_BL)[:, :: layout.block_length]
-        before_BND = jnp.take_along_axis(x_BTD[:, M:], jnp.maximum(firsts_BN - 1, 0)[:, :, None], axis=1)
+        # In float32, or what all copies of a block send back to one column would be added up rounded.
+        clean_BLD, before_BN1 = x_BTD[:, M:].astype(jnp.float32), jnp.maximum(firsts_BN - 1, 0)[:, :, None]
+        before_BND = jnp.take_along_axis(clean_BLD, before_BN1, axis=1).astype(x_BTD.dtype)
         own_BNCD = x_BTD[:, :M].reshape(*firsts_BN.shape, layout.block_length, -1)
         return jnp.concatenate([before_BND[:, :, None], own_BNCD[:, :, :-1]], axis=2).reshape(B, M, -1)
 

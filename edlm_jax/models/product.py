@@ -59,6 +59,8 @@ def _project_backward(_, residuals, g):
     x, w = residuals
     tokens, out = tuple(range(x.ndim - 1)), w.ndim - 1
     dx = jnp.tensordot(g, w.astype(x.dtype), (tuple(range(-out, 0)), tuple(range(1, w.ndim)))).astype(x.dtype)
+    if platform() == "cpu":  # XLA knows no product there that is float32 of others, but for some layouts
+        x, g = x.astype(jnp.float32), g.astype(jnp.float32)
     sum_over_tokens = partial(jnp.tensordot, axes=(tokens, tokens), preferred_element_type=jnp.float32)
     # On CPU the left operand is transposed in memory: not the wide one, with all the elementwise work fused into the
     # copy (a third of the step, measured).

@@ -1,4 +1,6 @@
-"""Public calls of a model outside `jax.jit` compile at their first call alone."""
+"""A public function that is called again with what it has seen before compiles nothing, nor is it traced."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -8,60 +10,107 @@ from flax import nnx
 from jax.sharding import AxisType
 
 import edlm_jax
-from edlm_jax.attention import BlockCausal, Causal, CleanContext
-from edlm_jax.diffusion import corrupt
+from edlm_jax.attention import Bidirectional, BlockCausal, Causal, CleanContext
+from edlm_jax.decoding import MODES
+from edlm_jax.diffusion import corrupt, diffusion_loss
 from edlm_jax.evaluation.embedding import embed
-from edlm_jax.evaluation.likelihood import log_likelihood
-from edlm_jax.models import ModelSpec, Transformer
-from edlm_jax.parallel.sharding import MESH_AXES
-from tests.conftest import TINY
-from tests.decoding.tiny import make_model
+from edlm_jax.evaluation.likelihood import choose, log_likelihood
+from edlm_jax.evaluation.mteb import Encoder
+from edlm_jax.models import Conversion
+from edlm_jax.parallel.sharding import MESH_AXES, param_shardings
+from tests.training.tiny import MASK_ID, random_model
 
-COMPILED = []
+TOKENS = np.arange(32, dtype=np.int32).reshape(2, 16)
+PATTERNS = {
+    "causal": Causal,
+    "bidirectional": Bidirectional,
+    "blocks": lambda: BlockCausal(4),
+    "two streams": lambda: CleanContext(8, 4),
+    "two views": lambda: CleanContext(4, 2, "token_causal", noisy_length=12),
+    "two streams, padded": lambda: CleanContext(8, 3),
+}
+SETTINGS = {"sampling": dict(temperature=1.0, top_k=3), "a watcher": dict(on_block=lambda tokens: None)}
+compiled = []
 jax.monitoring.register_event_duration_secs_listener(
-    lambda event, seconds, **_: COMPILED.append(event) if event.endswith("backend_compile_duration") else None
+    lambda name, seconds, **_: compiled.append(name) if name.startswith("/jax/core/compile/") else None
 )
 
 
-def compilations(call) -> int:
-    """How many programs are compiled when it is called again."""
-    jax.block_until_ready(call())
-    before = len(COMPILED)
-    jax.block_until_ready(call())
-    return len(COMPILED) - before
+def twice(call):
+    """What the second call traces and compiles; of the first one the listener must have heard."""
+    jax.clear_caches()
+    call()
+    assert compiled, "the listener hears of nothing"
+    compiled.clear()
+    call()
+    return compiled
 
 
-def test_the_counter_sees_what_is_compiled():
-    before = len(COMPILED)
-    jax.jit(lambda x: x * 3 + 1)(jnp.ones(7))
-    assert len(COMPILED) > before
+@pytest.fixture(scope="module")
+def model():
+    """Six layers: they are scanned."""
+    model = random_model(num_hidden_layers=6)
+    model.spec = dataclasses.replace(
+        model.spec, conversion=Conversion(MASK_ID, 4, "clean_context", "same_position", "block_causal")
+    )
+    return model
 
 
-@pytest.mark.parametrize("pattern", [Causal(), BlockCausal(4), CleanContext(8, 4)], ids=str)
+@pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_forward_called_twice_compiles_once(pattern, dtype):
-    model = Transformer(ModelSpec.from_hf(TINY), rngs=nnx.Rngs(0), dtype=dtype)
-    tokens_BT = jnp.ones((1, 16), jnp.int32)
-    assert compilations(lambda: model(tokens_BT, pattern=pattern)) == 0
-    assert compilations(lambda: model(tokens_BT, pattern=type(pattern)(**vars(pattern)))) == 0  # an equal value
-    x_BTD = model.hidden(tokens_BT, pattern=pattern)
-    assert compilations(lambda: model.cross_entropy(x_BTD, tokens_BT, tokens_BT > 0)) == 0
-    model.embedding_VD[...] = model.embedding_VD[...] * 2  # other weights are no other program
-    before, logits = len(COMPILED), model(tokens_BT, pattern=pattern)
-    assert len(COMPILED) == before and bool(jnp.isfinite(logits).all())
+def test_a_forward_pass(model, pattern, dtype):
+    model.dtype = dtype
+    try:
+        assert not twice(lambda: model(TOKENS, pattern=PATTERNS[pattern]()))
+    finally:
+        model.dtype = "float32"
 
 
-def test_on_a_mesh_too():
-    with jax.set_mesh(jax.make_mesh((1, 2, 2, 2), MESH_AXES, axis_types=(AxisType.Auto,) * 4)):
-        model = Transformer(ModelSpec.from_hf(TINY), rngs=nnx.Rngs(0))
-        assert compilations(lambda: model(jnp.ones((2, 16), jnp.int32), pattern=CleanContext(8, 4))) == 0
+def test_its_parts_and_its_gradient(model):
+    graphdef, params = nnx.split(model)
+    x_BTD = jnp.ones((2, 16, 32))
+    assert not twice(lambda: model.hidden(TOKENS, pattern=Causal(), remat="full", columns=7))
+    assert not twice(lambda: model.logits(x_BTD))
+    assert not twice(lambda: model.cross_entropy(x_BTD, TOKENS, TOKENS > 3))
+    assert not twice(lambda: jax.grad(lambda params: nnx.merge(graphdef, params)(TOKENS).std())(params))
 
 
-def test_other_public_calls():
-    model, rows = make_model("shifted"), [[1, 2, 3, 4, 5], [3, 4, 5]]
-    assert compilations(lambda: embed(model, rows, pattern=Causal())) == 0
-    assert compilations(lambda: [s.log_likelihood for s in log_likelihood(model, [(rows[0], rows[1])])]) == 0
-    assert compilations(lambda: edlm_jax.generate(model, rows, max_new_tokens=4).tokens) == 0
-    tokens_BL = np.ones((2, 8), np.int32)
-    how = dict(block_length=4, mask_id=60)
-    assert compilations(lambda: corrupt(jax.random.key(0), tokens_BL, tokens_BL > 0, **how)) == 0
+def test_on_a_mesh(model):
+    mesh = jax.make_mesh((1, 2, 2, 2), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
+    graphdef, params = nnx.split(model)
+    params = nnx.to_pure_dict(params)
+    with jax.set_mesh(mesh):
+        split = nnx.merge(graphdef, jax.device_put(params, param_shardings(mesh, params)))
+        assert not twice(lambda: split(TOKENS, pattern=BlockCausal(4)))
+
+
+@pytest.mark.parametrize("half_life", [0.1, 0.0, float("inf"), None])
+def test_noise_and_loss(half_life):
+    def noise_and_loss():
+        sizes = dict(block_length=4, mask_id=MASK_ID, half_life=half_life)
+        _, masked_BL, level_BL = corrupt(jax.random.key(1), jnp.asarray(TOKENS), jnp.asarray(TOKENS > 3), **sizes)
+        diffusion_loss(jnp.ones((2, 16, 97)), jnp.asarray(TOKENS), masked_BL, level_BL)
+
+    assert not twice(noise_and_loss)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_generation_in_every_mode(model, mode):
+    assert not twice(lambda: edlm_jax.generate(model, [[1, 2, 3], [4]], max_new_tokens=8, mode=mode))
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_generation(model, settings):
+    assert not twice(lambda: edlm_jax.generate(model, [[1, 2, 3], [4]], max_new_tokens=8, **SETTINGS[settings]))
+
+
+@pytest.mark.parametrize("mode", ["ar", "diffusion"])
+def test_likelihoods(model, mode):
+    assert not twice(lambda: log_likelihood(model, [([1, 2], [3, 4]), ([1], [2])], mode=mode, num_samples=4))
+    assert not twice(lambda: choose(model, [1, 2, 3], [[3, 4], [5]], mode=mode, num_samples=5))
+
+
+def test_embeddings(model, tiny_ar_dir):
+    assert not twice(lambda: embed(model, [[1, 2, 3], [4, 5]], pattern=Causal()))
+    encoders = iter([Encoder(str(tiny_ar_dir), dtype="float32") for _ in range(2)])
+    assert not twice(lambda: next(encoders).encode(["a text", "another one"]))

@@ -25,6 +25,7 @@ from edlm_jax.training.config import default_config
 from edlm_jax.training.objective import Objective
 from edlm_jax.training.optimizer import make_optimizer
 from edlm_jax.training.step import TrainState, make_train_step
+from tests.sums import narrow_sums
 from tests.training.tiny import HF_CONFIG, MASK_ID, make_objective
 
 BOUND = 0.06  # of the error's norm over the gradient's
@@ -58,6 +59,7 @@ class Case:
 LONG = Case(AR, ModelSpec.from_hf(QWEN2), rows=4, length=1024)
 SCANNED = Case(JOINT, ModelSpec.from_hf(QWEN3))
 ADAPTED = Case(CLEAN, ModelSpec.from_hf(HF_CONFIG), lora=Lora(4, 4.0))
+BIASED = Case(JOINT, ModelSpec.from_hf(QWEN3 | dict(attention_bias=True)))
 CASES = {"4 rows of 1024": LONG, "scanned layers": SCANNED, "adapters": ADAPTED}
 ARRANGED = {
     "micro-batches": (SCANNED, dict(accumulation=4)),
@@ -68,10 +70,9 @@ ARRANGED = {
 }
 
 
-@functools.cache
-def gradients(case: Case) -> dict:
-    """Of one step of the trainer: AdamW's first moment is then a tenth of them."""
-    rng = np.random.default_rng(20)
+def begin(case: Case):
+    """(step of the trainer, its first state, a batch), on the mesh that is set."""
+    rng, mesh = np.random.default_rng(20), jax.sharding.get_mesh()
     model = nnx.eval_shape(lambda: Transformer(case.spec, rngs=nnx.Rngs(0), dtype=case.dtype, lora=case.lora))
     graphdef, shapes = nnx.split(model)
     params = jax.tree_util.tree_map_with_path(functools.partial(draw, rng), nnx.to_pure_dict(shapes))
@@ -82,15 +83,25 @@ def gradients(case: Case) -> dict:
     positions = np.broadcast_to(np.arange(case.length, dtype=np.int32), shape)
     batch = dict(tokens=tokens, positions=positions, segment_ids=np.ones_like(tokens), loss_mask=np.ones_like(tokens))
     c.optimizer.update(accumulation=case.accumulation, clip_norm=0.0)
+    state = TrainState(jnp.int32(0), params, make_optimizer(c).init(trained))
+    state = jax.device_put(state, param_shardings(mesh, state))
+    step = make_train_step(c, graphdef, case.objective, jax.tree.map(lambda x: x.sharding, state))
+    step = functools.partial(step, block_length=case.objective.layout.block_length)
+    return step, state, to_global(batch, mesh, range(case.rows), case.rows)
+
+
+def mesh_of(case: Case):
+    """Set while it is used."""
     devices = jax.devices()[: math.prod(case.mesh)]
-    mesh = jax.make_mesh(case.mesh, MESH_AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
-    with jax.set_mesh(mesh):
-        state = TrainState(jnp.int32(0), params, make_optimizer(c).init(partition(params)[0]))
-        state = jax.device_put(state, param_shardings(mesh, state))
-        step = make_train_step(c, graphdef, case.objective, jax.tree.map(lambda x: x.sharding, state))
-        batch = to_global(batch, mesh, range(case.rows), case.rows)
-        state, _ = step(state, batch, block_length=case.objective.layout.block_length)
-        return jax.device_get(optax.tree.get(state.opt_state, "mu"))
+    return jax.set_mesh(jax.make_mesh(case.mesh, MESH_AXES, axis_types=(AxisType.Auto,) * 4, devices=devices))
+
+
+@functools.cache
+def gradients(case: Case) -> dict:
+    """Of one step: AdamW's first moment is then a tenth of them."""
+    with mesh_of(case):
+        step, state, batch = begin(case)
+        return jax.device_get(optax.tree.get(step(state, batch)[0].opt_state, "mu"))
 
 
 def draw(rng, path, shape):
@@ -128,3 +139,11 @@ def test_every_gradient_is_that_of_float32(name):
 def test_micro_batches_and_meshes_add_up_to_the_same_gradient(name):
     case, changes = ARRANGED[name]
     assert_near(gradients(dataclasses.replace(case, **changes)), gradients(case), SAME)
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 1, 1), (2, 2, 1, 2)], ids=str)
+@pytest.mark.parametrize("case", [BIASED, ADAPTED], ids=["all weights", "adapters"])
+def test_no_sum_over_tokens_is_bfloat16(case, mesh):
+    case = dataclasses.replace(case, mesh=mesh)
+    with mesh_of(case):
+        assert not narrow_sums(*begin(case), longest=50)  # columns of a device; no width is as long
