@@ -102,6 +102,7 @@ def gradient_variance(
     if not learnable(batch).any():
         raise InputError("the batch has no token that carries loss")
     graphdef, params = nnx.split(model)
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), params)  # gradients and their sums have the dtype of these
     ways, moments = ways_of(objective), []
     objectives = {way: under(objective, way) for way in ways}
     for index, way in enumerate(ways):

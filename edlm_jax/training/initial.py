@@ -1,6 +1,7 @@
 """What a run starts from: the model's spec, its tokenizer and mask token, and a sharded state."""
 
 import dataclasses
+import functools
 import json
 from typing import TYPE_CHECKING
 
@@ -74,9 +75,13 @@ def initial_params(c: ConfigDict, spec: ModelSpec, mesh: Mesh) -> dict:
     if lora is None:
         return params
     key = jax.random.fold_in(jax.random.key(c.seed), 2**31 - 1)  # the mask's embedding has a token's number
-    build = lambda: initial_adapters(key, layer_shapes(spec), spec.num_layers, lora.rank)  # noqa: E731
-    added = jax.jit(build, out_shardings=param_shardings(mesh, jax.eval_shape(build)))()
-    return _stored(c, params | {"layers": params["layers"] | added})
+    return _stored(c, params | {"layers": params["layers"] | _initial_adapters(key, spec, lora.rank, mesh)})
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "rank", "mesh"))
+def _initial_adapters(key, spec: ModelSpec, rank: int, mesh: Mesh) -> dict:
+    adapters = initial_adapters(key, layer_shapes(spec), spec.num_layers, rank)
+    return jax.lax.with_sharding_constraint(adapters, param_shardings(mesh, adapters))
 
 
 def _base_params(c: ConfigDict, spec: ModelSpec, mesh: Mesh) -> dict:

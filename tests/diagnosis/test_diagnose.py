@@ -72,8 +72,8 @@ def test_diffusion_predictions_of_a_model_that_knows_nothing(tiny_converted_dir)
 class Line(nnx.Module):
     """The loss of a masked token is the one weight itself: the gradient is the mean of 1 / t over masked tokens."""
 
-    def __init__(self):
-        self.weight_D = nnx.Param(jnp.ones(1))
+    def __init__(self, stored="float32"):
+        self.weight_D = nnx.Param(jnp.ones(1, stored))
 
     def hidden(self, tokens_BT, **_):
         return jnp.broadcast_to(self.weight_D[...], (*tokens_BT.shape, 1))
@@ -132,6 +132,7 @@ def test_variance_is_that_of_the_draws():
     assert signal > 0
     for way in WAYS:
         assert found[way]["relative"] == pytest.approx(variance[way] / signal, rel=1e-3), way
+    assert gradient_variance(Line("bfloat16"), OBJECTIVE, batch, 8) == found
     one_stream = make_objective(pattern="block_causal")
     assert list(gradient_variance(model, one_stream, batch, 2)) == list(WAYS)[:3]
 

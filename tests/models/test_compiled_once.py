@@ -18,6 +18,7 @@ from edlm_jax.evaluation.likelihood import choose, log_likelihood
 from edlm_jax.evaluation.mteb import Encoder
 from edlm_jax.models import Conversion
 from edlm_jax.parallel.sharding import MESH_AXES, param_shardings
+from tests.compilations import twice
 from tests.training.tiny import MASK_ID, random_model
 
 TOKENS = np.arange(32, dtype=np.int32).reshape(2, 16)
@@ -30,22 +31,6 @@ PATTERNS = {
     "two streams, padded": lambda: CleanContext(8, 3),
 }
 SETTINGS = {"sampling": dict(temperature=1.0, top_k=3), "a watcher": dict(on_block=lambda tokens: None)}
-compiled = []
-jax.monitoring.register_event_duration_secs_listener(
-    lambda name, seconds, **_: compiled.append(name) if name.startswith("/jax/core/compile/") else None
-)
-
-
-def twice(call):
-    """What the second call traces and compiles; of the first one the listener must have heard."""
-    jax.clear_caches()
-    call()
-    assert compiled, "the listener hears of nothing"
-    compiled.clear()
-    call()
-    return compiled
-
-
 @pytest.fixture(scope="module")
 def model():
     """Six layers: they are scanned."""

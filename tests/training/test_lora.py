@@ -11,9 +11,11 @@ from edlm_jax.models.lora import ADAPTERS, Lora, partition
 from edlm_jax.parallel.mesh import make_mesh
 from edlm_jax.pretrained import load_pretrained
 from edlm_jax.training.checkpoint import Checkpoints, load_trained
-from edlm_jax.training.initial import abstract_state, read_spec
+from edlm_jax.training.config import training_mesh
+from edlm_jax.training.initial import abstract_state, initial_params, read_spec
 from edlm_jax.training.metrics import step_flops
 from edlm_jax.training.train import train
+from tests.compilations import twice
 from tests.training.conftest import make_config
 from tests.training.test_train import assert_same, params, raise_sigterm_in_step
 from tests.training.tiny import make_objective, random_model
@@ -99,3 +101,10 @@ def test_flops_leave_out_the_gradients_of_what_is_frozen():
     adapters = 2 * 4 * (64 + 48 + 48 + 64 + 3 * 80)
     full, lora = (step_flops(spec, objective, 3, 24, how) for how in (None, Lora(4, 32.0)))
     assert full - lora == 3 * 48 * (2 * layers - 6 * adapters)
+
+
+def test_what_a_run_started_from_compiles_once(corpus, checkpoint):
+    """A run reads it again at every evaluation."""
+    c = lora_config(corpus, checkpoint)
+    spec, mesh = read_spec(c)[0], training_mesh(c)
+    assert "/jax/core/compile/backend_compile_duration" not in twice(lambda: initial_params(c, spec, mesh))
