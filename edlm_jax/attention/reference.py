@@ -39,6 +39,7 @@ def partial_attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS):
 
 
 def partial_heads_first(q_BTNH, k_BKSH, v_BKSH, mask_BTS):
+    """`partial_attention` of keys and values whose heads lie in front of their columns already."""
     B, T, N, H = q_BTNH.shape
     K, S = k_BKSH.shape[1:3]
     G = N // K
@@ -46,7 +47,7 @@ def partial_heads_first(q_BTNH, k_BKSH, v_BKSH, mask_BTS):
     scores = jnp.einsum("BKRH,BKSH->BKRS", q_BKRH, k_BKSH, preferred_element_type=jnp.float32).reshape(B, K, G, T, S)
     if mask_BTS is not None:
         scores = jnp.where(mask_BTS[:, None, None], scores, NEVER)
-    top_BKGT1 = jax.lax.stop_gradient(scores.max(-1, keepdims=True))  # cancels in `_combine`: no gradient to carry
+    top_BKGT1 = jax.lax.stop_gradient(scores.max(-1, keepdims=True))  # cancels in `combine`: no gradient to carry
     weights = jnp.exp(scores - top_BKGT1)
     w_BKRS = weights.reshape(B, K, G * T, S).astype(v_BKSH.dtype)
     out_BKRH = jnp.einsum("BKRS,BKSH->BKRH", w_BKRS, v_BKSH, preferred_element_type=jnp.float32)

@@ -21,10 +21,8 @@ from edlm_jax.pretrained.text import Read, Text
 
 def check_settings(spec: ModelSpec, mode: Mode | None = None, **settings) -> None:
     """Raises what a `Decoder` of this spec would in a call with these settings: before its weights are read."""
-    unread = Decoder.__new__(Decoder)
-    unread.spec = spec
     with warnings.catch_warnings(action="ignore"):  # the decoding itself says them
-        unread([], mode, **settings)
+        _read_call(spec, 0, mode, **settings)
 
 
 def refuse_prompts(
@@ -81,15 +79,10 @@ class Decoder:
           on_block: called with every row's settled tokens whenever a block has finished, or every few tokens in the
             modes without blocks, for a person who watches; tokens that may begin a stop string wait.
         """
-        if limit < 1:
-            raise InputError(f"max_new_tokens must be positive, not {limit}")
-        sampling.check()
-        mode = (mode or default_mode(self.spec)).completed(self.spec)
-        mode.check(self.spec, sampling)
-        call = Call(self.spec, limit, sampling, read_ends(ends), row_seeds(seed, len(prompts)))
+        settings = dict(limit=limit, sampling=sampling, seed=seed, ends=ends, stop=stop, detokenize=detokenize)
+        mode, call, stop = _read_call(self.spec, len(prompts), mode, **settings)
         for reason in self.refuse(prompts, mode, limit=limit).values():
             raise InputError(reason)
-        stop = check_stop(stop, detokenize)
         if not prompts:
             return Generation([], [], [], [])
         run = mode.start(self.weights, prompts, call)
@@ -97,6 +90,29 @@ class Decoder:
         if on_block or stop:
             return _in_pieces(run, reader, on_block)
         return reader.read(run.whole()) if reader else run.whole()
+
+
+def _read_call(
+    spec: ModelSpec,
+    count: int,
+    mode: Mode | None,
+    *,
+    limit: int,
+    sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+    seed=0,
+    ends=None,
+    stop=(),
+    detokenize=None,
+    on_block=None,
+) -> tuple[Mode, Call, tuple[str, ...]]:
+    """(mode, call, stop strings) of a call with so many prompts: all that can be refused without weights or prompts."""
+    if limit < 1:
+        raise InputError(f"max_new_tokens must be positive, not {limit}")
+    sampling.check()
+    mode = (mode or default_mode(spec)).completed(spec)
+    mode.check(spec, sampling)
+    call = Call(spec, limit, sampling, read_ends(ends), row_seeds(seed, count))
+    return mode, call, check_stop(stop, detokenize)
 
 
 def _in_pieces(run: Run, reader: Reader | None, on_block) -> Generation:

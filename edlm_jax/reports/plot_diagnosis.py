@@ -5,13 +5,13 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from edlm_jax.diagnosis.diagnose import Diagnosis
 from edlm_jax.reports.plot_report import AR_COLOUR, DRIFT_COLOURS, STYLE
+from edlm_jax.reports.report import Report
 
 _COLOURS = {"diffusion": "#2a9d8f", "ar": AR_COLOUR}
 
 
-def plot_diagnosis(found: Diagnosis, path: Path) -> None:
+def plot_diagnosis(found: Report, path: Path) -> None:
     """Draw what was measured."""
     panels = {"loss": _loss, "calibration": _calibration, "decode_order": _order}
     panels |= {"weight_drift": _drift, "gradient_variance": _variance}
@@ -23,14 +23,14 @@ def plot_diagnosis(found: Diagnosis, path: Path) -> None:
         figure.savefig(path, dpi=130)
 
 
-def _loss(axes, found: Diagnosis) -> None:
+def _loss(axes, found: Report) -> None:
     for mode, prediction in found["predictions"].items():
         axes.plot(prediction["loss_by_position"], "o-", markersize=3, color=_COLOURS[mode], label=mode)
     axes.set(title="Loss by position", xlabel="position in the block", ylabel="nats per token", ylim=(0, None))
     axes.legend()
 
 
-def _calibration(axes, found: Diagnosis) -> None:
+def _calibration(axes, found: Report) -> None:
     axes.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1)
     for mode, prediction in found["predictions"].items():
         x, y = ([entry[name] for entry in prediction["bins"]] for name in ("confidence", "accuracy"))
@@ -39,21 +39,21 @@ def _calibration(axes, found: Diagnosis) -> None:
     axes.legend()
 
 
-def _order(axes, found: Diagnosis) -> None:
+def _order(axes, found: Report) -> None:
     order = found["decode_order"]
     axes.plot(order["forward_by_position"], "o-", markersize=3, color=_COLOURS["diffusion"])
     title = f"Order of decoding, tau {order['kendall_tau']:.2f}"
     axes.set(title=title, xlabel="position in the block", ylabel="forwards after the block's first", ylim=(0, None))
 
 
-def _drift(axes, found: Diagnosis) -> None:
+def _drift(axes, found: Report) -> None:
     for group, drift in found["weight_drift"].items():
         axes.plot(drift["relative"], "o-", color=DRIFT_COLOURS[group], label=group)
     axes.set(title="Weight drift", xlabel="layer", ylabel="|change| / |before|", ylim=(0, None))
     axes.legend()
 
 
-def _variance(axes, found: Diagnosis) -> None:
+def _variance(axes, found: Report) -> None:
     ways = {name: way["relative"] or 0.0 for name, way in found["gradient_variance"].items()}
     axes.barh(list(ways), list(ways.values()), color=_COLOURS["diffusion"], height=0.6)
     axes.invert_yaxis()

@@ -117,24 +117,26 @@ class Study:
             {
                 "step": step,
                 "mode": mode.name,
-                "block_length": mode.block_length if self.c.eval_block_lengths else None,
+                "block_length": length if self.c.eval_block_lengths else None,
                 "threshold": getattr(mode, "threshold", None),
                 **self._score(decoder, mode),
             }
-            for mode in self._modes(cell)
+            for mode, length in self._modes(cell)
         ]
         measures = drift_of(self._ar, model) | of_model(self.c, cell.config, model, self._text.tokenizer)
         return points, {"step": step} | measures
 
-    def _modes(self, cell: Cell) -> list[Mode]:
-        """Every mode, in blocks of every length, at every threshold if it has one."""
+    def _modes(self, cell: Cell) -> list[tuple[Mode, int]]:
+        """Every mode, in blocks of every length if it has blocks, at every threshold if it has one."""
         lengths = self.c.eval_block_lengths or (cell.config.objective.block_length,)
-        options = dict(block_length=lengths, threshold=cell.config.evaluation.thresholds)
         modes = []
-        for name in self.c.eval_modes:
-            own = {option: values for option, values in options.items() if option in options_of(name)}
-            chosen = itertools.product(*own.values())
-            modes += [make_mode(name, **dict(zip(own, values, strict=True))) for values in chosen]
+        for name, length in itertools.product(self.c.eval_modes, lengths):
+            own = options_of(name)
+            blocks = {"block_length": length} if "block_length" in own else {}
+            thresholds = cell.config.evaluation.thresholds if "threshold" in own else (None,)
+            for threshold in thresholds:
+                chosen = {} if threshold is None else {"threshold": threshold}
+                modes.append((make_mode(name, **blocks, **chosen), length))
         return modes
 
     def _score(self, decoder: Decoder, mode: Mode) -> dict[str, float]:

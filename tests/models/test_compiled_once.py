@@ -79,6 +79,7 @@ def test_noise_and_loss(half_life):
     assert not twice(noise_and_loss)
 
 
+@pytest.mark.filterwarnings("ignore:.*reads next tokens from a causal stream")
 @pytest.mark.parametrize("mode", MODES)
 def test_generation_in_every_mode(model, mode):
     assert not twice(lambda: edlm_jax.generate(model, [[1, 2, 3], [4]], max_new_tokens=8, mode=mode))

@@ -129,6 +129,18 @@ def test_machines_share_cells_and_nothing_runs_twice(study_file, tmp_path, capsy
     assert "another config" in capsys.readouterr().err and len(ran) == 4
 
 
+def test_a_mode_without_blocks_has_a_point_at_every_block_length(study_file, tmp_path, monkeypatch):
+    name, doc, config, sweep = load_study(str(study_file))
+    config.eval_block_lengths, config.eval_modes = (2, 4), ("ar", "diffusion")
+    config.base.evaluation.thresholds = (0.9, 0.5)
+    study = study_run.Study(config, expand(config, sweep), tmp_path)
+    modes = study._modes(study.cells[0])
+    own = [(mode.name, getattr(mode, "block_length", None), getattr(mode, "threshold", None)) for mode, _ in modes]
+    blocks = [("diffusion", length, threshold) for length in (2, 4) for threshold in (0.9, 0.5)]
+    assert own == [("ar", None, None)] * 2 + blocks
+    assert [length for _, length in modes] == [2, 4] + [2, 2, 4, 4]
+
+
 def test_an_ar_model_measured_otherwise_is_not_taken_for_the_baseline(study_file, tmp_path, monkeypatch):
     name, doc, config, sweep = load_study(str(study_file))
     monkeypatch.setattr(study_run.Study, "_score", lambda study, decoder, how: dict(accuracy=0.5))
