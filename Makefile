@@ -1,6 +1,6 @@
 # Every target does its own set-up: a virtual environment in the checkout, made with PYTHON (3.11 or later)
 # and JAX (jax==0.10.2, say; else the newest).
-# Stamp files inside it make the next run quick; a change of setup.py installs again.
+# Stamp files inside it make the next run quick; a change of setup.py or of the CPU kernels' sources installs again.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -9,6 +9,7 @@ JAX ?= jax
 VENV := .venv
 PARITY := .venv-parity
 WORKDIR ?= runs/quickstart
+KERNELS := $(wildcard edlm_jax/parallel/cpu/*.cc edlm_jax/parallel/cpu/*.h)
 PIP := -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help quickstart test test-parity lint clean
@@ -40,7 +41,7 @@ clean:  ## remove the virtual environments and caches; runs/ stays
 	$(PYTHON) -m venv $*
 
 # jax goes in first: the kernels for CPUs are built against its headers, with a C++ compiler where there is one.
-$(VENV)/installed: setup.py pyproject.toml $(wildcard edlm_jax/parallel/cpu/*.cc edlm_jax/parallel/cpu/*.h) | $(VENV)/bin/python
+$(VENV)/installed: setup.py pyproject.toml $(KERNELS) | $(VENV)/bin/python
 	$(VENV)/bin/python $(PIP) '$(JAX)'
 	$(VENV)/bin/python $(PIP) --editable . '$(JAX)'
 	@touch $@
@@ -55,7 +56,7 @@ $(VENV)/installed-dev: $(VENV)/installed-test
 
 # torch goes in before transformers can ask for another one. PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 # takes the small build without CUDA.
-$(PARITY)/installed: setup.py pyproject.toml | $(PARITY)/bin/python
+$(PARITY)/installed: setup.py pyproject.toml $(KERNELS) | $(PARITY)/bin/python
 	$(PARITY)/bin/python $(PIP) '$(TORCH)'
 	$(PARITY)/bin/python $(PIP) --editable '.[test,lm-eval,mteb]'
 	@touch $@
