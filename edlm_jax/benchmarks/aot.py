@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from edlm_jax.attention import BlockCausal, InPieces, Tiles, count_tiles
@@ -28,8 +28,8 @@ from edlm_jax.errors import InputError
 from edlm_jax.models.cache import DecodingWeights
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.parallel.devices import describe
-from edlm_jax.parallel.mesh import BATCH_SPEC, micro_batches
-from edlm_jax.parallel.sharding import MESH_AXES, param_shardings
+from edlm_jax.parallel.mesh import BATCH_SPEC, decoding_mesh, micro_batches
+from edlm_jax.parallel.sharding import DECODING, param_shardings
 from edlm_jax.training.checkpoint import abstract_model, with_shardings
 from edlm_jax.training.config import adapters, attention_tiles, training_mesh, validate
 from edlm_jax.training.initial import abstract_state, planned_spec
@@ -120,14 +120,12 @@ def tiles_report(layout: Layout, length: int, tiles: Tiles, pieces: int) -> dict
 def decoder_report(spec: ModelSpec, dtype: str, devices: list[jax.Device]) -> dict[str, Any]:
     """The block decoder: key heads over `tensor`, as far as they divide, and a row for each group of devices."""
     tensor = math.gcd(spec.num_kv_heads, len(devices))
-    shape = (len(devices) // tensor, 1, tensor, 1)
-    types = (AxisType.Auto,) * len(MESH_AXES)
-    mesh = Mesh(np.asarray(devices).reshape(shape), MESH_AXES, axis_types=types)
-    rows, C = shape[0], spec.conversion.block_length
+    mesh = decoding_mesh(tensor, devices)
+    rows, C = mesh.shape["data"], spec.conversion.block_length
     graphdef, params = abstract_model(spec, dtype, mesh)
     with jax.set_mesh(mesh):
         weights = jax.eval_shape(lambda params: DecodingWeights.of(nnx.merge(graphdef, params)), params)
-    weights = with_shardings(weights, param_shardings(mesh, weights))
+    weights = with_shardings(weights, param_shardings(mesh, weights, DECODING))
     settings = BlockSettings(
         block_length=C,
         num_blocks=NEW_TOKENS // C,

@@ -12,7 +12,7 @@ import argparse
 from typing import Any
 
 from edlm_jax.commands.config import add_config_argument, load_config
-from edlm_jax.commands.dtype import add_dtype_argument, chosen_dtype
+from edlm_jax.commands.devices import add_dtype_argument, chosen_dtype
 from edlm_jax.commands.evaluate import load_common_tokenizer
 from edlm_jax.errors import InputError
 
@@ -91,7 +91,7 @@ def _decode(args):
         for reason in refuse_prompts(specs[mode.name], prompts, mode, **common).values():
             raise InputError(reason)
     paths = {"diffusion": args.model, "ar": baseline}
-    decoders = {side: Decoder(load_pretrained(path, dtype=args.dtype)) for side, path in paths.items()}
+    decoders = {side: Decoder(load_pretrained(path, dtype=args.dtype), take=True) for side, path in paths.items()}
     forwards, ways = {}, {}
     for name, mode in modes.items():
         decoder = decoders[mode.name]

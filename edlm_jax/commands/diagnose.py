@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edlm_jax.commands.dtype import add_dtype_argument, chosen_dtype
+from edlm_jax.commands.devices import add_dtype_argument, chosen_dtype
 from edlm_jax.commands.evaluate import choose_source, load_common_tokenizer, whole
 from edlm_jax.errors import InputError
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edlm_jax.commands.dtype import add_dtype_argument, chosen_dtype
+from edlm_jax.commands.devices import add_dtype_argument, add_tensor_argument, chosen_dtype, chosen_mesh
 from edlm_jax.errors import InputError, PartlyRefusedError
 
 GENERATED = ("tasks", "stdlib")  # held-out splits of sources that need no file
@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows decoded at a time (32)")
     parser.add_argument("--timed-prompts", type=int, default=8, metavar="N", help="prompts timed at batch 1 (8)")
     add_dtype_argument(parser)
+    add_tensor_argument(parser)
     parser.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
 
 
@@ -51,6 +52,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             raise InputError(f"--{name.replace('_', '-')} must be positive, not {vars(args)[name]}")
     if args.rows and args.task != "heldout":
         raise InputError(f"--rows is for --task=heldout; --task={args.task} takes --count")
+    if args.tensor is not None and args.task != "tasks":
+        raise InputError(f"--tensor is for --task=tasks, which decodes; --task={args.task} runs on one device")
     source = choose_source(args)
     block_lengths = _check_sweep(args)
     from edlm_jax.pretrained import Text, load_pretrained
@@ -61,8 +64,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     prepare = {"heldout": _heldout, "retrieval": _retrieval, "tasks": _sweep if args.sweep else _tasks}[args.task]
     # All that can be refused is, before a weight is read.
     measure, refused = prepare(args, specs, source, text, thresholds, block_lengths)
-    dtype = chosen_dtype(args)
-    models = {mode: load_pretrained(path, dtype=dtype) for mode, path in paths.items()}
+    dtype, mesh = chosen_dtype(args), chosen_mesh(args) if args.task == "tasks" else None
+    models = {mode: load_pretrained(path, dtype=dtype, mesh=mesh) for mode, path in paths.items()}
     result = {"model": args.model, "dtype": dtype, **measure(models), "refused": refused, **describe_machine()}
     if args.sweep:
         _write_sweep(result, Path(args.out))
@@ -124,7 +127,7 @@ def _tasks(args, specs, source, text, thresholds, block_lengths):
     tasks, refused = choose_tasks(load_tasks([source], text.tokenizer), [(specs[mode.name], mode) for mode in modes])
 
     def measure(models):
-        decoders = {name: Decoder(model) for name, model in models.items()}
+        decoders = {name: Decoder(model, take=True) for name, model in models.items()}
         ways = [(decoders[mode.name], mode) for mode in modes]
         accuracy = compare_accuracy(ways, tasks, text, args.batch_size)
         return results_by_mode(modes, accuracy, compare_speed(ways, tasks, text, args.timed_prompts))
@@ -149,11 +152,11 @@ def _sweep(args, specs, source, text, thresholds, block_lengths):
 
     def measure(models):
         return sweep(
-            Decoder(models["diffusion"]),
+            Decoder(models["diffusion"], take=True),
             sweep_points(thresholds, block_lengths),
             tasks,
             text,
-            baseline=Decoder(models["ar"]) if "ar" in models else None,
+            baseline=Decoder(models["ar"], take=True) if "ar" in models else None,
             batch_size=args.batch_size,
             timed_prompts=args.timed_prompts,
         )

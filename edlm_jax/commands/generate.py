@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from edlm_jax.commands.dtype import add_dtype_argument, chosen_dtype
+from edlm_jax.commands.devices import add_dtype_argument, add_tensor_argument, chosen_dtype, chosen_mesh
 from edlm_jax.errors import InputError, PartlyRefusedError
 
 
@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="and the smallest set that holds P (1)")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling (0)")
     add_dtype_argument(parser)
+    add_tensor_argument(parser)
     parser.add_argument("--warm", action="store_true", help="decode once before timing: tokens/s without compilation")
 
 
@@ -47,6 +48,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     spec, tokenizer = load_spec(args.model), load_tokenizer(args.model)
     decoding = _settings(args, spec, Text.of(spec, tokenizer))
     check_settings(spec, seed=args.seed, **decoding)
+    mesh = chosen_mesh(args)
     tokens = [_encode(tokenizer, prompt, args.chat) for prompt in prompts]
     refused = _refuse(spec, prompts, tokens, decoding)
     if len(prompts) == 1 and refused:
@@ -60,7 +62,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     tokens, seeds = [tokens[i] for i in kept], [seeds[i] for i in kept]
     decoded, seconds = [], 0.0
     if kept:  # what can be refused has been: only now the weights are read
-        decoder = Decoder(load_pretrained(args.model, dtype=chosen_dtype(args)))
+        decoder = Decoder(load_pretrained(args.model, dtype=chosen_dtype(args), mesh=mesh), take=True)
         decoded, seconds = _decode(decoder, tokens, seeds, decoding, args.batch_size, args.warm)
     if "on_block" in decoding:  # with a stop string the text may go on where its last token is left out
         decoding["on_block"].show(_answer(decoded[0].text, args.chat))

@@ -1,10 +1,13 @@
 """A model made ready for decoding, and one call of it."""
 
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import jax
 import numpy as np
+from flax import nnx
 
 from edlm_jax.decoding.ends import read_ends
 from edlm_jax.decoding.engine import Run
@@ -17,6 +20,8 @@ from edlm_jax.errors import InputError
 from edlm_jax.models import ModelSpec, Transformer
 from edlm_jax.models.cache import DecodingWeights
 from edlm_jax.pretrained.text import Read, Text
+
+_DECODERS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # model: (its parameters, its decoder)
 
 
 def check_settings(spec: ModelSpec, mode: Mode | None = None, **settings) -> None:
@@ -42,11 +47,27 @@ def refuse_prompts(
 
 
 class Decoder:
-    """A model's weights laid out once. It does not follow later changes of them."""
+    """A model's weights laid out once, where the model lies: on one device, or on a mesh.
 
-    def __init__(self, model: Transformer):
+    It does not follow later changes of them. With `take` the model is emptied on the way, for a Decoder that replaces
+    it: so many weights are never held twice.
+    """
+
+    def __init__(self, model: Transformer, *, take: bool = False):
         self.spec = model.spec
-        self.weights = DecodingWeights.of(model)
+        self.weights = DecodingWeights.of(model, take=take)
+
+    @classmethod
+    def of(cls, model: Transformer) -> "Decoder":
+        """The model's decoder of the last time, as long as it has the same parameters; it goes with the model."""
+        parameters = jax.tree.leaves(nnx.state(model))
+        as_of, decoder = _DECODERS.get(model, ((), None))
+        same = len(as_of) == len(parameters) and all(x() is y for x, y in zip(as_of, parameters, strict=True))
+        if decoder is None or not same or (decoder.spec, decoder.weights.dtype) != (model.spec, model.dtype):
+            _DECODERS.pop(model, None)  # before another one is made
+            decoder = cls(model)
+            _DECODERS[model] = [weakref.ref(x) for x in parameters], decoder
+        return decoder
 
     def refuse(self, prompts: Sequence[Sequence[int]], mode: Mode | None = None, **settings) -> dict[int, str]:
         """index -> reason of the prompts that a call with these settings would refuse."""
@@ -80,16 +101,20 @@ class Decoder:
             modes without blocks, for a person who watches; tokens that may begin a stop string wait.
         """
         settings = dict(limit=limit, sampling=sampling, seed=seed, ends=ends, stop=stop, detokenize=detokenize)
-        mode, call, stop = _read_call(self.spec, len(prompts), mode, **settings)
+        count = len(prompts)
+        mode, call, stop = _read_call(self.spec, count, mode, **settings)
         for reason in self.refuse(prompts, mode, limit=limit).values():
             raise InputError(reason)
         if not prompts:
             return Generation([], [], [], [])
+        # The last row again for devices that would have none: they would do all rows otherwise, as one device does.
+        prompts = [*prompts, *[prompts[-1]] * self.weights.spare(count)]
+        call = replace(call, seeds_B=np.pad(call.seeds_B, (0, len(prompts) - count), mode="edge"))
         run = mode.start(self.weights, prompts, call)
         reader = Reader(stop, detokenize, prompts) if detokenize else None
         if on_block or stop:
-            return _in_pieces(run, reader, on_block)
-        return reader.read(run.whole()) if reader else run.whole()
+            return _in_pieces(run, reader, on_block and (lambda rows: on_block(rows[:count]))).first(count)
+        return (reader.read(run.whole()) if reader else run.whole()).first(count)
 
 
 def _read_call(

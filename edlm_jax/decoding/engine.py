@@ -13,6 +13,7 @@ import jax
 from edlm_jax.decoding.compiled import compiled
 from edlm_jax.decoding.generation import Generation
 from edlm_jax.models.cache import DecodingWeights
+from edlm_jax.parallel.mesh import on_mesh
 
 
 @compiled(static_argnames="settings")
@@ -44,15 +45,18 @@ class Run:
 
     def whole(self) -> Generation:
         """All of it."""
-        return self.collect(decode_whole(self.weights, self.request, self.settings))
+        with on_mesh(self.weights.mesh):
+            return self.collect(decode_whole(self.weights, self.request, self.settings))
 
     def begin(self):
         """The state after the prefill."""
-        return begin(self.weights, self.request, self.settings)
+        with on_mesh(self.weights.mesh):
+            return begin(self.weights, self.request, self.settings)
 
     def advance(self, state):
         """The next state worth a look; the old one is gone."""
-        return advance(self.weights, self.request, self.settings, state)
+        with on_mesh(self.weights.mesh):
+            return advance(self.weights, self.request, self.settings, state)
 
     def collect(self, state) -> Generation:
         """What a state holds so far."""

@@ -87,7 +87,7 @@ def generate(
         sub_block_length=sub_block_length,
         dual_cache=dual_cache,
     )
-    decoder = model if isinstance(model, Decoder) else Decoder(model)
+    decoder = model if isinstance(model, Decoder) else Decoder.of(model)
     return decoder(
         prompts,
         mode if isinstance(mode, Mode) else _named(mode, options),

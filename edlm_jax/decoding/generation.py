@@ -1,7 +1,7 @@
 """What decoding returns: tokens and honest counts, the same for every mode."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import jax
 import numpy as np
@@ -23,6 +23,10 @@ class Generation:
     row_denoise_forwards: list[int]
     row_commit_forwards: list[int]
     texts: list[str] = field(default_factory=list)  # with `detokenize`: each row's text, cut at the stop string
+
+    def first(self, count: int) -> "Generation":
+        """The first rows alone."""
+        return Generation(*(getattr(self, field.name)[:count] for field in fields(self)))
 
     @property
     def denoise_forwards(self) -> int:

@@ -14,11 +14,16 @@ from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.parallel import cpu
 from edlm_jax.parallel.devices import platform
+from edlm_jax.parallel.sharding import DECODING, constrain
 
 
 @dataclass(frozen=True)
 class Xla:
-    """XLA's own, wherever it runs."""
+    """XLA's own, wherever it runs; on a mesh rows lie over `data`, heads and matrices over `tensor`."""
+
+    def lay(self, name: str, w):
+        """A parameter of the laid out model as it is held; the letters of its name say which axes it has."""
+        return constrain(w, name.rsplit("_", 1)[-1], DECODING)
 
     def attend(self, q_BTNH, k_BKSH, v_BKSH, mask_BTS):
         """Attention over a cache under a mask."""
@@ -32,12 +37,18 @@ class Xla:
 
     def write(self, k_BKSH, v_BKSH, new_k_BTKH, new_v_BTKH, start, where_BT):
         """Both caches with new columns from `start` on, an int or int32[B], where `where_BT` (None: everywhere)."""
-        return _write(k_BKSH, new_k_BTKH, start, where_BT), _write(v_BKSH, new_v_BTKH, start, where_BT)
+        written = (_write(k_BKSH, new_k_BTKH, start, where_BT), _write(v_BKSH, new_v_BTKH, start, where_BT))
+        return tuple(constrain(x_BKSH, "BK__", DECODING) for x_BKSH in written)
 
 
 @dataclass(frozen=True)
 class CpuKernels(Xla):
     """In C++, for float32 on one CPU device: what a column gets does not depend on the columns and rows beside it."""
+
+    def lay(self, name: str, w):
+        """A parameter of the laid out model as it is held: matrices packed for the product."""
+        summed = {"qkv_DKMH": 1, "o_NHD": 2, "gate_up_DPF": 1, "down_FD": 1, "head_DV": 1}
+        return cpu.pack(w, summed[name]) if name in summed else cpu.Scale(w) if "norm" in name else w
 
     def attend(self, q_BTNH, k_BKSH, v_BKSH, mask_BTS):
         """Attention over a cache under a mask."""

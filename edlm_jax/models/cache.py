@@ -5,6 +5,7 @@ layer, unrolled: its programs are small, and each layer's cache and weights are 
 compiled loop updates in place.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,16 +13,19 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from edlm_jax.attention import Pattern
 from edlm_jax.errors import InputError
-from edlm_jax.models.backend import CpuKernels, Xla, choose
+from edlm_jax.models.backend import Xla, choose
 from edlm_jax.models.product import project
 from edlm_jax.models.rope import rotary_tables
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer, fuse_projections, layer_forward, rms_norm
 from edlm_jax.parallel import cpu
 from edlm_jax.parallel.devices import platform
+from edlm_jax.parallel.mesh import mesh_of, on_mesh
+from edlm_jax.parallel.sharding import DECODING, constrain
 
 Attention = Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array]  # (layer, q_BTNH, k_BTKH, v_BTKH) -> out_BTNH
 
@@ -42,15 +46,42 @@ class DecodingWeights:
     head_DV: jax.Array | cpu.Packed | None  # None: tied, read from the embedding
 
     @classmethod
-    def of(cls, model: Transformer) -> "DecodingWeights":
-        """Laid out once; later changes of the model are not followed."""
+    def of(cls, model: Transformer, *, take: bool = False) -> "DecodingWeights":
+        """Laid out once, on the devices where the model lies; later changes of it are not followed.
+
+        On a mesh each group of `tensor` devices holds them once. With `take` the model is emptied parameter by
+        parameter, so that its weights and these never stand side by side.
+        """
         if model.layers.lora:
             raise InputError("this model's adapters are not merged; read its run with load_trained, which merges them")
-        backend = choose(model)
-        if isinstance(backend, CpuKernels):
-            return _pack(model, backend)
-        # On CPU a product with the transposed embedding costs several times one with a head of its own (measured).
-        return _lay_out(*nnx.split(model), backend, copy_head=platform() == "cpu")
+        spec, backend = model.spec, choose(model)
+        read = lambda name: getattr(model, name)[...].astype(model.dtype)  # noqa: E731
+        with on_mesh(mesh_of(nnx.state(model))):
+            embedding_VD, head_DV = read("embedding_VD"), None
+            # On CPU a product with the transposed embedding costs several times one with a head of its own (measured).
+            if not spec.tied or platform() == "cpu":
+                head_DV = backend.lay("head_DV", embedding_VD.T if spec.tied else read("head_DV"))
+            in_head = spec.tied and isinstance(head_DV, cpu.Packed)
+            return cls(
+                spec=spec,
+                backend=backend,
+                embedding_VD=None if in_head else backend.lay("embedding_VD", embedding_VD),
+                layers=tuple(
+                    {name: backend.lay(name, w) for name, w in layer.items()} for layer in _fused_layers(model, take)
+                ),
+                final_norm_D=backend.lay("final_norm_D", read("final_norm_D")),
+                head_DV=head_DV,
+            )
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """Where they lie; None is one device."""
+        return mesh_of(self.final_norm_D)
+
+    def spare(self, rows: int) -> int:
+        """How many more rows would cost nothing: those up to a multiple of the mesh's groups of devices."""
+        mesh = self.mesh
+        return 0 if mesh is None else -rows % math.prod(mesh.shape[axis] for axis in DECODING.B)
 
     @property
     def dtype(self):
@@ -68,44 +99,23 @@ class DecodingWeights:
         return project(x_BTD, self.head_DV, dtype=jnp.float32)
 
 
-@partial(jax.jit, static_argnames=("graphdef", "backend", "copy_head"))
-def _lay_out(graphdef, state, backend, copy_head):
-    model = nnx.merge(graphdef, state)
-    embedding_VD = model.embedding_VD[...].astype(model.dtype)
-    head_DV = embedding_VD.T if model.spec.tied and copy_head else None
-    return DecodingWeights(
-        spec=model.spec,
-        backend=backend,
-        embedding_VD=embedding_VD,
-        layers=tuple(_fused_layers(model)),
-        final_norm_D=model.final_norm_D[...].astype(model.dtype),
-        head_DV=head_DV if model.spec.tied else model.head_DV[...].astype(model.dtype),
-    )
+def _fused_layers(model, take):
+    """Layer by layer, so that no second copy of the model ever stands beside the first."""
+    spec, stacked = model.spec, model.layers.stacked()
+    if take:
+        stacked = {name: _unstacked(x) for name, x in stacked.items()}
+    for i in range(spec.num_layers):
+        layer = {name: x[i].astype(model.dtype) for name, x in stacked.items()}
+        if take:
+            for x in stacked.values():
+                x[i] = None
+        yield fuse_projections(spec, layer)
 
 
-def _pack(model, backend):
-    """Matrix by matrix, so that no second copy of the model ever stands beside the first."""
-    spec, dtype = model.spec, model.dtype
-    embedding_VD = model.embedding_VD[...].astype(dtype)
-    summed = {"qkv_DKMH": 1, "o_NHD": 2, "gate_up_DPF": 1, "down_FD": 1}
-
-    def place(name, w):
-        return cpu.pack(w, summed[name]) if name in summed else cpu.Scale(w) if "norm" in name else w
-
-    return DecodingWeights(
-        spec=spec,
-        backend=backend,
-        embedding_VD=None if spec.tied else embedding_VD,
-        layers=tuple({name: place(name, w) for name, w in layer.items()} for layer in _fused_layers(model)),
-        final_norm_D=cpu.Scale(model.final_norm_D[...].astype(dtype)),
-        head_DV=cpu.pack(embedding_VD.T if spec.tied else model.head_DV[...].astype(dtype)),
-    )
-
-
-def _fused_layers(model):
-    stacked = model.layers.stacked()
-    for i in range(model.spec.num_layers):
-        yield fuse_projections(model.spec, {name: x[i].astype(model.dtype) for name, x in stacked.items()})
+def _unstacked(x) -> list:
+    layers = [x[i] for i in range(len(x))]  # list(x) leaves the mesh
+    x.delete()
+    return layers
 
 
 @jax.tree_util.register_dataclass
@@ -142,10 +152,11 @@ def forward(weights: DecodingWeights, tokens_BT, rotary_BT, attention: Attention
     (default: all) are computed: the others give keys and values alone.
     """
     spec = weights.spec
-    x_BTD = tokens_BT if tokens_BT.ndim == 3 else weights.embed(tokens_BT)
+    x_BTD = constrain(tokens_BT if tokens_BT.ndim == 3 else weights.embed(tokens_BT), "B__", DECODING)
     whole, last = (lambda x_BT: x_BT), (lambda x_BT: x_BT[:, -read if read else None :])
     for index, (layer, wanted) in enumerate(zip(weights.layers, [whole] * (spec.num_layers - 1) + [last], strict=True)):
         x_BTD = layer_forward(spec, layer, x_BTD, rotary_BT, partial(attention, index), wanted)
+        x_BTD = constrain(x_BTD, "B__", DECODING)
     return rms_norm(x_BTD, weights.final_norm_D, spec.norm_eps)
 
 
@@ -170,7 +181,8 @@ def prefill(
     def attend_and_keep(index, q, k, v):
         for kept, x_BTKH in ((keys, k), (values, v)):
             x_BKTH = x_BTKH[:, :keep].swapaxes(1, 2)
-            kept.append(jnp.pad(x_BKTH, ((0, 0), (0, 0), (0, length - keep), (0, 0))))
+            x_BKSH = jnp.pad(x_BKTH, ((0, 0), (0, 0), (0, length - keep), (0, 0)))
+            kept.append(constrain(x_BKSH, "BK__", DECODING))
         if q.shape[1] < k.shape[1]:
             return backend.attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), read_mask_BTS)
         return attend_all(q, k, v)

@@ -1,5 +1,6 @@
 """The device mesh, and batches on it: rows over `data` and `fsdp`, columns over `context`."""
 
+import contextlib
 from collections.abc import Sequence
 
 import jax
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 from edlm_jax.errors import InputError
 from edlm_jax.parallel.sharding import MESH_AXES, TRAINING
 
+_TYPES = (AxisType.Auto,) * len(MESH_AXES)
 BATCH_SPEC = PartitionSpec(TRAINING.B, TRAINING.L)
 
 
@@ -38,11 +40,34 @@ def make_mesh(c: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mes
             f"config.data.batch_size={c.data.batch_size} is not divisible by data x fsdp x accumulation = "
             f"{sizes[0]} x {sizes[1]} x {accumulation}"
         )
-    types = (AxisType.Auto,) * len(MESH_AXES)
     if slices == 1:
-        return jax.make_mesh(sizes, MESH_AXES, axis_types=types, devices=devices)
+        return jax.make_mesh(sizes, MESH_AXES, axis_types=_TYPES, devices=devices)
     within, across = [sizes[0] // slices, *sizes[1:]], [slices, 1, 1, 1]
-    return Mesh(create_hybrid_device_mesh(within, across, devices), MESH_AXES, axis_types=types)
+    return Mesh(create_hybrid_device_mesh(within, across, devices), MESH_AXES, axis_types=_TYPES)
+
+
+def decoding_mesh(tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh to decode on: each group of `tensor` devices holds the weights once and has rows of its own.
+
+    Devices default to all of this process's. What `load_pretrained(..., mesh=)` puts there decodes there.
+    """
+    devices = jax.local_devices() if devices is None else devices
+    if tensor < 1 or len(devices) % tensor:
+        raise InputError(f"the weights cannot be shared out to {tensor} of {len(devices)} devices: choose a divisor")
+    return jax.make_mesh((len(devices) // tensor, 1, tensor, 1), MESH_AXES, axis_types=_TYPES, devices=devices)
+
+
+def mesh_of(tree) -> Mesh | None:
+    """The mesh on which all arrays of a tree lie; None if that is one device, or they are only traced."""
+    shardings = [getattr(x, "sharding", None) for x in jax.tree.leaves(tree) if not isinstance(x, jax.core.Tracer)]
+    meshes = {sharding.mesh for sharding in shardings if isinstance(sharding, NamedSharding)}
+    mesh = meshes.pop() if len(meshes) == 1 else None
+    return mesh if mesh is not None and mesh.size > 1 else None
+
+
+def on_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+    """Where what is traced finds the mesh; without one all is as before."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def micro_batches(c: ConfigDict, rows: int) -> int:

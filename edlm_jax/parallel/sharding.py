@@ -17,8 +17,8 @@ class ShardingRules:
     B, the batch, is split over every device that holds a different example: `data` (slow network between slices) and
     `fsdp`. D, the width, is split over `fsdp`: parameters, gradients and optimizer state are gathered layer by layer
     when needed. N, K, F and V are split over `tensor`: heads, ffn and vocabulary are independent until the product that
-    sums them. L, positions, is split over `context` (activations only). H stays whole: a head is one dot product. M and
-    P are the parts of fused projections, R the rank of adapters: whole too.
+    sums them. L, positions, is split over `context` (activations only). Other letters stay whole: H, for a head is one
+    dot product, M and P, the parts of fused projections, and R, the rank of adapters.
     """
 
     B: Axes = ("data", "fsdp")
@@ -28,13 +28,11 @@ class ShardingRules:
     K: Axes = ("tensor",)
     F: Axes = ("tensor",)
     V: Axes = ("tensor",)
-    H: Axes = ()
-    M: Axes = ()
-    P: Axes = ()
-    R: Axes = ()
 
 
 TRAINING = ShardingRules()
+# A forward reads all weights for a few tokens: shared out over `fsdp` they would be gathered each time. Rows alone are.
+DECODING = ShardingRules(D=())
 
 
 def partition_spec(name: str, ndim: int, rules: ShardingRules = TRAINING) -> PartitionSpec:
@@ -92,7 +90,7 @@ def _dividing_spec(mesh, letters: str, shape: tuple[int, ...], rules: ShardingRu
 
 
 def _axes(letter: str, rules: ShardingRules) -> Axes:
-    return () if letter == "_" else getattr(rules, letter)
+    return getattr(rules, letter, ())
 
 
 def _spec(axes: list[Axes]) -> PartitionSpec:

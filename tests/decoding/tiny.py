@@ -25,9 +25,9 @@ CONFIG = {
 }
 
 
-def make_model(alignment="same_position", prefill="block_causal", scale=40.0, seed=0):
+def make_model(alignment="same_position", prefill="block_causal", scale=40.0, seed=0, **config):
     """A random model whose tokens vary and whose confidences spread over (0, 1): a threshold decides something."""
-    model = Transformer(ModelSpec.from_hf(CONFIG), rngs=nnx.Rngs(seed))
+    model = Transformer(ModelSpec.from_hf(CONFIG | config), rngs=nnx.Rngs(seed))
     for name in ("q_DNH", "k_DKH", "v_DKH", "o_NHD", "gate_DF", "up_DF", "down_FD"):
         param = getattr(model.layers, name)
         param[...] = param[...] * 10
