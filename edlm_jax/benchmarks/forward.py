@@ -17,7 +17,7 @@ from edlm_jax.decoding.compiled import compiled
 from edlm_jax.models import ModelSpec, Transformer
 from edlm_jax.models.backend import describe
 from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, forward_cached
-from edlm_jax.models.transformer import layer_shapes
+from edlm_jax.models.layer import layer_shapes
 
 COLUMNS, ROWS, CACHED = (1, 2, 3, 4, 6, 8, 12, 16), (1, 8, 32), 256
 _STREAM, _SIDE = 2**28, 2048  # bytes of the array that is read and the side of the matrices, for what a machine can do

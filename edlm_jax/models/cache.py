@@ -18,10 +18,11 @@ from jax.sharding import Mesh
 from edlm_jax.attention import Pattern
 from edlm_jax.errors import InputError
 from edlm_jax.models.backend import Xla, choose
+from edlm_jax.models.layer import FUSED, fuse_projections, layer_forward, rms_norm
 from edlm_jax.models.product import project
 from edlm_jax.models.rope import rotary_tables
 from edlm_jax.models.spec import ModelSpec
-from edlm_jax.models.transformer import Transformer, fuse_projections, layer_forward, rms_norm
+from edlm_jax.models.transformer import Transformer
 from edlm_jax.parallel import cpu
 from edlm_jax.parallel.devices import platform
 from edlm_jax.parallel.mesh import mesh_of, on_mesh
@@ -155,7 +156,7 @@ def forward(weights: DecodingWeights, tokens_BT, rotary_BT, attention: Attention
     x_BTD = constrain(tokens_BT if tokens_BT.ndim == 3 else weights.embed(tokens_BT), "B__", DECODING)
     whole, last = (lambda x_BT: x_BT), (lambda x_BT: x_BT[:, -read if read else None :])
     for index, (layer, wanted) in enumerate(zip(weights.layers, [whole] * (spec.num_layers - 1) + [last], strict=True)):
-        x_BTD = layer_forward(spec, layer, x_BTD, rotary_BT, partial(attention, index), wanted)
+        x_BTD = layer_forward(spec, FUSED, layer, x_BTD, rotary_BT, partial(attention, index), wanted)
         x_BTD = constrain(x_BTD, "B__", DECODING)
     return rms_norm(x_BTD, weights.final_norm_D, spec.norm_eps)
 

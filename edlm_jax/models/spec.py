@@ -11,14 +11,10 @@ from typing import Any
 from edlm_jax.attention.pattern import PLAIN
 from edlm_jax.diffusion.streams import ALIGNMENTS, CONVERSIONS, Layout, find_layout
 from edlm_jax.errors import InputError
+from edlm_jax.models.config_json import flag, positive, size
+from edlm_jax.models.families import FAMILIES, find_family
 from edlm_jax.models.rope import Rope
 
-ARCHITECTURES = {
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-}
 PREFILLS = tuple(PLAIN)
 GRIDS = ("response", "position")
 CONFIDENCES = ("raw", "drawn")
@@ -69,7 +65,7 @@ class Conversion:
 class ModelSpec:
     """A Llama-shaped decoder; hashable, so that it can be static under jit."""
 
-    family: str  # a key of ARCHITECTURES
+    family: str  # a key of FAMILIES
     vocab_size: int
     width: int
     num_layers: int
@@ -97,6 +93,12 @@ class ModelSpec:
             raise InputError(f"conversion: mask_token_id {mask_id} is outside the vocabulary of {self.vocab_size}")
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """Of every letter that names an axis of a parameter."""
+        shape = self.vocab_size, self.width, self.num_heads, self.num_kv_heads, self.head_dim, self.ffn_width
+        return dict(zip("VDNKHF", shape, strict=True))
+
+    @property
     def on_position_grid(self) -> bool:
         """Are blocks counted from position 0?"""
         return self.conversion is not None and self.conversion.grid == "position"
@@ -104,34 +106,32 @@ class ModelSpec:
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], source: str = "") -> "ModelSpec":
         """Builds the spec of a config.json's dictionary, or says what in it is not supported."""
-        config = dict(config)
-        family = _family(config)
-        heads = _size(config, "num_attention_heads")
-        width = _size(config, "hidden_size")
-        layers = _size(config, "num_hidden_layers")
-        kv_heads = _size(config, "num_key_value_heads", default=heads)
-        head_dim = _head_dim(config, family, width, heads)
-        _refuse_unsupported(config, family, layers)
-        # Qwen2 has biases on q, k, v alone and no switch for them; the others have one switch for all four.
-        bias = family != "mistral" and _flag(config, "attention_bias")
+        config, family = dict(config), find_family(config)
+        full = config | {key: value for key, value in family.absent.items() if config.get(key) is None}
+        width, heads = size(full, "hidden_size"), size(full, "num_attention_heads")
+        kv_heads = size(full, "num_key_value_heads", default=heads)
+        head_dim = _head_dim(full, width, heads)
+        _refuse_unsupported(full)
+        family.check(full)
+        bias, mlp_bias = (name in family.bias_flags and flag(full, name) for name in ("attention_bias", "mlp_bias"))
         return cls(
-            family=family,
-            vocab_size=_size(config, "vocab_size"),
+            family=family.model_type,
+            vocab_size=size(full, "vocab_size"),
             width=width,
-            num_layers=layers,
+            num_layers=size(full, "num_hidden_layers"),
             num_heads=heads,
             num_kv_heads=kv_heads,
             head_dim=head_dim,
-            ffn_width=_size(config, "intermediate_size"),
-            qkv_bias=family == "qwen2" or bias,
-            o_bias=family != "qwen2" and bias,
-            mlp_bias=family == "llama" and _flag(config, "mlp_bias"),
-            qk_norm=family == "qwen3",
-            tied=_flag(config, "tie_word_embeddings"),
-            norm_eps=_positive(config, "rms_norm_eps", 1e-6),
-            rope=Rope.from_hf(config, head_dim),
-            max_length=_size(config, "max_position_embeddings"),
-            conversion=_conversion(config),
+            ffn_width=size(full, "intermediate_size"),
+            qkv_bias=family.qkv_bias or bias,
+            o_bias=bias,
+            mlp_bias=mlp_bias,
+            qk_norm=family.qk_norm,
+            tied=flag(full, "tie_word_embeddings"),
+            norm_eps=positive(full, "rms_norm_eps", 1e-6),
+            rope=Rope.from_hf(full, head_dim),
+            max_length=size(full, "max_position_embeddings"),
+            conversion=_conversion(full),
             hf_json=json.dumps(config, indent=2),
             source=source,
         )
@@ -156,9 +156,10 @@ class ModelSpec:
         return dataclasses.replace(original, conversion=self.conversion, hf_json=self.hf_json) == self
 
     def _hf_fields(self) -> dict[str, Any]:
-        fields: dict[str, Any] = {
-            "architectures": [ARCHITECTURES[self.family]],
-            "model_type": self.family,
+        family = FAMILIES[self.family]
+        return {
+            "architectures": [family.architecture],
+            "model_type": family.model_type,
             "vocab_size": self.vocab_size,
             "hidden_size": self.width,
             "num_hidden_layers": self.num_layers,
@@ -171,39 +172,18 @@ class ModelSpec:
             "tie_word_embeddings": self.tied,
             "max_position_embeddings": self.max_length,
             "rope_parameters": self.rope.to_hf(),
-        }
-        if self.family in ("qwen3", "llama"):
-            fields["attention_bias"] = self.o_bias
-        if self.family == "llama":
-            fields["mlp_bias"] = self.mlp_bias
-        if self.family == "mistral":
-            fields["sliding_window"] = None  # absent means 4096 to transformers
-        return fields
+        } | family.to_hf(self)
 
 
-def _family(config: Mapping[str, Any]) -> str:
-    architectures = config.get("architectures") or [ARCHITECTURES.get(config.get("model_type"))]
-    families = [family for family, name in ARCHITECTURES.items() if architectures == [name]]
-    if not families or config.get("model_type", families[0]) != families[0]:
-        named = ", ".join(map(str, architectures))
-        raise InputError(
-            f"config.json: architecture {named} (model_type {config.get('model_type')!r}) is not supported; "
-            f"supported are {', '.join(ARCHITECTURES.values())}"
-        )
-    return families[0]
-
-
-def _head_dim(config: Mapping[str, Any], family: str, width: int, heads: int) -> int:
+def _head_dim(config: Mapping[str, Any], width: int, heads: int) -> int:
     if config.get("head_dim") is not None:
-        return _size(config, "head_dim")
-    if family == "qwen3":
-        return 128  # transformers' default for an absent head_dim in this family
+        return size(config, "head_dim")
     if width % heads:
         raise InputError(f"config.json: hidden_size {width} is not a multiple of num_attention_heads {heads}")
     return width // heads
 
 
-def _refuse_unsupported(config: Mapping[str, Any], family: str, layers: int) -> None:
+def _refuse_unsupported(config: Mapping[str, Any]) -> None:
     if config.get("hidden_act", "silu") != "silu":
         raise InputError(f"config.json: hidden_act {config['hidden_act']!r} is not supported (only 'silu')")
     for key in _EXPERT_KEYS:
@@ -211,27 +191,6 @@ def _refuse_unsupported(config: Mapping[str, Any], family: str, layers: int) -> 
             raise InputError(f"config.json: a mixture of experts ({key} = {config[key]}) is not supported")
     if config.get("quantization_config"):
         raise InputError("config.json: quantization_config is not supported; use the checkpoint that is not quantized")
-    other = sorted(set(config.get("layer_types") or ()) - {"full_attention"})
-    if other:
-        raise InputError(f"config.json: layer_types {', '.join(map(repr, other))} is not supported")
-    window = _window(config, family, layers)
-    if window is not None and window < _size(config, "max_position_embeddings"):
-        raise InputError(
-            f"config.json: a sliding window of {window} tokens below max_position_embeddings is not supported; "
-            "set sliding_window to null and max_position_embeddings to at most that window to use it without"
-        )
-
-
-def _window(config: Mapping[str, Any], family: str, layers: int) -> int | None:
-    """The sliding window that transformers would use in some layer; null or absent means what it means there."""
-    if family == "mistral":
-        return config.get("sliding_window", 4096)
-    if family == "llama" or not config.get("use_sliding_window", False):
-        return None
-    default = {"qwen2": 28, "qwen3": 28}[family]
-    if config.get("layer_types") or config.get("max_window_layers", default) >= layers:
-        return None
-    return config.get("sliding_window", 4096)
 
 
 def _conversion(config: Mapping[str, Any]) -> Conversion | None:
@@ -242,28 +201,3 @@ def _conversion(config: Mapping[str, Any]) -> Conversion | None:
         return Conversion(**entry)
     except TypeError as error:
         raise InputError(f"config.json: the edlm entry does not describe a conversion: {error}") from None
-
-
-def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    value = config.get(key)
-    if value is None and key in config and default is not None:
-        return default  # an explicit null; an absent key means different things in different families
-    if value is None and default is not None and config.get("model_type") == "llama":
-        return default
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"config.json: {key} must be a positive whole number, not {value!r}")
-    return value
-
-
-def _positive(config: Mapping[str, Any], key: str, default: float) -> float:
-    value = config.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise InputError(f"config.json: {key} must be a positive number, not {value!r}")
-    return float(value)
-
-
-def _flag(config: Mapping[str, Any], key: str) -> bool:
-    value = config.get(key, False)
-    if not isinstance(value, bool):
-        raise InputError(f"config.json: {key} must be true or false, not {value!r}")
-    return value

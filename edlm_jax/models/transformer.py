@@ -1,4 +1,4 @@
-"""The decoder: every Llama-shaped model (Qwen2/2.5, Qwen3, Llama 3, SmolLM2, Mistral) from one `ModelSpec`.
+"""The decoder: every family of models (families/) from one `ModelSpec`.
 
 Shapes: B batch, T query length, S key length, D width, N query heads, K key heads, H head size, F ffn width, V
 vocabulary. The layers are stacked: each parameter under `layers` has a leading layer axis and the forward pass scans
@@ -17,11 +17,11 @@ from edlm_jax.attention import Causal, InPieces, Pattern, Sight, Tiles, attend, 
 from edlm_jax.errors import InputError
 from edlm_jax.models.compiled_once import compiled_once
 from edlm_jax.models.head import linear_cross_entropy
-from edlm_jax.models.lora import Lora, initial_adapters, low_rank, scaled
-from edlm_jax.models.product import look_up, project, rounded
-from edlm_jax.models.rope import rotary_tables, rotate
+from edlm_jax.models.layer import SEPARATE, layer_forward, layer_shapes, rms_norm
+from edlm_jax.models.lora import Lora, initial_adapters, scaled
+from edlm_jax.models.product import look_up, project
+from edlm_jax.models.rope import rotary_tables
 from edlm_jax.models.spec import ModelSpec
-from edlm_jax.parallel import cpu
 from edlm_jax.parallel.sharding import constrain
 
 REMAT_POLICIES = {
@@ -34,22 +34,6 @@ REMAT_POLICIES = {
 
 # So few layers are written out one by one: stacking what they keep for the backward pass costs a tenth of a CPU's step.
 _UNROLLED = 4
-
-
-def layer_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter of one layer; what a family lacks is absent."""
-    D, N, K, H, F = spec.width, spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.ffn_width
-    shapes = {"attention_norm_D": (D,), "q_DNH": (D, N, H), "k_DKH": (D, K, H), "v_DKH": (D, K, H), "o_NHD": (N, H, D)}
-    shapes |= {"mlp_norm_D": (D,), "gate_DF": (D, F), "up_DF": (D, F), "down_FD": (F, D)}
-    if spec.qkv_bias:
-        shapes |= {"q_bias_NH": (N, H), "k_bias_KH": (K, H), "v_bias_KH": (K, H)}
-    if spec.o_bias:
-        shapes |= {"o_bias_D": (D,)}
-    if spec.qk_norm:
-        shapes |= {"q_norm_H": (H,), "k_norm_H": (H,)}
-    if spec.mlp_bias:
-        shapes |= {"gate_bias_F": (F,), "up_bias_F": (F,), "down_bias_D": (D,)}
-    return shapes
 
 
 class Layers(nnx.Module):
@@ -146,7 +130,7 @@ class Transformer(nnx.Module):
 
         def body(x_BTD, layer, plan=whole, columns=None):
             read, attention = partial(row.read, count=columns), partial(attend, plan=plan)
-            return constrain(layer_forward(self.spec, layer, x_BTD, rotary, attention, read), "BL_"), None
+            return constrain(layer_forward(self.spec, SEPARATE, layer, x_BTD, rotary, attention, read), "BL_"), None
 
         x_BTD, layers = self.embed(tokens_BT), self.layers.stacked()
         last = None
@@ -181,90 +165,6 @@ class Transformer(nnx.Module):
 
     def _head(self):
         return self.embedding_VD[...].T if self.spec.tied else self.head_DV[...]
-
-
-def layer_forward(spec: ModelSpec, p: dict, x_BTD, rotary, attention, read=lambda x_BT: x_BT):
-    """One pre-norm layer; `attention(q_BTNH, k_BSKH, v_BSKH) -> out_BTNH` decides who looks at whom.
-
-    Only the columns that somebody will `read(x_BT)` are queries and come out; the others are keys and values.
-    """
-    x_BTD = read(x_BTD) + _attention_branch(spec, p, x_BTD, rotary, attention, read)
-    h_BTD = rms_norm(x_BTD, p["mlp_norm_D"], spec.norm_eps)
-    gate_BTF, up_BTF = _gate_and_up(p, h_BTD)
-    h_BTF = jax.nn.silu(gate_BTF) * up_BTF
-    return _with_extra(x_BTD + project(h_BTF, p["down_FD"]), p, "down_FD", "down_bias_D", h_BTF)
-
-
-def _attention_branch(spec, p, x_BTD, rotary, attention, read):
-    h_BTD = rms_norm(x_BTD, p["attention_norm_D"], spec.norm_eps)
-    q_BTNH, k_BSKH, v_BSKH = _queries_keys_values(spec, p, h_BTD, read)
-    if spec.qk_norm:
-        q_BTNH = rms_norm(q_BTNH, p["q_norm_H"], spec.norm_eps)
-        k_BSKH = rms_norm(k_BSKH, p["k_norm_H"], spec.norm_eps)
-    q_rotary = [read(table_BTR) for table_BTR in rotary]
-    out_BTNH = attention(rotate(q_BTNH, *q_rotary), rotate(k_BSKH, *rotary), v_BSKH)
-    return _with_extra(project(out_BTNH, p["o_NHD"], summed=2), p, "o_NHD", "o_bias_D", out_BTNH)
-
-
-def fuse_projections(spec: ModelSpec, p: dict) -> dict:
-    """The same layer with one matrix for q, k and v and one for gate and up: fewer, larger products to decode with.
-
-    M = N / K + 2: each key head's queries, its keys, its values; both matrices shard as their parts do.
-    """
-    grouped = lambda q, k, v: jnp.concatenate(  # noqa: E731
-        [q.reshape(*k.shape[:-1], -1, k.shape[-1]), k[..., None, :], v[..., None, :]], axis=-2
-    )
-    fused = {"qkv_DKMH": grouped(p["q_DNH"], p["k_DKH"], p["v_DKH"])}
-    fused["gate_up_DPF"] = jnp.stack([p["gate_DF"], p["up_DF"]], axis=1)
-    if spec.qkv_bias:
-        fused["qkv_bias_KMH"] = grouped(p["q_bias_NH"], p["k_bias_KH"], p["v_bias_KH"])
-    if spec.mlp_bias:
-        fused["gate_up_bias_PF"] = jnp.stack([p["gate_bias_F"], p["up_bias_F"]])
-    parts = ("q_DNH", "k_DKH", "v_DKH", "gate_DF", "up_DF", "q_bias_NH", "k_bias_KH", "v_bias_KH")
-    parts += ("gate_bias_F", "up_bias_F")
-    return fused | {name: value for name, value in p.items() if name not in parts}
-
-
-def _queries_keys_values(spec, p, h_BTD, read):
-    if "qkv_DKMH" in p:
-        qkv_BTKMH = _with_bias(project(h_BTD, p["qkv_DKMH"]), p, "qkv_bias_KMH")
-        q_BTNH = read(qkv_BTKMH)[..., :-2, :].reshape(h_BTD.shape[0], -1, spec.num_heads, spec.head_dim)
-        return q_BTNH, qkv_BTKMH[..., -2, :], qkv_BTKMH[..., -1, :]
-    read_BTD = read(h_BTD)
-    q_BTNH = _with_extra(project(read_BTD, p["q_DNH"]), p, "q_DNH", "q_bias_NH", read_BTD)
-    k_BSKH = _with_extra(project(h_BTD, p["k_DKH"]), p, "k_DKH", "k_bias_KH", h_BTD)
-    v_BSKH = _with_extra(project(h_BTD, p["v_DKH"]), p, "v_DKH", "v_bias_KH", h_BTD)
-    return q_BTNH, k_BSKH, v_BSKH
-
-
-def _gate_and_up(p, h_BTD):
-    if "gate_up_DPF" in p:
-        gate_up_BTPF = _with_bias(project(h_BTD, p["gate_up_DPF"]), p, "gate_up_bias_PF")
-        return gate_up_BTPF[..., 0, :], gate_up_BTPF[..., 1, :]
-    gate_BTF = _with_extra(project(h_BTD, p["gate_DF"]), p, "gate_DF", "gate_bias_F", h_BTD)
-    return gate_BTF, _with_extra(project(h_BTD, p["up_DF"]), p, "up_DF", "up_bias_F", h_BTD)
-
-
-def rms_norm(x, scale, eps: float):
-    """Root-mean-square norm over the last axis: float32 inside, rounded before the scale, as transformers does."""
-    if isinstance(scale, cpu.Scale):  # decoding's, on a machine that has a norm of its own
-        return cpu.rms_norm(x, scale, eps)
-    x32 = x.astype(jnp.float32)
-    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
-    scale = jnp.expand_dims(rounded(scale, x.dtype), range(x.ndim - 1))
-    return (normed.astype(x.dtype).astype(jnp.float32) * scale).astype(x.dtype)
-
-
-def _with_extra(y_BTO, p, matrix, bias, x_BTI):
-    """y, with x W in it, and what comes to that: the adapter's part and the bias, as far as there are any."""
-    return _with_bias(y_BTO, p, bias, low_rank(p, matrix, x_BTI))
-
-
-def _with_bias(y_BTO, p, name, also=0):
-    """y + (also + bias), where the family has one."""
-    if name not in p:
-        return y_BTO + also
-    return (y_BTO.astype(jnp.float32) + (also + rounded(p[name], y_BTO.dtype)[None, None])).astype(y_BTO.dtype)
 
 
 def rematerialise(body, remat: str, in_scan: bool = True):

@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from edlm_jax.models.layer import layer_shapes
 from edlm_jax.models.spec import ModelSpec
 
 _TOP = {
@@ -98,31 +99,11 @@ class Place:
 
 def places(spec: ModelSpec) -> list[Place]:
     """Every parameter of the model, in the order in which a checkpoint lists them."""
-    absent = {
-        "head_DV": spec.tied,
-        "q_bias_NH": not spec.qkv_bias,
-        "k_bias_KH": not spec.qkv_bias,
-        "v_bias_KH": not spec.qkv_bias,
-        "o_bias_D": not spec.o_bias,
-        "q_norm_H": not spec.qk_norm,
-        "k_norm_H": not spec.qk_norm,
-        "gate_bias_F": not spec.mlp_bias,
-        "up_bias_F": not spec.mlp_bias,
-        "down_bias_D": not spec.mlp_bias,
-    }
-    sizes = tuple(
-        {
-            "V": spec.vocab_size,
-            "D": spec.width,
-            "N": spec.num_heads,
-            "K": spec.num_kv_heads,
-            "H": spec.head_dim,
-            "F": spec.ffn_width,
-        }.items()
-    )
+    shapes, sizes = layer_shapes(spec), tuple(spec.sizes.items())
     top = [Place((ours,), name, tuple(axes.split(",")), sizes, 0) for ours, (name, axes) in _TOP.items()]
     layers = [
         Place(("layers", ours), f"model.layers.{{layer}}.{name}", tuple(axes.split(",")), sizes, spec.num_layers)
         for ours, (name, axes) in _LAYER.items()
+        if ours in shapes
     ]
-    return [place for place in top + layers if not absent.get(place.path[-1], False)]
+    return [place for place in top if place.path != ("head_DV",) or not spec.tied] + layers

@@ -31,7 +31,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from edlm_jax.errors import InputError
-from edlm_jax.models.spec import ARCHITECTURES, Conversion
+from edlm_jax.models.families import FAMILIES
+from edlm_jax.models.spec import Conversion
 from edlm_jax.pretrained.layout import Place
 
 
@@ -149,7 +150,7 @@ def translate(config: Mapping[str, Any]) -> dict[str, Any]:
         block_length=config.get(released.block_key) or released.conversion.block_length,
     )
     ours.pop("auto_map", None)
-    ours |= {"architectures": [ARCHITECTURES[released.family]], "model_type": released.family}
+    ours |= {"architectures": [FAMILIES[released.family].architecture], "model_type": released.family}
     return ours | {"edlm": dataclasses.asdict(conversion)}
 
 

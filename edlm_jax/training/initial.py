@@ -13,9 +13,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from edlm_jax.errors import InputError
+from edlm_jax.models.layer import layer_shapes
 from edlm_jax.models.lora import combine, initial_adapters, partition
 from edlm_jax.models.spec import ModelSpec
-from edlm_jax.models.transformer import Transformer, layer_shapes
+from edlm_jax.models.transformer import Transformer
 from edlm_jax.parallel.sharding import param_shardings
 from edlm_jax.pretrained import choose_mask_token, load_pretrained, load_spec, load_tokenizer, start_mask_embedding
 from edlm_jax.pretrained.source import find_directory

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edlm_jax.models.layer import layer_shapes
 from edlm_jax.models.lora import Lora, adapter_shapes, merge
 from edlm_jax.models.spec import ModelSpec
-from edlm_jax.models.transformer import layer_shapes
 from edlm_jax.parallel.devices import describe
 from edlm_jax.training.objective import Objective
 

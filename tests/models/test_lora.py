@@ -9,8 +9,9 @@ from flax import nnx
 from edlm_jax.attention import CleanContext
 from edlm_jax.decoding import Decoder
 from edlm_jax.errors import InputError
+from edlm_jax.models.layer import layer_shapes
 from edlm_jax.models.lora import ADAPTERS, Lora, combine, initial_adapters, merge, partition
-from edlm_jax.models.transformer import Transformer, layer_shapes
+from edlm_jax.models.transformer import Transformer
 from tests.seeds import fresh_rng
 from tests.training.tiny import random_model
 

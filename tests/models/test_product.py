@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from edlm_jax.models.layer import _with_bias, rms_norm
 from edlm_jax.models.product import look_up, project, rounded
-from edlm_jax.models.transformer import _with_bias, rms_norm
 from edlm_jax.parallel.sharding import MESH_AXES, constrain
 from tests.seeds import fresh_rng
 
@@ -20,7 +20,7 @@ USES = {
     "a matrix of heads": (lambda w, x: project(x, w), (8, 2, 4)),
     "a matrix of summed heads": (lambda w, x: project(x.reshape(B, T, 2, 4), w, summed=2), (2, 4, 8)),
     "a head": (lambda w, x: project(x, w, dtype=jnp.float32), (8, 32)),
-    "a bias": (lambda w, x: _with_bias(x, {"bias_D": w}, "bias_D"), (8,)),
+    "a bias": (lambda w, x: _with_bias(x, w), (8,)),
     "a scale": (lambda w, x: rms_norm(x, w, 0.0), (8,)),
     "a table": (lambda w, x: look_up(w, jnp.zeros((B, T), jnp.int32), x.dtype), (1, 8)),
 }
@@ -51,7 +51,7 @@ def test_values_are_those_of_parameters_that_were_rounded_before(dtype):
     w_DF, w_D, table_VD = draw(8, 16), draw(8), draw(9, 8)
     pairs = {
         "a product": (project(x_BTD, w_DF), x_BTD @ w_DF.astype(dtype)),
-        "a sum": (_with_bias(x_BTD, {"bias_D": w_D}, "bias_D"), x_BTD + w_D.astype(dtype)[None, None]),
+        "a sum": (_with_bias(x_BTD, w_D), x_BTD + w_D.astype(dtype)[None, None]),
         "a scale": (rms_norm(x_BTD, w_D, 1e-6), rms_norm(x_BTD, w_D.astype(dtype), 1e-6)),
         "a rounded vector": (rounded(w_D, dtype), w_D.astype(dtype).astype(jnp.float32)),
         "a lookup": (look_up(table_VD, tokens_BT, dtype), table_VD.astype(dtype)[tokens_BT]),

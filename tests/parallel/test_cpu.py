@@ -11,7 +11,7 @@ import pytest
 
 from edlm_jax.attention import attend_cached
 from edlm_jax.models.backend import Xla
-from edlm_jax.models.transformer import rms_norm
+from edlm_jax.models.layer import rms_norm
 from edlm_jax.parallel import cpu
 
 # tests/test_packaging.py says that they are there wherever a compiler is.

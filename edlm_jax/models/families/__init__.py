@@ -1,0 +1,27 @@
+"""The families of models, by what config.json calls them. A new one is a file here and a line in `FAMILIES`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from edlm_jax.errors import InputError
+from edlm_jax.models.families.family import Family
+from edlm_jax.models.families.llama import LLAMA
+from edlm_jax.models.families.mistral import MISTRAL
+from edlm_jax.models.families.qwen2 import QWEN2
+from edlm_jax.models.families.qwen3 import QWEN3
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (QWEN2, QWEN3, LLAMA, MISTRAL)}
+
+
+def find_family(config: Mapping[str, Any]) -> Family:
+    """That of a config.json, whose architecture and model_type must agree."""
+    by_type = FAMILIES.get(config.get("model_type", ""))
+    architectures = config.get("architectures") or [by_type and by_type.architecture]
+    families = [family for family in FAMILIES.values() if architectures == [family.architecture]]
+    if not families or config.get("model_type", families[0].model_type) != families[0].model_type:
+        raise InputError(
+            f"config.json: architecture {', '.join(map(str, architectures))} "
+            f"(model_type {config.get('model_type')!r}) is not supported; "
+            f"supported are {', '.join(family.architecture for family in FAMILIES.values())}"
+        )
+    return families[0]

@@ -1,0 +1,132 @@
+"""One layer of the decoder, as a spec's switches say it: pre-norm attention and gated FFN.
+
+Shapes as in transformer.py; the arrays of a layer are a dictionary by the names of its parameters.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from edlm_jax.models.lora import low_rank
+from edlm_jax.models.product import project, rounded
+from edlm_jax.models.rope import rotate
+from edlm_jax.models.spec import ModelSpec
+from edlm_jax.parallel import cpu
+
+
+def layer_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter of one layer; what a family lacks is absent."""
+    names = ["attention_norm_D", "q_DNH", "k_DKH", "v_DKH", "o_NHD", "mlp_norm_D", "gate_DF", "up_DF", "down_FD"]
+    names += ["q_bias_NH", "k_bias_KH", "v_bias_KH"] * spec.qkv_bias
+    names += ["o_bias_D"] * spec.o_bias
+    names += ["q_norm_H", "k_norm_H"] * spec.qk_norm
+    names += ["gate_bias_F", "up_bias_F", "down_bias_D"] * spec.mlp_bias
+    sizes = spec.sizes
+    return {name: tuple(sizes[letter] for letter in name.rsplit("_", 1)[1]) for name in names}
+
+
+class Inputs(NamedTuple):
+    """How a layer's first products lie: each by itself, or fused (`fuse_projections`)."""
+
+    queries_keys_values: Callable
+    gate_and_up: Callable
+
+
+def layer_forward(spec: ModelSpec, inputs: Inputs, p: dict, x_BTD, rotary, attention, read=lambda x_BT: x_BT):
+    """One pre-norm layer; `attention(q_BTNH, k_BSKH, v_BSKH) -> out_BTNH` decides who looks at whom.
+
+    Only the columns that somebody will `read(x_BT)` are queries and come out; the others are keys and values.
+    """
+    x_BTD = read(x_BTD) + _attention_branch(spec, inputs, p, x_BTD, rotary, attention, read)
+    h_BTD = rms_norm(x_BTD, p["mlp_norm_D"], spec.norm_eps)
+    gate_BTF, up_BTF = inputs.gate_and_up(spec, p, h_BTD)
+    h_BTF = jax.nn.silu(gate_BTF) * up_BTF
+    bias = p["down_bias_D"] if spec.mlp_bias else None
+    return _with_extra(x_BTD + project(h_BTF, p["down_FD"]), p, "down_FD", bias, h_BTF)
+
+
+def _attention_branch(spec, inputs, p, x_BTD, rotary, attention, read):
+    h_BTD = rms_norm(x_BTD, p["attention_norm_D"], spec.norm_eps)
+    q_BTNH, k_BSKH, v_BSKH = inputs.queries_keys_values(spec, p, h_BTD, read)
+    if spec.qk_norm:
+        q_BTNH = rms_norm(q_BTNH, p["q_norm_H"], spec.norm_eps)
+        k_BSKH = rms_norm(k_BSKH, p["k_norm_H"], spec.norm_eps)
+    q_rotary = [read(table_BTR) for table_BTR in rotary]
+    out_BTNH = attention(rotate(q_BTNH, *q_rotary), rotate(k_BSKH, *rotary), v_BSKH)
+    bias = p["o_bias_D"] if spec.o_bias else None
+    return _with_extra(project(out_BTNH, p["o_NHD"], summed=2), p, "o_NHD", bias, out_BTNH)
+
+
+def _each_query_key_value(spec, p, h_BTD, read):
+    def product(matrix, bias, x_BTD):
+        bias = p[bias] if spec.qkv_bias else None
+        return _with_extra(project(x_BTD, p[matrix]), p, matrix, bias, x_BTD)
+
+    q_BTNH = product("q_DNH", "q_bias_NH", read(h_BTD))
+    return q_BTNH, product("k_DKH", "k_bias_KH", h_BTD), product("v_DKH", "v_bias_KH", h_BTD)
+
+
+def _each_gate_and_up(spec, p, h_BTD):
+    biases = (p["gate_bias_F"], p["up_bias_F"]) if spec.mlp_bias else (None, None)
+    gate_BTF = _with_extra(project(h_BTD, p["gate_DF"]), p, "gate_DF", biases[0], h_BTD)
+    return gate_BTF, _with_extra(project(h_BTD, p["up_DF"]), p, "up_DF", biases[1], h_BTD)
+
+
+SEPARATE = Inputs(_each_query_key_value, _each_gate_and_up)
+
+
+def fuse_projections(spec: ModelSpec, p: dict) -> dict:
+    """The same layer with one matrix for q, k and v and one for gate and up: fewer, larger products to decode with.
+
+    M = N / K + 2: each key head's queries, its keys, its values; both matrices shard as their parts do.
+    """
+    grouped = lambda q, k, v: jnp.concatenate(  # noqa: E731
+        [q.reshape(*k.shape[:-1], -1, k.shape[-1]), k[..., None, :], v[..., None, :]], axis=-2
+    )
+    fused = {"qkv_DKMH": grouped(p["q_DNH"], p["k_DKH"], p["v_DKH"])}
+    fused["gate_up_DPF"] = jnp.stack([p["gate_DF"], p["up_DF"]], axis=1)
+    if spec.qkv_bias:
+        fused["qkv_bias_KMH"] = grouped(p["q_bias_NH"], p["k_bias_KH"], p["v_bias_KH"])
+    if spec.mlp_bias:
+        fused["gate_up_bias_PF"] = jnp.stack([p["gate_bias_F"], p["up_bias_F"]])
+    parts = ("q_DNH", "k_DKH", "v_DKH", "gate_DF", "up_DF", "q_bias_NH", "k_bias_KH", "v_bias_KH")
+    parts += ("gate_bias_F", "up_bias_F")
+    return fused | {name: value for name, value in p.items() if name not in parts}
+
+
+def _fused_queries_keys_values(spec, p, h_BTD, read):
+    qkv_BTKMH = _with_bias(project(h_BTD, p["qkv_DKMH"]), p["qkv_bias_KMH"] if spec.qkv_bias else None)
+    q_BTNH = read(qkv_BTKMH)[..., :-2, :].reshape(h_BTD.shape[0], -1, spec.num_heads, spec.head_dim)
+    return q_BTNH, qkv_BTKMH[..., -2, :], qkv_BTKMH[..., -1, :]
+
+
+def _fused_gate_and_up(spec, p, h_BTD):
+    gate_up_BTPF = _with_bias(project(h_BTD, p["gate_up_DPF"]), p["gate_up_bias_PF"] if spec.mlp_bias else None)
+    return gate_up_BTPF[..., 0, :], gate_up_BTPF[..., 1, :]
+
+
+FUSED = Inputs(_fused_queries_keys_values, _fused_gate_and_up)
+
+
+def rms_norm(x, scale, eps: float):
+    """Root-mean-square norm over the last axis: float32 inside, rounded before the scale, as transformers does."""
+    if isinstance(scale, cpu.Scale):  # decoding's, on a machine that has a norm of its own
+        return cpu.rms_norm(x, scale, eps)
+    x32 = x.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    scale = jnp.expand_dims(rounded(scale, x.dtype), range(x.ndim - 1))
+    return (normed.astype(x.dtype).astype(jnp.float32) * scale).astype(x.dtype)
+
+
+def _with_extra(y_BTO, p, matrix, bias, x_BTI):
+    """y, with x W in it, and what comes to that: the adapter's part and the bias, as far as there are any."""
+    return _with_bias(y_BTO, bias, low_rank(p, matrix, x_BTI))
+
+
+def _with_bias(y_BTO, bias, also=0):
+    """y + (also + bias), where there is one."""
+    if bias is None:
+        return y_BTO + also
+    return (y_BTO.astype(jnp.float32) + (also + rounded(bias, y_BTO.dtype)[None, None])).astype(y_BTO.dtype)
