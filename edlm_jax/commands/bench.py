@@ -78,8 +78,8 @@ def _decode(args):
     if specs["diffusion"].conversion is None:
         raise InputError(f"{args.model} was never converted")
     text = Text.of(specs["diffusion"], load_common_tokenizer(args.model, specs["ar"], args.baseline))
-    tasks = load_tasks([{"kind": "tasks", "split": "test", "size": args.prompts}], text.tokenizer)
-    prompts = [task.prompt for task in tasks]
+    (task,) = load_tasks([{"kind": "tasks", "split": "test", "size": args.prompts}], text.tokenizer)
+    prompts = [question.prompt for question in task.questions]
     longest = max(map(len, prompts))
     common = dict(limit=args.max_new_tokens, ends=text.ends)
     modes: dict[str, Mode] = {"ar": Autoregressive()}

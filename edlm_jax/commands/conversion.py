@@ -23,7 +23,8 @@ from edlm_jax.evaluation.compare import (
     results_by_mode,
 )
 from edlm_jax.evaluation.heldout import heldout_loss
-from edlm_jax.evaluation.tasks import choose_tasks, load_tasks
+from edlm_jax.evaluation.tasks import choose_questions, load_tasks, need_decoded
+from edlm_jax.evaluation.tasks.task import Way
 from edlm_jax.pretrained import Text, load_pretrained, save_pretrained
 from edlm_jax.reports.plot_report import plot_report
 from edlm_jax.reports.report import describe_machine, read_losses, write_report
@@ -89,7 +90,7 @@ class _Job:
             "width": spec.width,
             "vocabulary": spec.vocab_size,
             "mask_token": tokenizer.convert_ids_to_tokens(spec.conversion.mask_token_id),
-            "tasks": len(tasks),
+            "tasks": sum(len(task.questions) for task in tasks),
             "refused_tasks": refused,
         }
 
@@ -108,7 +109,7 @@ class _Job:
         return {"directory": str(self.exported)}
 
     def accuracy(self) -> list[dict[str, Any]]:
-        """Exact match on the held-out tasks."""
+        """How many of the held-out tasks' questions are answered right."""
         return compare_accuracy(self.ways, self.tasks[0], self.text, self.c.evaluation.batch_size)
 
     def speed(self) -> list[dict[str, Any]]:
@@ -156,10 +157,11 @@ class _Job:
     def tasks(self):
         """(the held-out tasks, those refused)."""
         spec, tokenizer = self.start
-        return choose_tasks(load_tasks(self.c.evaluation.tasks, tokenizer), [(spec, mode) for mode in self.modes])
+        tasks = need_decoded(load_tasks(self.c.evaluation.tasks, tokenizer))
+        return choose_questions(tasks, [(spec, mode) for mode in self.modes])
 
     @functools.cached_property
     def ways(self):
-        """(decoder, mode) of everything that is compared."""
-        ar, converted = Decoder(self.ar), Decoder(self.converted)
-        return [(ar if mode == AR else converted, mode) for mode in self.modes]
+        """Everything that is compared."""
+        ar, converted = (Way(Decoder(model), AR, model) for model in (self.ar, self.converted))
+        return [(ar if mode == AR else converted)._replace(mode=mode) for mode in self.modes]

@@ -8,6 +8,7 @@
 Writes diagnosis.json and diagnosis.png."""
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from edlm_jax.reports.plot_diagnosis import plot_diagnosis
     from edlm_jax.reports.report import describe_machine, write_report
 
-    text, tasks, refused = _prepare(args, source)
+    text, questions, refused = _prepare(args, source)
     out, dtype = Path(args.out), chosen_dtype(args)
     out.mkdir(parents=True, exist_ok=True)
     load = lambda path: load_pretrained(path, dtype=dtype, param_dtype="float32")  # noqa: E731
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         load(args.model),
         load(args.baseline) if args.baseline else None,
         source,
-        tasks,
+        questions,
         text,
         threshold=args.threshold,
         draws=args.draws,
@@ -68,11 +69,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _prepare(args, source):
-    """(text, tasks, those refused), before the weights are read; no tasks where the source has no prompts."""
+    """(text, questions, those refused), before the weights are read; no questions where the source has no prompts."""
     from edlm_jax.data.sources import open_source
     from edlm_jax.decoding.modes import Diffusion
     from edlm_jax.diagnosis.drift import check_comparable
-    from edlm_jax.evaluation.tasks import choose_tasks, has_prompts, load_tasks
+    from edlm_jax.evaluation.tasks import choose_questions, load_tasks
+    from edlm_jax.evaluation.tasks.exact_match import has_prompts
     from edlm_jax.pretrained import Text, load_spec
 
     spec = load_spec(args.model)
@@ -83,8 +85,10 @@ def _prepare(args, source):
     text = Text.of(spec, load_common_tokenizer(args.model, baseline, args.baseline))
     if not has_prompts(open_source(source)):
         return text, [], []
-    tasks = load_tasks([source], text.tokenizer)[: args.count]
-    return text, *choose_tasks(tasks, [(spec, Diffusion())])
+    (task,) = load_tasks([source], text.tokenizer)
+    task = dataclasses.replace(task, questions=task.questions[: args.count])
+    (task,), refused = choose_questions([task], [(spec, Diffusion())])
+    return text, task.questions, refused
 
 
 def show(report: dict[str, Any], args: argparse.Namespace) -> None:

@@ -1,8 +1,11 @@
 """Measure a model.
 
-  tasks     exact-match accuracy, tokens per forward and tokens/s at batch 1; a converted model at each threshold
+  a task    accuracy, tokens per forward and tokens/s at batch 1; a converted model at each threshold
   heldout   nats per token: next-token loss of an AR model, the diffusion bound of a converted one
   retrieval how often a docstring finds its function's body, by mean-pooled hidden states, under each attention
+
+Tasks: `tasks` are prompts with one right response, generated or of --data; `humaneval` and `mbpp` run the programs that
+the model writes, as you and in no sandbox, against the tests of --data; `multiple_choice` compares likelihoods.
 
 With --baseline, the AR model stands beside the converted one in the same engine. With --sweep, tasks are decoded at
 every threshold in blocks of every length: sweep.json and sweep.png show accuracy against tokens per forward and
@@ -16,6 +19,7 @@ from typing import Any
 from edlm_jax.commands.devices import add_dtype_argument, add_tensor_argument, chosen_dtype, chosen_mesh
 from edlm_jax.errors import InputError, PartlyRefusedError
 
+MEASURES = ("heldout", "retrieval")  # beside tasks
 GENERATED = ("tasks", "stdlib")  # held-out splits of sources that need no file
 KIND_OF_SUFFIX = {".txt": "text", ".jsonl": "jsonl", ".parquet": "parquet"}
 
@@ -23,7 +27,11 @@ KIND_OF_SUFFIX = {".txt": "text", ".jsonl": "jsonl", ".parquet": "parquet"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("--model", required=True, metavar="DIR", help="Hugging Face directory or hub id")
-    parser.add_argument("--task", choices=("tasks", "heldout", "retrieval"), default="tasks", help="what to measure")
+    from edlm_jax.evaluation.tasks import TASKS
+
+    names = "{" + ",".join([*TASKS, *MEASURES]) + "}"
+    what = "what to measure; a task of a file may be told more: humaneval:max_new_tokens=256,seconds=5 (tasks)"
+    parser.add_argument("--task", default="tasks", metavar=names, help=what)
     parser.add_argument("--baseline", metavar="DIR", help="AR model to compare with")
     parser.add_argument(
         "--data",
@@ -52,8 +60,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             raise InputError(f"--{name.replace('_', '-')} must be positive, not {vars(args)[name]}")
     if args.rows and args.task != "heldout":
         raise InputError(f"--rows is for --task=heldout; --task={args.task} takes --count")
-    if args.tensor is not None and args.task != "tasks":
-        raise InputError(f"--tensor is for --task=tasks, which decodes; --task={args.task} runs on one device")
     source = choose_source(args)
     block_lengths = _check_sweep(args)
     from edlm_jax.pretrained import Text, load_pretrained
@@ -61,10 +67,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     paths, specs = _choose_models(args)
     text = Text.of(next(reversed(specs.values())), load_common_tokenizer(args.model, specs.get("ar"), args.baseline))
-    prepare = {"heldout": _heldout, "retrieval": _retrieval, "tasks": _sweep if args.sweep else _tasks}[args.task]
+    prepare = {"heldout": _heldout, "retrieval": _retrieval}.get(args.task, _sweep if args.sweep else _tasks)
     # All that can be refused is, before a weight is read.
-    measure, refused = prepare(args, specs, source, text, thresholds, block_lengths)
-    dtype, mesh = chosen_dtype(args), chosen_mesh(args) if args.task == "tasks" else None
+    measure, refused, decodes = prepare(args, specs, source, text, thresholds, block_lengths)
+    if args.tensor is not None and not decodes:
+        raise InputError(f"--tensor is for tasks that are decoded; --task={args.task} runs on one device")
+    dtype, mesh = chosen_dtype(args), chosen_mesh(args) if decodes else None
     models = {mode: load_pretrained(path, dtype=dtype, mesh=mesh) for mode, path in paths.items()}
     result = {"model": args.model, "dtype": dtype, **measure(models), "refused": refused, **describe_machine()}
     if args.sweep:
@@ -115,31 +123,36 @@ def _choose_models(args) -> tuple[dict[str, str], dict[str, Any]]:
     return paths, {mode: spec if mode == "diffusion" else load_spec(path) for mode, path in paths.items()}
 
 
-# --- Each: what is checked and read before the models are, then (a function that measures them, the refused tasks) ---
+# --- Each: what is checked and read before the models are, then (what measures them, those refused, is it decoded?) ---
 
 
 def _tasks(args, specs, source, text, thresholds, block_lengths):
     from edlm_jax.decoding import Decoder
     from edlm_jax.evaluation.compare import AR, compare_accuracy, compare_speed, diffusion_at, results_by_mode
-    from edlm_jax.evaluation.tasks import choose_tasks, load_tasks
+    from edlm_jax.evaluation.tasks import choose_questions, decoded_questions, load_tasks
+    from edlm_jax.evaluation.tasks.task import Way
 
     modes = [mode for mode in (AR, *diffusion_at(thresholds)) if mode.name in specs]
-    tasks, refused = choose_tasks(load_tasks([source], text.tokenizer), [(specs[mode.name], mode) for mode in modes])
+    tasks = load_tasks([source], text.tokenizer)
+    tasks, refused = choose_questions(tasks, [(specs[mode.name], mode) for mode in modes])
+    decodes = bool(decoded_questions(tasks))
 
     def measure(models):
-        decoders = {name: Decoder(model, take=True) for name, model in models.items()}
-        ways = [(decoders[mode.name], mode) for mode in modes]
+        decoders = {name: Decoder(model, take=decodes) for name, model in models.items()}
+        ways = [Way(decoders[mode.name], mode, models[mode.name]) for mode in modes]
         accuracy = compare_accuracy(ways, tasks, text, args.batch_size)
         return results_by_mode(modes, accuracy, compare_speed(ways, tasks, text, args.timed_prompts))
 
-    return measure, refused
+    return measure, refused, decodes
 
 
 def _sweep(args, specs, source, text, thresholds, block_lengths):
     from edlm_jax.decoding import Decoder
     from edlm_jax.decoding.modes import make_mode
+    from edlm_jax.evaluation.compare import AR
     from edlm_jax.evaluation.sweep import sweep, sweep_points
-    from edlm_jax.evaluation.tasks import choose_tasks, load_tasks
+    from edlm_jax.evaluation.tasks import choose_questions, load_tasks, need_decoded
+    from edlm_jax.evaluation.tasks.task import Way
 
     spec = specs["diffusion"]
     own = spec.conversion.block_length
@@ -147,21 +160,16 @@ def _sweep(args, specs, source, text, thresholds, block_lengths):
     if max(block_lengths) > spec.max_length:
         raise InputError(f"--block-lengths: {max(block_lengths)} is longer than the model's {spec.max_length}")
     ways = [(spec, make_mode(name)) for name, spec in specs.items()]
-    tasks, refused = choose_tasks(load_tasks([source], text.tokenizer), ways)
+    tasks, refused = choose_questions(need_decoded(load_tasks([source], text.tokenizer)), ways)
     Path(args.out).mkdir(parents=True, exist_ok=True)  # what cannot be written to is told before hours of measuring
 
     def measure(models):
-        return sweep(
-            Decoder(models["diffusion"], take=True),
-            sweep_points(thresholds, block_lengths),
-            tasks,
-            text,
-            baseline=Decoder(models["ar"], take=True) if "ar" in models else None,
-            batch_size=args.batch_size,
-            timed_prompts=args.timed_prompts,
-        )
+        decoder = Decoder(models["diffusion"], take=True)
+        ways = [Way(Decoder(models["ar"], take=True), AR)] if "ar" in models else []
+        ways += [Way(decoder, point) for point in sweep_points(thresholds, block_lengths)]
+        return sweep(ways, tasks, text, batch_size=args.batch_size, timed_prompts=args.timed_prompts)
 
-    return measure, refused
+    return measure, refused, True
 
 
 def _write_sweep(report: dict[str, Any], out: Path) -> None:
@@ -187,7 +195,7 @@ def _heldout(args, specs, source, text, thresholds, block_lengths):
         losses = {mode: heldout_loss(model, c, tokenizer, pattern=patterns[mode]) for mode, model in models.items()}
         return {"heldout_loss": losses, "heldout_data": heldout_data(c, tokenizer, mask_id)}
 
-    return measure, []
+    return measure, [], False
 
 
 def _retrieval(args, specs, source, text, thresholds, block_lengths):
@@ -200,7 +208,7 @@ def _retrieval(args, specs, source, text, thresholds, block_lengths):
         named = {mode: ways[mode].items() for mode in models}
         return {"retrieval": {mode: {name: found(models[mode], way) for name, way in named[mode]} for mode in models}}
 
-    return measure, []
+    return measure, [], False
 
 
 def _parse_thresholds(text: str) -> list[float]:
@@ -220,7 +228,7 @@ def _check_sweep(args: argparse.Namespace) -> list[int]:
         if args.block_lengths:
             raise InputError("--block-lengths is for --sweep; without it the model's own block length is measured")
         return []
-    if args.task != "tasks":
+    if args.task in MEASURES:
         raise InputError("--sweep measures task accuracy; use it with --task=tasks")
     if Path(args.out).exists() and not Path(args.out).is_dir():
         raise InputError(f"--out={args.out} is not a directory")
@@ -234,9 +242,18 @@ def _check_sweep(args: argparse.Namespace) -> list[int]:
 
 
 def choose_source(args: argparse.Namespace) -> dict[str, Any]:
-    """The data source, as an entry of config.data.sources."""
+    """The data source, as an entry of config.data.sources; of a task, as one of config.evaluation.tasks."""
     if args.task == "retrieval" and args.data:
         raise InputError("--data is not for --task=retrieval, which reads the standard library")
+    if args.task not in ("tasks", *MEASURES):
+        from edlm_jax.evaluation.tasks import TASKS, parse_task
+
+        if args.task.partition(":")[0] not in TASKS:
+            raise InputError(f"--task={args.task} is unknown; choose one of {', '.join([*TASKS, *MEASURES])}")
+        entry = parse_task(args.task) | ({"path": args.data} if args.data else {})
+        if "path" not in entry:
+            raise InputError(f"--task={args.task} needs --data=FILE, its JSON lines")
+        return entry
     name = args.data or ("tasks" if args.task == "tasks" else "stdlib")
     if name == "tasks":
         return {"kind": "tasks", "split": "test", "size": args.count}

@@ -18,7 +18,7 @@ is asked for; `locate` says which it is. Parts of files that are not UTF-8 are l
 
 import inspect
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -58,7 +58,7 @@ class Rows(Sequence):
         if not 0 <= index < len(self):
             raise IndexError(index)
         try:
-            return self._to_document(self._row(index))
+            return self._to_document(self.read(index))
         except UnicodeError:
             raise InputError("not UTF-8") from None
 
@@ -67,7 +67,8 @@ class Rows(Sequence):
         located = isinstance(self.table, FileParts)
         return self.table.locate(index) if located else f"document {index} of {self.name}"
 
-    def _row(self, index: int) -> Mapping[str, Any]:
+    def read(self, index: int) -> Mapping[str, Any]:
+        """A row as it stands."""
         return self.table[index]
 
     def _to_document(self, row: Mapping[str, Any]) -> Document:
@@ -145,7 +146,7 @@ class JsonLines(Rows):
 
     nulls = True  # are the document's own
 
-    def _row(self, index: int) -> Mapping[str, Any]:
+    def read(self, index: int) -> Mapping[str, Any]:
         try:
             row = json.loads(self.table[index])
         except json.JSONDecodeError as error:
@@ -158,7 +159,7 @@ class JsonLines(Rows):
 class Texts(Rows):
     """Parts of files as plain text."""
 
-    def _row(self, index: int) -> Mapping[str, Any]:
+    def read(self, index: int) -> Mapping[str, Any]:
         return dict(text=self.table[index])
 
 
@@ -229,16 +230,36 @@ def open_source(spec: Mapping[str, Any]) -> Sequence:
     kind = spec["kind"] if "kind" in spec else None
     if kind not in OPENERS:
         raise InputError(f"unknown kind of source {kind!r}; known kinds: {', '.join(OPENERS)}")
-    parameters = inspect.signature(OPENERS[kind]).parameters
-    for name, value in fields.items():
-        if name not in parameters:
-            raise InputError(f"a {kind} source has no field {name!r}; it has {', '.join([*parameters, 'weight'])}")
-        wanted = parameters[name].annotation
-        if not isinstance(value, (tuple, list) if wanted is tuple else wanted) or isinstance(value, bool):
-            raise InputError(f"{name} of a {kind} source must be {wanted.__name__}, not {value!r}")
-    if missing := [name for name, p in parameters.items() if p.default is p.empty and name not in fields]:
-        raise InputError(f"a {kind} source needs {missing[0]}")
+    check_fields(inspect.signature(OPENERS[kind]).parameters.values(), fields, f"a {kind} source", ["weight"])
     source = OPENERS[kind](**fields)
     if not len(source):
         raise InputError(f"no documents in {kind} source {fields}".strip())
     return source
+
+
+def check_fields(
+    parameters: Iterable[inspect.Parameter], fields: Mapping[str, Any], what: str, others: Sequence[str] = ()
+) -> None:
+    """Raises InputError for fields of a config's entry that are not the parameters of the function that reads it."""
+    known = {parameter.name: parameter for parameter in parameters}
+    for name, value in fields.items():
+        if name not in known:
+            raise InputError(f"{what} has no field {name!r}; it has {', '.join([*known, *others])}")
+        wanted = known[name].annotation
+        if not isinstance(value, _ALSO.get(wanted, wanted)) or isinstance(value, bool):
+            raise InputError(f"{name} of {what} must be {wanted.__name__}, not {value!r}")
+    if missing := [name for name, p in known.items() if p.default is p.empty and name not in fields]:
+        raise InputError(f"{what} needs {missing[0]}")
+
+
+_ALSO = {tuple: (tuple, list), float: (float, int)}  # what else may stand for a type
+
+
+def read_objects(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(where it stands, the object) of each line of JSON files; InputError for a line that is none."""
+    lines = open_jsonl(path)
+    for index in range(len(lines)):
+        try:
+            yield lines.locate(index), lines.read(index)
+        except InputError as error:
+            raise InputError(f"{lines.locate(index)}: {error}") from None

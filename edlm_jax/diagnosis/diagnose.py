@@ -12,7 +12,8 @@ from edlm_jax.diagnosis.gradient_variance import gradient_variance, ways_of
 from edlm_jax.diagnosis.order import decode_order
 from edlm_jax.diagnosis.prediction import predict
 from edlm_jax.evaluation.heldout import heldout_config
-from edlm_jax.evaluation.tasks import Task, decode_tasks
+from edlm_jax.evaluation.tasks.scorers import decode_questions
+from edlm_jax.evaluation.tasks.task import Question
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.pretrained import Text
 from edlm_jax.reports.progress import Progress
@@ -27,7 +28,7 @@ def diagnose(
     model: Transformer,
     baseline: Transformer | None,
     source: Mapping[str, Any],
-    tasks: Sequence[Task],
+    questions: Sequence[Question],
     text: Text,
     *,
     threshold: float,
@@ -36,11 +37,11 @@ def diagnose(
 ) -> Diagnosis:
     """{"predictions": {"diffusion", "ar"}, "decode_order", "gradient_variance", "weight_drift"}, each by its own file.
 
-    What there is nothing to measure by is left out: an order without tasks, a drift without a baseline.
+    What there is nothing to measure by is left out: an order without questions, a drift without a baseline.
     """
     c = heldout_config(model.spec, source, batch_size=batch_size)
     objective = Objective.from_config(c, model.spec)
-    parts = 1 + (baseline is not None) + bool(tasks) + (len(ways_of(objective)) if draws else 0)
+    parts = 1 + (baseline is not None) + bool(questions) + (len(ways_of(objective)) if draws else 0)
     found: Diagnosis = {"block_length": grid(c), "threshold": threshold}
     with Progress(parts, "diagnose") as progress:
         finished = itertools.count(1)
@@ -51,8 +52,8 @@ def diagnose(
             found["predictions"]["ar"] = predict(baseline, c, text.tokenizer, pattern="causal")
             found["weight_drift"] = weight_drift(baseline, model)
             done("predictions of the baseline")
-        if tasks:
-            found["decode_order"] = _order(model, tasks, text, threshold, batch_size)
+        if questions:
+            found["decode_order"] = _order(model, questions, text, threshold, batch_size)
             done("order of decoding")
         if draws:
             batch = next(iter(make_eval_batches(c.data, text.tokenizer, block_length=grid(c), grid=c.objective.grid)))
@@ -61,10 +62,10 @@ def diagnose(
     return found
 
 
-def _order(model, tasks, text, threshold, batch_size) -> dict[str, Any]:
+def _order(model, questions, text, threshold, batch_size) -> dict[str, Any]:
     C = model.spec.conversion.block_length
-    decoded = decode_tasks(Decoder(model), tasks, text, batch_size=batch_size, mode=Diffusion(threshold=threshold))
-    offsets = [len(task.prompt) % C if model.spec.on_position_grid else 0 for task in tasks]
+    decoded = decode_questions(Decoder(model), Diffusion(threshold=threshold), questions, text, batch_size)
+    offsets = [len(question.prompt) % C if model.spec.on_position_grid else 0 for question in questions]
     return decode_order([row.accepted_at for row in decoded], C, offsets)
 
 

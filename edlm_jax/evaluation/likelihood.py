@@ -21,7 +21,7 @@ from edlm_jax.attention import Causal, CleanContext
 from edlm_jax.decoding.prompts import bucket
 from edlm_jax.diffusion.masks import EvenCounts
 from edlm_jax.errors import InputError
-from edlm_jax.models import Transformer
+from edlm_jax.models import ModelSpec, Transformer
 
 _SHORTEST = 32  # columns of the smallest row; rows double from here, so that mixed lengths compile few programs
 _AT_ONCE = 8  # samples in one forward
@@ -52,10 +52,7 @@ def log_likelihood(
     """
     conversion = model.spec.conversion
     mode = mode or ("diffusion" if conversion else "ar")
-    if mode not in ("ar", "diffusion"):
-        raise InputError(f"mode {mode!r} is unknown; choose 'ar' or 'diffusion'")
-    if mode == "diffusion" and (conversion is None or conversion.layout.as_decoded().clean != "block_causal"):
-        raise InputError("diffusion likelihood is for models converted with a block-causal context; use mode='ar'")
+    check_likelihood(model.spec, mode)
     if num_samples < 1:
         raise InputError(f"num_samples must be positive, not {num_samples}")
     C = conversion.block_length if mode == "diffusion" else 1
@@ -80,11 +77,12 @@ def log_likelihood(
     return results
 
 
-def choose(model: Transformer, context: Sequence[int], choices: Sequence[Sequence[int]], **settings) -> int:
-    """The index of the choice with the highest log-likelihood a token (multiple choice)."""
-    scores = log_likelihood(model, [(context, choice) for choice in choices], **settings)
-    means = [score.log_likelihood / len(choice) for score, choice in zip(scores, choices, strict=True)]
-    return int(np.argmax(means))
+def check_likelihood(spec: ModelSpec, mode: str) -> None:
+    """Raises InputError for a likelihood that a model has not."""
+    if mode not in ("ar", "diffusion"):
+        raise InputError(f"mode {mode!r} is unknown; choose 'ar' or 'diffusion'")
+    if mode == "diffusion" and (spec.conversion is None or spec.conversion.layout.as_decoded().clean != "block_causal"):
+        raise InputError("diffusion likelihood is for models converted with a block-causal context; use mode='ar'")
 
 
 def _check(index, context, continuation, max_length):

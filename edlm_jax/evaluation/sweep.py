@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from edlm_jax.decoding import Decoder, Mode
+from edlm_jax.decoding import Mode
 from edlm_jax.decoding.modes import Diffusion
 from edlm_jax.evaluation.compare import AR, compare_accuracy, compare_speed
-from edlm_jax.evaluation.tasks import Task
+from edlm_jax.evaluation.tasks import decoded_questions
+from edlm_jax.evaluation.tasks.task import Task, Way
 from edlm_jax.pretrained import Text
 from edlm_jax.reports.progress import Progress
 
@@ -17,32 +18,28 @@ def sweep_points(thresholds: Sequence[float], block_lengths: Sequence[int]) -> l
 
 
 def sweep(
-    decoder: Decoder,
-    points: Sequence[Diffusion],
+    ways: Sequence[Way],
     tasks: Sequence[Task],
     text: Text,
     *,
-    baseline: Decoder | None = None,
     batch_size: int,
     timed_prompts: int,
 ) -> dict[str, Any]:
     """{"sweep": [one dict a point: block_length, threshold, accuracy, tokens_per_forward, tokens_per_second, ...]}.
 
-    With a baseline, "ar" has the AR model's measurements. Speeds are those of batch 1, all points taking turns on each
-    prompt, so that they are comparable on a machine that slows down.
+    Where AR is one of the ways, the first, "ar" has its measurements. Speeds are those of batch 1, all points taking
+    turns on each prompt, so that they are comparable on a machine that slows down.
     """
-    ways = [(decoder, how) for how in points]
-    if baseline is not None:
-        ways = [(baseline, AR), *ways]
-    timed_prompts, results = min(timed_prompts, len(tasks)), []
+    timed_prompts, results = min(timed_prompts, len(decoded_questions(tasks))), []
     with Progress(len(ways) + timed_prompts, "sweep") as progress:
         for way in ways:
             results += compare_accuracy([way], tasks, text, batch_size)
-            progress.done(len(results), f"{_name(way[1])}: {results[-1]['accuracy']:.3f} exact")
+            progress.done(len(results), f"{_name(way.mode)}: {results[-1]['accuracy']:.3f} exact")
         on_prompt = lambda count: progress.done(len(ways) + count, "timing")  # noqa: E731
         speeds = compare_speed(ways, tasks, text, timed_prompts, on_prompt)
     measured = [accuracy | speed for accuracy, speed in zip(results, speeds, strict=True)]
-    ar = {} if baseline is None else {"ar": measured.pop(0)}
+    ar = {"ar": measured.pop(0)} if ways[0].mode == AR else {}
+    points = [way.mode for way in ways if way.mode != AR]
     named = [
         {"block_length": point.block_length, "threshold": point.threshold, **entry}
         for point, entry in zip(points, measured, strict=True)

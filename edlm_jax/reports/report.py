@@ -92,19 +92,20 @@ def _all_rows(report: Report) -> Iterator[Rows]:
 
 def _result_rows(columns: dict[str, dict]) -> Rows:
     """The AR model, then the converted one at each threshold, with what is kept and gained."""
-    ar = columns.get("AR")
+    ar, decoded = columns.get("AR"), all("tokens_per_second" in entry for entry in columns.values())
     rows = []
     for name, entry in columns.items():
-        accuracy, speed = entry["accuracy"], entry["tokens_per_second"]
-        row = [name, f"{accuracy:.3f}", f"{entry['tokens_per_forward']:.2f}", f"{speed:.0f}"]
+        accuracy = entry["accuracy"]
+        row = [name, f"{accuracy:.3f}"]
         if ar is not None:
-            kept = f"{100 * accuracy / ar['accuracy']:.1f} %" if ar["accuracy"] else "-"
-            row[2:2] = [kept]
-            row.append(f"{speed / ar['tokens_per_second']:.2f}x")
+            row.append(f"{100 * accuracy / ar['accuracy']:.1f} %" if ar["accuracy"] else "-")
+        if decoded:
+            speed = entry["tokens_per_second"]
+            row += [f"{entry['tokens_per_forward']:.2f}", f"{speed:.0f}"]
+            row += [f"{speed / ar['tokens_per_second']:.2f}x"] if ar is not None else []
         rows.append(row)
-    if ar is not None:
-        return ["decoding", "accuracy", "of AR", "tokens/forward", "tokens/s", "speed-up"], rows
-    return ["decoding", "accuracy", "tokens/forward", "tokens/s"], rows
+    header = ["decoding", "accuracy", *["of AR"] * (ar is not None), *["tokens/forward", "tokens/s"] * decoded]
+    return [*header, *["speed-up"] * (decoded and ar is not None)], rows
 
 
 def _kind_rows(columns: dict[str, dict]) -> Rows:

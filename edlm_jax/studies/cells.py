@@ -81,7 +81,7 @@ def make_quick(c: ConfigDict) -> ConfigDict:
     base.update(steps=QUICK_STEPS, log_every=1)
     base.optimizer.update(warmup_steps=0, schedule="constant", decay_steps=0)
     base.data.eval_batches = 1
-    tasks = (dict(source, size=4) if source["kind"] == "tasks" else source for source in base.evaluation.tasks)
+    tasks = (dict(source, size=4) if source.get("kind") == "tasks" else source for source in base.evaluation.tasks)
     base.evaluation.tasks = tuple(tasks)
     base.evaluation.update(thresholds=ends(base.evaluation.thresholds), batch_size=4)
     return c

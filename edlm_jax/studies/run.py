@@ -16,7 +16,8 @@ from edlm_jax.decoding import Decoder
 from edlm_jax.decoding.modes import Mode, make_mode, options_of
 from edlm_jax.errors import InputError, StoppedError
 from edlm_jax.evaluation.compare import AR, compare_accuracy
-from edlm_jax.evaluation.tasks import choose_tasks, load_tasks
+from edlm_jax.evaluation.tasks import choose_questions, load_tasks, need_decoded
+from edlm_jax.evaluation.tasks.task import Way
 from edlm_jax.pretrained import Text, load_pretrained
 from edlm_jax.reports.report import describe_machine, write_report
 from edlm_jax.studies.cells import MEASURED_BY, Cell, make_quick
@@ -73,7 +74,7 @@ class Study:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             measured = of_model(self.c, self.c.base, self._ar, self._text.tokenizer)
-            write_report(self._score(Decoder(self._ar), AR) | measured | {"config": config}, path)
+            write_report(self._score(Way(Decoder(self._ar), AR, self._ar)) | measured | {"config": config}, path)
         result = json.loads(path.read_text(encoding="utf-8"))
         if result.pop("config", None) != config:
             raise InputError(f"{path} was made under another config; choose another --workdir or remove that file")
@@ -112,14 +113,14 @@ class Study:
         Step and block length are None where each cell has its own.
         """
         model = load_trained(directory, step=step, dtype=cell.config.dtype)
-        decoder = Decoder(model)
+        way = Way(Decoder(model), AR, model)
         points = [
             {
                 "step": step,
                 "mode": mode.name,
                 "block_length": length if self.c.eval_block_lengths else None,
                 "threshold": getattr(mode, "threshold", None),
-                **self._score(decoder, mode),
+                **self._score(way._replace(mode=mode)),
             }
             for mode, length in self._modes(cell)
         ]
@@ -139,8 +140,8 @@ class Study:
                 modes.append((make_mode(name, **blocks, **chosen), length))
         return modes
 
-    def _score(self, decoder: Decoder, mode: Mode) -> dict[str, float]:
-        (score,) = compare_accuracy([(decoder, mode)], self._tasks, self._text, self.c.base.evaluation.batch_size)
+    def _score(self, way: Way) -> dict[str, float]:
+        (score,) = compare_accuracy([way], self._tasks, self._text, self.c.base.evaluation.batch_size)
         return {name: score[name] for name in _MEASURED}
 
     def _directory(self, cell: Cell) -> Path:
@@ -165,7 +166,7 @@ class Study:
     def _tasks(self):
         spec, tokenizer = self._start
         ways = [(spec, make_mode(name)) for name in ("ar", *self.c.eval_modes)]
-        return choose_tasks(load_tasks(self.c.base.evaluation.tasks, tokenizer), ways)[0]
+        return choose_questions(need_decoded(load_tasks(self.c.base.evaluation.tasks, tokenizer)), ways)[0]
 
 
 class Compilations:

@@ -105,7 +105,7 @@ def default_config() -> ConfigDict:
         keep_every=0,  # keep those at multiples of this for ever; 0 = none
     )
     c.evaluation = config_dict.create(  # what `edlm convert` measures afterwards; training does not read it
-        tasks=(),  # held-out sources of prompts with one right response each, as in data.sources
+        tasks=(),  # dict(task=NAME, path=...), or held-out sources of prompts with one right response each
         thresholds=(1.0, 0.9, 0.8),  # of the converted model's decoding; 1.0 = one token per forward
         batch_size=32,  # rows decoded at a time for the accuracy
         timed_prompts=8,  # prompts whose tokens/s are measured, one at a time

@@ -12,7 +12,7 @@ from flax import nnx
 from edlm_jax.attention import Causal
 from edlm_jax.diffusion.masks import EvenCounts
 from edlm_jax.errors import InputError
-from edlm_jax.evaluation.likelihood import choose, log_likelihood
+from edlm_jax.evaluation.likelihood import log_likelihood
 from edlm_jax.models import Conversion
 from tests.decoding import oracle
 from tests.decoding.test_generate import MASK, make_model
@@ -125,14 +125,6 @@ def test_a_checkpoint_decoded_with_another_prefill_is_measured_as_it_was_trained
         model.spec = dataclasses.replace(model.spec, conversion=conversion)
         with pytest.raises(InputError, match="block-causal context"):
             log_likelihood(model, [pair], num_samples=4)
-
-
-def test_the_likeliest_choice_is_chosen():
-    model = converted(1, "shifted")
-    choices = [fresh_rng().integers(0, 50, n).tolist() for n in (2, 3, 4)]
-    scores = [s.log_likelihood for s in log_likelihood(model, [(CONTEXT, choice) for choice in choices], mode="ar")]
-    expected = int(np.argmax([score / len(choice) for score, choice in zip(scores, choices, strict=True)]))
-    assert choose(model, CONTEXT, choices, mode="ar") == expected
 
 
 def test_bad_input_is_refused():

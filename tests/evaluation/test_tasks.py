@@ -10,8 +10,10 @@ from edlm_jax.commands.main import main
 from edlm_jax.decoding import Generation
 from edlm_jax.decoding.modes import Diffusion
 from edlm_jax.errors import InputError
-from edlm_jax.evaluation import compare, tasks
-from edlm_jax.evaluation.tasks import load_tasks, measure_speed, score_tasks
+from edlm_jax.evaluation import compare
+from edlm_jax.evaluation.compare import compare_accuracy, measure_speed
+from edlm_jax.evaluation.tasks import load_tasks
+from edlm_jax.evaluation.tasks.task import Way
 from edlm_jax.pretrained import Text, load_tokenizer
 from tests.chain import byte_tokenizer, save_tokenizer, word_tokenizer
 from tests.conftest import TINY
@@ -26,7 +28,7 @@ def tokenizer(tiny_tokenizer_dir):
 
 @pytest.fixture
 def questions(tmp_path, tokenizer):
-    """Three tasks of a JSON lines file, the longest first."""
+    """A task of three questions, the longest first."""
     rows = [("a much longer question ->", " yes"), ("short ->", " no"), ("medium long ->", " perhaps")]
     path = tmp_path / "questions.jsonl"
     path.write_text("\n".join(json.dumps(dict(prompt=prompt, response=response)) for prompt, response in rows))
@@ -50,6 +52,11 @@ class Oracle:
         return Generation(rows, rows, [row + 1 for row in range(len(rows))], [2] * len(rows))
 
 
+def score(decoder, tasks, text, batch_size):
+    (found,) = compare_accuracy([Way(decoder, compare.AR)], tasks, text, batch_size)
+    return found
+
+
 def test_an_answer_counts_when_its_text_up_to_the_end_is_exact(tokenizer, questions):
     answers = {
         "a much longer question ->": [*tokenizer.encode(" yes"), EOS],
@@ -57,15 +64,15 @@ def test_an_answer_counts_when_its_text_up_to_the_end_is_exact(tokenizer, questi
         "medium long ->": [*tokenizer.encode(" perhaps not"), EOS],
     }
     oracle = Oracle(tokenizer, answers)
-    score = score_tasks(oracle, questions, Text(tokenizer, (EOS,)), batch_size=2, mode=compare.AR)
-    assert score.accuracy == pytest.approx(2 / 3) and score.kinds == {"all": pytest.approx(2 / 3)}
+    found = score(oracle, questions, Text(tokenizer, (EOS,)), 2)
+    assert found["accuracy"] == pytest.approx(2 / 3) and found["kinds"] == {"all": pytest.approx(2 / 3)}
     assert [prompts for prompts, _ in oracle.calls] == [
         ["short ->", "medium long ->"],
         ["a much longer question ->"] * 2,  # filled up to the one batch size
     ]
-    assert score.new_tokens == sum(map(len, answers.values()))
-    assert (score.denoise_forwards, score.commit_forwards) == (1 + 2 + 1, 3 * 2)
-    assert score.tokens_per_forward == pytest.approx(score.new_tokens / 4)
+    assert found["new_tokens"] == sum(map(len, answers.values()))
+    assert (found["denoise_forwards"], found["commit_forwards"]) == (1 + 2 + 1, 3 * 2)
+    assert found["tokens_per_forward"] == pytest.approx(found["new_tokens"] / 4)
     longest = len(tokenizer.encode(" perhaps")) + 1
     assert all(settings["limit"] == longest for _, settings in oracle.calls)
 
@@ -90,21 +97,21 @@ def test_the_tokens_that_training_shows_are_right(tmp_path, make, prompt, respon
     tokenizer = load_tokenizer(save_tokenizer(make(), tmp_path / "model", config=TINY, eos_token="</s>"))
     (tmp_path / "tasks.jsonl").write_text(json.dumps(dict(prompt=prompt, response=response)))
     tasks = load_tasks([dict(kind="jsonl", path=str(tmp_path / "tasks.jsonl"))], tokenizer)
-    right = tokenizer.encode(response, add_special_tokens=False)
-    assert (tasks[0].answer, tasks[0].answer_tokens) == (read, len(right) + 1)
+    right, (question,) = tokenizer.encode(response, add_special_tokens=False), tasks[0].questions
+    assert (question.answer, question.limit) == (read, len(right) + 1)
     ends = (tokenizer.eos_token_id, 3)
     for said, accuracy in (([*right, ends[0]], 1), ([*right, ends[1], 4], 1), (right, 1), (right[:-1], 0)):
-        oracle = Oracle(tokenizer, {tokenizer.decode(tasks[0].prompt): said})
-        score = score_tasks(oracle, tasks, Text(tokenizer, ends), batch_size=1, mode=compare.AR)
-        assert score.accuracy == accuracy
+        oracle = Oracle(tokenizer, {tokenizer.decode(question.prompt): said})
+        assert score(oracle, tasks, Text(tokenizer, ends), 1)["accuracy"] == accuracy
         assert oracle.calls[0][1]["ends"] == ends
 
 
 def test_generated_tasks_keep_their_kind_and_the_prompt_that_training_shows(tokenizer):
-    loaded = load_tasks([dict(kind="tasks", kinds=("sort", "sums"), split="test", seed=5, size=6)], tokenizer)
-    assert [task.kind for task in loaded] == ["sort", "sums"] * 3
-    assert all(tokenizer.decode(task.prompt).startswith(("sort ", "add ")) for task in loaded)
-    assert all(task.answer_tokens == len(tokenizer.encode(task.answer)) + 1 for task in loaded)
+    sources = [dict(kind="tasks", kinds=("sort", "sums"), split="test", seed=seed, size=6) for seed in (5, 6)]
+    (task,) = load_tasks(sources, tokenizer)  # two sources, one task: its questions share batches
+    assert [question.kind for question in task.questions] == ["sort", "sums"] * 6
+    assert all(tokenizer.decode(question.prompt).startswith(("sort ", "add ")) for question in task.questions)
+    assert all(question.limit == len(tokenizer.encode(question.answer)) + 1 for question in task.questions)
 
 
 def test_sources_without_answers_are_refused(tmp_path, tokenizer):
@@ -115,7 +122,7 @@ def test_sources_without_answers_are_refused(tmp_path, tokenizer):
 
 def test_speed_counts_generated_tokens_and_leaves_the_first_pass_out(monkeypatch):
     clock = iter(range(10_000))
-    monkeypatch.setattr(tasks.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(compare.time, "perf_counter", lambda: next(clock))
     calls = []
 
     class Decoder:
@@ -128,7 +135,7 @@ def test_speed_counts_generated_tokens_and_leaves_the_first_pass_out(monkeypatch
                 next(clock)
             return Generation([[1] * (10 * self.ticks)], [[]], [1], [0])
 
-    ways = [(Decoder(1), compare.AR), (Decoder(4), Diffusion())]
+    ways = [Way(Decoder(1), compare.AR), Way(Decoder(4), Diffusion())]
     speeds = measure_speed(ways, [[7], [8, 9]], limit=3, ends=(EOS,), repeats=3)
     assert speeds == [10 / 2, 40 / 5]  # a call of n ticks takes n + 1 of this clock
     assert calls == [(1, "ar"), (4, "diffusion")] * 8  # in turns
@@ -187,9 +194,9 @@ def test_a_diagnosis_names_them_too(tiny_converted_dir, tmp_path, capsys):
 
 
 def test_a_prompt_without_room_for_the_longest_answer_is_decoded_to_its_own(tokenizer, questions):
-    answers = {tokenizer.decode(task.prompt): [*tokenizer.encode(task.answer), EOS] for task in questions}
-    oracle = Oracle(tokenizer, answers)
-    oracle.spec = SimpleNamespace(max_length=len(questions[0].prompt) + len(" yes") + 1)
-    assert score_tasks(oracle, questions, Text(tokenizer, (EOS,)), batch_size=2, mode=compare.AR).accuracy == 1
+    (task,) = questions
+    oracle = Oracle(tokenizer, {tokenizer.decode(q.prompt): [*tokenizer.encode(q.answer), EOS] for q in task.questions})
+    oracle.spec = SimpleNamespace(max_length=len(task.questions[0].prompt) + len(" yes") + 1)
+    assert score(oracle, questions, Text(tokenizer, (EOS,)), 2)["accuracy"] == 1
     limits = {prompts[0]: settings["limit"] for prompts, settings in oracle.calls}
     assert limits == {"short ->": len(" perhaps") + 1, "a much longer question ->": len(" yes") + 1}

@@ -143,7 +143,7 @@ def test_a_mode_without_blocks_has_a_point_at_every_block_length(study_file, tmp
 
 def test_an_ar_model_measured_otherwise_is_not_taken_for_the_baseline(study_file, tmp_path, monkeypatch):
     name, doc, config, sweep = load_study(str(study_file))
-    monkeypatch.setattr(study_run.Study, "_score", lambda study, decoder, how: dict(accuracy=0.5))
+    monkeypatch.setattr(study_run.Study, "_score", lambda study, way: dict(accuracy=0.5))
     study = study_run.Study(config, expand(config, sweep), tmp_path)
     assert study.baseline() == study.baseline() == dict(accuracy=0.5)
     config.base.evaluation.batch_size += 1
