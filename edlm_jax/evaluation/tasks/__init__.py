@@ -19,6 +19,7 @@ from edlm_jax.decoding import Mode
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.tasks.exact_match import exact_match
 from edlm_jax.evaluation.tasks.humaneval import humaneval
+from edlm_jax.evaluation.tasks.mbpp import mbpp
 from edlm_jax.evaluation.tasks.multiple_choice import multiple_choice
 from edlm_jax.evaluation.tasks.task import Question, Task
 from edlm_jax.models import ModelSpec
@@ -26,6 +27,7 @@ from edlm_jax.models import ModelSpec
 TASKS: dict[str, Callable[..., Task]] = {
     "tasks": exact_match,
     "humaneval": humaneval,
+    "mbpp": mbpp,
     "multiple_choice": multiple_choice,
 }
 
