@@ -49,20 +49,21 @@ class InPieces(Pattern):
     length: int
     pieces: int
     queries: int | None = None
+    whole: int | None = None  # columns that stay together where the pattern does not ask for it
 
     @classmethod
     def on_mesh(cls, pattern: Pattern, length: int) -> "InPieces":
         """A piece for each device of the context axis; one, the row as it is, where whole blocks do not go round."""
         mesh = jax.sharding.get_abstract_mesh()
         pieces = mesh.shape.get(CONTEXT_AXIS, 1) if not mesh.empty else 1
-        streams, C = _streams(pattern, length)
+        streams, C = _streams(pattern, length), _block(pattern)
         return cls(pattern, length, 1 if any(size % (pieces * C) for size in streams) else pieces)
 
     @cached_property
     def order(self) -> np.ndarray:
         """int32[length]: the column of the row that lies in each place."""
         pieces, start = [[] for _ in range(self.pieces)], 0
-        for size, (front, back) in zip(_streams(self.pattern, self.length)[0], self._chunks, strict=True):
+        for size, (front, back) in zip(_streams(self.pattern, self.length), self._chunks, strict=True):
             stop = start + size
             for index, piece in enumerate(pieces):
                 piece.append(np.arange(start + index * front, start + (index + 1) * front))
@@ -87,8 +88,8 @@ class InPieces(Pattern):
 
     @property
     def _chunks(self) -> list[tuple[int, int]]:
-        streams, C = _streams(self.pattern, self.length)
-        blocks = [size // self.pieces // C for size in streams]
+        C = self.whole or _block(self.pattern)
+        blocks = [size // self.pieces // C for size in _streams(self.pattern, self.length)]
         return [((count - count // 2) * C, count // 2 * C) for count in blocks]
 
     def allowed(self, q, k):
@@ -111,6 +112,26 @@ class InPieces(Pattern):
             return x_BT
         pieces = x_BT.reshape(x_BT.shape[0], self.pieces, -1, *x_BT.shape[2:])
         return pieces[:, :, : count // self.pieces].reshape(x_BT.shape[0], count, *x_BT.shape[2:])
+
+    def split(self, x_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The noisy and the clean columns of a row that has both, each in the order of the pieces."""
+        B, M, rest = x_BT.shape[0], self.pattern.noisy_columns // self.pieces, x_BT.shape[2:]
+        pieces = x_BT.reshape(B, self.pieces, -1, *rest)
+        return tuple(part.reshape(B, -1, *rest) for part in (pieces[:, :, :M], pieces[:, :, M:]))
+
+    def join(self, noisy_BM: jax.Array, clean_BL: jax.Array) -> jax.Array:
+        """The row of its two streams."""
+        B, rest = noisy_BM.shape[0], noisy_BM.shape[2:]
+        parts = [x.reshape(B, self.pieces, -1, *rest) for x in (noisy_BM, clean_BL)]
+        return jnp.concatenate(parts, axis=2).reshape(B, -1, *rest)
+
+    @property
+    def beside_noise(self) -> Pattern:
+        """What the clean stream's columns see of each other, in the places that they have in the row."""
+        alone = self.pattern.clean_pattern
+        if self.pieces == 1:
+            return alone
+        return InPieces(alone, self.pattern.length, self.pieces, whole=self.pattern.block_length)
 
     def leave(self, x_BTD: jax.Array) -> jax.Array:
         """Columns (all of the row, or the first of it that were `read`) in the row's own order."""
@@ -192,9 +213,14 @@ def _plan_tours(sight: Sight, rows, tiles: Tiles):
     return jax.shard_map(tour, in_specs=(row_spec,), out_specs=tour_spec, check_vma=False)(sight.by_row)
 
 
-def _streams(pattern: Pattern, length: int) -> tuple[list[int], int]:
-    """(columns of each stream of a row, block length); every view of the clean stream is a stream."""
-    if isinstance(pattern, CleanContext):
-        views, rest = divmod(pattern.noisy_columns, pattern.length)
-        return [pattern.length] * views + [rest] * (rest > 0) + [pattern.length], pattern.block_length
-    return [length], pattern.block_length if isinstance(pattern, BlockCausal) else 1
+def _streams(pattern: Pattern, length: int) -> list[int]:
+    """Columns of each stream of a row; every view of the clean stream is a stream."""
+    if not isinstance(pattern, CleanContext):
+        return [length]
+    views, rest = divmod(pattern.noisy_columns, pattern.length)
+    return [pattern.length] * views + [rest] * (rest > 0) + [pattern.length]
+
+
+def _block(pattern: Pattern) -> int:
+    """Columns that no piece may divide."""
+    return pattern.block_length if isinstance(pattern, BlockCausal | CleanContext) else 1

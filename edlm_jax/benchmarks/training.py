@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from edlm_jax.models.lora import partition
+from edlm_jax.models.lora import Lora, partition
 from edlm_jax.parallel.mesh import local_rows, micro_batches, to_global
 from edlm_jax.reports.progress import Progress
 from edlm_jax.training.config import adapters, training_mesh, validate
@@ -68,7 +68,7 @@ def time_train_step(c: ConfigDict, steps: int) -> dict[str, Any]:
         compile_seconds=compile_seconds,
         loss=loss,
         peak_bytes=_peak_bytes(compiled),
-        state_bytes=state_bytes(abstract),
+        state_bytes=state_bytes(abstract, adapters(c)),
     )
 
 
@@ -86,10 +86,10 @@ def packed_batch(vocab_size: int, B: int, L: int, C: int) -> dict[str, np.ndarra
     )
 
 
-def state_bytes(state: TrainState) -> dict[str, int]:
+def state_bytes(state: TrainState, lora: Lora | None) -> dict[str, int]:
     """Of all devices together: parameters, what the optimizer keeps, and the gradients between the two."""
     count = lambda tree: sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))  # noqa: E731
-    trained, _ = partition(state.params)
+    trained, _ = partition(state.params, lora)
     return dict(parameters=count(state.params), optimizer=count(state.opt_state), gradients=count(trained))
 
 

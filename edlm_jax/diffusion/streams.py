@@ -6,6 +6,7 @@
     block_causal    [noisy]            each at its own block and the blocks before it
     clean_context   [noisy | clean]    noisy: own noisy block, clean blocks before it; clean: as block_causal
     semi_block      [noisy | clean]    the same, but the clean stream is an AR stream
+    causal_block    [noisy | clean]    the same again, and noisy blocks are causal, too (MARS, I-DLM, Uno)
 
 A config and a checkpoint name a layout; the name is looked up here, and what a layout is asked for it answers itself.
 
@@ -108,6 +109,7 @@ LAYOUTS = {
     "block_causal": Layout("block_causal", None),
     "clean_context": Layout("bidirectional", "block_causal"),
     "semi_block": Layout("bidirectional", "causal"),
+    "causal_block": Layout("causal", "causal"),
 }
 CONVERSIONS = tuple(name for name, layout in LAYOUTS.items() if layout.noisy)  # what a converted model was trained as
 

@@ -77,7 +77,7 @@ class NextToken(Term):
     def check(self, layout: Layout) -> None:
         if not layout.next_tokens:
             raise InputError(
-                "config.objective.ar_weight > 0 needs a token-causal clean stream (pattern='semi_block'): under "
+                "config.objective.ar_weight > 0 needs a token-causal clean stream (semi_block, causal_block): under "
                 "other patterns a token sees its own successor, and next-token labels would leak"
             )
 

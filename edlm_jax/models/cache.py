@@ -19,6 +19,7 @@ from edlm_jax.attention import Pattern
 from edlm_jax.errors import InputError
 from edlm_jax.models.backend import Xla, choose
 from edlm_jax.models.layer import FUSED, fuse_projections, layer_forward, rms_norm
+from edlm_jax.models.lora import opened
 from edlm_jax.models.product import project
 from edlm_jax.models.rope import rotary_tables
 from edlm_jax.models.spec import ModelSpec
@@ -37,6 +38,7 @@ class DecodingWeights:
     """A model's parameters in its compute dtype, layer by layer, with q, k, v and gate, up each as one matrix.
 
     Matrices lie as the backend wants them. A tied embedding is held once where one layout serves both of its uses.
+    Adapters of noisy columns lie beside them: `forward` is told which columns are.
     """
 
     spec: ModelSpec = field(metadata=dict(static=True))
@@ -53,7 +55,7 @@ class DecodingWeights:
         On a mesh each group of `tensor` devices holds them once. With `take` the model is emptied parameter by
         parameter, so that its weights and these never stand side by side.
         """
-        if model.layers.lora:
+        if model.layers.lora and not model.layers.gated:
             raise InputError("this model's adapters are not merged; read its run with load_trained, which merges them")
         spec, backend = model.spec, choose(model)
         read = lambda name: getattr(model, name)[...].astype(model.dtype)  # noqa: E731
@@ -146,17 +148,21 @@ class Rotary:
         return cos_SR[positions_BT], sin_SR[positions_BT]
 
 
-def forward(weights: DecodingWeights, tokens_BT, rotary_BT, attention: Attention, read: int | None = None):
+def forward(
+    weights: DecodingWeights, tokens_BT, rotary_BT, attention: Attention, read: int | None = None, drafts: int = 0
+):
     """Hidden states x_BTD after the final norm; `attention` decides what is seen and may keep keys and values.
 
     `tokens_BT` are ids; embeddings [B, T, D] may stand in their place. Of the last layer only the last `read` columns
-    (default: all) are computed: the others give keys and values alone.
+    (default: all) are computed: the others give keys and values alone. The last `drafts` columns are noisy ones:
+    adapters, where the model has any, act on them.
     """
     spec = weights.spec
     x_BTD = constrain(tokens_BT if tokens_BT.ndim == 3 else weights.embed(tokens_BT), "B__", DECODING)
     whole, last = (lambda x_BT: x_BT), (lambda x_BT: x_BT[:, -read if read else None :])
     for index, (layer, wanted) in enumerate(zip(weights.layers, [whole] * (spec.num_layers - 1) + [last], strict=True)):
-        x_BTD = layer_forward(spec, FUSED, layer, x_BTD, rotary_BT, partial(attention, index), wanted)
+        p = opened(layer, drafts)
+        x_BTD = layer_forward(spec, FUSED, p, x_BTD, rotary_BT, partial(attention, index), wanted)
         x_BTD = constrain(x_BTD, "B__", DECODING)
     return rms_norm(x_BTD, weights.final_norm_D, spec.norm_eps)
 
@@ -171,10 +177,11 @@ def prefill(
     keep: int,
     length: int,
     read_mask_BTS=None,
+    drafts: int = 0,
 ):
     """(x_BTD, a cache of `length` columns that begins with the first `keep` of these); padding is segment 0.
 
-    `read_mask_BTS`: only so many last columns are read, and this is what they see.
+    `read_mask_BTS`: only so many last columns are read, and this is what they see. `drafts`: as in `forward`.
     """
     keys, values, backend = [], [], weights.backend
     attend_all = backend.attend_prompt(weights.spec, pattern, segments_BT)
@@ -189,7 +196,7 @@ def prefill(
         return attend_all(q, k, v)
 
     read = None if read_mask_BTS is None else read_mask_BTS.shape[1]
-    x_BTD = forward(weights, tokens_BT, rotary_BT, attend_and_keep, read)
+    x_BTD = forward(weights, tokens_BT, rotary_BT, attend_and_keep, read, drafts)
     return x_BTD, KVCache(tuple(keys), tuple(values))
 
 
@@ -202,11 +209,12 @@ def forward_cached(
     mask_BTS,
     where_BT=None,
     read: int | None = None,
+    drafts: int = 0,
 ):
     """(x_BTD, cache): writes the new columns at `start`, an int or int32[B], then attends to the cache under the mask.
 
-    `where_BT` says which of them to write (default: all); the others keep what the cache has there. `read`: as in
-    `forward`.
+    `where_BT` says which of them to write (default: all); the others keep what the cache has there. `read` and
+    `drafts`: as in `forward`.
     """
     keys, values, backend = list(cache.k_BKSH), list(cache.v_BKSH), weights.backend
 
@@ -214,6 +222,6 @@ def forward_cached(
         keys[index], values[index] = backend.write(keys[index], values[index], k, v, start, where_BT)
         return backend.attend(q, keys[index], values[index], mask_BTS[:, -q.shape[1] :])
 
-    x_BTD = forward(weights, tokens_BT, rotary_BT, attention, read)
+    x_BTD = forward(weights, tokens_BT, rotary_BT, attention, read, drafts)
     return x_BTD, KVCache(tuple(keys), tuple(values))
 

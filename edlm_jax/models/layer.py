@@ -99,12 +99,13 @@ def fuse_projections(spec: ModelSpec, p: dict) -> dict:
 def _fused_queries_keys_values(spec, p, h_BTD, read):
     qkv_BTKMH = _with_bias(project(h_BTD, p["qkv_DKMH"]), p["qkv_bias_KMH"] if spec.qkv_bias else None)
     q_BTNH = read(qkv_BTKMH)[..., :-2, :].reshape(h_BTD.shape[0], -1, spec.num_heads, spec.head_dim)
-    return q_BTNH, qkv_BTKMH[..., -2, :], qkv_BTKMH[..., -1, :]
+    k_BTKH, v_BTKH = (qkv_BTKMH[..., part, :] + low_rank(p, w, h_BTD) for part, w in ((-2, "k_DKH"), (-1, "v_DKH")))
+    return q_BTNH + low_rank(p, "q_DNH", read(h_BTD)), k_BTKH, v_BTKH
 
 
 def _fused_gate_and_up(spec, p, h_BTD):
     gate_up_BTPF = _with_bias(project(h_BTD, p["gate_up_DPF"]), p["gate_up_bias_PF"] if spec.mlp_bias else None)
-    return gate_up_BTPF[..., 0, :], gate_up_BTPF[..., 1, :]
+    return tuple(gate_up_BTPF[..., i, :] + low_rank(p, w, h_BTD) for i, w in enumerate(("gate_DF", "up_DF")))
 
 
 FUSED = Inputs(_fused_queries_keys_values, _fused_gate_and_up)

@@ -1,8 +1,10 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685): W + alpha / rank * A B instead of W, where A and B are trained alone.
 
-Every matrix of attention and FFN has one, as in the paper's comparison (arXiv 2512.14067, ranks 16 and 64); these
-matrices and their biases stay as they are, embedding, norms and head are trained with the adapters. B starts at zero,
-so that training starts at the model itself. Names: R is the rank, the other letters are the transformer's.
+Every matrix of attention and FFN has one, as in the paper's comparison (arXiv 2512.14067, ranks 16 and 64), or those
+that are named. Adapters of all columns are trained with embedding, norms and head; the matrices and their biases stay
+as they are. Adapters of noisy columns alone (Uno, arXiv 2609.04010) are all that is trained: whatever else is computed
+with the model is the model that it was. B starts at zero, so that training starts at the model itself. Names: R is the
+rank, the other letters are the transformer's.
 
 qwix, the library for it, adapts the parameters that it meets in the products of a module's call. Ours reach them as
 slices of stacked arrays inside a scan: it finds none and returns the model as it was (0.1.8).
@@ -26,34 +28,50 @@ ADAPTERS = {  # matrix: its A and its B
     "up_DF": ("up_a_DR", "up_b_RF"),
     "down_FD": ("down_a_FR", "down_b_RD"),
 }
+TARGETS = {f"{matrix.partition('_')[0]}_proj": matrix for matrix in ADAPTERS}  # as Hugging Face calls them: q_proj
+COLUMNS = ("all", "noisy")
+ADAPTER_NAMES = {name for names in ADAPTERS.values() for name in names}
+_LAST = "adapted columns"  # stands beside a layer's parameters where not all of a call are
 
 
 @dataclass(frozen=True)
 class Lora:
-    """Size of the adapters, and the weight of what they add."""
+    """Size of the adapters, the weight of what they add, and where they do."""
 
     rank: int
     alpha: float  # over the rank: so the best learning rate hardly depends on the rank
+    columns: str = "all"  # that they act on; "noisy": of a row [noisy | clean], or of the drafts in decoding
+    targets: tuple[str, ...] = ()  # names of TARGETS; () = every one
 
     @property
     def scale(self) -> float:
         """Of A B."""
         return self.alpha / self.rank
 
+    @property
+    def gated(self) -> bool:
+        """Do they act on noisy columns alone?"""
+        return self.columns == "noisy"
 
-def adapter_shapes(shapes: Mapping[str, tuple[int, ...]], rank: int) -> dict[str, tuple[int, ...]]:
+    @property
+    def adapters(self) -> dict[str, tuple[str, str]]:
+        """Those of ADAPTERS that there are."""
+        return {TARGETS[name]: ADAPTERS[TARGETS[name]] for name in self.targets or TARGETS}
+
+
+def adapter_shapes(shapes: Mapping[str, tuple[int, ...]], lora: Lora) -> dict[str, tuple[int, ...]]:
     """Name and shape of every adapter of a layer whose parameters have these shapes."""
     found = {}
-    for matrix, (a, b) in ADAPTERS.items():
-        sizes = dict(zip(_letters(matrix), shapes[matrix], strict=True)) | {"R": rank}
+    for matrix, (a, b) in lora.adapters.items():
+        sizes = dict(zip(_letters(matrix), shapes[matrix], strict=True)) | {"R": lora.rank}
         found |= {name: tuple(sizes[letter] for letter in _letters(name)) for name in (a, b)}
     return found
 
 
-def initial_adapters(key: jax.Array, shapes: Mapping[str, tuple[int, ...]], num_layers: int, rank: int) -> dict:
+def initial_adapters(key: jax.Array, shapes: Mapping[str, tuple[int, ...]], num_layers: int, lora: Lora) -> dict:
     """float32 adapters of all layers, stacked: A normal with variance 1 / inputs, B zero."""
     adapters = {}
-    for index, (name, shape) in enumerate(adapter_shapes(shapes, rank).items()):
+    for index, (name, shape) in enumerate(adapter_shapes(shapes, lora).items()):
         shape = (num_layers, *shape)
         is_a = _letters(name).endswith("R")
         draw = jax.random.normal(jax.random.fold_in(key, index), shape) / math.sqrt(math.prod(shape[1:-1]))
@@ -63,42 +81,56 @@ def initial_adapters(key: jax.Array, shapes: Mapping[str, tuple[int, ...]], num_
 
 def scaled(layers: dict[str, jax.Array], lora: Lora | None) -> dict[str, jax.Array]:
     """The same parameters with the scale in every B, so that whoever reads them need not know it."""
-    return layers | {b: layers[b] * lora.scale for _, b in ADAPTERS.values()} if lora else layers
+    return layers | {b: layers[b] * lora.scale for _, b in lora.adapters.values()} if lora else layers
 
 
-def low_rank(p: Mapping[str, jax.Array], matrix: str, x_BTI: jax.Array) -> jax.Array | int:
+def low_rank(p: Mapping, matrix: str, x_BTI: jax.Array) -> jax.Array | int:
     """What the adapter of one layer's matrix adds to x W, with `scaled` parameters; 0 where it has none."""
     a, b = ADAPTERS[matrix]
     if a not in p:
         return 0
-    return project(project(x_BTI, p[a], summed=p[a].ndim - 1), p[b])
+    last = min(p.get(_LAST, x_BTI.shape[1]), x_BTI.shape[1])
+    x_BTI, closed = x_BTI[:, x_BTI.shape[1] - last :], x_BTI.shape[1] - last
+    y_BTO = project(project(x_BTI, p[a], summed=len(_letters(a)) - 1), p[b])
+    return jnp.pad(y_BTO, ((0, 0), (closed, 0), *((0, 0),) * (y_BTO.ndim - 2))) if closed else y_BTO
+
+
+def opened(p: Mapping, last: int) -> dict:
+    """A layer whose adapters act on the `last` columns of a call alone."""
+    return dict(p) | {_LAST: last} if last else without_adapters(p)
+
+
+def without_adapters(params: Mapping) -> dict:
+    """A layer's, or all layers', own parameters."""
+    return {name: value for name, value in params.items() if name not in ADAPTER_NAMES}
 
 
 def merge(params: dict, lora: Lora | None) -> dict:
     """The parameters of a model without adapters that computes the same."""
     if lora is None:
         return params
-    layers = dict(params["layers"])
-    for matrix, names in ADAPTERS.items():
-        a, b = (layers.pop(name) for name in names)
+    layers = without_adapters(params["layers"])
+    for matrix, names in lora.adapters.items():
+        a, b = (params["layers"][name] for name in names)
         delta = jnp.einsum(f"L{_letters(names[0])},L{_letters(names[1])}->L{_letters(matrix)}", a, b)
         layers[matrix] = layers[matrix] + lora.scale * delta
     return params | {"layers": layers}
 
 
-def partition(params: dict) -> tuple[dict, dict]:
+def partition(params: dict, lora: Lora | None) -> tuple[dict, dict]:
     """(what is trained, what stays as it is), two trees that `combine` joins; without adapters all is trained."""
-    layers = params.get("layers", {})
-    if not any(a in layers for a, _ in ADAPTERS.values()):
+    if lora is None:
         return params, {}
-    stays = lambda name: name in ADAPTERS or "bias" in name  # noqa: E731
-    trained, frozen = ({n: v for n, v in layers.items() if stays(n) is kept} for kept in (False, True))
-    return params | {"layers": trained}, frozen
+    stays = lambda name: name not in ADAPTER_NAMES if lora.gated else name in ADAPTERS or "bias" in name  # noqa: E731
+    parts = [{n: v for n, v in params["layers"].items() if stays(n) is kept} for kept in (False, True)]
+    others = [{name: value for name, value in params.items() if name != "layers"}, {}]
+    trained, frozen = others[::-1] if lora.gated else others
+    return trained | {"layers": parts[0]}, frozen | {"layers": parts[1]}
 
 
 def combine(trained: dict, frozen: dict) -> dict:
     """The parameters of a `partition`."""
-    return trained | {"layers": trained["layers"] | frozen} if frozen else trained
+    return trained | frozen | {"layers": trained["layers"] | frozen["layers"]} if frozen else trained
 
 
 def _letters(name: str) -> str:

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from edlm_jax.attention import Causal, InPieces, Pattern, Sight, Tiles, attend, plan_attention
+from edlm_jax.attention import Causal, CleanContext, InPieces, Pattern, Sight, Tiles, attend, plan_attention
 from edlm_jax.errors import InputError
 from edlm_jax.models.compiled_once import compiled_once
+from edlm_jax.models.gated import clean_sight, two_streams
 from edlm_jax.models.head import linear_cross_entropy
 from edlm_jax.models.layer import SEPARATE, layer_forward, layer_shapes, rms_norm
-from edlm_jax.models.lora import Lora, initial_adapters, scaled
+from edlm_jax.models.lora import Lora, initial_adapters, scaled, without_adapters
 from edlm_jax.models.product import look_up, project
 from edlm_jax.models.rope import rotary_tables
 from edlm_jax.models.spec import ModelSpec
@@ -30,7 +31,6 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "save_attention": jax.checkpoint_policies.save_only_these_names("attention"),
 }
-
 
 # So few layers are written out one by one: stacking what they keep for the backward pass costs a tenth of a CPU's step.
 _UNROLLED = 4
@@ -44,9 +44,14 @@ class Layers(nnx.Module):
         for name, shape in layer_shapes(spec).items():
             setattr(self, name, _init(name, (spec.num_layers, *shape), rngs, param_dtype))
         if lora:
-            adapters = initial_adapters(rngs.params(), layer_shapes(spec), spec.num_layers, lora.rank)
+            adapters = initial_adapters(rngs.params(), layer_shapes(spec), spec.num_layers, lora)
             for name, value in adapters.items():
                 setattr(self, name, nnx.Param(value))
+
+    @property
+    def gated(self) -> bool:
+        """Are there adapters, and on noisy columns alone?"""
+        return self.lora is not None and self.lora.gated
 
     def stacked(self) -> dict[str, jax.Array]:
         """name -> array with a leading layer axis, as it is stored: rounding is the products' affair."""
@@ -58,7 +63,8 @@ class Transformer(nnx.Module):
     """A decoder-only language model.
 
     `dtype` is what it computes in, `param_dtype` what it stores, `tiles` what attention computes at once. It has
-    adapters (`lora`) while it is trained; what decodes or is exported has them merged.
+    adapters (`lora`) while it is trained; what decodes or is exported has them merged, but for those of noisy columns
+    alone: with them it is an AR model that can draft.
     """
 
     def __init__(
@@ -121,23 +127,32 @@ class Transformer(nnx.Module):
         rotary = rotary_tables(positions_BT, self.spec.rope, self.spec.head_dim)
         B, S = tokens_BT.shape
 
+        heads, layers = (self.spec.num_heads, self.spec.num_kv_heads), self.layers.stacked()
+        unroll, x_BTD = self.spec.num_layers <= _UNROLLED, self.embed(tokens_BT)
+
         def planned(T):
             documents = row.read(segment_ids_BT, T), segment_ids_BT
             sight = Sight(row.for_queries(T), B, T, S, *documents, row.read(copies_BM, T))
-            return plan_attention(sight, (self.spec.num_heads, self.spec.num_kv_heads), self.tiles)
+            return plan_attention(sight, heads, self.tiles)
 
-        whole = planned(S)
+        if self.layers.gated and isinstance(pattern, CleanContext):
+            alone = plan_attention(clean_sight(row, B, segment_ids_BT), heads, self.tiles)
+            checkpointed = partial(rematerialise, remat=remat, in_scan=not unroll)
+            plans, forward = (planned(pattern.noisy_columns), alone), partial(layer_forward, self.spec, SEPARATE)
+            body = two_streams(forward, row, rotary, plans, checkpointed)
+            streams, _ = jax.lax.scan(body, row.split(x_BTD), layers, unroll=unroll)
+            x_BTD = row.read(row.join(*map(self.final_norm, streams)), columns)
+            return constrain(row.leave(x_BTD), "BL_")
 
-        def body(x_BTD, layer, plan=whole, columns=None):
+        def body(x_BTD, layer, plan, columns=None):
             read, attention = partial(row.read, count=columns), partial(attend, plan=plan)
             return constrain(layer_forward(self.spec, SEPARATE, layer, x_BTD, rotary, attention, read), "BL_"), None
 
-        x_BTD, layers = self.embed(tokens_BT), self.layers.stacked()
-        last = None
+        layers, last = without_adapters(layers) if self.layers.gated else layers, None
         if columns is not None:
             layers, last = (jax.tree.map(lambda w: w[part], layers) for part in (slice(-1), -1))  # noqa: B023
-        unroll = self.spec.num_layers <= _UNROLLED
-        x_BTD, _ = jax.lax.scan(rematerialise(body, remat, in_scan=not unroll), x_BTD, layers, unroll=unroll)
+        whole = rematerialise(partial(body, plan=planned(S)), remat, in_scan=not unroll)
+        x_BTD, _ = jax.lax.scan(whole, x_BTD, layers, unroll=unroll)
         if last is not None:
             body = partial(body, plan=planned(columns), columns=columns)
             x_BTD, _ = rematerialise(body, remat, in_scan=False)(x_BTD, last)

@@ -136,24 +136,30 @@ def trained_spec(workdir: Path) -> tuple[ModelSpec, Lora | None]:
         raise InputError(f"{workdir} is not the work directory of a training run (no model.json and checkpoints in it)")
     described, tokenizer = _read_json(workdir / "model.json"), workdir / "tokenizer"
     source = str(tokenizer.absolute()) if tokenizer.is_dir() else described["source"]  # older runs keep none
-    lora = Lora(**described["lora"]) if described.get("lora") else None  # nor say that they have no adapters
+    known = described.get("lora")  # nor say that they have no adapters
+    lora = Lora(**known | {"targets": tuple(known.get("targets", ()))}) if known else None
     return ModelSpec.from_hf(described["config"], source=source), lora
 
 
 def load_trained(
     workdir: str | Path, *, step: int | None = None, dtype: str = "float32", mesh: jax.sharding.Mesh | None = None
 ) -> Transformer:
-    """The model of a work directory's newest (or a given) checkpoint, adapters merged; its weights are float32."""
+    """The model of a work directory's newest (or a given) checkpoint; its weights are float32.
+
+    Adapters are merged, but for those of noisy columns alone, which the model keeps.
+    """
     workdir = Path(workdir)
     spec, lora = trained_spec(workdir)
-    graphdef, _ = abstract_model(spec, dtype, mesh)
+    kept = lora if lora and lora.gated else None
+    graphdef, _ = abstract_model(spec, dtype, mesh, lora=kept)
     _, abstract = abstract_model(spec, dtype, mesh, lora=lora)
     wanted, step = step, latest_step(workdir) if step is None else step
     if step is None or not (workdir / "checkpoints" / str(step)).is_dir():
         raise InputError(f"{workdir} holds no complete checkpoint{'' if wanted is None else f' of step {wanted}'}")
     checkpoints = Checkpoints(workdir, keep_last=1, read_only=True)
     try:
-        return nnx.merge(graphdef, merge(checkpoints.restore_params(step, abstract), lora))
+        params = checkpoints.restore_params(step, abstract)
+        return nnx.merge(graphdef, params if kept else merge(params, lora))
     finally:
         checkpoints.close()
 

@@ -12,7 +12,7 @@ from edlm_jax.attention import Tiles
 from edlm_jax.diffusion.registry import NOISES, TERMS
 from edlm_jax.diffusion.streams import ALIGNMENTS, LAYOUTS, Layout, find_layout
 from edlm_jax.errors import InputError
-from edlm_jax.models.lora import Lora
+from edlm_jax.models.lora import COLUMNS, TARGETS, Lora
 from edlm_jax.models.spec import GRIDS, PREFILLS, Conversion
 from edlm_jax.parallel.mesh import make_mesh
 from edlm_jax.training.objective import Objective
@@ -21,6 +21,7 @@ CHOICES = {
     "dtype": ("bfloat16", "float32"),
     "remat": ("none", "full", "dots", "save_attention"),
     "init.mask_embedding": ("keep", "mean", "noise"),
+    "lora.columns": COLUMNS,
     "objective.grid": GRIDS,
     "objective.pattern": tuple(LAYOUTS),
     "objective.noise": tuple(NOISES),
@@ -59,9 +60,11 @@ def default_config() -> ConfigDict:
     c.lora = config_dict.create(  # adapters on the matrices of attention and FFN, which then stay as they are
         rank=0,  # 0 = full training
         alpha=32.0,  # weighs them by alpha / rank; not published for Efficient-DLM
+        columns="all",  # that they act on; noisy = the clean stream stays the AR model: nothing else is trained
+        targets=(),  # the matrices, of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj; () = all
     )
     c.objective = config_dict.create(
-        pattern="clean_context",  # causal (= AR) | bidirectional | block_causal | clean_context | semi_block
+        pattern="clean_context",  # causal (= AR) | bidirectional | block_causal | clean_context | semi_block | ...
         alignment="same_position",  # logit i predicts token i; shifted = token i + 1 (AR always is)
         block_length=16,  # C; also the grid on which packed documents start
         grid="response",  # blocks are counted from the response's start, or from "position" 0, as servers do
@@ -71,7 +74,7 @@ def default_config() -> ConfigDict:
         half_life=0.1,  # lambda of the position-weighted mask; inf = uniform in a block; None = one uniform t per row
         prefill="auto",  # written into the export: how a prompt attends to itself; auto = as trained
     )
-    # ar_weight: of the AR loss on the clean stream, semi_block only (the successor uses 1.0 with 0.3 of the next);
+    # ar_weight: of the AR loss on a token-causal clean stream alone (the successor uses 1.0 with 0.3 of the next);
     # diffusion_weight: of the diffusion loss; and so on, by diffusion/registry.py.
     c.objective.update({f"{name}_weight": term.default for name, term in TERMS.items()})
     c.data = config_dict.create(
@@ -133,13 +136,32 @@ def validate(c: ConfigDict) -> None:
     _check_schedule(c)
     if not c.init.path and not c.init.hf_config:
         raise InputError("set config.init.path (a checkpoint) or config.init.hf_config (random weights)")
-    if c.lora.rank and not c.init.path:
-        raise InputError("config.lora.rank > 0 needs config.init.path: random weights have nothing to adapt")
+    _check_adapters(c)
     if c.data.batch_size % max(c.optimizer.accumulation, 1):
         raise InputError(
             f"config.data.batch_size={c.data.batch_size} is not divisible by "
             f"config.optimizer.accumulation={c.optimizer.accumulation}"
         )
+
+
+def _check_adapters(c: ConfigDict) -> None:
+    if c.lora.rank and not c.init.path:
+        raise InputError("config.lora.rank > 0 needs config.init.path: random weights have nothing to adapt")
+    for name in c.lora.targets:
+        if name not in TARGETS:
+            raise InputError(f"config.lora.targets: {name!r} is unknown; choose among {', '.join(TARGETS)}")
+    if c.lora.columns == "all":
+        return
+    if not c.lora.rank:
+        raise InputError("config.lora.columns='noisy' needs config.lora.rank > 0: adapters are all that is trained")
+    if not layout(c).two_streams:
+        names = ", ".join(name for name, layout in LAYOUTS.items() if layout.two_streams)
+        raise InputError(
+            f"config.lora.columns='noisy' needs a clean stream beside the noisy one, which pattern="
+            f"{c.objective.pattern!r} has not; choose one of {names}"
+        )
+    if c.init.mask_embedding != "keep":
+        raise InputError("config.lora.columns='noisy' leaves embeddings as they are: set init.mask_embedding='keep'")
 
 
 def _check_objective(c: ConfigDict) -> None:
@@ -177,7 +199,7 @@ def attention_tiles(c: ConfigDict) -> Tiles | None:
 
 def adapters(c: ConfigDict) -> Lora | None:
     """The adapters that are trained; None for full training."""
-    return Lora(c.lora.rank, c.lora.alpha) if c.lora.rank else None
+    return Lora(c.lora.rank, c.lora.alpha, c.lora.columns, tuple(c.lora.targets)) if c.lora.rank else None
 
 
 def layout(c: ConfigDict) -> Layout:

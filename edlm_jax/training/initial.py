@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from edlm_jax.errors import InputError
 from edlm_jax.models.layer import layer_shapes
-from edlm_jax.models.lora import combine, initial_adapters, partition
+from edlm_jax.models.lora import Lora, combine, initial_adapters, partition
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.parallel.sharding import param_shardings
@@ -64,7 +64,7 @@ def abstract_state(c: ConfigDict, spec: ModelSpec, mesh: Mesh) -> tuple[nnx.Grap
     graphdef, params = abstract_model(spec, c.dtype, mesh, attention_tiles(c), adapters(c))
 
     def build(params):
-        return TrainState(jnp.int32(0), _stored(c, params), make_optimizer(c).init(partition(params)[0]))
+        return TrainState(jnp.int32(0), _stored(c, params), make_optimizer(c).init(partition(params, adapters(c))[0]))
 
     state = jax.eval_shape(build, params)
     return graphdef, with_shardings(state, param_shardings(mesh, state))
@@ -76,12 +76,12 @@ def initial_params(c: ConfigDict, spec: ModelSpec, mesh: Mesh) -> dict:
     if lora is None:
         return params
     key = jax.random.fold_in(jax.random.key(c.seed), 2**31 - 1)  # the mask's embedding has a token's number
-    return _stored(c, params | {"layers": params["layers"] | _initial_adapters(key, spec, lora.rank, mesh)})
+    return _stored(c, params | {"layers": params["layers"] | _initial_adapters(key, spec, lora, mesh)})
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "rank", "mesh"))
-def _initial_adapters(key, spec: ModelSpec, rank: int, mesh: Mesh) -> dict:
-    adapters = initial_adapters(key, layer_shapes(spec), spec.num_layers, rank)
+@functools.partial(jax.jit, static_argnames=("spec", "lora", "mesh"))
+def _initial_adapters(key, spec: ModelSpec, lora: Lora, mesh: Mesh) -> dict:
+    adapters = initial_adapters(key, layer_shapes(spec), spec.num_layers, lora)
     return jax.lax.with_sharding_constraint(adapters, param_shardings(mesh, adapters))
 
 
@@ -89,8 +89,9 @@ def _base_params(c: ConfigDict, spec: ModelSpec, mesh: Mesh) -> dict:
     if not c.init.path:
         build = lambda: _pure(Transformer(spec, rngs=nnx.Rngs(c.seed), param_dtype="float32"))  # noqa: E731
         return jax.jit(build, out_shardings=param_shardings(mesh, jax.eval_shape(build)))()
-    model = load_pretrained(c.init.path, dtype="float32", mesh=mesh)
-    if spec.conversion is not None:
+    gated = c.lora.rank and c.lora.columns == "noisy"
+    model = load_pretrained(c.init.path, dtype=c.dtype if gated else "float32", mesh=mesh)
+    if spec.conversion is not None and not gated:
         mask_key = jax.random.fold_in(jax.random.key(c.seed), spec.conversion.mask_token_id)
         how = c.init.mask_embedding
         ratio = start_mask_embedding(model, spec.conversion.mask_token_id, how=how, key=mask_key)
@@ -102,8 +103,8 @@ def _base_params(c: ConfigDict, spec: ModelSpec, mesh: Mesh) -> dict:
 
 def initial_state(c: ConfigDict, params: dict, abstract: TrainState) -> TrainState:
     """Step 0 with these parameters."""
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    opt_state = jax.jit(make_optimizer(c).init, out_shardings=shardings.opt_state)(partition(params)[0])
+    shardings, trained = jax.tree.map(lambda x: x.sharding, abstract), partition(params, adapters(c))[0]
+    opt_state = jax.jit(make_optimizer(c).init, out_shardings=shardings.opt_state)(trained)
     return TrainState(jax.device_put(jnp.int32(0), shardings.step), params, opt_state)
 
 
@@ -120,7 +121,7 @@ def _check_shape(c: ConfigDict, spec: ModelSpec) -> None:
 
 def _stored(c: ConfigDict, params: dict) -> dict:
     """What is trained in float32, the rest in the compute dtype: nothing reads more of it."""
-    trained, frozen = partition(params)
+    trained, frozen = partition(params, adapters(c))
     return combine(trained, jax.tree.map(lambda x: x.astype(c.dtype), frozen))
 
 

@@ -1,6 +1,7 @@
 """What a run reports: scalars over a window of steps, FLOPs by formula, weight drift, and the files they go to."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import math
@@ -30,7 +31,8 @@ def step_flops(spec: ModelSpec, objective: Objective, rows: int, length: int, lo
     2 per weight and token forward, 4 backward; 4 * heads * head size per attended pair forward, 8 backward. Two streams
     pass the layers, the head runs on streams with a loss, and attention counts the pairs that the pattern allows
     (L^2 + L*C for clean context), not what a kernel visits. Look-ups, norms and softmax are left out, as is usual.
-    Under adapters a layer's own matrices have no gradient (2 backward), the adapters are weights like others.
+    Under adapters a layer's own matrices have no gradient (2 backward), the adapters are weights like others. Those of
+    noisy columns alone leave clean columns without adapters and without a backward pass, and the head without gradient.
     """
     layout = objective.layout
     projections = spec.width * spec.head_dim * 2 * (spec.num_heads + spec.num_kv_heads)
@@ -41,8 +43,13 @@ def step_flops(spec: ModelSpec, objective: Objective, rows: int, length: int, lo
     pairs = spec.num_layers * spec.num_heads * spec.head_dim * layout.pairs(length)
     flops = 3.0 * rows * (2 * weights + 4 * pairs)
     if lora:
-        adapters = spec.num_layers * sum(map(math.prod, adapter_shapes(layer_shapes(spec), lora.rank).values()))
-        flops += rows * through_layers * (6 * adapters - 2 * layers)
+        adapters = spec.num_layers * sum(map(math.prod, adapter_shapes(layer_shapes(spec), lora).values()))
+        adapted = layout.noisy_columns(length) if lora.gated else through_layers
+        flops += rows * (6 * adapters * adapted - 2 * layers * through_layers)
+        if lora.gated:
+            clean, alone = through_layers - adapted, dataclasses.replace(layout, noisy=None).pairs(length)
+            flops -= 2.0 * rows * (layers * clean + spec.width * spec.vocab_size * through_head)
+            flops -= 8.0 * rows * spec.num_layers * spec.num_heads * spec.head_dim * alone
     return flops
 
 

@@ -11,7 +11,7 @@ from edlm_jax.data.pipeline import WITH_MASK_TOKEN
 from edlm_jax.models.lora import partition
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.pretrained import why_mask_token
-from edlm_jax.training.config import grid, layout
+from edlm_jax.training.config import adapters, grid, layout
 
 if TYPE_CHECKING:
     from edlm_jax.training.train import Batches
@@ -26,7 +26,7 @@ _LOST = {  # what a count means, and what to do
 
 def about_model(c: ConfigDict, spec: ModelSpec, tokenizer, params: dict) -> list[str]:
     """The model's size, its parts that are trained, and its mask token; `params` may be shapes."""
-    trained, frozen = (sum(leaf.size for leaf in jax.tree.leaves(part)) for part in partition(params))
+    trained, frozen = (sum(leaf.size for leaf in jax.tree.leaves(part)) for part in partition(params, adapters(c)))
     source, shape = c.init.path or "random weights", f"{spec.num_layers} layers of width {spec.width}"
     lines = [f"model: {source} ({spec.family}, {shape}), {trained:,} parameters trained, {frozen:,} frozen"]
     if spec.conversion is not None:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from edlm_jax.diffusion import Batch, Corruption, example_keys
 from edlm_jax.models.lora import combine, partition
 from edlm_jax.parallel.mesh import micro_batches
-from edlm_jax.training.config import layout
+from edlm_jax.training.config import adapters, layout
 from edlm_jax.training.objective import Objective
 from edlm_jax.training.optimizer import make_optimizer, make_schedule
 
@@ -67,7 +67,8 @@ def make_train_step(c: ConfigDict, graphdef: nnx.GraphDef, objective: Objective,
 
     Without `numbers` those of the config are constants of the program.
     """
-    own = Numbers.from_config(c)
+    own, lora = Numbers.from_config(c), adapters(c)
+    trained_shardings = partition(shardings.params, lora)[0]
 
     @functools.partial(
         jax.jit,
@@ -83,8 +84,8 @@ def make_train_step(c: ConfigDict, graphdef: nnx.GraphDef, objective: Objective,
         corruption = drawn.corrupt(example_keys(key, batch["tokens"].shape[0]), batch)
         weights = drawn.weights(batch, corruption)
         count = micro_batches(c, batch["tokens"].shape[0])
-        accumulate = functools.partial(_accumulate, graphdef, drawn, count, c.remat, partition(shardings.params)[0])
-        trained, frozen = partition(state.params)
+        accumulate = functools.partial(_accumulate, graphdef, drawn, count, c.remat, trained_shardings)
+        trained, frozen = partition(state.params, lora)
         sums, grads = accumulate(trained, frozen, batch, corruption, weights)
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         params = combine(optax.apply_updates(trained, updates), frozen)

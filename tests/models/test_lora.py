@@ -23,7 +23,7 @@ def adapted(model, b_is_zero=False):
     """(graph definition, parameters) of the model with adapters."""
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: Transformer(model.spec, rngs=nnx.Rngs(0), lora=LORA)))
     params, spec = nnx.to_pure_dict(nnx.state(model, nnx.Param)), model.spec
-    adapters = initial_adapters(jax.random.key(0), layer_shapes(spec), spec.num_layers, LORA.rank)
+    adapters = initial_adapters(jax.random.key(0), layer_shapes(spec), spec.num_layers, LORA)
     if not b_is_zero:
         rng = fresh_rng()
         adapters = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), x.dtype), adapters)
@@ -63,12 +63,13 @@ def test_every_matrix_of_attention_and_ffn_is_adapted_by_its_own_product():
 def test_what_is_trained():
     model = random_model(attention_bias=True, tie_word_embeddings=False)
     _, params = adapted(model)
-    trained, frozen = partition(params)
-    assert set(frozen) == {*ADAPTERS, "q_bias_NH", "k_bias_KH", "v_bias_KH", "o_bias_D"} & set(params["layers"])
+    trained, frozen = partition(params, LORA)
+    biases = {"q_bias_NH", "k_bias_KH", "v_bias_KH", "o_bias_D"}
+    assert set(frozen["layers"]) == {*ADAPTERS, *biases} & set(params["layers"])
     assert {"embedding_VD", "head_DV", "final_norm_D"} < set(trained) and "mlp_norm_D" in trained["layers"]
     assert jax.tree.structure(combine(trained, frozen)) == jax.tree.structure(params)
     plain = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    assert partition(plain) == (plain, {}) and combine(plain, {}) is plain
+    assert partition(plain, None) == (plain, {}) and combine(plain, {}) is plain
 
 
 def test_decoding_refuses_adapters_that_are_not_merged():

@@ -11,7 +11,7 @@ from edlm_jax.models.lora import ADAPTERS, Lora, partition
 from edlm_jax.parallel.mesh import make_mesh
 from edlm_jax.pretrained import load_pretrained
 from edlm_jax.training.checkpoint import Checkpoints, load_trained
-from edlm_jax.training.config import training_mesh
+from edlm_jax.training.config import adapters, training_mesh
 from edlm_jax.training.initial import abstract_state, initial_params, read_spec
 from edlm_jax.training.metrics import step_flops
 from edlm_jax.training.train import train
@@ -19,6 +19,8 @@ from tests.compilations import twice
 from tests.training.conftest import make_config
 from tests.training.test_train import assert_same, params, raise_sigterm_in_step
 from tests.training.tiny import make_objective, random_model
+
+LORA = Lora(4, 32.0)
 
 
 def lora_config(corpus, checkpoint):
@@ -57,13 +59,13 @@ def test_the_state_holds_what_is_frozen_as_it_was_and_no_moments_of_it(finished,
     kept = checkpoints.restore_params(6, abstract.params)
     checkpoints.close()
     before = nnx.to_pure_dict(nnx.state(load_pretrained(checkpoint, "float32"), nnx.Param))["layers"]
-    for name, value in partition(kept)[1].items():
+    for name, value in partition(kept, LORA)[1]["layers"].items():
         np.testing.assert_array_equal(value, before[name])
     moments = {path[-1].key for path, _ in jax.tree.leaves_with_path(abstract.opt_state) if hasattr(path[-1], "key")}
     assert "q_a_DR" in moments and not moments & set(ADAPTERS)
     config.dtype = "bfloat16"  # what nobody updates is kept as it is read
-    dtypes = jax.tree.map(lambda x: x.dtype.name, partition(abstract_state(config, spec, make_mesh(config))[1].params))
-    assert set(jax.tree.leaves(dtypes[0])) == {"float32"} and set(dtypes[1].values()) == {"bfloat16"}
+    parts = partition(abstract_state(config, spec, make_mesh(config))[1].params, LORA)
+    assert [{x.dtype.name for x in jax.tree.leaves(part)} for part in parts] == [{"float32"}, {"bfloat16"}]
 
 
 def test_interrupted_equals_uninterrupted_bitwise(finished, corpus, checkpoint, tmp_path, monkeypatch):
@@ -85,22 +87,22 @@ def test_what_a_step_takes(config):
     bytes_of, (spec, _) = {}, read_spec(config)
     for rank in (0, 4):
         config.lora.rank = rank
-        bytes_of[rank] = state_bytes(abstract_state(config, spec, make_mesh(config))[1])
+        bytes_of[rank] = state_bytes(abstract_state(config, spec, make_mesh(config))[1], adapters(config))
     full, lora = bytes_of[0], bytes_of[4]
     assert full["optimizer"] == 2 * full["parameters"] + 8 and full["gradients"] == full["parameters"]
     matrices = 4 * spec.num_layers * (32 * 8 * (4 + 4 + 2 + 2) + 3 * 32 * 48)
-    adapters = 4 * spec.num_layers * 4 * (64 + 48 + 48 + 64 + 3 * 80)
-    assert lora["gradients"] == full["gradients"] - matrices + adapters
-    assert lora["parameters"] == full["parameters"] + adapters and lora["optimizer"] == 2 * lora["gradients"] + 8
+    low_rank = 4 * spec.num_layers * 4 * (64 + 48 + 48 + 64 + 3 * 80)
+    assert lora["gradients"] == full["gradients"] - matrices + low_rank
+    assert lora["parameters"] == full["parameters"] + low_rank and lora["optimizer"] == 2 * lora["gradients"] + 8
 
 
 def test_flops_leave_out_the_gradients_of_what_is_frozen():
     spec = random_model().spec
     objective = make_objective()
     layers = 2 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48)
-    adapters = 2 * 4 * (64 + 48 + 48 + 64 + 3 * 80)
-    full, lora = (step_flops(spec, objective, 3, 24, how) for how in (None, Lora(4, 32.0)))
-    assert full - lora == 3 * 48 * (2 * layers - 6 * adapters)
+    low_rank = 2 * 4 * (64 + 48 + 48 + 64 + 3 * 80)
+    full, lora = (step_flops(spec, objective, 3, 24, how) for how in (None, LORA))
+    assert full - lora == 3 * 48 * (2 * layers - 6 * low_rank)
 
 
 def test_what_a_run_started_from_compiles_once(corpus, checkpoint):

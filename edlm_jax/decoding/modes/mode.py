@@ -86,7 +86,7 @@ class Mode:
         if self.causal and conversion is not None and not conversion.layout.next_tokens:
             warnings.warn(
                 f"{self.name} reads next tokens from a causal stream, which this checkpoint's conversion "
-                f"({conversion.pattern!r}) did not train; 'semi_block' does",
+                f"({conversion.pattern!r}) did not train; 'semi_block' and 'causal_block' do",
                 stacklevel=4,
             )
 
