@@ -39,6 +39,8 @@ def save_pretrained(
     formats.py, instead of the family's own. The directory must not exist yet, or be empty:
     the files are written beside it and renamed at the end. On several hosts every process calls this, the first writes.
     """
+    if model.layers.lora:
+        raise InputError("adapters that are not merged cannot be exported yet")
     check_export(model.spec, directory, dtype=dtype, format=format)
     target, config = Path(directory).expanduser().absolute(), model.spec.to_hf()
     if format is not None:

@@ -6,7 +6,7 @@ import pytest
 
 from edlm_jax.attention import Bidirectional, BlockCausal, Causal, CleanContext
 from edlm_jax.diffusion import example_keys, find_layout
-from edlm_jax.diffusion.streams import CONVERSIONS, LAYOUTS, Layout
+from edlm_jax.diffusion.streams import CONVERSIONS, LAYOUTS
 from edlm_jax.errors import InputError
 from tests.training.tiny import make_objective, random_batch
 
@@ -17,6 +17,7 @@ PATTERNS = {
     "block_causal": BlockCausal(C),
     "clean_context": CleanContext(L, C),
     "semi_block": CleanContext(L, C, "token_causal"),
+    "causal_block": CleanContext(L, C, "token_causal", noisy="causal"),
 }
 
 
@@ -38,12 +39,6 @@ def test_a_layout_agrees_with_its_pattern(name):
         tiles = mask_TT.reshape(T // C, C, T // C, C).any((1, 3)).sum()
         assert layout.fewest_tiles(L // C) == tiles + layout.two_streams * L // C
     assert (name in CONVERSIONS) == (layout.noisy is not None)
-
-
-def test_noisy_columns_may_see_their_block_from_left_to_right():
-    layout = Layout("causal", "causal", C)
-    assert layout.pattern(L) == CleanContext(L, C, "token_causal", noisy="causal")
-    assert layout.pairs(L) == layout.pattern(L).dense(2 * L, 2 * L).sum()
 
 
 def test_one_stream_has_no_noisy_length_and_blocks_are_measured_after_clean_ones():

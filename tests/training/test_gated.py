@@ -1,0 +1,94 @@
+"""Runs that train adapters of noisy columns alone: the base stays as it was read, bit for bit, and has no moments."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from edlm_jax.attention import Causal
+from edlm_jax.errors import InputError
+from edlm_jax.models.lora import ADAPTER_NAMES, ADAPTERS
+from edlm_jax.parallel.mesh import make_mesh
+from edlm_jax.pretrained import load_pretrained
+from edlm_jax.training.checkpoint import load_trained
+from edlm_jax.training.config import adapters, validate
+from edlm_jax.training.initial import abstract_state, read_spec
+from edlm_jax.training.metrics import step_flops
+from edlm_jax.training.objective import Objective
+from edlm_jax.training.train import train
+from tests.training.conftest import make_config
+from tests.training.test_train import assert_same, params, raise_sigterm_in_step
+
+
+def gated_config(corpus, checkpoint):
+    """Drafts of 4 from uniform tokens, two micro-batches a step, everything computed again."""
+    c = make_config(corpus, checkpoint)
+    c.remat, c.data.batch_size, c.optimizer.accumulation = "full", 16, 2
+    c.lora.update(rank=4, columns="noisy", targets=("q_proj", "o_proj", "up_proj"))
+    c.objective.update(pattern="causal_block", alignment="shifted", noise="uniform_tokens")
+    return c
+
+
+@pytest.fixture(scope="module")
+def finished(corpus, checkpoint, tmp_path_factory):
+    """The work directory of a run that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("gated")
+    train(gated_config(corpus, checkpoint), workdir)
+    return workdir
+
+
+def test_the_base_is_untouched_and_ar_gives_its_own_logits(finished, checkpoint):
+    before, after = load_pretrained(checkpoint, "float32"), load_trained(finished)
+    base, both = (nnx.to_pure_dict(nnx.state(model, nnx.Param)) for model in (before, after))
+    adapted = {name: both["layers"].pop(name) for name in set(both["layers"]) & ADAPTER_NAMES}
+    assert_same(both, base)
+    assert set(adapted) == {name for matrix in ("q_DNH", "o_NHD", "up_DF") for name in ADAPTERS[matrix]}
+    assert all(np.any(adapted[name]) for name in adapted)  # each B has left zero
+    tokens_BT = np.arange(24).reshape(2, 12)
+    np.testing.assert_array_equal(*(model(tokens_BT, pattern=Causal()) for model in (before, after)))
+
+
+def test_interrupted_equals_uninterrupted_bitwise(finished, corpus, checkpoint, tmp_path, monkeypatch):
+    raise_sigterm_in_step(monkeypatch, 3)
+    assert not train(gated_config(corpus, checkpoint), tmp_path)["completed"]
+    monkeypatch.undo()
+    assert train(gated_config(corpus, checkpoint), tmp_path)["completed"]
+    assert_same(params(tmp_path), params(finished))
+
+
+def test_no_master_copy_and_no_moments_of_the_base(corpus, checkpoint):
+    c = gated_config(corpus, checkpoint)
+    c.dtype = "bfloat16"
+    _, state = abstract_state(c, read_spec(c)[0], make_mesh(c))
+    wide = {path[-1].key for path, x in jax.tree.leaves_with_path(state.params) if x.dtype == np.float32}
+    moments = {path[-1].key for path, x in jax.tree.leaves_with_path(state.opt_state) if x.ndim > 1}
+    assert wide == moments and wide < ADAPTER_NAMES and len(wide) == 6
+
+
+def test_flops_are_about_half_of_full_training(corpus, checkpoint):
+    c = gated_config(corpus, checkpoint)
+    spec, _ = read_spec(c)
+    objective = Objective.from_config(c, spec)
+    full, gated = (step_flops(spec, objective, 3, 24, lora) for lora in (None, adapters(c)))
+    layers, head, pairs = 2 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48), 32 * 97, 24 * 25 // 2
+    low_rank = 2 * 4 * (64 + 64 + 80)
+    saved = 2 * layers * 48 + 2 * layers * 24 + 2 * head * 24 + 8 * 2 * 32 * pairs
+    assert full - gated == 3 * (saved - 6 * low_rank * 24)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"objective.pattern": "block_causal"}, "needs a clean stream .*'block_causal' has not; choose"),
+        ({"lora.rank": 0}, "needs config.lora.rank > 0"),
+        ({"lora.targets": ("q_proj", "head")}, "config.lora.targets: 'head' is unknown; choose among q_proj"),
+        ({"init.mask_embedding": "mean"}, "leaves embeddings as they are"),
+        ({"lora.columns": "some"}, "config.lora.columns='some' is unknown"),
+    ],
+    ids=str,
+)
+def test_what_would_not_stay_the_ar_model_is_refused(corpus, checkpoint, change, reason):
+    c = gated_config(corpus, checkpoint)
+    c.update_from_flattened_dict(change)
+    with pytest.raises(InputError, match=reason):
+        validate(c)
