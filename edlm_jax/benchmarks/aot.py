@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
 from edlm_jax.attention import BlockCausal, InPieces, Tiles, count_tiles
 from edlm_jax.attention.splash import TILES, has_partial_tiles
@@ -31,20 +30,18 @@ from edlm_jax.parallel.devices import describe
 from edlm_jax.parallel.mesh import BATCH_SPEC, decoding_mesh, micro_batches
 from edlm_jax.parallel.sharding import DECODING, param_shardings
 from edlm_jax.training.checkpoint import abstract_model, with_shardings
-from edlm_jax.training.config import adapters, attention_tiles, training_mesh, validate
 from edlm_jax.training.initial import abstract_state, planned_spec
 from edlm_jax.training.metrics import step_flops
-from edlm_jax.training.objective import Objective
+from edlm_jax.training.run import Run
 from edlm_jax.training.step import make_train_step
 
 PROMPT, NEW_TOKENS = 1024, 512  # columns of what the decoder is compiled for
 
 
-def compile_report(c: ConfigDict, topology: str, num_slices: int) -> dict[str, Any]:
+def compile_report(run: Run, topology: str, num_slices: int) -> dict[str, Any]:
     """Compiles the step and, for a diffusion model, the decoder; returns what `edlm compile --json` prints."""
-    validate(c)
     devices = topology_devices(topology, num_slices)
-    mesh, spec = training_mesh(c, devices), planned_spec(c)
+    mesh, spec = run.make_mesh(devices), planned_spec(run.start)
     kind = devices[0].device_kind
     report = dict(
         topology=topology,
@@ -54,10 +51,10 @@ def compile_report(c: ConfigDict, topology: str, num_slices: int) -> dict[str, A
         chips=len(devices) // describe(kind).per_chip,
         memory_per_device=describe(kind).memory_bytes,
         mesh={axis: size for axis, size in mesh.shape.items()},
-        train_step=train_step_report(c, spec, mesh),
+        train_step=train_step_report(run, spec, mesh),
     )
     if spec.conversion is not None:
-        report["decoder"] = decoder_report(spec, c.dtype, devices)
+        report["decoder"] = decoder_report(spec, run.start.dtype, devices)
     report["fits"] = all(report[name]["fits"] for name in ("train_step", "decoder") if name in report)
     return report
 
@@ -80,21 +77,24 @@ def topology_devices(topology: str, num_slices: int = 1) -> list[jax.Device]:
         raise InputError(f"--topology={topology}: {reason[:200]}") from None
 
 
-def train_step_report(c: ConfigDict, spec: ModelSpec, mesh: Mesh) -> dict[str, Any]:
+def train_step_report(run: Run, spec: ModelSpec, mesh: Mesh) -> dict[str, Any]:
     """The optimizer step of `edlm train` on this mesh."""
-    objective = Objective.from_config(c, spec)
-    graphdef, state = abstract_state(c, spec, mesh)
-    step = make_train_step(c, graphdef, objective, jax.tree.map(lambda x: x.sharding, state))
-    B, L = c.data.batch_size, c.data.length
+    objective = run.objective.of_model(spec)
+    graphdef, state = abstract_state(run.start, run.optimizer, spec, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    step = make_train_step(
+        graphdef, objective, run.optimizer, shardings, lora=run.start.lora, remat=run.remat
+    )
+    B, L = run.data.batch_size, run.data.length
     column = jax.ShapeDtypeStruct((B, L), jnp.int32, sharding=NamedSharding(mesh, BATCH_SPEC))
     batch = {name: column for name in ("tokens", "segment_ids", "positions", "loss_mask")}
     with jax.set_mesh(mesh):
-        count = micro_batches(c, B)
-        report = _compile(step, mesh, state, batch, block_length=objective.layout.block_length)
-    flops = step_flops(spec, objective, B, L, adapters(c))
+        count = micro_batches(run.optimizer.accumulation, B)
+        report = _compile(step, mesh, state, batch, run.numbers, block_length=objective.layout.block_length)
+    flops = step_flops(spec, objective, B, L, run.start.lora)
     devices = math.prod(mesh.shape.values())
     report |= dict(batch_size=B, length=L, micro_batches=count, model_flops=flops, flops_per_device=flops / devices)
-    layout, tiles = objective.layout, attention_tiles(c) or TILES
+    layout, tiles = objective.layout, run.start.tiles or TILES
     if not layout.noisy_length:  # chosen copies are attended to by the exact split, without tiles
         report["attention_tiles"] = tiles_report(layout, L, tiles, mesh.shape["context"])
     return report

@@ -9,26 +9,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from edlm_jax.attention import Pattern, Sight, attend, plan_attention, same_segment
 from edlm_jax.benchmarks.training import packed_batch
 from edlm_jax.diffusion import example_keys
-from edlm_jax.training.config import attention_tiles
 from edlm_jax.training.initial import planned_spec
-from edlm_jax.training.objective import Objective
+from edlm_jax.training.run import Run
 
 _REPEATS = 10
 
 
-def time_attention(c: ConfigDict) -> dict[str, Any]:
+def time_attention(run: Run) -> dict[str, Any]:
     """Milliseconds on one device for one packed row, all of its streams, by `attend` and with a whole mask ("dense").
 
     "speedup" is dense over attend. "ideal_speedup" is scores in all over scores that may be looked at: what a kernel
     would reach that computed no other score, each as fast as the dense one.
     """
-    spec, length = planned_spec(c), c.data.length
-    objective = Objective.from_config(c, spec)
+    spec, length = planned_spec(run.start), run.data.length
+    objective = run.objective.of_model(spec)
     batch = packed_batch(spec.vocab_size, 1, length, objective.layout.block_length)
     noise = objective.corrupt(example_keys(jax.random.key(0), 1), batch)
     segments_BT = objective.streams(batch, noise).inputs["segment_ids_BT"]
@@ -36,12 +34,12 @@ def time_attention(c: ConfigDict) -> dict[str, Any]:
     mask_BTT = whole_mask(pattern, segments_BT, noise.copies_BM)
     T = segments_BT.shape[1]
     sight = Sight(pattern, 1, T, T, segments_BT, segments_BT, noise.copies_BM)
-    plan = plan_attention(sight, (spec.num_heads, spec.num_kv_heads), attention_tiles(c))
+    plan = plan_attention(sight, (spec.num_heads, spec.num_kv_heads), run.start.tiles)
     sides = {
         "attend": partial(attend, plan=plan),
         "dense": partial(attend_masked, mask_BTS=mask_BTT),
     }
-    arrays = random_arrays(1, mask_BTT.shape[1], spec.num_heads, spec.num_kv_heads, spec.head_dim, c.dtype)
+    arrays = random_arrays(1, mask_BTT.shape[1], spec.num_heads, spec.num_kv_heads, spec.head_dim, run.start.dtype)
     found = take_turns({name: partial(forward_and_backward(side), *arrays) for name, side in sides.items()}, _REPEATS)
     if all("milliseconds" in side for side in found.values()):
         found["speedup"] = found["dense"]["milliseconds"] / found["attend"]["milliseconds"]

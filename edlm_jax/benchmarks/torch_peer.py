@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from edlm_jax.benchmarks.attention import whole_mask
 from edlm_jax.benchmarks.training import packed_batch
@@ -23,14 +22,14 @@ from edlm_jax.diffusion import Batch, Corruption, example_keys
 from edlm_jax.errors import InputError
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.parallel.mesh import micro_batches
-from edlm_jax.training.config import adapters
 from edlm_jax.training.initial import planned_spec
 from edlm_jax.training.objective import Objective
+from edlm_jax.training.run import Run
 
 _WARM_UP = 3
 
 
-def time_peer(c: ConfigDict, steps: int) -> dict[str, Any]:
+def time_peer(run: Run, steps: int) -> dict[str, Any]:
     """What `edlm bench train` says of the peer: its rates, or why there are none.
 
     It runs in a process of its own, which gives its memory back, and before jax has taken the GPU's.
@@ -43,19 +42,19 @@ def time_peer(c: ConfigDict, steps: int) -> dict[str, Any]:
         return {"not_measured": f"it runs on one GPU, and {torch.cuda.device_count()} are here"}
     try:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-            return process.submit(time_torch_step, c, steps, "flex_attention", "cuda").result()
+            return process.submit(time_torch_step, run, steps, "flex_attention", "cuda").result()
     except Exception as error:  # noqa: BLE001 (out of memory, a compiler that is missing: ours still counts)
         return {"not_measured": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
 
 
-def time_torch_step(c: ConfigDict, steps: int, attention: str, device: str) -> dict[str, Any]:
+def time_torch_step(run: Run, steps: int, attention: str, device: str) -> dict[str, Any]:
     """Median seconds of `steps` steps, and what follows from them. For a process that uses jax for nothing else."""
     jax.config.update("jax_platforms", "cpu")
     import torch
 
-    spec = planned_spec(c)
-    batch = packed_batch(spec.vocab_size, c.data.batch_size, c.data.length, c.objective.block_length)
-    step = torch_step(c, spec, batch, attention=attention, device=device)
+    spec = planned_spec(run.start)
+    batch = packed_batch(spec.vocab_size, run.data.batch_size, run.data.length, run.data.block_length)
+    step = torch_step(run, spec, batch, attention=attention, device=device)
     seconds = []
     for _ in range(_WARM_UP + steps):
         start = time.perf_counter()
@@ -64,14 +63,14 @@ def time_torch_step(c: ConfigDict, steps: int, attention: str, device: str) -> d
     median = statistics.median(seconds[_WARM_UP:])
     return dict(
         seconds_per_step=median,
-        tokens_per_second=c.data.batch_size * c.data.length / median,
+        tokens_per_second=run.data.batch_size * run.data.length / median,
         loss=loss,
         attention=attention,
         torch=torch.__version__,
     )
 
 
-def torch_step(c: ConfigDict, spec: ModelSpec, batch: Batch, *, attention: str, device: str) -> Callable[[], float]:
+def torch_step(run: Run, spec: ModelSpec, batch: Batch, *, attention: str, device: str) -> Callable[[], float]:
     """A function that does one AdamW step on `batch` and returns its loss; weights are random.
 
     Args:
@@ -81,16 +80,16 @@ def torch_step(c: ConfigDict, spec: ModelSpec, batch: Batch, *, attention: str, 
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if adapters(c):
+    if run.start.lora:
         raise InputError("the peer trains all weights: it knows no adapters")
-    objective = Objective.from_config(c, spec)
+    objective = run.objective.of_model(spec)
     noise = objective.corrupt(example_keys(jax.random.key(0), len(batch["tokens"])), batch)
     config = AutoConfig.for_model(**json.loads(spec.hf_json))
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, trust_remote_code=False)
     model = model.float().to(device).train()
-    if c.remat != "none":
+    if run.remat != "none":
         model.gradient_checkpointing_enable()
-    o, count = c.optimizer, micro_batches(c, c.data.batch_size)
+    o, count = run.optimizer, micro_batches(run.optimizer.accumulation, run.data.batch_size)
     settings = dict(lr=o.learning_rate, betas=(o.beta1, o.beta2), eps=o.eps, weight_decay=o.weight_decay)
     optimizer = torch.optim.AdamW(model.parameters(), fused=device == "cuda", **settings)
     parts = peer_inputs(objective, batch, noise, count, attention=attention, device=device)
@@ -99,7 +98,7 @@ def torch_step(c: ConfigDict, spec: ModelSpec, batch: Batch, *, attention: str, 
     def step() -> float:
         total = 0.0
         for part in parts:
-            with torch.autocast(device, torch.bfloat16, enabled=c.dtype == "bfloat16"):
+            with torch.autocast(device, torch.bfloat16, enabled=run.start.dtype == "bfloat16"):
                 loss = loss_of(model, *part)
             loss.backward()
             total = total + loss.detach()
@@ -121,7 +120,8 @@ def peer_inputs(
     if objective.layout.shifted or [term.name for term in objective.terms] != ["diffusion"]:
         raise InputError("the peer knows the diffusion loss at the same position alone")
     put = lambda x: torch.from_numpy(np.array(x)).to(device)  # noqa: E731
-    tokens_BT, positions_BT, segments_BT, _ = objective.streams(batch, noise).inputs.values()
+    columns = objective.streams(batch, noise).inputs
+    tokens_BT, positions_BT, segments_BT = (columns[f"{name}_BT"] for name in ("tokens", "positions", "segment_ids"))
     targets_BM, masked_BM = np.asarray(noise.copied(batch["tokens"])), np.asarray(noise.masked_BM)
     weights_BM = masked_BM / np.asarray(noise.noise_level_BM) / masked_BM.sum()
     pattern = objective.layout.pattern(batch["tokens"].shape[1])

@@ -1,5 +1,6 @@
 """How fast training is: the real jitted step of a config on the devices that are here, random weights and rows."""
 
+import dataclasses
 import math
 import statistics
 import time
@@ -7,59 +8,55 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from edlm_jax.models.lora import Lora, partition
 from edlm_jax.parallel.mesh import local_rows, micro_batches, to_global
 from edlm_jax.reports.progress import Progress
-from edlm_jax.training.config import adapters, training_mesh, validate
 from edlm_jax.training.initial import abstract_state, initial_params, initial_state, planned_spec
 from edlm_jax.training.metrics import mfu_meter, step_flops
-from edlm_jax.training.objective import Objective
-from edlm_jax.training.step import Numbers, TrainState, make_train_step
+from edlm_jax.training.run import Run
+from edlm_jax.training.step import TrainState, make_train_step
 
 _WARM_UP = 2  # steps that do not count: the first allocates
 
 
-def time_train_step(c: ConfigDict, steps: int) -> dict[str, Any]:
+def time_train_step(run: Run, steps: int) -> dict[str, Any]:
     """Seconds of a step (the median of `steps`), tokens/s, MFU by formula, and the memory that it takes.
 
     Tokens are those of the batch, every one of them real: packed rows of four documents each, a clean token once.
     """
-    validate(c)
-    c = c.copy_and_resolve_references()
-    mesh, spec = training_mesh(c), planned_spec(c)
-    c.init.path = ""  # no weights are read: which they are changes no time
-    B, L = c.data.batch_size, c.data.length
-    objective = Objective.from_config(c, spec)
-    graphdef, abstract = abstract_state(c, spec, mesh)
+    mesh, spec = run.make_mesh(), planned_spec(run.start)
+    start = dataclasses.replace(run.start, path="")  # no weights are read: which they are changes no time
+    B, L = run.data.batch_size, run.data.length
+    objective = run.objective.of_model(spec)
+    graphdef, abstract = abstract_state(start, run.optimizer, spec, mesh)
     rows = local_rows(mesh, B)
     batch = to_global(packed_batch(spec.vocab_size, len(rows), L, objective.layout.block_length), mesh, rows, B)
     with jax.set_mesh(mesh), Progress(_WARM_UP + steps + 1, "bench train") as progress:
-        state = initial_state(c, initial_params(c, spec, mesh), abstract)
-        train_step = make_train_step(c, graphdef, objective, jax.tree.map(lambda x: x.sharding, abstract))
-        start = time.perf_counter()
-        numbers = Numbers.from_config(c)
-        compiled = train_step.lower(state, batch, numbers, block_length=objective.layout.block_length).compile()
-        compile_seconds = time.perf_counter() - start
+        state = initial_state(start, run.optimizer, initial_params(start, spec, mesh), abstract)
+        shardings = jax.tree.map(lambda x: x.sharding, abstract)
+        train_step = make_train_step(graphdef, objective, run.optimizer, shardings, lora=start.lora, remat=run.remat)
+        began = time.perf_counter()
+        compiled = train_step.lower(state, batch, run.numbers, block_length=objective.layout.block_length).compile()
+        compile_seconds = time.perf_counter() - began
         progress.done(1, f"compiled in {compile_seconds:.0f} s")
-        count, seconds = micro_batches(c, B), []
+        count, seconds = micro_batches(run.optimizer.accumulation, B), []
         for index in range(_WARM_UP + steps):
-            start = time.perf_counter()
-            state, metrics = compiled(state, batch, numbers)
+            began = time.perf_counter()
+            state, metrics = compiled(state, batch, run.numbers)
             loss = float(metrics["loss"])  # waits for all of the step: its gradients' norm is a metric too
             jax.block_until_ready(state)
             if index >= _WARM_UP:
-                seconds.append(time.perf_counter() - start)
-            progress.done(index + 2, f"step {index + 1}, {time.perf_counter() - start:.3f} s")
-    median, flops = statistics.median(seconds), step_flops(spec, objective, B, L, adapters(c))
+                seconds.append(time.perf_counter() - began)
+            progress.done(index + 2, f"step {index + 1}, {time.perf_counter() - began:.3f} s")
+    median, flops = statistics.median(seconds), step_flops(spec, objective, B, L, start.lora)
     return dict(
         steps=steps,
         seconds_per_step=dict(median=median, min=min(seconds), max=max(seconds)),
         tokens_per_second=B * L / median,
         model_flops_per_step=flops,
         model_flops_per_second=flops / median,
-        **mfu_meter(flops, c.dtype)(1 / median),
+        **mfu_meter(flops, start.dtype)(1 / median),
         device_kind=jax.devices()[0].device_kind,
         mesh={axis: size for axis, size in mesh.shape.items()},
         batch_size=B,
@@ -68,7 +65,7 @@ def time_train_step(c: ConfigDict, steps: int) -> dict[str, Any]:
         compile_seconds=compile_seconds,
         loss=loss,
         peak_bytes=_peak_bytes(compiled),
-        state_bytes=state_bytes(abstract, adapters(c)),
+        state_bytes=state_bytes(abstract, start.lora),
     )
 
 

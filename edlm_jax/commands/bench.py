@@ -11,7 +11,7 @@
 import argparse
 from typing import Any
 
-from edlm_jax.commands.config import add_config_argument, load_config
+from edlm_jax.commands.config import add_config_argument, load_run
 from edlm_jax.commands.devices import add_dtype_argument, chosen_dtype
 from edlm_jax.commands.evaluate import load_common_tokenizer
 from edlm_jax.errors import InputError
@@ -40,18 +40,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _train(args):
     if not args.config or args.steps < 1:
         raise InputError("edlm bench train needs --config=FILE, and --steps of at least 1")
-    config = load_config(args.config, args.overrides)
-    from edlm_jax.training.config import validate
-
-    validate(config)
+    run = load_run(args.config, args.overrides)
     from edlm_jax.benchmarks.attention import time_attention
     from edlm_jax.benchmarks.torch_peer import time_peer
     from edlm_jax.benchmarks.training import time_train_step
     from edlm_jax.reports.report import describe_machine
 
     command = " ".join(["edlm bench train", f"--config={args.config}", f"--steps={args.steps}", *args.overrides])
-    peer = time_peer(config, args.steps)  # first: then jax takes the GPU's memory
-    result = dict(command=command, **time_train_step(config, args.steps), attention=time_attention(config), peer=peer)
+    peer = time_peer(run, args.steps)  # first: then jax takes the GPU's memory
+    result = dict(command=command, **time_train_step(run, args.steps))
+    result |= dict(attention=time_attention(run), peer=peer)
     if "tokens_per_second" in peer:
         result["times_the_peer"] = result["tokens_per_second"] / peer["tokens_per_second"]
     return result | describe_machine()

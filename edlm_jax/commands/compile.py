@@ -7,7 +7,7 @@ import argparse
 import os
 from typing import Any
 
-from edlm_jax.commands.config import add_config_argument, load_config
+from edlm_jax.commands.config import add_config_argument, load_run
 from edlm_jax.errors import InputError
 
 
@@ -23,14 +23,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.num_slices < 1:
         raise InputError(f"--num_slices must be positive, not {args.num_slices}")
     os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: a TPU that is here stays free for others
-    config = load_config(args.config, args.overrides)
+    run = load_run(args.config, args.overrides)
     from edlm_jax.benchmarks.aot import compile_report
     from edlm_jax.reports.report import describe_machine
 
     command = [f"--config={args.config}", f"--topology={args.topology}"]
     command += [f"--num_slices={args.num_slices}"] if args.num_slices > 1 else []
     command = " ".join(["edlm compile", *command, *args.overrides])
-    return dict(command=command, **compile_report(config, args.topology, args.num_slices), **describe_machine())
+    return dict(command=command, **compile_report(run, args.topology, args.num_slices), **describe_machine())
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:

@@ -42,6 +42,13 @@ def load_config(path: str, overrides: Sequence[str] = ()):
     return _apply(config, overrides)
 
 
+def load_run(path: str, overrides: Sequence[str] = ()):
+    """The `Run` of a config."""
+    from edlm_jax.training.run import Run
+
+    return Run.of(load_config(path, overrides))
+
+
 def load_study(path: str, overrides: Sequence[str] = ()):
     """(name, docstring, locked ConfigDict, sweep) of a study; its sweep(add) calls add(arm, changes) for each arm."""
     namespace = _run_file(path)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from flax import nnx
-from ml_collections import ConfigDict
 
 from edlm_jax.commands.stages import Stages
 from edlm_jax.decoding import Decoder
 from edlm_jax.diagnosis.drift import weight_drift
+from edlm_jax.diffusion.streams import AUTOREGRESSIVE
 from edlm_jax.errors import InputError, StoppedError
 from edlm_jax.evaluation.compare import (
     AR,
@@ -29,25 +29,23 @@ from edlm_jax.pretrained import Text, load_pretrained, save_pretrained
 from edlm_jax.reports.plot_report import plot_report
 from edlm_jax.reports.report import describe_machine, read_losses, write_report
 from edlm_jax.training.checkpoint import check_workdir, load_trained
-from edlm_jax.training.config import layout, to_json, validate
 from edlm_jax.training.initial import read_spec
+from edlm_jax.training.run import Run
 from edlm_jax.training.train import train
 
 STAGES = ("port", "train", "export", "accuracy", "speed", "held-out loss", "drift")
 
 
-def convert(c: ConfigDict, workdir: Path, name: str) -> dict[str, Any]:
+def convert(run: Run, workdir: Path, name: str) -> dict[str, Any]:
     """All stages in order; returns the report, which is also in workdir/report.json."""
-    validate(c)
-    check_evaluation(c)
-    if not layout(c).noisy:
-        name = c.objective.pattern
-        raise InputError(f"config.objective.pattern={name!r} trains an AR model and converts nothing: use `edlm train`")
-    if not c.init.path:
+    check_evaluation(run)
+    if not run.objective.layout.noisy:
+        raise InputError("config.objective.pattern='causal' trains an AR model and converts nothing: use `edlm train`")
+    if not run.start.path:
         raise InputError("config.init.path is empty: `edlm convert` needs an AR checkpoint to start from")
-    check_workdir(workdir, c)
-    stages = Stages(workdir / "stages.json", to_json(c), STAGES)
-    job = _Job(c, workdir)
+    check_workdir(workdir, run.config)
+    stages = Stages(workdir / "stages.json", run.config, STAGES)
+    job = _Job(run, workdir)
     ported = stages.run("port", job.port)
     training = stages.run("train", job.train, resumes=True)
     stages.run("export", job.export)
@@ -63,7 +61,7 @@ def convert(c: ConfigDict, workdir: Path, name: str) -> dict[str, Any]:
         "seconds": sum(stages.seconds.values()),
         "stage_seconds": stages.seconds,
         **describe_machine(),
-        "config": json.loads(to_json(c)),
+        "config": json.loads(run.config),
     }
     plot_report(report, read_losses(workdir / "metrics.jsonl"), workdir / "report.png")
     write_report(report, workdir / "report.json")
@@ -74,9 +72,9 @@ def convert(c: ConfigDict, workdir: Path, name: str) -> dict[str, Any]:
 class _Job:
     """The work of each stage; what it needs from an earlier one it reads from disk, so a job can begin anywhere."""
 
-    def __init__(self, c: ConfigDict, workdir: Path):
-        self.c, self.workdir, self.exported = c, workdir, workdir / "model"
-        self.modes = [AR, *diffusion_at(c.evaluation.thresholds)]
+    def __init__(self, run: Run, workdir: Path):
+        self.run, self.workdir, self.exported = run, workdir, workdir / "model"
+        self.modes = [AR, *diffusion_at(run.evaluation.thresholds)]
 
     def port(self) -> dict[str, Any]:
         """Read the AR checkpoint strictly, and say what it is and which token will be the mask."""
@@ -96,38 +94,39 @@ class _Job:
 
     def train(self) -> dict[str, Any]:
         """Convert: train on the diffusion objective."""
-        summary = train(self.c, self.workdir)
+        summary = train(self.run, self.workdir)
         if not summary["completed"]:
-            raise StoppedError(f"stopped at step {summary['step']} of {self.c.steps}; the same command continues")
+            raise StoppedError(f"stopped at step {summary['step']} of {self.run.steps}; the same command continues")
         return summary
 
     def export(self) -> dict[str, Any]:
         """Write the newest checkpoint as a Hugging Face directory, in place of an older export of this run."""
         model = load_trained(self.workdir)
         shutil.rmtree(self.exported, ignore_errors=True)
-        save_pretrained(model, self.exported, dtype=self.c.dtype)
+        save_pretrained(model, self.exported, dtype=self.run.start.dtype)
         return {"directory": str(self.exported)}
 
     def accuracy(self) -> list[dict[str, Any]]:
         """How many of the held-out tasks' questions are answered right."""
-        return compare_accuracy(self.ways, self.tasks[0], self.text, self.c.evaluation.batch_size)
+        return compare_accuracy(self.ways, self.tasks[0], self.text, self.run.evaluation.batch_size)
 
     def speed(self) -> list[dict[str, Any]]:
         """Tokens per second at batch 1."""
-        return compare_speed(self.ways, self.tasks[0], self.text, self.c.evaluation.timed_prompts)
+        return compare_speed(self.ways, self.tasks[0], self.text, self.run.evaluation.timed_prompts)
 
     def heldout(self) -> dict[str, float]:
         """Nats per held-out token of both models, each under its own objective."""
-        if not self.c.data.eval_sources:
+        data, tokenizer = self.run.data, self.text.tokenizer
+        if not data.eval_sources:
             return {}
         return {
-            "ar": heldout_loss(self.ar, self.c, self.text.tokenizer, pattern="causal"),
-            "diffusion": heldout_loss(self.converted, self.c, self.text.tokenizer, pattern=self.c.objective.pattern),
+            "ar": heldout_loss(self.ar, data, tokenizer, AUTOREGRESSIVE),
+            "diffusion": heldout_loss(self.converted, data, tokenizer, self.run.objective.layout),
         }
 
     def drift(self) -> dict[str, Any]:
         """How far the weights moved, before an export rounds them."""
-        return weight_drift(load_pretrained(self.c.init.path, dtype="float32"), load_trained(self.workdir))
+        return weight_drift(load_pretrained(self.run.start.path, dtype="float32"), load_trained(self.workdir))
 
     def by_mode(self, measured: list[list[dict[str, Any]]]) -> dict[str, Any]:
         """The measurements of all ways of decoding as the report has them."""
@@ -136,12 +135,12 @@ class _Job:
     @functools.cached_property
     def ar(self):
         """The AR model, as ported."""
-        return load_pretrained(self.c.init.path, dtype=self.c.dtype)
+        return load_pretrained(self.run.start.path, dtype=self.run.start.dtype)
 
     @functools.cached_property
     def converted(self):
         """The converted model, as exported."""
-        return load_pretrained(self.exported, dtype=self.c.dtype)
+        return load_pretrained(self.exported, dtype=self.run.start.dtype)
 
     @functools.cached_property
     def text(self):
@@ -151,13 +150,13 @@ class _Job:
     @functools.cached_property
     def start(self):
         """(spec, tokenizer) of what is trained."""
-        return read_spec(self.c)
+        return read_spec(self.run.start)
 
     @functools.cached_property
     def tasks(self):
         """(the held-out tasks, those refused)."""
         spec, tokenizer = self.start
-        tasks = need_decoded(load_tasks(self.c.evaluation.tasks, tokenizer))
+        tasks = need_decoded(load_tasks(self.run.evaluation.tasks, tokenizer))
         return choose_questions(tasks, [(spec, mode) for mode in self.modes])
 
     @functools.cached_property

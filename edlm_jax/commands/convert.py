@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from edlm_jax.commands.config import add_config_argument, add_processes_argument, load_config
+from edlm_jax.commands.config import add_config_argument, add_processes_argument, load_run
 from edlm_jax.errors import InputError
 
 
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Convert; returns the report."""
-    config = load_config(args.config, args.overrides)
+    run = load_run(args.config, args.overrides)
     from edlm_jax.parallel.processes import connect
 
     if (count := connect(args.wait)) > 1:
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
     from edlm_jax.commands.conversion import convert
 
-    return convert(config, Path(args.workdir), name=Path(args.config.partition(":")[0]).stem)
+    return convert(run, Path(args.workdir), name=Path(args.config.partition(":")[0]).stem)
 
 
 def show(report: dict[str, Any], args: argparse.Namespace) -> None:

@@ -183,17 +183,18 @@ def _write_sweep(report: dict[str, Any], out: Path) -> None:
 
 def _heldout(args, specs, source, text, thresholds, block_lengths):
     from edlm_jax.data.sources import open_source
-    from edlm_jax.evaluation.heldout import ROWS, heldout_config, heldout_data, heldout_loss
+    from edlm_jax.diffusion.streams import AUTOREGRESSIVE
+    from edlm_jax.evaluation.heldout import ROWS, heldout_data, heldout_loss, heldout_rows
 
     open_source(source)
     spec = next(reversed(specs.values()))
-    c = heldout_config(spec, source, batch_size=args.batch_size, rows=args.rows or ROWS)
-    patterns = {"ar": "causal", "diffusion": c.objective.pattern}
+    data = heldout_rows(spec, source, batch_size=args.batch_size, rows=args.rows or ROWS)
+    layouts = {"ar": AUTOREGRESSIVE, "diffusion": spec.conversion and spec.conversion.layout}
 
     def measure(models):
         tokenizer, mask_id = text.tokenizer, spec.conversion.mask_token_id if spec.conversion else None
-        losses = {mode: heldout_loss(model, c, tokenizer, pattern=patterns[mode]) for mode, model in models.items()}
-        return {"heldout_loss": losses, "heldout_data": heldout_data(c, tokenizer, mask_id)}
+        losses = {mode: heldout_loss(model, data, tokenizer, layouts[mode]) for mode, model in models.items()}
+        return {"heldout_loss": losses, "heldout_data": heldout_data(data, tokenizer, mask_id)}
 
     return measure, [], False
 

@@ -35,9 +35,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from edlm_jax.studies.cells import cell_range, expand
     from edlm_jax.studies.run import Study
 
-    cells = expand(config, sweep)
-    wanted = cell_range(args.cells, cells)
-    return _run(Study(config, cells, Path(args.workdir)), name, doc, wanted)
+    plan = expand(config, sweep)
+    wanted = cell_range(args.cells, plan.cells)
+    return _run(Study(plan, Path(args.workdir)), name, doc, wanted)
 
 
 def show(results: dict[str, Any], args: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ each runs this command, and the work directory is one that all of them share."""
 import argparse
 from typing import Any
 
-from edlm_jax.commands.config import add_config_argument, add_processes_argument, load_config
+from edlm_jax.commands.config import add_config_argument, add_processes_argument, load_run
 from edlm_jax.errors import StoppedError
 
 
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any] | None:
     """Train; returns the run's summary, in process 0 alone."""
-    config = load_config(args.config, args.overrides)
+    run = load_run(args.config, args.overrides)
     import jax
 
     from edlm_jax.parallel.processes import connect
@@ -27,9 +27,9 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
 
     connect(args.wait)
 
-    summary = train(config, args.workdir)
+    summary = train(run, args.workdir)
     if not summary["completed"]:
-        raise StoppedError(f"stopped at step {summary['step']} of {config.steps}; the same command continues")
+        raise StoppedError(f"stopped at step {summary['step']} of {run.steps}; the same command continues")
     return summary if jax.process_index() == 0 else None
 
 

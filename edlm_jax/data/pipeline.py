@@ -15,6 +15,7 @@ not whoever asks, so that they change no batch.
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import grain
@@ -32,6 +33,24 @@ MAX_PER_ROW = {"first_fit": None, "one_per_row": 1}
 # What is looked at before the first step: all of a small corpus, of a larger one a sample, and no more tokens than
 # these. The numbers are the same in every process.
 ALL, SAMPLE, TOKENS = 4096, 512, 2**19
+
+
+@dataclass(frozen=True)
+class Data:
+    """config.data, which says what its fields mean, and the grid that its rows keep to."""
+
+    batch_size: int
+    length: int
+    block_length: int = 1
+    grid: str = "response"  # where blocks are counted from
+    seed: int = 0  # of the order of the documents
+    sources: Sequence[Mapping[str, Any]] = ()
+    eval_sources: Sequence[Mapping[str, Any]] = ()
+    eval_batches: int = 16
+    shards: int = 1
+    packing: str = "first_fit"
+    shuffle: bool = True
+    max_skipped: float = 0.01
 
 
 class Pieces(Sequence):
@@ -74,7 +93,7 @@ class CutDocuments(grain.experimental.FlatMapTransform):
 class EvalBatches:
     """Held-out batches, as often as they are iterated over; `tallies` count what became of their documents."""
 
-    def __init__(self, data, sources: list[Pieces], grid: Grid, rows: Sequence[int] | None):
+    def __init__(self, data: Data, sources: list[Pieces], grid: Grid, rows: Sequence[int] | None):
         self._data, self._sources, self._grid, self._rows = data, sources, grid, rows
         self.tallies = [source.tally for source in sources]
 
@@ -91,24 +110,17 @@ class EvalBatches:
 
 
 def make_dataset(
-    data,
-    tokenizer,
-    *,
-    seed: int,
-    block_length: int,
-    grid: str = "response",
-    rows: Sequence[int] | None = None,
-    mask_id: int | None = None,
+    data: Data, tokenizer, *, rows: Sequence[int] | None = None, mask_id: int | None = None
 ) -> ShardedBatches:
-    """The training batches of c.data, without end; of each batch the rows `rows` (None: all), in ascending order."""
-    grid = _make_grid(data, tokenizer, block_length, grid)
+    """The training batches, without end; of each batch the rows `rows` (None: all), in ascending order."""
+    grid = _make_grid(data, tokenizer)
     sources = open_sources(data.sources, data, tokenizer, grid, mask_id)
 
     def open_shard(shard: int) -> grain.IterDataset:
         mixed = []
         for number, source in enumerate(sources):
             # Every source has an order of its own; all of them follow from the seed.
-            order_seed, row_seed = (int(s) for s in np.random.SeedSequence([seed, number]).generate_state(2))
+            order_seed, row_seed = (int(s) for s in np.random.SeedSequence([data.seed, number]).generate_state(2))
             documents = grain.MapDataset.source(source)
             if data.shuffle:
                 documents = shuffle(documents, order_seed)
@@ -122,29 +134,23 @@ def make_dataset(
 
 
 def make_eval_batches(
-    data,
-    tokenizer,
-    *,
-    block_length: int,
-    grid: str = "response",
-    rows: Sequence[int] | None = None,
-    mask_id: int | None = None,
+    data: Data, tokenizer, *, rows: Sequence[int] | None = None, mask_id: int | None = None
 ) -> EvalBatches:
-    """The held-out batches of c.data, of each the rows `rows` (None: all): each document once, until the first source
-    ends or eval_batches are made. The same batches whenever it is called; the last one may be filled with padding.
+    """The held-out batches, of each the rows `rows` (None: all): each document once, until the first source ends or
+    eval_batches are made. The same batches whenever it is called; the last one may be filled with padding.
 
     Each process packs the whole set, so that all of them see the same number of batches.
     """
-    grid = _make_grid(data, tokenizer, block_length, grid)
+    grid = _make_grid(data, tokenizer)
     return EvalBatches(data, open_sources(data.eval_sources, data, tokenizer, grid, mask_id), grid, rows)
 
 
 def open_sources(
-    sources: Sequence[Mapping[str, Any]], data, tokenizer, grid: Grid, mask_id: int | None
+    sources: Sequence[Mapping[str, Any]], data: Data, tokenizer, grid: Grid, mask_id: int | None
 ) -> list[Pieces]:
     """Every source opened, and seen to hold at least one document to learn from, and not too many of no use."""
     if not sources:
-        raise InputError("no data: c.data.sources is empty")
+        raise InputError("no data: config.data.sources is empty")
     opened = [Pieces(open_tokenized(spec, tokenizer, data.max_skipped), grid, mask_id) for spec in sources]
     for spec, pieces in zip(sources, opened, strict=True):
         # Without this a corpus of nothing but unusable documents would be searched for ever.
@@ -168,7 +174,7 @@ def _look_through(pieces: Pieces) -> bool:
     return tally.tokens > 0
 
 
-def _make_rows(documents: grain.MapDataset, data, grid: Grid, seed: int) -> grain.IterDataset:
+def _make_rows(documents: grain.MapDataset, data: Data, grid: Grid, seed: int) -> grain.IterDataset:
     # Our sources are in memory or a seek away: threads here would only wait for each other.
     one_by_one = documents.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     pieces = grain.experimental.FlatMapIterDataset(one_by_one, CutDocuments())
@@ -183,15 +189,15 @@ def _mix(rows: list[grain.IterDataset], sources: Sequence[Mapping[str, Any]]) ->
     return grain.IterDataset.mix(rows, weights) if len(rows) > 1 else rows[0]
 
 
-def _make_grid(data, tokenizer, block_length: int, counted_from: str) -> Grid:
-    if block_length < 1:
-        raise InputError(f"block_length must be positive, not {block_length}")
-    if data.length < 1 or data.length % block_length:
-        raise InputError(f"length {data.length} is not a positive multiple of block_length {block_length}")
+def _make_grid(data: Data, tokenizer) -> Grid:
+    if data.block_length < 1:
+        raise InputError(f"block_length must be positive, not {data.block_length}")
+    if data.length < 1 or data.length % data.block_length:
+        raise InputError(f"length {data.length} is not a positive multiple of block_length {data.block_length}")
     if data.shards < 1 or data.batch_size < 1 or data.batch_size % data.shards:
         raise InputError(f"batch_size {data.batch_size} is not a positive multiple of shards {data.shards}")
     if data.packing not in MAX_PER_ROW:
         raise InputError(f"unknown packing {data.packing!r}; known: {', '.join(MAX_PER_ROW)}")
     if tokenizer.eos_token_id is None:
         raise InputError("the tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json")
-    return Grid(data.length, block_length, tokenizer.eos_token_id, counted_from)
+    return Grid(data.length, data.block_length, tokenizer.eos_token_id, data.grid)

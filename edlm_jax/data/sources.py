@@ -223,7 +223,7 @@ OPENERS: dict[str, Callable[..., Sequence]] = {
 
 
 def open_source(spec: Mapping[str, Any]) -> Sequence:
-    """The documents that one entry of c.data.sources names; its weight is the mixture's business."""
+    """The documents that one entry of config.data.sources names; its weight is the mixture's business."""
     if not isinstance(spec, Mapping):
         raise InputError(f"sources are a tuple of dicts, ({{'kind': ...}},) with its comma, not {spec!r}")
     fields = {name: spec[name] for name in spec if name not in ("kind", "weight")}

@@ -38,6 +38,6 @@ class Tokenized(Sequence):
 
 
 def open_tokenized(spec: Mapping[str, Any], tokenizer, max_skipped: float = MAX_SKIPPED) -> Tokenized:
-    """The documents that one entry of c.data.sources names."""
+    """The documents that one entry of config.data.sources names."""
     source = open_source(spec)
     return Tokenized(source, tokenizer, spec["path"] if "path" in spec else spec["kind"], max_skipped)

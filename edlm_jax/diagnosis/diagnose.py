@@ -11,14 +11,16 @@ from edlm_jax.diagnosis.drift import weight_drift
 from edlm_jax.diagnosis.gradient_variance import gradient_variance, ways_of
 from edlm_jax.diagnosis.order import decode_order
 from edlm_jax.diagnosis.prediction import predict
-from edlm_jax.evaluation.heldout import heldout_config
+from edlm_jax.diffusion.masks import EvenCounts
+from edlm_jax.diffusion.streams import AUTOREGRESSIVE
+from edlm_jax.diffusion.terms import MaskedTokens
+from edlm_jax.evaluation.heldout import heldout_rows
 from edlm_jax.evaluation.tasks.scorers import decode_questions
 from edlm_jax.evaluation.tasks.task import Question
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.pretrained import Text
 from edlm_jax.reports.progress import Progress
 from edlm_jax.reports.report import Rows
-from edlm_jax.training.config import grid
 from edlm_jax.training.objective import Objective
 
 Diagnosis = dict[str, Any]
@@ -39,24 +41,24 @@ def diagnose(
 
     What there is nothing to measure by is left out: an order without questions, a drift without a baseline.
     """
-    c = heldout_config(model.spec, source, batch_size=batch_size)
-    objective = Objective.from_config(c, model.spec)
+    data, conversion = heldout_rows(model.spec, source, batch_size=batch_size), model.spec.conversion
+    objective = Objective(conversion.layout, EvenCounts(conversion.mask_token_id), (MaskedTokens(),))
     parts = 1 + (baseline is not None) + bool(questions) + (len(ways_of(objective)) if draws else 0)
-    found: Diagnosis = {"block_length": grid(c), "threshold": threshold}
+    found: Diagnosis = {"block_length": data.block_length, "threshold": threshold}
     with Progress(parts, "diagnose") as progress:
         finished = itertools.count(1)
         done = lambda part: progress.done(next(finished), part)  # noqa: E731
-        found["predictions"] = {"diffusion": predict(model, c, text.tokenizer, pattern=c.objective.pattern)}
+        found["predictions"] = {"diffusion": predict(model, data, text.tokenizer, conversion.layout)}
         done("predictions")
         if baseline is not None:
-            found["predictions"]["ar"] = predict(baseline, c, text.tokenizer, pattern="causal")
+            found["predictions"]["ar"] = predict(baseline, data, text.tokenizer, AUTOREGRESSIVE)
             found["weight_drift"] = weight_drift(baseline, model)
             done("predictions of the baseline")
         if questions:
             found["decode_order"] = _order(model, questions, text, threshold, batch_size)
             done("order of decoding")
         if draws:
-            batch = next(iter(make_eval_batches(c.data, text.tokenizer, block_length=grid(c), grid=c.objective.grid)))
+            batch = next(iter(make_eval_batches(data, text.tokenizer)))
             on_way = lambda way: done(f"gradients, {way}")  # noqa: E731
             found["gradient_variance"] = gradient_variance(model, objective, batch, draws, on_way)
     return found

@@ -13,14 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from ml_collections import ConfigDict
 
 from edlm_jax.data.packing import without_filler
-from edlm_jax.data.pipeline import make_eval_batches
+from edlm_jax.data.pipeline import Data, make_eval_batches
+from edlm_jax.diffusion import Layout
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.heldout import heldout_noise, heldout_objective
 from edlm_jax.models.transformer import Transformer
-from edlm_jax.training.config import grid
 from edlm_jax.training.objective import Objective
 
 BINS = 10  # of the confidence
@@ -34,15 +33,15 @@ class Tally(NamedTuple):
     bins_X3: jax.Array  # by confidence: predictions, their confidence, how many are right
 
 
-def predict(model: Transformer, c: ConfigDict, tokenizer, *, pattern: str) -> dict[str, Any]:
-    """{"loss_by_position": nats per token, "ece": ..., "bins": [...]} on the held-out rows of c, as `heldout_loss`.
+def predict(model: Transformer, data: Data, tokenizer, layout: Layout) -> dict[str, Any]:
+    """{"loss_by_position": nats per token, "ece": ..., "bins": [...]} on held-out rows, as `heldout_loss`.
 
     The expected calibration error is the mean distance of confidence and accuracy over the bins, by their predictions.
     The mask token gets no probability, as in decoding.
     """
-    C, objective, (graphdef, state) = grid(c), heldout_objective(c, model, pattern), nnx.split(model)
+    C, objective, (graphdef, state) = data.block_length, heldout_objective(model, layout), nnx.split(model)
     total = None
-    for index, batch in enumerate(make_eval_batches(c.data, tokenizer, block_length=C, grid=c.objective.grid)):
+    for index, batch in enumerate(make_eval_batches(data, tokenizer)):
         added = jax.device_get(_tally(graphdef, state, objective, C, batch, np.int32(index)))
         total = added if total is None else jax.tree.map(np.add, total, added)
     if total is None or not total.tokens_C.any():

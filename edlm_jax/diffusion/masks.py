@@ -104,6 +104,9 @@ class Complementary(Noise):
 
     views: ClassVar[int] = 2
 
+    def of_model(self, mask_id: int, vocabulary: int) -> Noise:
+        return Complementary(mask_id, self.of.of_model(mask_id, vocabulary))
+
     def at(self, half_life) -> Noise:
         return dataclasses.replace(self, of=self.of.at(half_life))
 

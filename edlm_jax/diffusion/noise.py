@@ -9,6 +9,7 @@ inside the jitted step. Noise of a row depends on its own key alone, so a batch 
 without changing it.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -49,6 +50,12 @@ class Noise:
     def prior(self, keys_B, tokens_BM: Int[Array, "B M"]) -> Int[Array, "B M"] | int:
         """What stands in a hidden token's place."""
         return self.mask_id
+
+    def of_model(self, mask_id: int, vocabulary: int) -> "Noise":
+        """The same with a model's mask token and, where it plays a part, the size of its vocabulary."""
+        own = {field.name for field in dataclasses.fields(self)}
+        of_model = dict(mask_id=mask_id, vocabulary=vocabulary)
+        return dataclasses.replace(self, **{name: value for name, value in of_model.items() if name in own})
 
     def at(self, half_life) -> "Noise":
         """With this half-life, known only in a compiled program, where there is one that may be."""

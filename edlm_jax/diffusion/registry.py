@@ -9,7 +9,7 @@ from edlm_jax.diffusion.own_guesses import OwnGuesses, Recovery
 from edlm_jax.diffusion.terms import MaskedTokens, NextToken, Term
 from edlm_jax.diffusion.uniform_tokens import UniformTokens
 
-# c.objective.noise: (mask_id, vocabulary, half_life) -> noise.
+# config.objective.noise: (mask_id, vocabulary, half_life) -> noise.
 NOISES: dict[str, Callable[[int, int, float | None], Noise]] = {
     "masks": lambda mask_id, vocabulary, half_life: masks(mask_id, half_life),
     "complementary": lambda mask_id, vocabulary, half_life: Complementary(mask_id, masks(mask_id, half_life)),
@@ -17,5 +17,5 @@ NOISES: dict[str, Callable[[int, int, float | None], Noise]] = {
     "own_guesses": lambda mask_id, vocabulary, half_life: OwnGuesses(mask_id),
 }
 
-# c.objective.NAME_weight is the term's weight, by its own name.
+# config.objective.NAME_weight is the term's weight, by its own name.
 TERMS: dict[str, type[Term]] = {term.name: term for term in (NextToken, MaskedTokens, CrossEntropy, Recovery)}

@@ -111,6 +111,7 @@ LAYOUTS = {
     "semi_block": Layout("bidirectional", "causal"),
     "causal_block": Layout("causal", "causal"),
 }
+AUTOREGRESSIVE = LAYOUTS["causal"]
 CONVERSIONS = tuple(name for name, layout in LAYOUTS.items() if layout.noisy)  # what a converted model was trained as
 
 

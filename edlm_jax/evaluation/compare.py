@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from edlm_jax.data.sources import open_source
 from edlm_jax.decoding import Mode
@@ -16,26 +15,27 @@ from edlm_jax.errors import InputError
 from edlm_jax.evaluation.tasks import check_task, decoded_questions
 from edlm_jax.evaluation.tasks.task import Outcome, Task, Way
 from edlm_jax.pretrained import Text
+from edlm_jax.training.run import Run
 
 AR = Autoregressive()
 
 
-def check_evaluation(c: ConfigDict) -> None:
+def check_evaluation(run: Run) -> None:
     """Raises InputError for evaluation settings that could only fail hours later, when training is over."""
-    e = c.evaluation
+    e = run.evaluation
     for threshold in e.thresholds:
         if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
             raise InputError(f"config.evaluation.thresholds must lie in [0, 1], not {threshold!r}")
     if not e.thresholds:
         raise InputError("config.evaluation.thresholds is empty; give at least one, for example (1.0, 0.9)")
     for name in ("batch_size", "timed_prompts"):
-        if e[name] < 1:
-            raise InputError(f"config.evaluation.{name} must be positive, not {e[name]}")
+        if getattr(e, name) < 1:
+            raise InputError(f"config.evaluation.{name} must be positive, not {getattr(e, name)}")
     if not e.tasks:
         raise InputError("config.evaluation.tasks is empty; give tasks, or sources of prompts with exact answers")
     for entry in e.tasks:
         check_task(entry)
-    for source in c.data.eval_sources:
+    for source in run.data.eval_sources:
         open_source(source)
 
 

@@ -1,13 +1,13 @@
 """The device mesh, and batches on it: rows over `data` and `fsdp`, columns over `context`."""
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
 from edlm_jax.errors import InputError
 from edlm_jax.parallel.sharding import MESH_AXES, TRAINING
@@ -16,30 +16,34 @@ _TYPES = (AxisType.Auto,) * len(MESH_AXES)
 BATCH_SPEC = PartitionSpec(TRAINING.B, TRAINING.L)
 
 
-def make_mesh(c: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of c.mesh (devices per axis, one of them may be -1), or the reason why these devices cannot form it.
+@dataclasses.dataclass(frozen=True)
+class Axes:
+    """Devices per axis of a mesh: one of them may be -1, what is left; of `data` 0 is one for each slice."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+    context: int = 1
+
+
+def make_mesh(axes: Axes, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of these axes, or the reason why these devices cannot form it.
 
     Devices default to all of this run's. Where they are several slices, joined by a slow network, `data` alone crosses
     from one to another.
     """
     devices = jax.devices() if devices is None else devices
     slices = len({_slice(device) for device in devices})
-    sizes = [slices if axis == "data" and c.mesh.data == 0 else c.mesh[axis] for axis in MESH_AXES]
-    count = len(devices)
+    asked, count = dataclasses.asdict(axes), len(devices)
+    sizes = [slices if axis == "data" and axes.data == 0 else asked[axis] for axis in MESH_AXES]
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise InputError(f"config.mesh: each axis is a positive number, at most one of them -1, not {dict(c.mesh)}")
+        raise InputError(f"config.mesh: each axis is a positive number, at most one of them -1, not {asked}")
     known = int(np.prod([size for size in sizes if size != -1]))
     sizes = [count // known if size == -1 else size for size in sizes]
     if int(np.prod(sizes)) != count:
-        raise InputError(f"config.mesh: {dict(c.mesh)} does not use all of the {count} devices exactly once")
+        raise InputError(f"config.mesh: {asked} does not use all of the {count} devices exactly once")
     if sizes[0] % slices:
         raise InputError(f"config.mesh.data={sizes[0]} is not divisible by the {slices} slices: 0 is one for each")
-    rows, accumulation = sizes[0] * sizes[1], max(c.optimizer.accumulation, 1)
-    if c.data.batch_size % (rows * accumulation):
-        raise InputError(
-            f"config.data.batch_size={c.data.batch_size} is not divisible by data x fsdp x accumulation = "
-            f"{sizes[0]} x {sizes[1]} x {accumulation}"
-        )
     if slices == 1:
         return jax.make_mesh(sizes, MESH_AXES, axis_types=_TYPES, devices=devices)
     within, across = [sizes[0] // slices, *sizes[1:]], [slices, 1, 1, 1]
@@ -70,10 +74,10 @@ def on_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
-def micro_batches(c: ConfigDict, rows: int) -> int:
-    """Into how many micro-batches a batch of `rows` is split: c.optimizer.accumulation, or as many as there can be."""
+def micro_batches(accumulation: int, rows: int) -> int:
+    """Into how many micro-batches a batch of `rows` is split: `accumulation`, or, if that is 0, as many as can be."""
     mesh = jax.sharding.get_abstract_mesh()
-    return c.optimizer.accumulation or rows // (1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"])
+    return accumulation or rows // (1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"])
 
 
 def check_batch(batch: dict[str, np.ndarray], *, grid: int) -> None:

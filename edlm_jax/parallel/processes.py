@@ -20,7 +20,8 @@ from jax.sharding import Mesh
 from edlm_jax.errors import InputError
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-_ALONE = ("coordinator_address should be defined", "must be called before")  # no cluster; jax was in use before us
+# No cluster; jax was in use before us. It has no other name for either (texts of jax 0.10.2).
+_ALONE = ("coordinator_address should be defined", "must be called before")
 _VISIBLE = 60.0  # seconds within which a shared file system shows a new file everywhere
 
 

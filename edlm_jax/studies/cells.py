@@ -12,10 +12,9 @@ from edlm_jax.data.sources import open_source
 from edlm_jax.decoding.modes import MODES
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.compare import check_evaluation
-from edlm_jax.training.config import layout, validate
+from edlm_jax.training.run import Run
 
 QUICK_STEPS = 2
-MEASURED_BY = ("eval_steps", "eval_block_lengths", "eval_modes", "eval_losses", "retrieval", "timed_steps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +24,35 @@ class Cell:
     arm: str
     changes: Mapping[str, Any]  # dotted fields of the training config
     seed: int
-    config: ConfigDict
+    run: Run
 
     @property
     def name(self) -> str:
         """Of its directory."""
         return f"{re.sub(r'[^a-z0-9.]+', '-', self.arm.lower()).strip('-')}-seed{self.seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Measures:
+    """What every cell is measured by; `study_config` says what the fields mean."""
+
+    eval_steps: tuple[int, ...]
+    eval_block_lengths: tuple[int, ...]
+    eval_modes: tuple[str, ...]
+    eval_losses: tuple[Mapping[str, Any], ...]
+    retrieval: int
+    timed_steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All of a study."""
+
+    quick: bool
+    x: str
+    base: Run
+    measures: Measures
+    cells: list[Cell]  # one arm's seeds after the other's
 
 
 def study_config(base: ConfigDict) -> ConfigDict:
@@ -49,10 +71,11 @@ def study_config(base: ConfigDict) -> ConfigDict:
     return c
 
 
-def expand(c: ConfigDict, sweep: Callable[[Callable], None]) -> list[Cell]:
-    """All cells of a study, one arm's seeds after the other's; refuses what could only fail hours later."""
-    c = make_quick(c) if c.quick else c
-    _check(c)
+def expand(c: ConfigDict, sweep: Callable[[Callable], None]) -> Plan:
+    """The cells of a study and what they are measured by; refuses what could only fail hours later."""
+    c = _make_quick(c) if c.quick else c
+    base = Run.of(c.base)
+    _check(c, base)
     arms: dict[str, Mapping[str, Any]] = {}
 
     def add(arm: str, changes: Mapping[str, Any]) -> None:
@@ -68,10 +91,11 @@ def expand(c: ConfigDict, sweep: Callable[[Callable], None]) -> list[Cell]:
     cells = [_make_cell(c, arm, changes, seed) for arm, changes in arms.items() for seed in c.seeds]
     if len({cell.name for cell in cells}) < len(cells):
         raise InputError(f"two arms of the study have names that make one directory: {', '.join(arms)}")
-    return cells
+    measures = Measures(**{field.name: c[field.name] for field in dataclasses.fields(Measures)})
+    return Plan(c.quick, c.x, base, measures, cells)
 
 
-def make_quick(c: ConfigDict) -> ConfigDict:
+def _make_quick(c: ConfigDict) -> ConfigDict:
     """The same study with one seed, two steps, four tasks, and the ends of what is measured."""
     c = c.copy_and_resolve_references()
     base, ends = c.base, lambda values: tuple(dict.fromkeys((values[0], values[-1]))) if values else ()
@@ -90,7 +114,7 @@ def make_quick(c: ConfigDict) -> ConfigDict:
 def _make_cell(c: ConfigDict, arm: str, changes: Mapping[str, Any], seed: int) -> Cell:
     config = c.base.copy_and_resolve_references()
     try:
-        with config.ignore_type():  # `validate` knows what fits; here half_life may become None
+        with config.ignore_type():  # `Run.of` knows what fits; here half_life may become None
             config.update_from_flattened_dict(changes)
     except (KeyError, AttributeError) as error:
         raise InputError(f"arm {arm!r} of the study changes a field that there is not: {error}") from None
@@ -100,15 +124,15 @@ def _make_cell(c: ConfigDict, arm: str, changes: Mapping[str, Any], seed: int) -
     if c.eval_steps:
         every = math.gcd(*c.eval_steps)
         config.checkpoint.update(every=every, keep_every=every)
-    validate(config)
-    if not layout(config).noisy:
+    run = Run.of(config)
+    if not run.objective.layout.noisy:
         raise InputError(f"arm {arm!r} of the study trains an AR model: a study compares conversions")
-    if max(c.eval_steps, default=0) > config.steps:
-        raise InputError(f"config.eval_steps: arm {arm!r} stops at step {config.steps}, before {max(c.eval_steps)}")
-    return Cell(arm, changes, seed, config)
+    if max(c.eval_steps, default=0) > run.steps:
+        raise InputError(f"config.eval_steps: arm {arm!r} stops at step {run.steps}, before {max(c.eval_steps)}")
+    return Cell(arm, changes, seed, run)
 
 
-def _check(c: ConfigDict) -> None:
+def _check(c: ConfigDict, base: Run) -> None:
     if not c.seeds or len(set(c.seeds)) < len(c.seeds):
         raise InputError(f"config.seeds must be different numbers, at least one, not {tuple(c.seeds)}")
     for name in ("eval_steps", "eval_block_lengths"):
@@ -128,9 +152,9 @@ def _check(c: ConfigDict) -> None:
         raise InputError("config.eval_losses: the sources are named by their kinds, which must differ")
     for source in c.eval_losses:
         open_source(source)
-    if not c.base.init.path:
+    if not base.start.path:
         raise InputError("config.base.init.path is empty: a study converts an AR checkpoint")
-    check_evaluation(c.base)
+    check_evaluation(base)
 
 
 def cell_range(text: str, cells: Sequence[Cell]) -> range:

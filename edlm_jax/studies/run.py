@@ -1,16 +1,16 @@
 """Runs the cells of a study: train, measure, keep the result; what is finished is not repeated."""
 
+import dataclasses
 import functools
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax import monitoring
-from ml_collections import ConfigDict
 
 from edlm_jax.decoding import Decoder
 from edlm_jax.decoding.modes import Mode, make_mode, options_of
@@ -20,12 +20,12 @@ from edlm_jax.evaluation.tasks import choose_questions, load_tasks, need_decoded
 from edlm_jax.evaluation.tasks.task import Way
 from edlm_jax.pretrained import Text, load_pretrained
 from edlm_jax.reports.report import describe_machine, write_report
-from edlm_jax.studies.cells import MEASURED_BY, Cell, make_quick
+from edlm_jax.studies.cells import Cell, Plan
 from edlm_jax.studies.measures import drift_of, of_model, of_training
 from edlm_jax.studies.results import Results, collect
 from edlm_jax.training.checkpoint import load_trained
-from edlm_jax.training.config import to_json
 from edlm_jax.training.initial import read_spec
+from edlm_jax.training.run import Run
 from edlm_jax.training.train import train
 
 _MEASURED = ("accuracy", "tokens_per_forward")
@@ -38,8 +38,9 @@ class Study:
     keeps them from cell to cell, from run to run, and for other machines of the same kind that share the directory.
     """
 
-    def __init__(self, c: ConfigDict, cells: Sequence[Cell], workdir: Path):
-        self.c, self.cells, self.workdir = make_quick(c) if c.quick else c, cells, workdir
+    def __init__(self, plan: Plan, workdir: Path):
+        self.plan, self.base, self.measures, self.cells = plan, plan.base, plan.measures, plan.cells
+        self.workdir = workdir
 
     def keep_programs(self) -> None:
         """Begins to keep compiled programs, unless the process keeps them elsewhere. Comes before the first of them."""
@@ -64,16 +65,16 @@ class Study:
         if not path.exists():
             return None
         result = json.loads(path.read_text(encoding="utf-8"))
-        if result["config"] != _plain(self._measured_config(cell.config)):
+        if result["config"] != self._measured_config(cell.run):
             raise InputError(f"{path} was made under another config; choose another --workdir or remove that directory")
         return result
 
     def baseline(self) -> dict[str, Any]:
         """The AR model that all cells start from, on the same tasks; measured once."""
-        path, config = self.workdir / "ar.json", _plain(self._measured_config(self.c.base))
+        path, config = self.workdir / "ar.json", self._measured_config(self.base)
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            measured = of_model(self.c, self.c.base, self._ar, self._text.tokenizer)
+            measured = of_model(self.measures, self.base, self._ar, self._text.tokenizer)
             write_report(self._score(Way(Decoder(self._ar), AR, self._ar)) | measured | {"config": config}, path)
         result = json.loads(path.read_text(encoding="utf-8"))
         if result.pop("config", None) != config:
@@ -83,18 +84,18 @@ class Study:
     def results(self, name: str, doc: str, baseline: dict[str, Any]) -> Results:
         """Of all cells that are finished so far."""
         finished = [result for index in range(len(self.cells)) if (result := self.finished(index)) is not None]
-        settings = dict(x=self.c.x, quick=self.c.quick, base=_plain(self.c.base))
+        settings = dict(x=self.plan.x, quick=self.plan.quick, base=_plain(self.base))
         return collect(name, doc, settings, finished, len(self.cells), baseline, describe_machine())
 
     def _run_cell(self, cell: Cell) -> dict[str, Any]:
         directory, began = self._directory(cell), time.perf_counter()
         with Compilations() as compilations:
-            summary = train(cell.config, directory)
+            summary = train(cell.run, directory)
             if not summary["completed"]:
                 raise StoppedError(f"stopped in {cell.name} at step {summary['step']}; the same command continues")
             training_compiled = compilations.compiled
-            measured = [self._measure(cell, directory, step) for step in self.c.eval_steps or (None,)]
-            cost = of_training(self.c, cell.config)
+            measured = [self._measure(cell, directory, step) for step in self.measures.eval_steps or (None,)]
+            cost = of_training(self.measures, cell.run)
         return {
             "arm": cell.arm,
             "seed": cell.seed,
@@ -104,7 +105,7 @@ class Study:
             "training": {name: value for name, value in summary.items() if name in ("step", "loss", "eval_loss")},
             "seconds": time.perf_counter() - began,
             "compiled": {"training": training_compiled, "all": compilations.compiled, "reused": compilations.reused},
-            "config": _plain(self._measured_config(cell.config)),
+            "config": self._measured_config(cell.run),
         }
 
     def _measure(self, cell: Cell, directory: Path, step: int | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -112,47 +113,48 @@ class Study:
 
         Step and block length are None where each cell has its own.
         """
-        model = load_trained(directory, step=step, dtype=cell.config.dtype)
+        model = load_trained(directory, step=step, dtype=cell.run.start.dtype)
         way = Way(Decoder(model), AR, model)
         points = [
             {
                 "step": step,
                 "mode": mode.name,
-                "block_length": length if self.c.eval_block_lengths else None,
+                "block_length": length if self.measures.eval_block_lengths else None,
                 "threshold": getattr(mode, "threshold", None),
                 **self._score(way._replace(mode=mode)),
             }
             for mode, length in self._modes(cell)
         ]
-        measures = drift_of(self._ar, model) | of_model(self.c, cell.config, model, self._text.tokenizer)
+        measures = drift_of(self._ar, model) | of_model(self.measures, cell.run, model, self._text.tokenizer)
         return points, {"step": step} | measures
 
     def _modes(self, cell: Cell) -> list[tuple[Mode, int]]:
         """Every mode, in blocks of every length if it has blocks, at every threshold if it has one."""
-        lengths = self.c.eval_block_lengths or (cell.config.objective.block_length,)
+        lengths = self.measures.eval_block_lengths or (cell.run.data.block_length,)
         modes = []
-        for name, length in itertools.product(self.c.eval_modes, lengths):
+        for name, length in itertools.product(self.measures.eval_modes, lengths):
             own = options_of(name)
             blocks = {"block_length": length} if "block_length" in own else {}
-            thresholds = cell.config.evaluation.thresholds if "threshold" in own else (None,)
+            thresholds = cell.run.evaluation.thresholds if "threshold" in own else (None,)
             for threshold in thresholds:
                 chosen = {} if threshold is None else {"threshold": threshold}
                 modes.append((make_mode(name, **blocks, **chosen), length))
         return modes
 
     def _score(self, way: Way) -> dict[str, float]:
-        (score,) = compare_accuracy([way], self._tasks, self._text, self.c.base.evaluation.batch_size)
+        (score,) = compare_accuracy([way], self._tasks, self._text, self.base.evaluation.batch_size)
         return {name: score[name] for name in _MEASURED}
 
     def _directory(self, cell: Cell) -> Path:
         return self.workdir / "cells" / cell.name
 
-    def _measured_config(self, training: ConfigDict) -> ConfigDict:
-        return ConfigDict(dict(training=training) | {name: self.c[name] for name in MEASURED_BY})
+    def _measured_config(self, run: Run) -> dict[str, Any]:
+        """As JSON gives it back."""
+        return json.loads(json.dumps(dict(training=_plain(run)) | dataclasses.asdict(self.measures)))
 
     @functools.cached_property
     def _ar(self):
-        return load_pretrained(self.c.base.init.path, dtype=self.c.base.dtype)
+        return load_pretrained(self.base.start.path, dtype=self.base.start.dtype)
 
     @functools.cached_property
     def _text(self):
@@ -160,13 +162,13 @@ class Study:
 
     @functools.cached_property
     def _start(self):
-        return read_spec(self.c.base)
+        return read_spec(self.base.start)
 
     @functools.cached_property
     def _tasks(self):
         spec, tokenizer = self._start
-        ways = [(spec, make_mode(name)) for name in ("ar", *self.c.eval_modes)]
-        return choose_questions(need_decoded(load_tasks(self.c.base.evaluation.tasks, tokenizer)), ways)[0]
+        ways = [(spec, make_mode(name)) for name in ("ar", *self.measures.eval_modes)]
+        return choose_questions(need_decoded(load_tasks(self.base.evaluation.tasks, tokenizer)), ways)[0]
 
 
 class Compilations:
@@ -196,9 +198,9 @@ class Compilations:
         self.reused += event == "/jax/compilation_cache/cache_hits"
 
 
-def _plain(c: ConfigDict) -> dict[str, Any]:
-    """As JSON gives it back, infinities as text."""
-    return json.loads(to_json(c), parse_constant=str)
+def _plain(run: Run) -> dict[str, Any]:
+    """Its config as JSON, infinities as text."""
+    return json.loads(run.config, parse_constant=str)
 
 
 def _finite(value: Any) -> Any:

@@ -6,17 +6,14 @@ and however many processes wrote it.
 """
 
 import dataclasses
-import gc
 import json
 import os
 import shutil
 from pathlib import Path
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
-from ml_collections import ConfigDict
 
 from edlm_jax.attention import Tiles
 from edlm_jax.data.shards import BatchIterator
@@ -27,24 +24,35 @@ from edlm_jax.models.transformer import Transformer
 from edlm_jax.parallel.processes import check_shared
 from edlm_jax.parallel.sharding import param_shardings
 from edlm_jax.pretrained.tokenizer_files import copy_tokenizer
-from edlm_jax.training.config import RESUMABLE, adapters, differing_keys, to_json, with_new_fields
+from edlm_jax.training.arrays import array_handler, restore_args
+from edlm_jax.training.config import RESUMABLE, differing_keys, with_new_fields
 from edlm_jax.training.data_state import DataHandler, DataRestore, DataSave
 from edlm_jax.training.step import TrainState
 
 _POLICY = ocp.checkpoint_managers
 
 
+@dataclasses.dataclass(frozen=True)
+class Saves:
+    """config.checkpoint, which says what its fields mean."""
+
+    every: int = 0
+    keep_last: int = 1
+    keep_every: int = 0
+
+
 class Checkpoints:
     """The checkpoints of one work directory; saving is asynchronous, `close` waits for it."""
 
-    def __init__(self, workdir: Path, *, keep_last: int, keep_every: int = 0, read_only: bool = False):
-        policies = [_POLICY.LatestN(keep_last)] + ([_POLICY.EveryNSteps(keep_every)] if keep_every else [])
+    def __init__(self, workdir: Path, saves: Saves, *, read_only: bool = False):
+        policies = [_POLICY.LatestN(saves.keep_last)]
+        policies += [_POLICY.EveryNSteps(saves.keep_every)] if saves.keep_every else []
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_POLICY.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
         )
-        handlers = dict(params=_array_handler(), optimizer=_array_handler(), data=DataHandler())
+        handlers = dict(params=array_handler(), optimizer=array_handler(), data=DataHandler())
         self._manager = ocp.CheckpointManager(
             workdir.absolute() / "checkpoints", options=options, item_handlers=handlers
         )
@@ -66,8 +74,8 @@ class Checkpoints:
     def restore(self, step: int, abstract: TrainState, data: BatchIterator) -> TrainState:
         """The state of a step in the shardings of `abstract`; sets the data iterator back to that moment."""
         items = dict(
-            params=_restore(abstract.params),
-            optimizer=_restore(dict(step=abstract.step, opt_state=abstract.opt_state)),
+            params=restore_args(abstract.params),
+            optimizer=restore_args(dict(step=abstract.step, opt_state=abstract.opt_state)),
             data=DataRestore(data),
         )
         try:
@@ -81,7 +89,7 @@ class Checkpoints:
 
     def restore_params(self, step: int, abstract: dict) -> dict:
         """The parameters of a step alone."""
-        args = ocp.args.Composite(params=_restore(abstract))
+        args = ocp.args.Composite(params=restore_args(abstract))
         return self._manager.restore(step, args=args).params
 
     def close(self) -> None:
@@ -97,8 +105,8 @@ def latest_step(workdir: Path) -> int | None:
     return max(ocp.utils.checkpoint_steps(workdir.absolute() / "checkpoints"), default=None)
 
 
-def check_workdir(workdir: Path, c: ConfigDict) -> None:
-    """Refuses a directory that holds another run, naming the fields that differ. Writes nothing."""
+def check_workdir(workdir: Path, config: str) -> None:
+    """Refuses a directory that holds a run of another config (its JSON), naming what differs. Writes nothing."""
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"{workdir} is not a directory; choose another --workdir")
     if not (workdir / "config.json").exists():
@@ -107,7 +115,7 @@ def check_workdir(workdir: Path, c: ConfigDict) -> None:
         return
     if latest_step(workdir) is None:  # a run that ended before its first checkpoint: nothing is lost
         return
-    names = differing_keys(json.loads(to_json(c)), with_new_fields(_read_json(workdir / "config.json")))
+    names = differing_keys(json.loads(config), with_new_fields(_read_json(workdir / "config.json")))
     if names:
         raise InputError(
             f"{workdir} holds a run with another config ({', '.join(names)} differ); choose another --workdir, or "
@@ -115,18 +123,17 @@ def check_workdir(workdir: Path, c: ConfigDict) -> None:
         )
 
 
-def write_workdir(workdir: Path, c: ConfigDict, spec: ModelSpec) -> None:
-    """config.json, the resolved config; model.json, the model's config.json and adapters; tokenizer/, what it reads by.
+def write_workdir(workdir: Path, config: str, spec: ModelSpec, lora: Lora | None) -> None:
+    """config.json, the run's own; model.json, the model's config.json and adapters; tokenizer/, what it reads by.
 
     Process 0 writes them, and all see them when this returns.
     """
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         _write_tokenizer(workdir / "tokenizer", spec)
-        lora = adapters(c)
         model = dict(config=spec.to_hf(), source=spec.source, lora=dataclasses.asdict(lora) if lora else None)
         _write_text(workdir / "model.json", json.dumps(model, indent=2))
-        _write_text(workdir / "config.json", to_json(c))
+        _write_text(workdir / "config.json", config)
     check_shared(workdir / "config.json")
 
 
@@ -156,7 +163,7 @@ def load_trained(
     wanted, step = step, latest_step(workdir) if step is None else step
     if step is None or not (workdir / "checkpoints" / str(step)).is_dir():
         raise InputError(f"{workdir} holds no complete checkpoint{'' if wanted is None else f' of step {wanted}'}")
-    checkpoints = Checkpoints(workdir, keep_last=1, read_only=True)
+    checkpoints = Checkpoints(workdir, Saves(), read_only=True)
     try:
         params = checkpoints.restore_params(step, abstract)
         return nnx.merge(graphdef, params if kept else merge(params, lora))
@@ -185,29 +192,6 @@ def abstract_model(
 def with_shardings(abstract, shardings):
     """A tree of ShapeDtypeStructs that carry shardings."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
-
-
-class _OneByOne(ocp.type_handlers.ArrayHandler):
-    """Restores an array when the devices have taken the last one. By itself orbax reads up to 96 GB before that: on one
-    device a model would be in memory twice."""
-
-    async def deserialize(self, infos, args=None):
-        arrays = []
-        for info, arg in zip(infos, args, strict=True):
-            arrays += jax.block_until_ready(await super().deserialize([info], [arg]))
-            gc.collect(0)  # jax lets go of what was copied to a device when Python collects
-        return arrays
-
-
-def _array_handler() -> ocp.PyTreeCheckpointHandler:
-    registry = ocp.type_handlers.create_type_handler_registry(
-        (np.number, ocp.type_handlers.ScalarHandler()), (jax.Array, _OneByOne())
-    )
-    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
-
-
-def _restore(abstract) -> ocp.args.PyTreeRestore:
-    return ocp.args.PyTreeRestore(abstract, ocp.checkpoint_utils.construct_restore_args(abstract))
 
 
 def _write_tokenizer(directory: Path, spec: ModelSpec) -> None:

@@ -1,25 +1,24 @@
-"""The training config: every field once, with its default, and the refusals of settings that would leak or lie."""
+"""The training config: every field once, with its default, what values it may have, and when two configs are one run.
+
+What a config means is looked up once, in run.py.
+"""
 
 import json
 import math
-from collections.abc import Sequence
 
-import jax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_dict
 
-from edlm_jax.attention import Tiles
 from edlm_jax.diffusion.registry import NOISES, TERMS
-from edlm_jax.diffusion.streams import ALIGNMENTS, LAYOUTS, Layout, find_layout
+from edlm_jax.diffusion.streams import ALIGNMENTS, LAYOUTS
 from edlm_jax.errors import InputError
-from edlm_jax.models.lora import COLUMNS, TARGETS, Lora
-from edlm_jax.models.spec import GRIDS, PREFILLS, Conversion
-from edlm_jax.parallel.mesh import make_mesh
-from edlm_jax.training.objective import Objective
+from edlm_jax.models.lora import COLUMNS, TARGETS
+from edlm_jax.models.spec import GRIDS, PREFILLS
+from edlm_jax.models.transformer import REMAT_POLICIES
+from edlm_jax.training.optimizer import SCHEDULES
 
 CHOICES = {
     "dtype": ("bfloat16", "float32"),
-    "remat": ("none", "full", "dots", "save_attention"),
+    "remat": tuple(REMAT_POLICIES),
     "init.mask_embedding": ("keep", "mean", "noise"),
     "lora.columns": COLUMNS,
     "objective.grid": GRIDS,
@@ -27,7 +26,7 @@ CHOICES = {
     "objective.noise": tuple(NOISES),
     "objective.alignment": ALIGNMENTS,
     "objective.prefill": ("auto", *PREFILLS),
-    "optimizer.schedule": ("cosine", "wsd", "constant"),
+    "optimizer.schedule": tuple(SCHEDULES),
 }
 _POSITIVE = ("steps", "log_every", "checkpoint.keep_last", "data.batch_size", "data.length", "data.shards")
 _POSITIVE += ("objective.block_length", "optimizer.learning_rate", "lora.alpha")
@@ -119,7 +118,7 @@ def default_config() -> ConfigDict:
 
 
 def validate(c: ConfigDict) -> None:
-    """Raises InputError for a config that no run should start from."""
+    """Raises InputError for a field that there is not, or a value that no run should start from."""
     _check_fields(c, default_config(), "")
     for path, choices in CHOICES.items():
         if _get(c, path) not in choices:
@@ -132,7 +131,6 @@ def validate(c: ConfigDict) -> None:
     tiles = c.attention_tiles
     if len(tiles) not in (0, 2) or not all(isinstance(size, int) and size > 0 for size in tiles):
         raise InputError(f"config.attention_tiles must be two sizes (queries, keys), or (), not {tuple(tiles)}")
-    _check_objective(c)
     _check_schedule(c)
     if not c.init.path and not c.init.hf_config:
         raise InputError("set config.init.path (a checkpoint) or config.init.hf_config (random weights)")
@@ -154,7 +152,7 @@ def _check_adapters(c: ConfigDict) -> None:
         return
     if not c.lora.rank:
         raise InputError("config.lora.columns='noisy' needs config.lora.rank > 0: adapters are all that is trained")
-    if not layout(c).two_streams:
+    if not LAYOUTS[c.objective.pattern].two_streams:
         names = ", ".join(name for name, layout in LAYOUTS.items() if layout.two_streams)
         raise InputError(
             f"config.lora.columns='noisy' needs a clean stream beside the noisy one, which pattern="
@@ -162,23 +160,6 @@ def _check_adapters(c: ConfigDict) -> None:
         )
     if c.init.mask_embedding != "keep":
         raise InputError("config.lora.columns='noisy' leaves embeddings as they are: set init.mask_embedding='keep'")
-
-
-def _check_objective(c: ConfigDict) -> None:
-    o = c.objective
-    Objective.of(o, 0, 1)
-    if not layout(c).noisy:
-        return  # AR is always shifted and has no blocks: the other fields say nothing about it
-    if c.data.length % o.block_length:
-        raise InputError(f"config.data.length={c.data.length} is not divisible by block_length={o.block_length}")
-    if o.random_block_lengths and layout(c).cut is None:
-        raise InputError(f"config.objective.random_block_lengths means nothing under pattern={o.pattern!r}")
-    for block_length in o.random_block_lengths:
-        if not isinstance(block_length, int) or block_length < 1 or o.block_length % block_length:
-            raise InputError(
-                f"config.objective.random_block_lengths: {block_length!r} is not a divisor of block_length="
-                f"{o.block_length}, the grid on which documents are packed"
-            )
 
 
 def _check_schedule(c: ConfigDict) -> None:
@@ -190,52 +171,6 @@ def _check_schedule(c: ConfigDict) -> None:
     for name in ("beta1", "beta2"):
         if not 0 <= o[name] < 1:
             raise InputError(f"config.optimizer.{name} must be in [0, 1), not {o[name]}")
-
-
-def attention_tiles(c: ConfigDict) -> Tiles | None:
-    """What attention computes at once; None leaves it to the backend."""
-    return Tiles(*c.attention_tiles) if c.attention_tiles else None
-
-
-def adapters(c: ConfigDict) -> Lora | None:
-    """The adapters that are trained; None for full training."""
-    return Lora(c.lora.rank, c.lora.alpha, c.lora.columns, tuple(c.lora.targets)) if c.lora.rank else None
-
-
-def layout(c: ConfigDict) -> Layout:
-    """The layout of a training row."""
-    o = c.objective
-    return find_layout(o.pattern, o.block_length, o.alignment, o.noisy_length)
-
-
-def grid(c: ConfigDict) -> int:
-    """The block grid that the data must keep to: AR rows have none."""
-    return layout(c).block_length
-
-
-def conversion(c: ConfigDict, mask_token_id: int) -> Conversion | None:
-    """What the exported config.json will say of this run; None for AR.
-
-    What a prompt sees at decoding time follows what training showed the model, unless the config says otherwise.
-    """
-    o = c.objective
-    if not layout(c).noisy:
-        return None
-    prefill = layout(c).prefill if o.prefill == "auto" else o.prefill
-    return Conversion(mask_token_id, o.block_length, o.pattern, o.alignment, prefill, o.grid)
-
-
-def training_mesh(c: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of c.mesh, with whole blocks for every device that shares a row."""
-    mesh = make_mesh(c, devices)
-    pieces, C = mesh.shape["context"], layout(c).cut or 1
-    for name, length in (("data.length", c.data.length), ("objective.noisy_length", c.objective.noisy_length)):
-        if length % (pieces * C):
-            raise InputError(
-                f"config.{name}={length} is not whole blocks of {C} on each of config.mesh.context={pieces} devices: "
-                f"choose a multiple of {pieces * C}, or fewer devices"
-            )
-    return mesh
 
 
 def to_json(c: ConfigDict) -> str:

@@ -3,27 +3,26 @@
 import dataclasses
 import functools
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from absl import logging
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
+from edlm_jax.attention import Tiles
 from edlm_jax.errors import InputError
 from edlm_jax.models.layer import layer_shapes
 from edlm_jax.models.lora import Lora, combine, initial_adapters, partition
-from edlm_jax.models.spec import ModelSpec
+from edlm_jax.models.spec import Conversion, ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.parallel.sharding import param_shardings
 from edlm_jax.pretrained import choose_mask_token, load_pretrained, load_spec, load_tokenizer, start_mask_embedding
 from edlm_jax.pretrained.source import find_directory
 from edlm_jax.pretrained.text import listed_ends
 from edlm_jax.training.checkpoint import abstract_model, with_shardings
-from edlm_jax.training.config import adapters, attention_tiles, conversion, layout
-from edlm_jax.training.optimizer import make_optimizer
+from edlm_jax.training.optimizer import Optimizer, make_optimizer
 from edlm_jax.training.step import TrainState
 
 _DECAYED = 0.1  # of the median norm of embeddings: below, the first norm layer multiplies gradients by over ten
@@ -32,51 +31,71 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def read_spec(c: ConfigDict) -> tuple[ModelSpec, "PreTrainedTokenizerBase"]:
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """The model that a run begins with, and how it is computed: config.init says what its fields mean."""
+
+    path: str
+    hf_config: dict[str, Any]
+    mask_token_id: int
+    mask_embedding: str
+    tokenizer: str  # of the data; "" = the model's
+    conversion: Conversion | None  # what the export will say, but for the mask token; None for AR
+    seed: int
+    dtype: str
+    tiles: Tiles | None  # what attention computes at once; None = the backend's own
+    lora: Lora | None
+
+
+def read_spec(start: Start) -> tuple[ModelSpec, "PreTrainedTokenizerBase"]:
     """The spec of what will be trained, conversion included, and its tokenizer; reads no weights."""
-    if c.init.path:
-        spec = load_spec(c.init.path)
-        _check_shape(c, spec)
+    if start.path:
+        spec = load_spec(start.path)
+        _check_shape(start, spec)
     else:
-        spec = ModelSpec.from_hf(c.init.hf_config.to_dict())
-    spec, tokenizer = _with_tokenizer(spec, c.data.tokenizer or spec.source)
-    if not layout(c).noisy:
+        spec = ModelSpec.from_hf(start.hf_config)
+    spec, tokenizer = _with_tokenizer(spec, start.tokenizer or spec.source)
+    if start.conversion is None:
         return dataclasses.replace(spec, conversion=None), tokenizer
-    override = c.init.mask_token_id
+    override = start.mask_token_id
     if override == -1 and spec.conversion is not None:  # converted before: it knows its mask
         override = spec.conversion.mask_token_id
     mask_id = choose_mask_token(tokenizer, spec, override)
-    return dataclasses.replace(spec, conversion=conversion(c, mask_id)), tokenizer
+    return dataclasses.replace(spec, conversion=dataclasses.replace(start.conversion, mask_token_id=mask_id)), tokenizer
 
 
-def planned_spec(c: ConfigDict) -> ModelSpec:
+def planned_spec(start: Start) -> ModelSpec:
     """The spec of what would be trained, without tokenizer or weights: all that compiling needs.
 
-    It comes from c.init.hf_config where that is set, so that a hub id need not be reachable.
+    It comes from `hf_config` where that is set, so that a hub id need not be reachable. Which slot the mask token is
+    changes nothing in a program.
     """
-    spec = ModelSpec.from_hf(c.init.hf_config.to_dict()) if c.init.hf_config else load_spec(c.init.path)
-    mask_id = max(c.init.mask_token_id, 0)  # which slot it is changes nothing in a program
-    return dataclasses.replace(spec, conversion=conversion(c, mask_id))
+    spec = ModelSpec.from_hf(start.hf_config) if start.hf_config else load_spec(start.path)
+    return dataclasses.replace(spec, conversion=start.conversion)
 
 
-def abstract_state(c: ConfigDict, spec: ModelSpec, mesh: Mesh) -> tuple[nnx.GraphDef, TrainState]:
+def abstract_state(
+    start: Start, optimizer: Optimizer, spec: ModelSpec, mesh: Mesh
+) -> tuple[nnx.GraphDef, TrainState]:
     """(graph definition, state of ShapeDtypeStructs with their shardings)."""
-    graphdef, params = abstract_model(spec, c.dtype, mesh, attention_tiles(c), adapters(c))
+    graphdef, params = abstract_model(spec, start.dtype, mesh, start.tiles, start.lora)
 
     def build(params):
-        return TrainState(jnp.int32(0), _stored(c, params), make_optimizer(c).init(partition(params, adapters(c))[0]))
+        opt_state = make_optimizer(optimizer).init(partition(params, start.lora)[0])
+        return TrainState(jnp.int32(0), _stored(start, params), opt_state)
 
     state = jax.eval_shape(build, params)
     return graphdef, with_shardings(state, param_shardings(mesh, state))
 
 
-def initial_params(c: ConfigDict, spec: ModelSpec, mesh: Mesh) -> dict:
+def initial_params(start: Start, spec: ModelSpec, mesh: Mesh) -> dict:
     """Parameters as the run starts with them; a run from a checkpoint reads it again at every call."""
-    params, lora = _base_params(c, spec, mesh), adapters(c)
-    if lora is None:
+    params = _base_params(start, spec, mesh)
+    if start.lora is None:
         return params
-    key = jax.random.fold_in(jax.random.key(c.seed), 2**31 - 1)  # the mask's embedding has a token's number
-    return _stored(c, params | {"layers": params["layers"] | _initial_adapters(key, spec, lora, mesh)})
+    key = jax.random.fold_in(jax.random.key(start.seed), 2**31 - 1)  # the mask's embedding has a token's number
+    params |= {"layers": params["layers"] | _initial_adapters(key, spec, start.lora, mesh)}
+    return _stored(start, params)
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "lora", "mesh"))
@@ -85,15 +104,15 @@ def _initial_adapters(key, spec: ModelSpec, lora: Lora, mesh: Mesh) -> dict:
     return jax.lax.with_sharding_constraint(adapters, param_shardings(mesh, adapters))
 
 
-def _base_params(c: ConfigDict, spec: ModelSpec, mesh: Mesh) -> dict:
-    if not c.init.path:
-        build = lambda: _pure(Transformer(spec, rngs=nnx.Rngs(c.seed), param_dtype="float32"))  # noqa: E731
+def _base_params(start: Start, spec: ModelSpec, mesh: Mesh) -> dict:
+    if not start.path:
+        build = lambda: _pure(Transformer(spec, rngs=nnx.Rngs(start.seed), param_dtype="float32"))  # noqa: E731
         return jax.jit(build, out_shardings=param_shardings(mesh, jax.eval_shape(build)))()
-    gated = c.lora.rank and c.lora.columns == "noisy"
-    model = load_pretrained(c.init.path, dtype=c.dtype if gated else "float32", mesh=mesh)
+    gated = start.lora is not None and start.lora.gated
+    model = load_pretrained(start.path, dtype=start.dtype if gated else "float32", mesh=mesh)
     if spec.conversion is not None and not gated:
-        mask_key = jax.random.fold_in(jax.random.key(c.seed), spec.conversion.mask_token_id)
-        how = c.init.mask_embedding
+        mask_key = jax.random.fold_in(jax.random.key(start.seed), spec.conversion.mask_token_id)
+        how = start.mask_embedding
         ratio = start_mask_embedding(model, spec.conversion.mask_token_id, how=how, key=mask_key)
         if ratio < _DECAYED:
             message = "the mask's embedding has %.2g of the median norm: gradients may explode; see init.mask_embedding"
@@ -101,28 +120,28 @@ def _base_params(c: ConfigDict, spec: ModelSpec, mesh: Mesh) -> dict:
     return jax.device_put(_pure(model), param_shardings(mesh, _pure(model)))
 
 
-def initial_state(c: ConfigDict, params: dict, abstract: TrainState) -> TrainState:
+def initial_state(start: Start, optimizer: Optimizer, params: dict, abstract: TrainState) -> TrainState:
     """Step 0 with these parameters."""
-    shardings, trained = jax.tree.map(lambda x: x.sharding, abstract), partition(params, adapters(c))[0]
-    opt_state = jax.jit(make_optimizer(c).init, out_shardings=shardings.opt_state)(trained)
+    shardings, (trained, _) = jax.tree.map(lambda x: x.sharding, abstract), partition(params, start.lora)
+    opt_state = jax.jit(make_optimizer(optimizer).init, out_shardings=shardings.opt_state)(trained)
     return TrainState(jax.device_put(jnp.int32(0), shardings.step), params, opt_state)
 
 
-def _check_shape(c: ConfigDict, spec: ModelSpec) -> None:
+def _check_shape(start: Start, spec: ModelSpec) -> None:
     """A config that says what shape its checkpoint has must be right about it."""
-    if not c.init.hf_config:
+    if not start.hf_config:
         return
-    said = ModelSpec.from_hf(c.init.hf_config.to_dict())
+    said = ModelSpec.from_hf(start.hf_config)
     names = [field.name for field in dataclasses.fields(spec) if field.name not in ("conversion", "hf_json", "source")]
     wrong = [name for name in names if getattr(said, name) != getattr(spec, name)]
     if wrong:
-        raise InputError(f"config.init.hf_config is not the shape of {c.init.path}: {', '.join(wrong)} differ")
+        raise InputError(f"config.init.hf_config is not the shape of {start.path}: {', '.join(wrong)} differ")
 
 
-def _stored(c: ConfigDict, params: dict) -> dict:
+def _stored(start: Start, params: dict) -> dict:
     """What is trained in float32, the rest in the compute dtype: nothing reads more of it."""
-    trained, frozen = partition(params, adapters(c))
-    return combine(trained, jax.tree.map(lambda x: x.astype(c.dtype), frozen))
+    trained, frozen = partition(params, start.lora)
+    return combine(trained, jax.tree.map(lambda x: x.astype(start.dtype), frozen))
 
 
 def _pure(model: Transformer) -> dict:

@@ -6,13 +6,11 @@ from operator import add
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from edlm_jax.data.packing import without_filler
 from edlm_jax.diffusion.noise import Corruption, Noise
-from edlm_jax.diffusion.registry import NOISES, TERMS
-from edlm_jax.diffusion.streams import Batch, Layout, Streams, find_layout, learnable
-from edlm_jax.diffusion.terms import NextToken, Sums, Term, mean
+from edlm_jax.diffusion.streams import Batch, Layout, Streams, learnable
+from edlm_jax.diffusion.terms import Sums, Term, mean
 from edlm_jax.errors import InputError
 from edlm_jax.models.spec import ModelSpec
 
@@ -25,24 +23,10 @@ class Objective:
     noise: Noise | None  # None: no term needs it
     terms: tuple[Term, ...]
 
-    @classmethod
-    def from_config(cls, c: ConfigDict, spec: ModelSpec) -> "Objective":
-        """The objective of c.objective for a model."""
-        return cls.of(c.objective, spec.conversion.mask_token_id if spec.conversion else -1, spec.vocab_size)
-
-    @classmethod
-    def of(cls, o: ConfigDict, mask_id: int, vocabulary: int) -> "Objective":
-        """Raises InputError for an objective that would leak or lie; AR does not look at `mask_id`."""
-        terms = _terms(o)
-        if not terms:
-            names = " and ".join(f"{name}_weight" for name in TERMS)
-            raise InputError(f"config.objective: {names} are all 0, so there is no loss")
-        layout = find_layout(o.pattern, o.block_length, o.alignment, o.noisy_length)
-        for term in terms:
-            term.check(layout)
-        if not any(term.needs_noise for term in terms):
-            return cls(dataclasses.replace(layout, noisy_length=0), None, terms)
-        return cls(layout, None, terms).under(NOISES[o.noise](mask_id, vocabulary, o.half_life))
+    def of_model(self, spec: ModelSpec) -> "Objective":
+        """The same with the mask token and the vocabulary of a model."""
+        mask_id = spec.conversion.mask_token_id if spec.conversion else -1
+        return dataclasses.replace(self, noise=self.noise and self.noise.of_model(mask_id, spec.vocab_size))
 
     def under(self, noise: Noise) -> "Objective":
         """The same with another noise, and as many noisy views as it needs."""
@@ -112,13 +96,6 @@ class Objective:
         for term in self.terms:
             metrics |= term.metrics(sums[term.name], weights, streams)
         return metrics
-
-
-def _terms(o: ConfigDict) -> tuple[Term, ...]:
-    """Those that the config weighs; AR has its own alone."""
-    if not find_layout(o.pattern).noisy:
-        return (NextToken(1.0),)
-    return tuple(term(o[f"{name}_weight"]) for name, term in TERMS.items() if o[f"{name}_weight"])
 
 
 def no_noise(batch: Batch) -> Corruption:

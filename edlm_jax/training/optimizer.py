@@ -1,27 +1,51 @@
 """AdamW with warm-up and a schedule, global-norm clipping, and decay on matrices alone."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import jax
 import optax
-from ml_collections import ConfigDict
 
 
-def make_schedule(c: ConfigDict, peak=None, final=None) -> optax.Schedule:
-    """Step (from 0) -> learning rate. Warm-up ends at the peak on step warmup_steps; step 0 already learns.
+@dataclass(frozen=True)
+class Optimizer:
+    """config.optimizer, which says what the fields mean; in a compiled step the learning rates may be arrays."""
 
-    `peak` and `final` stand for those of the config, so that a compiled step may take them as arguments.
-    """
-    o = c.optimizer
-    peak, final = (o.learning_rate, o.final_learning_rate) if peak is None else (peak, final)
-    after = c.steps - o.warmup_steps
-    if o.schedule == "cosine":
-        main = optax.cosine_decay_schedule(peak, max(after, 1), alpha=final / peak)
-    elif o.schedule == "wsd":
-        decay = optax.linear_schedule(peak, final, o.decay_steps)
-        main = optax.join_schedules([optax.constant_schedule(peak), decay], [after - o.decay_steps])
-    else:
-        main = optax.constant_schedule(peak)
-    warmup = optax.linear_schedule(peak / (o.warmup_steps + 1), peak, o.warmup_steps)
-    return optax.join_schedules([warmup, main], [o.warmup_steps])
+    steps: int  # of the whole run
+    learning_rate: float | jax.Array
+    final_learning_rate: float | jax.Array
+    schedule: Callable[["Optimizer"], optax.Schedule]  # what follows the warm-up: a value of SCHEDULES
+    warmup_steps: int
+    decay_steps: int
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    clip_norm: float
+    accumulation: int
+
+
+def _cosine(o: Optimizer) -> optax.Schedule:
+    steps = max(o.steps - o.warmup_steps, 1)
+    return optax.cosine_decay_schedule(o.learning_rate, steps, alpha=o.final_learning_rate / o.learning_rate)
+
+
+def _wsd(o: Optimizer) -> optax.Schedule:
+    decay = optax.linear_schedule(o.learning_rate, o.final_learning_rate, o.decay_steps)
+    return optax.join_schedules([_constant(o), decay], [o.steps - o.warmup_steps - o.decay_steps])
+
+
+def _constant(o: Optimizer) -> optax.Schedule:
+    return optax.constant_schedule(o.learning_rate)
+
+
+SCHEDULES = {"cosine": _cosine, "wsd": _wsd, "constant": _constant}
+
+
+def make_schedule(o: Optimizer) -> optax.Schedule:
+    """Step (from 0) -> learning rate. Warm-up ends at the peak on step warmup_steps; step 0 already learns."""
+    warmup = optax.linear_schedule(o.learning_rate / (o.warmup_steps + 1), o.learning_rate, o.warmup_steps)
+    return optax.join_schedules([warmup, o.schedule(o)], [o.warmup_steps])
 
 
 def decay_mask(params):
@@ -38,13 +62,9 @@ def decay_mask(params):
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def make_optimizer(c: ConfigDict, peak=None, final=None) -> optax.GradientTransformation:
-    """The gradient transformation of c.optimizer; its state is float32 because the parameters are.
-
-    `peak` and `final` as for `make_schedule`.
-    """
-    o = c.optimizer
+def make_optimizer(o: Optimizer) -> optax.GradientTransformation:
+    """Its gradient transformation; the state is float32 because the parameters are."""
     clip = optax.clip_by_global_norm(o.clip_norm) if o.clip_norm > 0 else optax.identity()
-    schedule = make_schedule(c, peak, final)
+    schedule = make_schedule(o)
     adamw = optax.adamw(schedule, b1=o.beta1, b2=o.beta2, eps=o.eps, weight_decay=o.weight_decay, mask=decay_mask)
     return optax.chain(clip, adamw)

@@ -3,15 +3,15 @@
 from typing import TYPE_CHECKING
 
 import jax
-from ml_collections import ConfigDict
 
 from edlm_jax.data.counts import totals
 from edlm_jax.data.packing import CUT, SPLIT, TOO_LONG
 from edlm_jax.data.pipeline import WITH_MASK_TOKEN
+from edlm_jax.diffusion import Layout
 from edlm_jax.models.lora import partition
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.pretrained import why_mask_token
-from edlm_jax.training.config import adapters, grid, layout
+from edlm_jax.training.initial import Start
 
 if TYPE_CHECKING:
     from edlm_jax.training.train import Batches
@@ -24,32 +24,32 @@ _LOST = {  # what a count means, and what to do
 }
 
 
-def about_model(c: ConfigDict, spec: ModelSpec, tokenizer, params: dict) -> list[str]:
+def about_model(start: Start, spec: ModelSpec, tokenizer, params: dict) -> list[str]:
     """The model's size, its parts that are trained, and its mask token; `params` may be shapes."""
-    trained, frozen = (sum(leaf.size for leaf in jax.tree.leaves(part)) for part in partition(params, adapters(c)))
-    source, shape = c.init.path or "random weights", f"{spec.num_layers} layers of width {spec.width}"
+    trained, frozen = (sum(leaf.size for leaf in jax.tree.leaves(part)) for part in partition(params, start.lora))
+    source, shape = start.path or "random weights", f"{spec.num_layers} layers of width {spec.width}"
     lines = [f"model: {source} ({spec.family}, {shape}), {trained:,} parameters trained, {frozen:,} frozen"]
     if spec.conversion is not None:
         mask_id = spec.conversion.mask_token_id
-        why = why_mask_token(tokenizer, mask_id, spec, c.init.mask_token_id)
+        why = why_mask_token(tokenizer, mask_id, spec, start.mask_token_id)
         lines.append(f"mask token: {tokenizer.convert_ids_to_tokens(mask_id)} ({mask_id}), {why}")
     return lines
 
 
-def about_data(c: ConfigDict, batches: "Batches") -> list[str]:
+def about_data(batches: "Batches", layout: Layout, steps: int) -> list[str]:
     """The sources and what is lost of them, as far as it is known, the held-out set, and the tokens of a step."""
-    tallies = batches.train.tallies
-    lines = [f"data: {_name(spec)}: {tally}" for spec, tally in zip(c.data.sources, tallies, strict=True)]
-    held_out = zip(c.data.eval_sources, batches.held_out_tallies, strict=True)
+    data, tallies = batches.data, batches.train.tallies
+    lines = [f"data: {_name(spec)}: {tally}" for spec, tally in zip(data.sources, tallies, strict=True)]
+    held_out = zip(data.eval_sources, batches.held_out_tallies, strict=True)
     lines += [f"held-out: {_name(spec)}: {tally}" for spec, tally in held_out]
     counts = totals([*tallies, *batches.held_out_tallies])
     lines += [f"{kind.replace('_', ' ')}: {meaning}" for kind, meaning in _LOST.items() if counts.get(kind)]
-    rows, length, count = c.data.batch_size, c.data.length, len(batches.held_out)
+    rows, length, count = data.batch_size, data.length, len(batches.held_out)
     if count:
-        most = ", the most that data.eval_batches allows" if count == c.data.eval_batches else ", all that fill rows"
+        most = ", the most that data.eval_batches allows" if count == data.eval_batches else ", all that fill rows"
         lines.append(f"held-out: {count} batches of {rows} rows{most}")
-    blocks = f" in blocks of {grid(c)}" if layout(c).noisy else ""
-    return [*lines, f"step: {rows} rows of {length} = {rows * length:,} tokens{blocks}; {c.steps:,} steps"]
+    blocks = f" in blocks of {layout.block_length}" if layout.noisy else ""
+    return [*lines, f"step: {rows} rows of {length} = {rows * length:,} tokens{blocks}; {steps:,} steps"]
 
 
 def _name(source) -> str:

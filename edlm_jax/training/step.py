@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -10,14 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from ml_collections import ConfigDict
 
 from edlm_jax.diffusion import Batch, Corruption, example_keys
-from edlm_jax.models.lora import combine, partition
+from edlm_jax.models.lora import Lora, combine, partition
 from edlm_jax.parallel.mesh import micro_batches
-from edlm_jax.training.config import adapters, layout
 from edlm_jax.training.objective import Objective
-from edlm_jax.training.optimizer import make_optimizer, make_schedule
+from edlm_jax.training.optimizer import Optimizer, make_optimizer, make_schedule
 
 _EVALUATION = 2**31 - 1  # stands where a step number would, so that held-out noise is never a step's noise
 
@@ -39,10 +37,15 @@ class Numbers(NamedTuple):
     half_life: np.float32  # looked at where the config's is a positive number: 0 and None are other programs
 
     @classmethod
-    def from_config(cls, c: ConfigDict) -> "Numbers":
+    def of(cls, seed: int, optimizer: Optimizer, half_life: float | None) -> "Numbers":
         """The numbers of a run."""
-        rates = (np.float32(c.optimizer.learning_rate), np.float32(c.optimizer.final_learning_rate))
-        return cls(np.uint32(c.seed % 2**32), *rates, np.float32(c.objective.half_life or 0))
+        rates = np.float32(optimizer.learning_rate), np.float32(optimizer.final_learning_rate)
+        return cls(np.uint32(seed % 2**32), *rates, np.float32(half_life or 0))
+
+    def optimizer(self, optimizer: Optimizer) -> Optimizer:
+        """With the learning rates as arguments."""
+        rates = dict(learning_rate=self.learning_rate, final_learning_rate=self.final_learning_rate)
+        return dataclasses.replace(optimizer, **rates)
 
     def objective(self, objective: Objective, **layout) -> Objective:
         """With the half-life as an argument, and these fields of the layout."""
@@ -50,25 +53,25 @@ class Numbers(NamedTuple):
         return dataclasses.replace(objective, layout=dataclasses.replace(objective.layout, **layout), noise=noise)
 
 
-def choose_block_length(c: ConfigDict, step: int) -> int:
+def choose_block_length(lengths: Sequence[int], seed: int, step: int) -> int:
     """The block length of a step, drawn on the host from (seed, step): each length is its own compiled program.
 
     A static length keeps the pattern's kernels exact; `lax.switch` would compile every branch into one program and keep
     the largest one's memory.
     """
-    choices = c.objective.random_block_lengths
-    if not choices or not layout(c).noisy:
-        return c.objective.block_length
-    return int(np.random.default_rng((c.seed, step)).choice(choices))
+    return int(np.random.default_rng((seed, step)).choice(lengths))
 
 
-def make_train_step(c: ConfigDict, graphdef: nnx.GraphDef, objective: Objective, shardings: TrainState) -> Callable:
-    """`train_step(state, batch, numbers, *, block_length) -> (state, replicated metrics)`; the state is donated.
-
-    Without `numbers` those of the config are constants of the program.
-    """
-    own, lora = Numbers.from_config(c), adapters(c)
-    trained_shardings = partition(shardings.params, lora)[0]
+def make_train_step(
+    graphdef: nnx.GraphDef,
+    objective: Objective,
+    optimizer: Optimizer,
+    shardings: TrainState,
+    *,
+    lora: Lora | None = None,
+    remat: str = "none",
+) -> Callable:
+    """`train_step(state, batch, numbers, *, block_length) -> (state, replicated metrics)`; the state is donated."""
 
     @functools.partial(
         jax.jit,
@@ -76,28 +79,26 @@ def make_train_step(c: ConfigDict, graphdef: nnx.GraphDef, objective: Objective,
         donate_argnums=0,
         out_shardings=(shardings, shardings.step),
     )
-    def train_step(state: TrainState, batch: Batch, numbers: Numbers = own, *, block_length: int):
-        drawn = numbers.objective(objective, block_length=block_length)
-        rates = (numbers.learning_rate, numbers.final_learning_rate)
-        optimizer, schedule = make_optimizer(c, *rates), make_schedule(c, *rates)
+    def train_step(state: TrainState, batch: Batch, numbers: Numbers, *, block_length: int):
+        drawn, rated = numbers.objective(objective, block_length=block_length), numbers.optimizer(optimizer)
         key = jax.random.fold_in(jax.random.key(numbers.seed), state.step)
         corruption = drawn.corrupt(example_keys(key, batch["tokens"].shape[0]), batch)
         weights = drawn.weights(batch, corruption)
-        count = micro_batches(c, batch["tokens"].shape[0])
-        accumulate = functools.partial(_accumulate, graphdef, drawn, count, c.remat, trained_shardings)
+        count = micro_batches(optimizer.accumulation, batch["tokens"].shape[0])
+        accumulate = functools.partial(_accumulate, graphdef, drawn, count, remat, partition(shardings.params, lora)[0])
         trained, frozen = partition(state.params, lora)
         sums, grads = accumulate(trained, frozen, batch, corruption, weights)
-        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+        updates, opt_state = make_optimizer(rated).update(grads, state.opt_state, trained)
         params = combine(optax.apply_updates(trained, updates), frozen)
         metrics = drawn.metrics(sums, weights, drawn.streams(batch, corruption))
         metrics |= dict(tokens=(batch["segment_ids"] > 0).sum(dtype=jnp.float32))
-        metrics |= dict(grad_norm=optax.tree.norm(grads), learning_rate=schedule(state.step))
+        metrics |= dict(grad_norm=optax.tree.norm(grads), learning_rate=make_schedule(rated)(state.step))
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step
 
 
-def make_eval_step(c: ConfigDict, graphdef: nnx.GraphDef, objective: Objective) -> Callable:
+def make_eval_step(graphdef: nnx.GraphDef, objective: Objective, numbers: Numbers, remat: str = "none") -> Callable:
     """`eval_step(params, batch, index) -> (sums, weights)`, by term; the noise of a batch is always the same."""
 
     @jax.jit
@@ -105,10 +106,10 @@ def make_eval_step(c: ConfigDict, graphdef: nnx.GraphDef, objective: Objective) 
         measured = numbers.objective(objective)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(numbers.seed), _EVALUATION), index)
         corruption = measured.corrupt(example_keys(key, batch["tokens"].shape[0]), batch)
-        sums = measured.sums(nnx.merge(graphdef, params), batch, corruption, remat=c.remat)
+        sums = measured.sums(nnx.merge(graphdef, params), batch, corruption, remat=remat)
         return sums, measured.weights(batch, corruption)
 
-    return functools.partial(eval_step, numbers=Numbers.from_config(c))
+    return functools.partial(eval_step, numbers=numbers)
 
 
 def _accumulate(

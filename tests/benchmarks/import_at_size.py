@@ -115,12 +115,11 @@ def measure(what: str, directory: Path, devices: int) -> dict:
     import jax
     from flax import nnx
 
-    from edlm_jax.parallel.mesh import make_mesh
+    from edlm_jax.parallel.mesh import Axes, make_mesh
     from edlm_jax.pretrained import load_pretrained
     from edlm_jax.training.checkpoint import load_trained
-    from edlm_jax.training.config import default_config
 
-    mesh, start = make_mesh(default_config()), time.perf_counter()
+    mesh, start = make_mesh(Axes()), time.perf_counter()
     with Peak() as peak:
         if what == "import":
             model = load_pretrained(directory / "hf", dtype="float32", mesh=mesh)
@@ -190,12 +189,12 @@ def compare(params: dict, spec, directory: Path) -> None:
 def save(workdir: Path, spec, params: dict) -> None:
     """The checkpoint that a run would write, less the optimizer's moments and the data."""
     from edlm_jax.data.shards import BatchIterator
-    from edlm_jax.training.checkpoint import Checkpoints, write_workdir
-    from edlm_jax.training.config import default_config
+    from edlm_jax.training.checkpoint import Checkpoints, Saves, write_workdir
+    from edlm_jax.training.config import default_config, to_json
     from edlm_jax.training.step import TrainState
 
-    write_workdir(workdir, default_config(), spec)
-    checkpoints = Checkpoints(workdir, keep_last=1)
+    write_workdir(workdir, to_json(default_config()), spec, None)
+    checkpoints = Checkpoints(workdir, Saves())
     checkpoints.save(0, TrainState(np.int32(0), params, {}), BatchIterator({}, []))
     checkpoints.close()
 

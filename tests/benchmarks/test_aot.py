@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from edlm_jax.training.config import default_config
 from edlm_jax.training.initial import planned_spec
+from edlm_jax.training.run import Run
 
 SHAPE = dict(
     architectures=["Qwen3ForCausalLM"],
@@ -26,7 +27,7 @@ SHAPE = dict(
 )
 
 
-def small_config():
+def small_run() -> Run:
     c = default_config()
     c.init.path = "nobody/has-this"  # never looked for: the shape is here
     c.init.hf_config = ConfigDict(SHAPE)
@@ -36,11 +37,11 @@ def small_config():
     c.optimizer.accumulation = 0
     c.attention_tiles = (128, 128)
     c.remat = "full"
-    return c
+    return Run.of(c)
 
 
 def test_the_spec_is_that_of_the_config():
-    spec = planned_spec(small_config())
+    spec = planned_spec(small_run().start)
     assert (spec.width, spec.vocab_size) == (256, 3001)
     assert (spec.conversion.mask_token_id, spec.conversion.block_length) == (5, 32)
 
@@ -49,7 +50,7 @@ def test_a_small_step_and_its_decoder_on_four_chips():
     pytest.importorskip("libtpu")
     from edlm_jax.benchmarks.aot import compile_report
 
-    report = compile_report(small_config(), "v5e:2x2", 1)
+    report = compile_report(small_run(), "v5e:2x2", 1)
     step, decoder = report["train_step"], report["decoder"]
     assert report["fits"] and step["micro_batches"] == 2 and report["mesh"]["fsdp"] == 4
     assert step["attention_tiles"]["over_ideal"] <= 1.15

@@ -25,11 +25,11 @@ from configs.quickstart import get_config
 from edlm_jax.benchmarks.attention import take_turns
 from edlm_jax.benchmarks.torch_peer import torch_step
 from edlm_jax.benchmarks.training import packed_batch
-from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.reports.report import describe_machine
-from edlm_jax.training.objective import Objective
+from edlm_jax.training.initial import planned_spec
 from edlm_jax.training.optimizer import make_optimizer
+from edlm_jax.training.run import Run
 from edlm_jax.training.step import TrainState, make_train_step
 
 
@@ -45,10 +45,11 @@ def main() -> None:
     c.data.length, c.data.batch_size = args.length or c.data.length, args.batch_size or c.data.batch_size
     if args.length:
         c.objective.noisy_length = 0  # of another length, every block once
-    spec = ModelSpec.from_hf(json.loads((Path(c.init.path) / "config.json").read_text()))
-    batch = packed_batch(spec.vocab_size, c.data.batch_size, c.data.length, c.objective.block_length)
-    peer = torch_step(c, spec, batch, attention="sdpa", device="cpu")
-    sides = {"edlm_jax": our_step(c, spec, batch), "torch": peer}
+    run = Run.of(c)
+    spec, data = planned_spec(run.start), run.data
+    batch = packed_batch(spec.vocab_size, data.batch_size, data.length, data.block_length)
+    peer = torch_step(run, spec, batch, attention="sdpa", device="cpu")
+    sides = {"edlm_jax": our_step(run, spec, batch), "torch": peer}
     for step in sides.values():
         step(), step()  # compile, allocate
     seconds = {name: [] for name in sides}
@@ -63,7 +64,7 @@ def main() -> None:
         "ratio_median": statistics.median(ratios),
         "ratio_min": min(ratios),
         "ratio_max": max(ratios),
-        "shape": {"batch": c.data.batch_size, "length": c.data.length, "block_length": c.objective.block_length},
+        "shape": {"batch": data.batch_size, "length": data.length, "block_length": data.block_length},
         "model": {"layers": spec.num_layers, "width": spec.width, "vocabulary": spec.vocab_size},
         "pairs": args.pairs,
         "product_gflops": product_gflops(),
@@ -85,17 +86,16 @@ def product_gflops(size: int = 1024) -> dict[str, float]:
     return {name: 2 * size**3 / found[name]["fastest"] / 1e6 for name in products}
 
 
-def our_step(c, spec, batch):
+def our_step(run, spec, batch):
     """The trainer's own jitted step."""
     graphdef, state = nnx.split(Transformer(spec, rngs=nnx.Rngs(0)))
     params = nnx.to_pure_dict(state)
-    held = [TrainState(jax.numpy.int32(0), params, make_optimizer(c).init(params))]
-    objective = Objective.of(c.objective, 6, spec.vocab_size)
+    held = [TrainState(jax.numpy.int32(0), params, make_optimizer(run.optimizer).init(params))]
     shardings = jax.tree.map(lambda x: x.sharding, held[0])
-    train_step = make_train_step(c, graphdef, objective, shardings)
+    train_step = make_train_step(graphdef, run.objective.of_model(spec), run.optimizer, shardings, remat=run.remat)
 
     def step():
-        held[0], metrics = train_step(held[0], batch, block_length=c.objective.block_length)
+        held[0], metrics = train_step(held[0], batch, run.numbers, block_length=run.data.block_length)
         return float(metrics["loss"])
 
     return step

@@ -27,16 +27,16 @@ def report(fits):
 def test_exit_code_says_whether_it_fits(monkeypatch, capsys, fits):
     seen = []
     monkeypatch.setattr(aot, "compile_report", lambda *args: seen.append(args) or report(fits))
-    arguments = ["compile", f"--config={CONFIG}", "--topology=v5e:2x2", "--num_slices=2", "--config.steps=7"]
+    arguments = ["compile", f"--config={CONFIG}", "--topology=v5e:2x2", "--num_slices=2", "--config.steps=7000"]
     assert main(arguments) == (0 if fits else 1)
     (config, topology, slices), out = seen[0], capsys.readouterr().out
-    assert (config.steps, topology, slices) == (7, "v5e:2x2", 2)
+    assert (config.steps, topology, slices) == (7000, "v5e:2x2", 2)
     assert "3.00 GiB at the peak, of 16.00 GiB" in out and "80 of 256" in out
     assert out.strip().endswith("fits" if fits else "DOES NOT FIT")
     assert main([*arguments, "--json"]) == (0 if fits else 1)
     printed = json.loads(capsys.readouterr().out)
     assert {"jax", "jaxlib"} <= printed["versions"].keys() and printed["hardware"]["cpu_cores"] >= 1
-    assert printed["command"] == f"edlm compile --config={CONFIG} --topology=v5e:2x2 --num_slices=2 --config.steps=7"
+    assert printed["command"] == f"edlm compile --config={CONFIG} --topology=v5e:2x2 --num_slices=2 --config.steps=7000"
 
 
 def test_a_program_that_the_compiler_gave_up_on_is_shown(capsys):

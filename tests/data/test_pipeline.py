@@ -1,14 +1,14 @@
 import collections
 import itertools
 import json
-from types import SimpleNamespace
+from dataclasses import replace
 
 import grain
 import numpy as np
 import pytest
 
 from edlm_jax.data import packing, pipeline
-from edlm_jax.data.pipeline import make_dataset, make_eval_batches
+from edlm_jax.data.pipeline import Data, make_dataset, make_eval_batches
 from edlm_jax.data.shuffle import shuffle
 from edlm_jax.errors import InputError
 from tests.data.conftest import CHAT_TEMPLATE, make_tokenizer
@@ -26,11 +26,8 @@ def small_windows(monkeypatch):
 
 
 def make_data(sources, **kwargs):
-    return SimpleNamespace(
-        **dict(batch_size=4, length=LENGTH, packing="first_fit", shuffle=True, sources=sources, eval_sources=sources)
-        | dict(eval_batches=1000, shards=1, max_skipped=0.01)
-        | kwargs
-    )
+    sizes = dict(batch_size=4, length=LENGTH, block_length=BLOCK, eval_batches=1000)
+    return Data(**sizes | dict(sources=sources, eval_sources=sources) | kwargs)
 
 
 def write_texts(path, count, name="doc", random=None):
@@ -49,7 +46,7 @@ def write_pairs(path, count, name="pair"):
 
 
 def take(data, tokenizer, count, *, seed=0, **kwargs):
-    return list(itertools.islice(make_dataset(data, tokenizer, seed=seed, block_length=BLOCK, **kwargs), count))
+    return list(itertools.islice(make_dataset(replace(data, seed=seed), tokenizer, **kwargs), count))
 
 
 def names_of(batches, tokenizer):
@@ -89,12 +86,12 @@ def test_restored_iterator_goes_on_bitwise(step, tmp_path, tokenizer):
     """Through packing windows, a weighted mixture, long documents in pieces and several epochs."""
     sources = [write_texts(tmp_path / "a.jsonl", 40) | dict(weight=2.5), write_pairs(tmp_path / "b.jsonl", 33)]
     data = make_data(sources)
-    iterator = iter(make_dataset(data, tokenizer, seed=3, block_length=BLOCK))
+    iterator = iter(make_dataset(replace(data, seed=3), tokenizer))
     for _ in range(step):
         next(iterator)
     state = json.dumps(iterator.get_state())
     following = [next(iterator) for _ in range(30)]
-    restored = iter(make_dataset(data, tokenizer, seed=3, block_length=BLOCK))
+    restored = iter(make_dataset(replace(data, seed=3), tokenizer))
     if step % 2:
         next(restored)  # a used iterator is as good as a fresh one
     restored.set_state(json.loads(state))
@@ -155,14 +152,14 @@ def test_states_of_many_readers_are_taken_over_by_others(tmp_path, tokenizer):
     whole = take(data, tokenizer, 12)
     states = {}
     for rows in ([0, 1, 2, 3], [4, 5], [6, 7]):
-        iterator = iter(make_dataset(data, tokenizer, seed=0, block_length=BLOCK, rows=rows))
+        iterator = iter(make_dataset(data, tokenizer, rows=rows))
         for _ in range(7):
             next(iterator)
         states |= json.loads(json.dumps(iterator.get_state()))
         iterator.close()
     assert sorted(states) == ["0", "1", "2", "3"]
     for rows in (range(8), [2, 3, 4], [7]):
-        iterator = iter(make_dataset(data, tokenizer, seed=0, block_length=BLOCK, rows=rows))
+        iterator = iter(make_dataset(data, tokenizer, rows=rows))
         iterator.set_state(states)
         part = [{name: value[list(rows)] for name, value in batch.items()} for batch in whole[7:]]
         assert_same_batches([next(iterator) for _ in range(5)], part)
@@ -231,7 +228,7 @@ def test_odd_documents_are_left_out_counted_and_named(tmp_path, tokenizer, caplo
     odd = [(50 * (i + 1), line) for i, line in enumerate(ODD)]
     source = write_chats(tmp_path / "a.jsonl", 600, [*odd, (0, '{"text": ""}')])
     data = make_data([source], packing="one_per_row", length=128, max_skipped=0.01)
-    dataset = make_dataset(data, tokenizer, seed=0, block_length=BLOCK)
+    dataset = make_dataset(data, tokenizer)
     (tally,) = dataset.tallies
     assert tally.counts == dict(skipped=6, blank=1)
     assert str(tally) == f"607 documents, {tally.tokens:,} tokens, 1 blank, 6 skipped"
@@ -254,12 +251,12 @@ def test_odd_documents_change_no_state(tmp_path, tokenizer):
     odd = [(7 * i, line) for i, line in enumerate(ODD)]
     sources = [write_chats(tmp_path / "a.jsonl", 30, odd), write_texts(tmp_path / "b.jsonl", 20)]
     data = make_data(sources, length=128, max_skipped=1.0)
-    iterator = iter(make_dataset(data, tokenizer, seed=3, block_length=BLOCK))
+    iterator = iter(make_dataset(replace(data, seed=3), tokenizer))
     for _ in range(5):
         next(iterator)
     state = json.dumps(iterator.get_state())
     following, after = [next(iterator) for _ in range(20)], json.dumps(iterator.get_state())
-    restored = iter(make_dataset(data, tokenizer, seed=3, block_length=BLOCK))
+    restored = iter(make_dataset(replace(data, seed=3), tokenizer))
     restored.set_state(json.loads(state))
     assert_same_batches([next(restored) for _ in range(20)], following)
     assert json.dumps(restored.get_state()) == after
@@ -270,13 +267,13 @@ def test_odd_documents_change_no_state(tmp_path, tokenizer):
 def test_too_many_odd_documents_are_an_error(tmp_path, tokenizer, monkeypatch):
     odd = [(100 * i, line) for i, line in enumerate(ODD)]
     data = make_data([write_chats(tmp_path / "a.jsonl", 500, odd)], length=128, shuffle=False)
-    assert make_dataset(data, tokenizer, seed=0, block_length=BLOCK).tallies[0].counts == dict(skipped=6)
-    data.max_skipped = 0.005
+    assert make_dataset(data, tokenizer).tallies[0].counts == dict(skipped=6)
+    data = replace(data, max_skipped=0.005)
     reason = r"4 of 506 documents of .*a.jsonl cannot be used, more than data.max_skipped=0.005 allows; the first: .*"
     with pytest.raises(InputError, match=reason + r"a\.jsonl:1: not JSON"):
-        make_dataset(data, tokenizer, seed=0, block_length=BLOCK)
+        make_dataset(data, tokenizer)
     monkeypatch.setattr(pipeline, "TOKENS", 100)  # of a large corpus the beginning alone is looked at
-    batches = iter(make_dataset(data, tokenizer, seed=0, block_length=BLOCK))
+    batches = iter(make_dataset(data, tokenizer))
     with pytest.raises(InputError, match="4 of 506 documents"):
         for _ in range(500):
             next(batches)
@@ -289,9 +286,9 @@ def test_of_a_large_corpus_a_sample_is_looked_at(tmp_path, tokenizer, monkeypatc
     half = [(2 * i, ODD[0]) for i in range(200)]
     data = make_data([write_chats(tmp_path / "a.jsonl", 200, half)], length=128, max_skipped=0.4)
     with pytest.raises(InputError, match="50 of 50 documents"):  # every eighth, and all of them odd
-        make_dataset(data, tokenizer, seed=0, block_length=BLOCK)
-    data.max_skipped = 1.0
-    assert make_dataset(data, tokenizer, seed=0, block_length=BLOCK).tallies[0].counts == dict(skipped=50)
+        make_dataset(data, tokenizer)
+    data = replace(data, max_skipped=1.0)
+    assert make_dataset(data, tokenizer).tallies[0].counts == dict(skipped=50)
 
 
 def test_a_template_that_rewrites_makes_a_document_of_each_turn(tmp_path):
@@ -310,19 +307,19 @@ def test_a_template_that_rewrites_makes_a_document_of_each_turn(tmp_path):
 
 def test_held_out_batches_hold_each_document_once(tmp_path, tokenizer):
     data = make_data([write_texts(tmp_path / "a.jsonl", 51)])
-    batches = list(make_eval_batches(data, tokenizer, block_length=BLOCK))
+    batches = list(make_eval_batches(data, tokenizer))
     assert sorted(names_of(batches, tokenizer)) == sorted(f"doc{i}" for i in range(51))
     assert all(batch["tokens"].shape == (4, LENGTH) for batch in batches)
-    assert_same_batches(batches, list(make_eval_batches(data, tokenizer, block_length=BLOCK)))
+    assert_same_batches(batches, list(make_eval_batches(data, tokenizer)))
     few = make_data(data.sources, eval_batches=2)
-    assert_same_batches(batches[:2], list(make_eval_batches(few, tokenizer, block_length=BLOCK)))
+    assert_same_batches(batches[:2], list(make_eval_batches(few, tokenizer)))
 
 
 def test_held_out_batches_are_the_same_whoever_reads_them(tmp_path, tokenizer):
     data = make_data([write_texts(tmp_path / "a.jsonl", 51), write_pairs(tmp_path / "b.jsonl", 30)])
-    whole = list(make_eval_batches(data, tokenizer, block_length=BLOCK))
+    whole = list(make_eval_batches(data, tokenizer))
     halves = [
-        list(make_eval_batches(data, tokenizer, block_length=BLOCK, rows=rows)) for rows in (range(1), range(1, 4))
+        list(make_eval_batches(data, tokenizer, rows=rows)) for rows in (range(1), range(1, 4))
     ]
     joined = [{name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(*halves, strict=True)]
     assert_same_batches(whole, joined)
@@ -338,7 +335,7 @@ def test_held_out_batches_are_the_same_whoever_reads_them(tmp_path, tokenizer):
         (dict(length=0), "length 0 is not"),
         (dict(batch_size=0), "batch_size 0 is not"),
         (dict(packing="best"), "unknown packing 'best'; known: first_fit, one_per_row"),
-        (dict(sources=()), "c.data.sources is empty"),
+        (dict(sources=()), "config.data.sources is empty"),
         (dict(sources=[dict(kind="tasks", weight=0)]), "weight must be a positive number, not 0"),
         (dict(sources=[dict(kind="tasks", weight="1")]), "weight must be a positive number, not '1'"),
         (dict(sources=[dict(kind="tasks", weigth=1)]), "no field 'weigth'"),
@@ -347,29 +344,28 @@ def test_held_out_batches_are_the_same_whoever_reads_them(tmp_path, tokenizer):
 def test_settings_refused(change, reason, tokenizer):
     data = make_data(**(dict(sources=[dict(kind="tasks")]) | change))
     with pytest.raises(InputError, match=reason) as caught:
-        make_dataset(data, tokenizer, seed=0, block_length=BLOCK)
+        make_dataset(data, tokenizer)
     assert "\n" not in str(caught.value)
 
 
 def test_block_and_shard_counts_refused(tokenizer):
     data = make_data([dict(kind="tasks")])
     with pytest.raises(InputError, match="block_length must be positive, not 0"):
-        make_dataset(data, tokenizer, seed=0, block_length=0)
+        make_dataset(replace(data, block_length=0), tokenizer)
     for shards in (0, 3):
-        data.shards = shards
         with pytest.raises(InputError, match=f"batch_size 4 is not a positive multiple of shards {shards}"):
-            make_dataset(data, tokenizer, seed=0, block_length=BLOCK)
+            make_dataset(replace(data, shards=shards), tokenizer)
 
 
 def test_corpus_with_nothing_to_learn_is_refused(tmp_path, tokenizer):
     (tmp_path / "a.jsonl").write_text(json.dumps(dict(prompt="p" * 60, response="r")) + "\n")
     data = make_data([dict(kind="jsonl", path=str(tmp_path / "a.jsonl"))])
     with pytest.raises(InputError, match="has anything to learn in 48 tokens"):
-        make_dataset(data, tokenizer, seed=0, block_length=BLOCK)
+        make_dataset(data, tokenizer)
 
 
 def test_tokenizer_without_an_end_is_refused():
     from tests.data.conftest import make_tokenizer
 
     with pytest.raises(InputError, match="no end-of-sequence token"):
-        make_dataset(make_data([dict(kind="tasks")]), make_tokenizer(), seed=0, block_length=BLOCK)
+        make_dataset(make_data([dict(kind="tasks")]), make_tokenizer())

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,8 @@ from edlm_jax.diagnosis.gradient_variance import WAYS, gradient_variance, under
 from edlm_jax.diagnosis.order import decode_order
 from edlm_jax.diagnosis.prediction import predict
 from edlm_jax.diffusion import example_keys
-from edlm_jax.evaluation.heldout import heldout_config
+from edlm_jax.diffusion.streams import AUTOREGRESSIVE
+from edlm_jax.evaluation.heldout import heldout_rows
 from edlm_jax.pretrained import load_pretrained, load_tokenizer
 from tests.training.tiny import MASK_ID, make_objective, random_batch
 
@@ -37,11 +39,10 @@ def test_order_of_pairs_inside_blocks():
 
 def test_ar_predictions_are_those_of_the_model(tiny_ar_dir):
     model, tokenizer = load_pretrained(tiny_ar_dir, "float32"), load_tokenizer(tiny_ar_dir)
-    c = heldout_config(model.spec, SOURCE, batch_size=3)
-    c.objective.update(pattern="clean_context", block_length=4)
-    found = predict(model, c, tokenizer, pattern="causal")
+    data = replace(heldout_rows(model.spec, SOURCE, batch_size=3), block_length=4)
+    found = predict(model, data, tokenizer, AUTOREGRESSIVE)
     loss_4, tokens_4, confidence, right = np.zeros(4), np.zeros(4), [], []
-    for batch in make_eval_batches(c.data, tokenizer, block_length=4):
+    for batch in make_eval_batches(data, tokenizer):
         fields = {"positions_BT": batch["positions"], "segment_ids_BT": batch["segment_ids"]}
         logits_BTV = model(jnp.asarray(batch["tokens"]), **jax.tree.map(jnp.asarray, fields))
         log_p_BTV = np.asarray(jax.nn.log_softmax(logits_BTV))
@@ -62,8 +63,8 @@ def test_ar_predictions_are_those_of_the_model(tiny_ar_dir):
 def test_diffusion_predictions_of_a_model_that_knows_nothing(tiny_converted_dir):
     model, tokenizer = load_pretrained(tiny_converted_dir, "float32"), load_tokenizer(tiny_converted_dir)
     model.embedding_VD[...] = jnp.zeros_like(model.embedding_VD[...])  # tied: all logits are 0
-    c = heldout_config(model.spec, SOURCE, batch_size=3)
-    found = predict(model, c, tokenizer, pattern="clean_context")
+    data = heldout_rows(model.spec, SOURCE, batch_size=3)
+    found = predict(model, data, tokenizer, model.spec.conversion.layout)
     assert len(found["loss_by_position"]) == 4
     assert found["loss_by_position"] == pytest.approx([np.log(258)] * 4, rel=0.3)  # n / k is 1 in expectation
     assert found["bins"][0]["confidence"] == pytest.approx(1 / 258, rel=1e-4) and len(found["bins"]) == 1

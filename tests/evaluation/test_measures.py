@@ -15,11 +15,11 @@ from edlm_jax.data.stdlib import StdlibSource
 from edlm_jax.diagnosis import prediction
 from edlm_jax.diagnosis.drift import weight_drift
 from edlm_jax.diffusion.masks import EvenCounts
-from edlm_jax.diffusion.streams import find_layout
+from edlm_jax.diffusion.streams import AUTOREGRESSIVE, find_layout
 from edlm_jax.diffusion.terms import MaskedTokens
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation import heldout
-from edlm_jax.evaluation.heldout import heldout_config, heldout_loss, heldout_noise
+from edlm_jax.evaluation.heldout import heldout_loss, heldout_noise, heldout_rows
 from edlm_jax.models import ModelSpec, Transformer
 from edlm_jax.pretrained import load_pretrained, load_tokenizer
 from edlm_jax.training.objective import Objective
@@ -31,9 +31,9 @@ SOURCE = dict(kind="tasks", kinds=("sort", "sums"), split="test", seed=9, size=4
 
 def test_heldout_ar_loss_is_the_mean_over_all_supervised_tokens(tiny_ar_dir):
     model, tokenizer = load_pretrained(tiny_ar_dir, "float32"), load_tokenizer(tiny_ar_dir)
-    c = heldout_config(model.spec, SOURCE, batch_size=3)
+    data = heldout_rows(model.spec, SOURCE, batch_size=3)
     total, count = 0.0, 0
-    for batch in make_eval_batches(c.data, tokenizer, block_length=1):
+    for batch in make_eval_batches(data, tokenizer):
         logits_BTV = model(
             jnp.asarray(batch["tokens"]),
             positions_BT=jnp.asarray(batch["positions"]),
@@ -45,30 +45,30 @@ def test_heldout_ar_loss_is_the_mean_over_all_supervised_tokens(tiny_ar_dir):
                 total -= log_probs_BTV[row, column - 1, batch["tokens"][row, column]]
                 count += 1
     assert count > 300
-    assert heldout_loss(model, c, tokenizer, pattern="causal") == pytest.approx(total / count, rel=1e-5)
+    assert heldout_loss(model, data, tokenizer, AUTOREGRESSIVE) == pytest.approx(total / count, rel=1e-5)
     # Beside a conversion the same documents are packed to its grid: AR has not to predict what fills last blocks.
-    c.objective.update(pattern="clean_context", block_length=4)
-    assert heldout_loss(model, c, tokenizer, pattern="causal") == pytest.approx(total / count, rel=1e-5)
+    data = dataclasses.replace(data, block_length=4)
+    assert heldout_loss(model, data, tokenizer, AUTOREGRESSIVE) == pytest.approx(total / count, rel=1e-5)
 
 
 def test_the_diffusion_bound_of_a_model_that_knows_nothing_is_log_vocabulary(tiny_converted_dir):
     model, tokenizer = load_pretrained(tiny_converted_dir, "float32"), load_tokenizer(tiny_converted_dir)
-    c = heldout_config(model.spec, SOURCE | {"size": 800}, batch_size=3)
-    assert (c.objective.block_length, c.data.length) == (4, 512)
+    data = heldout_rows(model.spec, SOURCE | {"size": 800}, batch_size=3)
+    assert (data.block_length, data.length) == (4, 512)
     model.embedding_VD[...] = jnp.zeros_like(model.embedding_VD[...])  # tied: all logits are 0
     # sum(ce / t) over all that is learned: its mean over the noise is ln V for each exactly, the sample's is near
     learned, documents = 0, 0
-    for batch in make_eval_batches(c.data, tokenizer, block_length=4):
+    for batch in make_eval_batches(data, tokenizer):
         learned, documents = learned + (batch["loss_mask"] > 0).sum(), documents + (batch["loss_mask"] == 1).sum()
     expected = np.log(259) * learned / documents
     assert learned > 1.1 * documents
-    loss = heldout_loss(model, c, tokenizer, pattern="clean_context")
+    loss = heldout_loss(model, data, tokenizer, find_layout("clean_context", 4))
     assert loss == pytest.approx(expected, rel=0.05)
-    c.objective.half_life = 0.5  # neither the noise of training nor its weights are those of the bound
-    c.objective.update(ar_weight=1.0, diffusion_weight=0.0)
-    assert loss == heldout_loss(model, c, tokenizer, pattern="clean_context")
+    views = dataclasses.replace(find_layout("clean_context", 4), noisy_length=64, views=2)
+    assert loss == heldout_loss(model, data, tokenizer, views)  # the views of training are not those of the bound
     model.embedding_VD[...] = 20 * jax.random.normal(jax.random.key(0), model.embedding_VD.shape)
-    losses = [heldout_loss(model, c, tokenizer, pattern=pattern) for pattern in ("clean_context", "block_causal")]
+    layouts = [find_layout(pattern, 4) for pattern in ("clean_context", "block_causal")]
+    losses = [heldout_loss(model, data, tokenizer, layout) for layout in layouts]
     assert losses[0] == losses[1] != loss  # blocks are decoded after clean ones, whatever streams they were trained on
 
 
@@ -86,7 +86,7 @@ def test_heldout_documents_are_packed_on_the_models_grid(grid, tiny_converted_di
         monkeypatch.setattr(measure, computed, keep)
         call = heldout_loss if measure is heldout else prediction.predict
         with pytest.raises(StopIteration):
-            call(model, heldout_config(model.spec, SOURCE, batch_size=3), tokenizer, pattern="clean_context")
+            call(model, heldout_rows(model.spec, SOURCE, batch_size=3), tokenizer, model.spec.conversion.layout)
     assert len(seen) == 2
     for batch in seen:
         learned = np.diff(batch["loss_mask"] > 0, prepend=0) > 0
@@ -100,13 +100,13 @@ def test_a_held_out_set_has_the_rows_that_are_asked_for(tiny_converted_dir, caps
     model, tokenizer = load_pretrained(tiny_converted_dir, "float32"), load_tokenizer(tiny_converted_dir)
     shapes = {(rows, size): (1, rows) for rows, size in ((3, 32), (32, 32))}
     for (rows, size), shape in (shapes | {(512, 32): (16, 32), (40, 32): (2, 20), (41, 32): (2, 21)}).items():
-        c = heldout_config(model.spec, SOURCE, batch_size=size, rows=rows)
-        assert (c.data.eval_batches, c.data.batch_size) == shape
-    c = heldout_config(model.spec, dict(kind="stdlib", split="test"), batch_size=2, rows=2)
+        data = heldout_rows(model.spec, SOURCE, batch_size=size, rows=rows)
+        assert (data.eval_batches, data.batch_size) == shape
+    data = heldout_rows(model.spec, dict(kind="stdlib", split="test"), batch_size=2, rows=2)
     argv = ["evaluate", f"--model={tiny_converted_dir}", "--task=heldout", "--rows=2", "--dtype=float32", "--json"]
     assert main(argv) == 0
     measured = json.loads(capsys.readouterr().out)
-    loss = heldout_loss(model, c, tokenizer, pattern="clean_context")
+    loss = heldout_loss(model, data, tokenizer, model.spec.conversion.layout)
     assert measured["heldout_loss"]["diffusion"] == pytest.approx(loss, rel=1e-6)
     data = measured["heldout_data"]
     assert data["rows"] == 2 and data["tokens"] > 900 and data["skipped"] == 0

@@ -18,6 +18,7 @@ from flax import nnx
 from edlm_jax.errors import InputError
 from edlm_jax.parallel.processes import ADDRESS, COUNT, INDEX, connect
 from edlm_jax.training.checkpoint import latest_step, load_trained
+from edlm_jax.training.run import Run
 from edlm_jax.training.train import train
 
 ROOT = Path(__file__).parents[2]
@@ -162,7 +163,7 @@ def test_four_processes_killed_go_on_as_two_and_end_where_one_ends(runs):
     assert runs.finish("four", steps, processes=2, devices_each=2)["step"] == steps
     config = runpy.run_path(str(runs.directory / "config.py"))["get_config"]()
     config.steps = steps
-    train(config, runs.directory / "here")
+    train(Run.of(config), runs.directory / "here")
     ours, theirs = runs.losses("four"), runs.losses("here")
     assert list(ours) == list(theirs)
     # Not bitwise: the sums of four devices are added in another order between processes than within one.

@@ -11,6 +11,7 @@ from edlm_jax import load_pretrained
 from edlm_jax.benchmarks import torch_peer
 from edlm_jax.benchmarks.training import packed_batch
 from edlm_jax.diffusion import example_keys
+from edlm_jax.training.run import Run
 from tests.training.tiny import make_objective
 
 pytestmark = pytest.mark.parity
@@ -37,8 +38,8 @@ def test_the_peer_trains():
     c = get_config()
     c.data.update(batch_size=4, length=64)
     c.objective.noisy_length, c.optimizer.accumulation, c.optimizer.learning_rate = 32, 2, 3e-3
-    found = torch_peer.time_torch_step(c, 1, "sdpa", "cpu")
-    more = torch_peer.time_torch_step(c, 12, "sdpa", "cpu")
+    found = torch_peer.time_torch_step(Run.of(c), 1, "sdpa", "cpu")
+    more = torch_peer.time_torch_step(Run.of(c), 12, "sdpa", "cpu")
     assert more["loss"] < found["loss"] - 1  # the same batch again and again
     assert found["tokens_per_second"] == pytest.approx(4 * 64 / found["seconds_per_step"])
 
@@ -48,8 +49,8 @@ def test_what_the_peer_does_not_know():
     c.lora.rank = 4
     batch = packed_batch(512, 1, 32, 8)
     with pytest.raises(ValueError, match="no adapters"):
-        torch_peer.torch_step(c, None, batch, attention="sdpa", device="cpu")
+        torch_peer.torch_step(Run.of(c), None, batch, attention="sdpa", device="cpu")
     objective = make_objective(alignment="shifted", block_length=8)
     with pytest.raises(ValueError, match="same position"):
         torch_peer.peer_inputs(objective, batch, None, 1, attention="sdpa", device="cpu")
-    assert torch_peer.time_peer(c, 1)["not_measured"] == "it runs on one GPU, and 0 are here"
+    assert torch_peer.time_peer(Run.of(c), 1)["not_measured"] == "it runs on one GPU, and 0 are here"

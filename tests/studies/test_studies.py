@@ -92,11 +92,11 @@ def stand_in(monkeypatch):
     def run_cell(study, cell):
         ran.append(cell.name)
         (study.workdir / "cells" / cell.name).mkdir(parents=True)
-        points = [point(threshold, (cell.seed + 1) / 10, 2.0) for threshold in cell.config.evaluation.thresholds]
+        points = [point(threshold, (cell.seed + 1) / 10, 2.0) for threshold in cell.run.evaluation.thresholds]
         compiled = dict(training=0, all=0, reused=0)
         facts = dict(arm=cell.arm, seed=cell.seed, changes=dict(cell.changes), points=points, training={}, seconds=1.0)
         facts |= dict(measures=[DRIFT])
-        return facts | dict(compiled=compiled, config=study_run._plain(study._measured_config(cell.config)))
+        return facts | dict(compiled=compiled, config=study._measured_config(cell.run))
 
     monkeypatch.setattr(study_run.Study, "_run_cell", run_cell)
     monkeypatch.setattr(study_run.Study, "baseline", lambda study: dict(accuracy=0.9, tokens_per_forward=1.0))
@@ -133,7 +133,7 @@ def test_a_mode_without_blocks_has_a_point_at_every_block_length(study_file, tmp
     name, doc, config, sweep = load_study(str(study_file))
     config.eval_block_lengths, config.eval_modes = (2, 4), ("ar", "diffusion")
     config.base.evaluation.thresholds = (0.9, 0.5)
-    study = study_run.Study(config, expand(config, sweep), tmp_path)
+    study = study_run.Study(expand(config, sweep), tmp_path)
     modes = study._modes(study.cells[0])
     own = [(mode.name, getattr(mode, "block_length", None), getattr(mode, "threshold", None)) for mode, _ in modes]
     blocks = [("diffusion", length, threshold) for length in (2, 4) for threshold in (0.9, 0.5)]
@@ -144,25 +144,25 @@ def test_a_mode_without_blocks_has_a_point_at_every_block_length(study_file, tmp
 def test_an_ar_model_measured_otherwise_is_not_taken_for_the_baseline(study_file, tmp_path, monkeypatch):
     name, doc, config, sweep = load_study(str(study_file))
     monkeypatch.setattr(study_run.Study, "_score", lambda study, way: dict(accuracy=0.5))
-    study = study_run.Study(config, expand(config, sweep), tmp_path)
+    study = study_run.Study(expand(config, sweep), tmp_path)
     assert study.baseline() == study.baseline() == dict(accuracy=0.5)
     config.base.evaluation.batch_size += 1
     with pytest.raises(InputError, match="ar.json was made under another config"):
-        study_run.Study(config, expand(config, sweep), tmp_path).baseline()
+        study_run.Study(expand(config, sweep), tmp_path).baseline()
 
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_cell_of_a_committed_study_can_start(name):
     _, doc, config, sweep = load_study(str(ROOT / "configs" / "studies" / f"{name}.py"))
-    cells = expand(config, sweep)
-    assert all(cell.config.seed == cell.seed for cell in cells)
+    cells = expand(config, sweep).cells
+    assert all(cell.run.start.seed == cell.seed for cell in cells)
     assert len(config.seeds) >= 3 and len(cells) % len(config.seeds) == 0
     assert "arXiv 2512.14067" in doc and f"configs/studies/{name}.py" in doc
     assert f"{len(cells)} cells" in doc
     config.quick = True
-    quick = expand(config, sweep)
+    quick = expand(config, sweep).cells
     assert [cell.arm for cell in quick] == list(dict.fromkeys(cell.arm for cell in cells))
-    assert {cell.seed for cell in quick} == {0} and {cell.config.steps for cell in quick} == {2}
+    assert {cell.seed for cell in quick} == {0} and {cell.run.steps for cell in quick} == {2}
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -276,7 +276,7 @@ def test_what_no_study_can_be_is_refused(study_file, tiny_config, tmp_path, caps
     ]:
         with pytest.raises(InputError, match=reason):
             expand(config, lambda add, arms=arms: [add(*arm) for arm in arms])
-    cells = expand(config, sweep)
+    cells = expand(config, sweep).cells
     assert list(cell_range("1:3", cells)) == [1, 2] and list(cell_range("2:", cells)) == [2, 3]
     assert list(cell_range("3", cells)) == [3] and list(cell_range("", cells)) == [0, 1, 2, 3]
     for text in ("4", "2:1", "0:5", "x"):

@@ -1,12 +1,14 @@
 """What no run starts from is refused, by name."""
 
 import json
+import pickle
 
 import pytest
 
 from edlm_jax.errors import InputError
 from edlm_jax.training.checkpoint import check_workdir
-from edlm_jax.training.config import conversion, default_config, differing_keys, grid, to_json, validate
+from edlm_jax.training.config import default_config, differing_keys, to_json
+from edlm_jax.training.run import Run
 
 BAD = [
     ({"objective.block_length": 0}, "block_length must be positive"),
@@ -47,17 +49,21 @@ def make(changes=()):
     return c
 
 
+def conversion(changes=()):
+    return Run.of(make(changes)).start.conversion
+
+
 @pytest.mark.parametrize("changes, reason", BAD)
 def test_refuses(changes, reason):
     with pytest.raises(InputError, match=reason):
-        validate(make(changes))
+        Run.of(make(changes))
 
 
 @pytest.mark.parametrize("half_life", [None, 0.0, 1, float("inf")])
 def test_accepts(half_life):
-    validate(make({"objective.half_life": half_life}))
-    validate(make({"objective.pattern": "semi_block", "objective.ar_weight": 1.0}))
-    validate(make({"objective.random_block_lengths": (4, 8, 16)}))
+    Run.of(make({"objective.half_life": half_life}))
+    Run.of(make({"objective.pattern": "semi_block", "objective.ar_weight": 1.0}))
+    Run.of(make({"objective.random_block_lengths": (4, 8, 16)}))
 
 
 def test_refuses_types_and_names_that_the_lock_does_not_see():
@@ -70,23 +76,35 @@ def test_refuses_types_and_names_that_the_lock_does_not_see():
         c = make()
         changes(c)
         with pytest.raises(InputError, match=reason):
-            validate(c)
+            Run.of(c)
     c = make()
     with pytest.raises(TypeError):
         c.steps = 1.5
 
 
 def test_prefill_follows_the_pattern():
-    prefills = {p: conversion(make({"objective.pattern": p}), 5).prefill for p in ("clean_context", "semi_block")}
+    prefills = {p: conversion({"objective.pattern": p}).prefill for p in ("clean_context", "semi_block")}
     assert prefills == dict(clean_context="block_causal", semi_block="causal")
-    assert conversion(make({"objective.prefill": "bidirectional"}), 5).prefill == "bidirectional"
-    assert conversion(make({"objective.pattern": "causal"}), 5) is None
-    assert grid(make({"objective.pattern": "causal"})) == 1 and grid(make()) == 16
+    assert conversion({"objective.prefill": "bidirectional"}).prefill == "bidirectional"
+    assert conversion({"objective.pattern": "causal"}) is None
+
+
+def test_rows_are_of_whole_blocks_and_ar_has_none():
+    lengths = {p: Run.of(make({"objective.pattern": p})).data.block_length for p in ("causal", "clean_context")}
+    assert lengths == dict(causal=1, clean_context=16)
 
 
 def test_the_grid_goes_along():
-    assert conversion(make(), 5).grid == "response"
-    assert conversion(make({"objective.grid": "position"}), 5).grid == "position"
+    assert conversion().grid == "response"
+    assert conversion({"objective.grid": "position"}).grid == "position"
+
+
+def test_a_run_goes_to_another_process():
+    """The torch peer has one of its own; infinity, lists and sources are what a config may hold."""
+    c = make({"objective.half_life": float("inf"), "optimizer.schedule": "wsd", "optimizer.decay_steps": 9})
+    c.data.sources, c.objective.random_block_lengths = [dict(kind="tasks")], [2, 4]
+    run = Run.of(c)
+    assert pickle.loads(pickle.dumps(run)) == run
 
 
 def test_an_older_run_stood_at_the_defaults_of_the_fields_it_did_not_know(tmp_path):
@@ -94,9 +112,9 @@ def test_an_older_run_stood_at_the_defaults_of_the_fields_it_did_not_know(tmp_pa
     del stored["objective"]["grid"], stored["evaluation"]
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     (tmp_path / "config.json").write_text(json.dumps(stored))
-    check_workdir(tmp_path, make())
+    check_workdir(tmp_path, to_json(make()))
     with pytest.raises(InputError, match=r"another config \(objective.grid differ\)"):
-        check_workdir(tmp_path, make({"objective.grid": "position"}))
+        check_workdir(tmp_path, to_json(make({"objective.grid": "position"})))
 
 
 def test_differing_keys_are_those_that_change_a_run():

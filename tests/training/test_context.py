@@ -14,8 +14,8 @@ from edlm_jax.diffusion import example_keys
 from edlm_jax.errors import InputError
 from edlm_jax.parallel.mesh import to_global
 from edlm_jax.parallel.sharding import MESH_AXES, param_shardings
-from edlm_jax.training.config import default_config, training_mesh
-from edlm_jax.training.objective import Objective
+from edlm_jax.training.config import default_config
+from edlm_jax.training.run import Run
 from tests.seeds import fresh_rng
 from tests.training.tiny import make_objective, random_batch, random_model
 
@@ -89,11 +89,12 @@ def test_every_objective_is_the_same_on_a_mesh(measure, objective, shape):
 )
 def test_what_whole_blocks_do_not_divide_is_refused(change, reason):
     c = default_config()
+    c.init.path = "somewhere"
     c.data.length, c.objective.block_length = change["length"], 4
     c.objective.noisy_length = change.get("noisy_length", 0)
     c.mesh.update(fsdp=1, context=2)
     with pytest.raises(InputError, match=reason):
-        training_mesh(c, jax.devices()[:2])
+        Run.of(c).make_mesh(jax.devices()[:2])
 
 
 def test_the_8b_step_traces_with_rows_split_in_two():
@@ -106,13 +107,14 @@ def test_the_8b_step_traces_with_rows_split_in_two():
     c = get_config()
     c.data.batch_size = 8
     c.mesh.update(data=1, fsdp=4, context=2)
-    mesh = training_mesh(c)
-    objective = Objective.from_config(c, planned_spec(c))
-    graphdef, state = abstract_state(c, planned_spec(c), mesh)
-    step = make_train_step(c, graphdef, objective, jax.tree.map(lambda x: x.sharding, state))
+    run = Run.of(c)
+    mesh, spec = run.make_mesh(), planned_spec(run.start)
+    graphdef, state = abstract_state(run.start, run.optimizer, spec, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    step = make_train_step(graphdef, run.objective.of_model(spec), run.optimizer, shardings, remat=run.remat)
     sharding = jax.sharding.NamedSharding(mesh, BATCH_SPEC)
     column = jax.ShapeDtypeStruct((8, c.data.length), np.int32, sharding=sharding)
     batch = {name: column for name in ("tokens", "segment_ids", "positions", "loss_mask")}
     with jax.set_mesh(mesh):
-        text = step.lower(state, batch, block_length=c.objective.block_length).as_text()
+        text = step.lower(state, batch, run.numbers, block_length=run.data.block_length).as_text()
     assert "128x256x" in text and f"{2 * c.data.length}x{2 * c.data.length}x" not in text

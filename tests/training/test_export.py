@@ -10,6 +10,7 @@ from edlm_jax import InputError, save_pretrained
 from edlm_jax.pretrained import load_tokenizer
 from edlm_jax.training.checkpoint import load_trained, write_workdir
 from edlm_jax.training.initial import read_spec
+from edlm_jax.training.run import Run
 from tests.training.conftest import WORDS
 from tests.training.tiny import random_model
 
@@ -32,8 +33,9 @@ def other(corpus, tmp_path):
 
 def start(config, workdir):
     """What `train` leaves before its first step, and a checkpoint of random weights in place of the last."""
-    spec, tokenizer = read_spec(config)
-    write_workdir(workdir, config, spec)
+    run = Run.of(config)
+    spec, tokenizer = read_spec(run.start)
+    write_workdir(workdir, run.config, spec, run.start.lora)
     return tokenizer
 
 
@@ -100,4 +102,4 @@ def test_a_run_that_is_started_again_keeps_the_newer_tokenizer(config, other, tm
 def test_random_weights_without_a_tokenizer_are_refused(config):
     config.init.update(path="", hf_config=random_model().spec.to_hf())
     with pytest.raises(InputError, match="set config.data.tokenizer"):
-        read_spec(config)
+        read_spec(Run.of(config).start)

@@ -8,13 +8,11 @@ from flax import nnx
 from edlm_jax.attention import Causal
 from edlm_jax.errors import InputError
 from edlm_jax.models.lora import ADAPTER_NAMES, ADAPTERS
-from edlm_jax.parallel.mesh import make_mesh
 from edlm_jax.pretrained import load_pretrained
 from edlm_jax.training.checkpoint import load_trained
-from edlm_jax.training.config import adapters, validate
 from edlm_jax.training.initial import abstract_state, read_spec
 from edlm_jax.training.metrics import step_flops
-from edlm_jax.training.objective import Objective
+from edlm_jax.training.run import Run
 from edlm_jax.training.train import train
 from tests.training.conftest import make_config
 from tests.training.test_train import assert_same, params, raise_sigterm_in_step
@@ -33,7 +31,7 @@ def gated_config(corpus, checkpoint):
 def finished(corpus, checkpoint, tmp_path_factory):
     """The work directory of a run that nothing interrupted."""
     workdir = tmp_path_factory.mktemp("gated")
-    train(gated_config(corpus, checkpoint), workdir)
+    train(Run.of(gated_config(corpus, checkpoint)), workdir)
     return workdir
 
 
@@ -50,26 +48,27 @@ def test_the_base_is_untouched_and_ar_gives_its_own_logits(finished, checkpoint)
 
 def test_interrupted_equals_uninterrupted_bitwise(finished, corpus, checkpoint, tmp_path, monkeypatch):
     raise_sigterm_in_step(monkeypatch, 3)
-    assert not train(gated_config(corpus, checkpoint), tmp_path)["completed"]
+    assert not train(Run.of(gated_config(corpus, checkpoint)), tmp_path)["completed"]
     monkeypatch.undo()
-    assert train(gated_config(corpus, checkpoint), tmp_path)["completed"]
+    assert train(Run.of(gated_config(corpus, checkpoint)), tmp_path)["completed"]
     assert_same(params(tmp_path), params(finished))
 
 
 def test_no_master_copy_and_no_moments_of_the_base(corpus, checkpoint):
     c = gated_config(corpus, checkpoint)
     c.dtype = "bfloat16"
-    _, state = abstract_state(c, read_spec(c)[0], make_mesh(c))
+    run = Run.of(c)
+    _, state = abstract_state(run.start, run.optimizer, read_spec(run.start)[0], run.make_mesh())
     wide = {path[-1].key for path, x in jax.tree.leaves_with_path(state.params) if x.dtype == np.float32}
     moments = {path[-1].key for path, x in jax.tree.leaves_with_path(state.opt_state) if x.ndim > 1}
     assert wide == moments and wide < ADAPTER_NAMES and len(wide) == 6
 
 
 def test_flops_are_about_half_of_full_training(corpus, checkpoint):
-    c = gated_config(corpus, checkpoint)
-    spec, _ = read_spec(c)
-    objective = Objective.from_config(c, spec)
-    full, gated = (step_flops(spec, objective, 3, 24, lora) for lora in (None, adapters(c)))
+    run = Run.of(gated_config(corpus, checkpoint))
+    spec, _ = read_spec(run.start)
+    objective = run.objective.of_model(spec)
+    full, gated = (step_flops(spec, objective, 3, 24, lora) for lora in (None, run.start.lora))
     layers, head, pairs = 2 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48), 32 * 97, 24 * 25 // 2
     low_rank = 2 * 4 * (64 + 64 + 80)
     saved = 2 * layers * 48 + 2 * layers * 24 + 2 * head * 24 + 8 * 2 * 32 * pairs
@@ -91,4 +90,4 @@ def test_what_would_not_stay_the_ar_model_is_refused(corpus, checkpoint, change,
     c = gated_config(corpus, checkpoint)
     c.update_from_flattened_dict(change)
     with pytest.raises(InputError, match=reason):
-        validate(c)
+        Run.of(c)

@@ -21,11 +21,11 @@ from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.parallel.mesh import to_global
 from edlm_jax.parallel.sharding import MESH_AXES, param_shardings
-from edlm_jax.training.config import default_config
 from edlm_jax.training.objective import Objective
 from edlm_jax.training.optimizer import make_optimizer
-from edlm_jax.training.step import TrainState, make_train_step
+from edlm_jax.training.step import Numbers, TrainState, make_train_step
 from tests.sums import narrow_sums
+from tests.training.test_optimizer import make as make_adamw
 from tests.training.tiny import HF_CONFIG, MASK_ID, make_objective
 
 BOUND = 0.06  # of the error's norm over the gradient's
@@ -83,16 +83,17 @@ def begin(case: Case):
     params = jax.tree_util.tree_map_with_path(functools.partial(draw, rng), nnx.to_pure_dict(shapes))
     trained, frozen = partition(params, case.lora)
     params = combine(trained, jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(case.dtype), frozen))
-    shape, c = (case.rows, case.length), default_config()
+    shape = (case.rows, case.length)
     tokens = np.where(rng.random(shape) < 0.5, TOKEN, rng.integers(0, 90, shape)).astype(np.int32)
     positions = np.broadcast_to(np.arange(case.length, dtype=np.int32), shape)
     batch = dict(tokens=tokens, positions=positions, segment_ids=np.ones_like(tokens), loss_mask=np.ones_like(tokens))
-    c.optimizer.update(accumulation=case.accumulation, clip_norm=0.0)
-    c.lora.update(dataclasses.asdict(case.lora) if case.lora else {})
-    state = TrainState(jnp.int32(0), params, make_optimizer(c).init(trained))
+    optimizer = make_adamw(accumulation=case.accumulation, clip_norm=0.0)
+    state = TrainState(jnp.int32(0), params, make_optimizer(optimizer).init(trained))
     state = jax.device_put(state, param_shardings(mesh, state))
-    step = make_train_step(c, graphdef, case.objective, jax.tree.map(lambda x: x.sharding, state))
-    step = functools.partial(step, block_length=case.objective.layout.block_length)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    step = make_train_step(graphdef, case.objective, optimizer, shardings, lora=case.lora)
+    numbers, length = Numbers.of(0, optimizer, 0.1), case.objective.layout.block_length
+    step = functools.partial(step, numbers=numbers, block_length=length)
     return step, state, to_global(batch, mesh, range(case.rows), case.rows)
 
 

@@ -10,8 +10,8 @@ from flax import nnx
 from edlm_jax.data.packing import Grid
 from edlm_jax.diffusion import Corruption
 from edlm_jax.models.spec import GRIDS
-from edlm_jax.parallel.mesh import make_mesh
 from edlm_jax.training.initial import read_spec
+from edlm_jax.training.run import Run
 from edlm_jax.training.train import Batches
 from tests.data.test_packing import make_document, pack, unpack
 from tests.decoding import oracle
@@ -53,8 +53,9 @@ def test_training_shows_blocks_as_decoding_does(grid, alignment):
 
 def test_a_run_packs_and_exports_by_its_grid(config):
     config.objective.grid = "position"
-    spec, tokenizer = read_spec(config)
-    batches = Batches(config, spec, tokenizer, make_mesh(config))
+    run = Run.of(config)
+    spec, tokenizer = read_spec(run.start)
+    batches = Batches(run.data, spec, tokenizer, run.make_mesh())
     assert spec.conversion.grid == "position" and batches.held_out
     for batch in (next(batches.train), *batches.held_out):
         begins = (batch["positions"] == 0) & (batch["segment_ids"] > 0)

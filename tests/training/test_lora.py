@@ -8,12 +8,11 @@ from flax import nnx
 from edlm_jax.benchmarks.training import state_bytes
 from edlm_jax.errors import InputError
 from edlm_jax.models.lora import ADAPTERS, Lora, partition
-from edlm_jax.parallel.mesh import make_mesh
 from edlm_jax.pretrained import load_pretrained
-from edlm_jax.training.checkpoint import Checkpoints, load_trained
-from edlm_jax.training.config import adapters, training_mesh
+from edlm_jax.training.checkpoint import Checkpoints, Saves, load_trained
 from edlm_jax.training.initial import abstract_state, initial_params, read_spec
 from edlm_jax.training.metrics import step_flops
+from edlm_jax.training.run import Run
 from edlm_jax.training.train import train
 from tests.compilations import twice
 from tests.training.conftest import make_config
@@ -33,7 +32,7 @@ def lora_config(corpus, checkpoint):
 def finished(corpus, checkpoint, tmp_path_factory):
     """(work directory, summary) of a run that nothing interrupted."""
     workdir = tmp_path_factory.mktemp("lora")
-    return workdir, train(lora_config(corpus, checkpoint), workdir)
+    return workdir, train(Run.of(lora_config(corpus, checkpoint)), workdir)
 
 
 def test_matrices_move_by_the_rank_and_the_run_knows_how_far(finished, checkpoint):
@@ -53,9 +52,10 @@ def test_matrices_move_by_the_rank_and_the_run_knows_how_far(finished, checkpoin
 
 def test_the_state_holds_what_is_frozen_as_it_was_and_no_moments_of_it(finished, config, checkpoint):
     config.lora.rank = 4
-    spec, _ = read_spec(config)
-    _, abstract = abstract_state(config, spec, make_mesh(config))
-    checkpoints = Checkpoints(finished[0], keep_last=2, read_only=True)
+    run = Run.of(config)
+    spec, _ = read_spec(run.start)
+    _, abstract = abstract_state(run.start, run.optimizer, spec, run.make_mesh())
+    checkpoints = Checkpoints(finished[0], Saves(keep_last=2), read_only=True)
     kept = checkpoints.restore_params(6, abstract.params)
     checkpoints.close()
     before = nnx.to_pure_dict(nnx.state(load_pretrained(checkpoint, "float32"), nnx.Param))["layers"]
@@ -64,30 +64,33 @@ def test_the_state_holds_what_is_frozen_as_it_was_and_no_moments_of_it(finished,
     moments = {path[-1].key for path, _ in jax.tree.leaves_with_path(abstract.opt_state) if hasattr(path[-1], "key")}
     assert "q_a_DR" in moments and not moments & set(ADAPTERS)
     config.dtype = "bfloat16"  # what nobody updates is kept as it is read
-    parts = partition(abstract_state(config, spec, make_mesh(config))[1].params, LORA)
+    _, abstract = abstract_state(Run.of(config).start, run.optimizer, spec, run.make_mesh())
+    parts = partition(abstract.params, LORA)
     assert [{x.dtype.name for x in jax.tree.leaves(part)} for part in parts] == [{"float32"}, {"bfloat16"}]
 
 
 def test_interrupted_equals_uninterrupted_bitwise(finished, corpus, checkpoint, tmp_path, monkeypatch):
     raise_sigterm_in_step(monkeypatch, 3)
-    assert not train(lora_config(corpus, checkpoint), tmp_path)["completed"]
+    assert not train(Run.of(lora_config(corpus, checkpoint)), tmp_path)["completed"]
     monkeypatch.undo()
-    assert train(lora_config(corpus, checkpoint), tmp_path)["completed"]
+    assert train(Run.of(lora_config(corpus, checkpoint)), tmp_path)["completed"]
     assert_same(params(tmp_path), params(finished[0]))
     other = lora_config(corpus, checkpoint)
     other.lora.rank = 8
     with pytest.raises(InputError, match=r"\(lora.rank differ\)"):
-        train(other, tmp_path)
+        train(Run.of(other), tmp_path)
     other.init.path, other.init.hf_config = "", {"hidden_size": 8}
     with pytest.raises(InputError, match="nothing to adapt"):
-        train(other, tmp_path)
+        train(Run.of(other), tmp_path)
 
 
 def test_what_a_step_takes(config):
-    bytes_of, (spec, _) = {}, read_spec(config)
+    bytes_of, (spec, _) = {}, read_spec(Run.of(config).start)
     for rank in (0, 4):
         config.lora.rank = rank
-        bytes_of[rank] = state_bytes(abstract_state(config, spec, make_mesh(config))[1], adapters(config))
+        run = Run.of(config)
+        _, abstract = abstract_state(run.start, run.optimizer, spec, run.make_mesh())
+        bytes_of[rank] = state_bytes(abstract, run.start.lora)
     full, lora = bytes_of[0], bytes_of[4]
     assert full["optimizer"] == 2 * full["parameters"] + 8 and full["gradients"] == full["parameters"]
     matrices = 4 * spec.num_layers * (32 * 8 * (4 + 4 + 2 + 2) + 3 * 32 * 48)
@@ -107,6 +110,6 @@ def test_flops_leave_out_the_gradients_of_what_is_frozen():
 
 def test_what_a_run_started_from_compiles_once(corpus, checkpoint):
     """A run reads it again at every evaluation."""
-    c = lora_config(corpus, checkpoint)
-    spec, mesh = read_spec(c)[0], training_mesh(c)
-    assert "/jax/core/compile/backend_compile_duration" not in twice(lambda: initial_params(c, spec, mesh))
+    run = Run.of(lora_config(corpus, checkpoint))
+    spec, mesh = read_spec(run.start)[0], run.make_mesh()
+    assert "/jax/core/compile/backend_compile_duration" not in twice(lambda: initial_params(run.start, spec, mesh))

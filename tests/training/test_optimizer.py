@@ -3,16 +3,19 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from edlm_jax.training.config import default_config
-from edlm_jax.training.optimizer import decay_mask, make_optimizer, make_schedule
+from edlm_jax.training.optimizer import SCHEDULES, Optimizer, decay_mask, make_optimizer, make_schedule
 from tests.training.tiny import random_model
 
 
+def make(schedule="constant", **changes) -> Optimizer:
+    """With 10 steps of warm-up to 1e-2."""
+    rates = dict(learning_rate=1e-2, final_learning_rate=1e-3, warmup_steps=10, decay_steps=0)
+    adamw = dict(beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0, accumulation=1)
+    return Optimizer(steps=100, schedule=SCHEDULES[schedule], **rates | adamw | changes)
+
+
 def rates(steps, **changes):
-    c = default_config()
-    c.steps = 100
-    c.optimizer.update(learning_rate=1e-2, final_learning_rate=1e-3, warmup_steps=10, **changes)
-    return [float(make_schedule(c)(step)) for step in steps]
+    return [float(make_schedule(make(**changes))(step)) for step in steps]
 
 
 def test_schedules():
@@ -34,11 +37,9 @@ def test_decay_is_for_matrices():
 def test_clip_is_by_the_global_norm():
     params = {"a_DF": np.ones((3, 4), np.float32), "b_norm_D": np.ones(3, np.float32)}
     grads = jax.tree.map(lambda x: 100 * x, params)
-    c = default_config()
     moments = []
     for clip_norm in (1.0, 0.0):
-        c.optimizer.clip_norm = clip_norm
-        optimizer = make_optimizer(c)
+        optimizer = make_optimizer(make(clip_norm=clip_norm))
         _, state = optimizer.update(grads, optimizer.init(params), params)
         moments.append(np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(state[1][0].mu))))
     assert moments == pytest.approx([0.1 * 1.0, 0.1 * 100 * 15**0.5])

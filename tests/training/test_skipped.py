@@ -5,6 +5,7 @@ import json
 import pytest
 
 from edlm_jax.errors import InputError
+from edlm_jax.training.run import Run
 from edlm_jax.training.train import train
 
 
@@ -15,24 +16,24 @@ def test_a_run_says_and_counts_what_it_leaves_out(config, corpus, tmp_path, caps
     config.data.sources = (dict(kind="jsonl", path=str(path)),)
     config.steps, config.data.max_skipped = 2, 0.001
     with pytest.raises(InputError, match=r"2 of 202 documents of .*odd.jsonl cannot be used.*odd.jsonl:51: response"):
-        train(config, tmp_path / "run")
+        train(Run.of(config), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     config.data.max_skipped = 0.01
-    assert train(config, tmp_path / "run")["documents_skipped"] == 2
+    assert train(Run.of(config), tmp_path / "run")["documents_skipped"] == 2
     said = capsys.readouterr().err
     assert any("odd.jsonl" in line and "202 documents" in line and "2 skipped" in line for line in said.splitlines())
     assert all(any(f"odd.jsonl:{number}: " in message for message in caplog.messages) for number in (51, 202))
     config.steps, config.data.max_skipped = 3, 0.5  # how many may be of no use is no other run
-    assert train(config, tmp_path / "run")["completed"]
+    assert train(Run.of(config), tmp_path / "run")["completed"]
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["documents_skipped"] for line in metrics if "loss" in line] == [2, 2, 2]
 
 
 def test_a_run_of_before_the_limit_was_goes_on(config, tmp_path):
     config.steps = 1
-    train(config, tmp_path)
+    train(Run.of(config), tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())
     del written["data"]["max_skipped"]
     (tmp_path / "config.json").write_text(json.dumps(written))
     config.steps = 2
-    assert train(config, tmp_path)["step"] == 2
+    assert train(Run.of(config), tmp_path)["step"] == 2

@@ -2,18 +2,20 @@
 
 import json
 
-from edlm_jax.parallel.mesh import make_mesh
 from edlm_jax.training.initial import abstract_state, read_spec
+from edlm_jax.training.run import Run
 from edlm_jax.training.start import about_data, about_model
 from edlm_jax.training.train import Batches
 from tests.training.tiny import MASK_ID
 
 
 def said(c) -> list[str]:
-    spec, tokenizer = read_spec(c)
-    mesh = make_mesh(c)
-    _, state = abstract_state(c, spec, mesh)
-    return [*about_model(c, spec, tokenizer, state.params), *about_data(c, Batches(c, spec, tokenizer, mesh))]
+    run = Run.of(c)
+    (spec, tokenizer), mesh = read_spec(run.start), run.make_mesh()
+    _, state = abstract_state(run.start, run.optimizer, spec, mesh)
+    batches = Batches(run.data, spec, tokenizer, mesh)
+    lines = about_model(run.start, spec, tokenizer, state.params)
+    return [*lines, *about_data(batches, run.objective.layout, run.steps)]
 
 
 def test_the_model_and_its_mask(config, tiny_converted_dir):
@@ -64,4 +66,4 @@ def test_the_counts_are_in_the_metrics(config, tmp_path):
     fits, full = (dict(prompt=" ".join(["w1"] * length), response="w2") for length in (4, 40))
     config.data.sources = (write(tmp_path / "pairs.jsonl", [full, fits, fits]),)
     config.steps = 1
-    assert train(config, tmp_path / "run")["documents_too_long"] == 1
+    assert train(Run.of(config), tmp_path / "run")["documents_too_long"] == 1

@@ -8,12 +8,11 @@ import pytest
 from flax import nnx
 
 from edlm_jax.models.head import linear_cross_entropy
-from edlm_jax.training.config import default_config
 from edlm_jax.training.metrics import step_flops
-from edlm_jax.training.objective import Objective
 from edlm_jax.training.optimizer import make_optimizer
-from edlm_jax.training.step import TrainState, choose_block_length, make_train_step
-from tests.training.tiny import MASK_ID, make_objective, random_batch, random_model
+from edlm_jax.training.step import Numbers, TrainState, choose_block_length, make_train_step
+from tests.training.test_optimizer import make as make_adamw
+from tests.training.tiny import make_objective, random_batch, random_model
 
 
 class Table(nnx.Module):
@@ -40,17 +39,16 @@ def run_steps():
     batch["loss_mask"][0, 5] = 1
 
     def run(accumulation, first_step=0):
-        c = default_config()
-        c.objective.update(pattern="semi_block", ar_weight=1.0, diffusion_weight=0.3, block_length=4)
-        c.optimizer.update(accumulation=accumulation, learning_rate=0.1, clip_norm=1e-3)
+        optimizer = make_adamw(accumulation=accumulation, learning_rate=0.1, clip_norm=1e-3, warmup_steps=0)
         graphdef, state = nnx.split(Table())
         params = nnx.to_pure_dict(state)
-        state = TrainState(jnp.int32(first_step), params, make_optimizer(c).init(params))
-        objective = Objective.of(c.objective, MASK_ID, 97)
-        train_step = make_train_step(c, graphdef, objective, jax.tree.map(lambda x: x.sharding, state))
+        state = TrainState(jnp.int32(first_step), params, make_optimizer(optimizer).init(params))
+        objective = make_objective(pattern="semi_block", ar_weight=1.0, diffusion_weight=0.3)
+        shardings, numbers = jax.tree.map(lambda x: x.sharding, state), Numbers.of(0, optimizer, 0.1)
+        train_step = make_train_step(graphdef, objective, optimizer, shardings)
         metrics = []
         for _ in range(2):
-            state, measured = train_step(state, jax.tree.map(jnp.asarray, batch), block_length=4)
+            state, measured = train_step(state, jax.tree.map(jnp.asarray, batch), numbers, block_length=4)
             metrics.append(jax.device_get(measured))
         return jax.device_get(state), metrics
 
@@ -79,13 +77,9 @@ def test_noise_is_of_the_step(run_steps):
 
 
 def test_random_block_lengths_follow_from_seed_and_step():
-    c = default_config()
-    assert choose_block_length(c, 7) == 16
-    c.objective.random_block_lengths = (4, 8, 16)
-    drawn = [choose_block_length(c, step) for step in range(40)]
-    assert set(drawn) == {4, 8, 16} and drawn == [choose_block_length(c, step) for step in range(40)]
-    c.seed = 1
-    assert drawn != [choose_block_length(c, step) for step in range(40)]
+    assert choose_block_length((16,), 0, 7) == 16
+    draw = lambda seed: [choose_block_length((4, 8, 16), seed, step) for step in range(40)]  # noqa: E731
+    assert set(draw(0)) == {4, 8, 16} and draw(0) == draw(0) != draw(1)
 
 
 @pytest.mark.parametrize("pattern", ["causal", "bidirectional", "block_causal", "clean_context", "semi_block"])

@@ -18,8 +18,9 @@ from edlm_jax.errors import InputError
 from edlm_jax.evaluation.heldout import heldout_loss
 from edlm_jax.training.checkpoint import latest_step, load_trained
 from edlm_jax.training.initial import read_spec
+from edlm_jax.training.run import Run
 from edlm_jax.training.step import make_eval_step
-from edlm_jax.training.train import Run, train
+from edlm_jax.training.train import Trainer, train
 from tests.training.conftest import make_config
 from tests.training.tiny import MASK_ID
 
@@ -39,21 +40,21 @@ def assert_same(tree, other):
 
 
 def raise_sigterm_in_step(monkeypatch, step):
-    original = Run._step
+    original = Trainer._step
 
     def wrapped(run, at, state, batch):
         if at == step:
             signal.raise_signal(signal.SIGTERM)
         return original(run, at, state, batch)
 
-    monkeypatch.setattr(Run, "_step", wrapped)
+    monkeypatch.setattr(Trainer, "_step", wrapped)
 
 
 @pytest.fixture(scope="module")
 def finished(corpus, checkpoint, tmp_path_factory):
     """(work directory, summary) of a run of 6 steps that nothing interrupted."""
     workdir = tmp_path_factory.mktemp("finished")
-    return workdir, train(make_config(corpus, checkpoint), workdir)
+    return workdir, train(Run.of(make_config(corpus, checkpoint)), workdir)
 
 
 def test_a_finished_run_left_everything(finished):
@@ -74,21 +75,23 @@ def test_a_finished_run_left_everything(finished):
 
 
 def test_the_bound_of_a_run_is_the_held_out_loss_of_its_model(finished, config):
-    loss = heldout_loss(load_trained(finished[0]), config, read_spec(config)[1], pattern=config.objective.pattern)
+    run = Run.of(config)
+    _, tokenizer = read_spec(run.start)
+    loss = heldout_loss(load_trained(finished[0]), run.data, tokenizer, run.objective.layout)
     assert finished[1]["eval_bound"] == pytest.approx(loss, rel=1e-5)
 
 
 def test_interrupted_by_sigterm_equals_uninterrupted_bitwise(finished, config, tmp_path, monkeypatch):
     raise_sigterm_in_step(monkeypatch, 3)  # not where a checkpoint is due
     before = signal.getsignal(signal.SIGTERM)
-    summary = train(config, tmp_path)
+    summary = train(Run.of(config), tmp_path)
     assert summary["step"] == 4 and not summary["completed"]
     assert signal.getsignal(signal.SIGTERM) is before
     monkeypatch.undo()
     config.log_every = 2  # another cadence is no other run
     with (tmp_path / "metrics.jsonl").open("a") as file:  # what a killed process may leave: later steps, half a line
         file.write('{"step": 5, "loss": 0.0}\n{"step": 6, "lo')
-    assert train(config, tmp_path)["completed"]
+    assert train(Run.of(config), tmp_path)["completed"]
     assert_same(params(tmp_path), params(finished[0]))
     ours, theirs = losses(tmp_path), losses(finished[0])
     assert list(ours) == [1, 2, 3, 4, 6]
@@ -109,17 +112,17 @@ def raise_sigterm_in_evaluation(monkeypatch):
 def test_sigterm_gives_up_an_evaluation(every, step, finished, config, tmp_path, monkeypatch):
     raise_sigterm_in_evaluation(monkeypatch)
     config.eval_every = every
-    summary = train(config, tmp_path)
+    summary = train(Run.of(config), tmp_path)
     assert summary["step"] == step == latest_step(tmp_path) and not summary["completed"]
     assert "eval_loss" not in summary
     monkeypatch.undo()
-    summary = train(config, tmp_path)
+    summary = train(Run.of(config), tmp_path)
     assert summary["completed"] and summary["eval_loss"] == finished[1]["eval_loss"]
     assert losses(tmp_path) == losses(finished[0])
 
 
 def test_slow_steps_are_not_queued_behind_each_other(finished, config, tmp_path, monkeypatch):
-    original = Run._step
+    original = Trainer._step
     for limit, expected in [(-1.0, []), (1e9, [2, 4, 5])]:  # what the first takes is not known; 3 begins after a save
         queued = []  # steps that are begun while another is under way
 
@@ -127,9 +130,9 @@ def test_slow_steps_are_not_queued_behind_each_other(finished, config, tmp_path,
             queued += [step] if run.pending else []
             return original(run, step, *args)
 
-        monkeypatch.setattr(Run, "_step", wrapped)
+        monkeypatch.setattr(Trainer, "_step", wrapped)
         monkeypatch.setattr("edlm_jax.training.train._QUEUED", limit)
-        train(config, tmp_path / str(limit))
+        train(Run.of(config), tmp_path / str(limit))
         assert queued == expected and losses(tmp_path / str(limit)) == losses(finished[0])
 
 
@@ -138,27 +141,27 @@ def test_a_corpus_that_has_grown_is_not_continued(config, corpus, tmp_path):
     (tmp_path / "train.jsonl").write_text(lines)
     config.data.sources = (dict(kind="jsonl", path=str(tmp_path / "train.jsonl")), dict(kind="tasks", weight=0.1))
     config.steps = 1
-    train(config, tmp_path / "run")
+    train(Run.of(config), tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     config.steps = 2
     with (tmp_path / "train.jsonl").open("a") as file:
         file.write("\n" + lines)
     with pytest.raises(InputError, match=r"had 200 documents when .* and has 400 now: .* Put it back") as error:
-        train(config, tmp_path / "run")
+        train(Run.of(config), tmp_path / "run")
     assert "\n" not in str(error.value)
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     (tmp_path / "run" / "checkpoints" / "1" / "data" / "documents.json").unlink()  # as older versions wrote it
-    assert train(config, tmp_path / "run")["completed"]
+    assert train(Run.of(config), tmp_path / "run")["completed"]
 
 
 def test_resumes_on_another_mesh(finished, config, tmp_path):
     finished_mesh = config.mesh.to_dict()
     config.mesh.update(data=1, fsdp=2, tensor=2, context=2)
     config.steps = 3
-    train(config, tmp_path)
+    train(Run.of(config), tmp_path)
     config.mesh.update(finished_mesh)
     config.steps = 6
-    train(config, tmp_path)
+    train(Run.of(config), tmp_path)
     ours, theirs = losses(tmp_path), losses(finished[0])
     assert list(ours) == list(theirs)
     np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-4)
@@ -171,11 +174,12 @@ RUN_ON_ONE_DEVICE = """
 import sys, pathlib, jax
 jax.config.update("jax_num_cpu_devices", 1)
 from edlm_jax.training.train import train
+from edlm_jax.training.run import Run
 from tests.training.conftest import make_config
 config = make_config(*map(pathlib.Path, sys.argv[1:3]))
 config.steps = 10**6
 config.checkpoint.update(every=1, keep_last=10**6)  # nothing is deleted while the test looks
-sys.exit(7 if train(config, sys.argv[3])["completed"] else 0)
+sys.exit(7 if train(Run.of(config), sys.argv[3])["completed"] else 0)
 """
 
 
@@ -199,7 +203,7 @@ def test_killed_then_stopped_then_moved_to_more_devices(finished, corpus, checkp
     assert stopped == max(losses(workdir))
     config = make_config(corpus, checkpoint)
     config.steps = max(stopped + 1, 6)
-    assert train(config, workdir)["completed"]
+    assert train(Run.of(config), workdir)["completed"]
     ours, theirs = losses(workdir), losses(finished[0])
     np.testing.assert_allclose([ours[step] for step in theirs], list(theirs.values()), rtol=1e-4)
 
@@ -214,7 +218,7 @@ def test_nan_stops_and_saves_the_batch(config, checkpoint, tmp_path):
     save_file(tensors, poisoned / "model.safetensors", metadata={"format": "pt"})
     config.init.path = str(poisoned)
     with pytest.raises(FloatingPointError, match="nan_batch.npz") as error:
-        train(config, tmp_path / "run")
+        train(Run.of(config), tmp_path / "run")
     assert "\n" not in str(error.value)
     saved = np.load(tmp_path / "run" / "nan_batch.npz")
     assert saved["step"] == 0 and saved["tokens"].shape == (8, 32) and saved["segment_ids"].max() > 1
@@ -225,17 +229,17 @@ def test_another_config_in_the_work_directory_is_refused(finished, config):
     config.optimizer.eps = 1e-6
     config.seed = 3
     with pytest.raises(InputError, match=r"another config \(optimizer.eps, seed differ\)"):
-        train(config, finished[0])
+        train(Run.of(config), finished[0])
 
 
 def test_a_run_without_a_checkpoint_leaves_its_directory_to_another(config, tmp_path, monkeypatch):
     monkeypatch.setattr("edlm_jax.training.train.Checkpoints", None)  # dies after its config is written
     with pytest.raises(TypeError):
-        train(config, tmp_path / "run")
+        train(Run.of(config), tmp_path / "run")
     monkeypatch.undo()
     config.seed = 3
     config.steps = 1
-    assert train(config, tmp_path / "run")["completed"]
+    assert train(Run.of(config), tmp_path / "run")["completed"]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 3
 
 
@@ -250,10 +254,10 @@ def test_what_is_refused_writes_nothing(config, checkpoint, tmp_path):
         c = config.copy_and_resolve_references()
         change(c)
         with pytest.raises(InputError, match=reason):
-            train(c, tmp_path / "run")
+            train(Run.of(c), tmp_path / "run")
         assert not (tmp_path / "run").exists()
     (tmp_path / "foreign" / "checkpoints").mkdir(parents=True)
     with pytest.raises(InputError, match="no config.json"):
-        train(config, tmp_path / "foreign")
+        train(Run.of(config), tmp_path / "foreign")
     with pytest.raises(InputError, match="not the work directory"):
         load_trained(checkpoint)

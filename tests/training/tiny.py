@@ -7,7 +7,9 @@ from flax import nnx
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.training.config import default_config
+from edlm_jax.training.initial import planned_spec
 from edlm_jax.training.objective import Objective
+from edlm_jax.training.run import Run
 from tests.seeds import fresh_rng
 
 MASK_ID = 92
@@ -56,7 +58,10 @@ def random_batch(rows: int, length: int, *, documents: tuple[int, ...], pad_left
 
 def make_objective(**changes) -> Objective:
     """Clean context in blocks of 4, with these fields of config.objective changed."""
-    o = default_config().objective
-    with o.ignore_type():
-        o.update({"block_length": 4} | changes)
-    return Objective.of(o, MASK_ID, HF_CONFIG["vocab_size"])
+    c = default_config()
+    c.init.update(hf_config=HF_CONFIG, mask_token_id=MASK_ID)
+    with c.ignore_type():
+        c.objective.update({"block_length": 4} | changes)
+    c.data.length = 8 * c.objective.block_length  # which is no part of it
+    run = Run.of(c)
+    return run.objective.of_model(planned_spec(run.start))
