@@ -29,11 +29,12 @@ test: $(VENV)/installed-test  ## run the tests (no torch needed)
 test-parity: $(PARITY)/installed  ## compare live with torch, transformers, lm-eval and mteb, in a virtual environment of its own
 	$(PARITY)/bin/python -m pytest -m parity tests/parity
 
-lint: $(VENV)/installed-dev  ## check the style
+lint: $(VENV)/installed-dev  ## check the style, and the types of the public interface
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
 
 clean:  ## remove the virtual environments and caches; runs/ stays
-	rm -rf $(VENV) $(PARITY) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PARITY) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 %/bin/python:

@@ -111,7 +111,7 @@ setup(
         "lm-eval": ["lm-eval>=0.4.13"],  # edlm_jax.evaluation.harness; asks for no torch by itself
         "mteb": ["mteb>=2.26"],  # edlm_jax.evaluation.mteb; brings torch unless it is there
         "test": TEST,
-        "dev": [*TEST, "ruff"],
+        "dev": [*TEST, "mypy", "ruff"],
     },
     entry_points={"console_scripts": ["edlm = edlm_jax.commands.main:script"]},
 )

@@ -1,19 +1,23 @@
 """What a person gets who installs the wheel, builds the image or pushes to the repository."""
 
+import importlib
 import os
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 
+import edlm_jax
 from edlm_jax.parallel import cpu
 
 ROOT = Path(__file__).parents[1]
+ROOMS = ("attention", "decoding", "diffusion", "models", "pretrained")
 NEVER_COPIED = (".*", "__pycache__", "runs", "build", "dist", "*.egg-info", "*.so")
 HAS_COMPILER = shutil.which((sysconfig.get_config_var("CXX") or "none").split()[0]) is not None
 
@@ -66,6 +70,31 @@ def test_workflow_is_valid_and_runs_the_versions_that_setup_names():
     said = re.search(r"tested: ([\d.]+) with Python ([\d.]+), ([\d.]+) with Python ([\d.]+)", setup_text())
     assert tested == [(said[2], said[1]), (said[4], said[3])]
     assert f'"jax>={said[1]}"' in setup_text() and f'python_requires=">={said[2]}"' in setup_text()
+
+
+def test_what_setup_says_is_tested_is_what_is_installed_and_run():
+    lowest = re.search(r'"jax>=([\d.]+)"', setup_text())[1]
+    assert f'setup_requires=["jaxlib>={lowest}"]' in setup_text()
+    here, workflow = (ROOT / ".ci" / "run").read_text(), (ROOT / ".github" / "workflows" / "test.yml").read_text()
+    made = re.findall(r"^ +- run: make (\w+)", workflow, re.MULTILINE)
+    assert made == ["test", "lint"] and all(f"make {target}\n" in here for target in made)
+    makefile = (ROOT / "Makefile").read_text()
+    for target in made:  # by way of one installation, of the jax that is asked for
+        assert re.search(rf"^{target}: \$\(VENV\)/installed-(test|dev) ", makefile, re.MULTILINE)
+    assert "--editable . '$(JAX)'" in makefile and "'$(JAX)'" in makefile.partition("--editable")[0]
+
+
+def test_the_type_checker_reads_where_public_names_are_defined():
+    """They are those of the rooms' `__all__`, kernels apart; the docs' others stand in tests/typed.py."""
+    checked = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]["files"])
+    rooms = [edlm_jax, *(importlib.import_module(f"edlm_jax.{name}") for name in ROOMS)]
+    for room in rooms:
+        values = [room, *(getattr(room, name) for name in room.__all__)]
+        modules = {getattr(value, "__module__", getattr(value, "__name__", "")) for value in values}
+        ours = [sys.modules[name] for name in modules if name.startswith("edlm_jax")]
+        kernels = {"edlm_jax/attention/context.py", "edlm_jax/attention/splash.py"}
+        missing = {str(Path(module.__file__).relative_to(ROOT)) for module in ours} - checked - kernels
+        assert not missing, f"{room.__name__}: pyproject.toml's mypy does not read {missing}"
 
 
 def setup_text() -> str:

@@ -11,6 +11,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ from edlm_jax.parallel.per_device import head_axes, row_axes
 from edlm_jax.parallel.sharding import TRAINING
 
 (CONTEXT_AXIS,) = TRAINING.L
+Maybe = TypeVar("Maybe", jax.Array, None, jax.Array | None)
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,9 @@ class InPieces(Pattern):
             return x_BT
         return jnp.pad(x_BT, ((0, 0), (0, self.length - x_BT.shape[1])))[:, self.order]
 
-    def read(self, x_BT: jax.Array | None, count: int | None) -> jax.Array | None:
+    def read(self, x_BT: Maybe, count: int | None) -> Maybe:
         """The places of the first `count` columns of the row, in the order of the pieces: no device needs another."""
-        if x_BT is None or count in (None, self.length):
+        if x_BT is None or count is None or count == self.length:
             return x_BT
         pieces = x_BT.reshape(x_BT.shape[0], self.pieces, -1, *x_BT.shape[2:])
         return pieces[:, :, : count // self.pieces].reshape(x_BT.shape[0], count, *x_BT.shape[2:])
@@ -137,7 +139,7 @@ class InPieces(Pattern):
         """Columns (all of the row, or the first of it that were `read`) in the row's own order."""
         if self.pieces == 1:
             return x_BTD
-        return _permute(x_BTD, np.argsort(self.for_queries(x_BTD.shape[1]).query_order))
+        return _permute(x_BTD, np.argsort(dataclasses.replace(self, queries=x_BTD.shape[1]).query_order))
 
 
 def plan_in_pieces(sight: Sight, heads: tuple[int, int], tiles: Tiles | None = None, interpret: bool = False):

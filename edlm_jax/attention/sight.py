@@ -27,10 +27,10 @@ class Sight(NamedTuple):
     def by_row(self) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         """(segments of queries, of keys, copies): what devices that share out rows share out; all one document if none.
         """
-        if self.q_segments_BT is not None:
+        if self.q_segments_BT is not None and self.k_segments_BS is not None:
             return self.q_segments_BT.astype(jnp.int32), self.k_segments_BS.astype(jnp.int32), self.copies_BM
-        one = (jnp.zeros((self.batch, length), jnp.int32) for length in (self.q_len, self.k_len))
-        return *one, self.copies_BM
+        one_BT, one_BS = (jnp.zeros((self.batch, length), jnp.int32) for length in (self.q_len, self.k_len))
+        return one_BT, one_BS, self.copies_BM
 
 
 class Tiles(NamedTuple):

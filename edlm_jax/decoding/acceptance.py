@@ -7,6 +7,7 @@ compiled program, whatever the number. Every rule keeps at least one masked posi
     Threshold(.9) keeps the first;  Fixed(2) the first and the last;  Prefix(.3) the first two, for the third is done
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import jax
@@ -16,6 +17,7 @@ from edlm_jax.decoding.sampling import Proposal
 from edlm_jax.errors import InputError
 
 
+@dataclass(frozen=True)
 class Rule:
     """`rule(proposal, masked_BC)` -> bool[B, C], the masked positions to keep."""
 
@@ -115,7 +117,7 @@ class Prefix(Rule):
         return masked_BC & (jnp.cumsum(~goes_on_BC, axis=-1) == 0)
 
 
-RULES = {
+RULES: dict[str, Callable[..., Rule]] = {
     "threshold": Threshold,
     "factor": Factor,
     "fixed": Fixed,

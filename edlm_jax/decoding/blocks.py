@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from edlm_jax.attention import Pattern
 from edlm_jax.decoding.acceptance import Rule
@@ -102,12 +103,12 @@ class Request:
     Where blocks are counted from position 0, a row's first block begins with the last `given_B` tokens of its prompt.
     """
 
-    prompts_BP: jax.Array
-    pad_B: jax.Array
-    first_block_BC: jax.Array  # given tokens, then masks
-    given_B: jax.Array
-    seeds_B: jax.Array
-    ends_E: jax.Array
+    prompts_BP: jax.Array | np.ndarray
+    pad_B: jax.Array | np.ndarray
+    first_block_BC: jax.Array | np.ndarray  # given tokens, then masks
+    given_B: jax.Array | np.ndarray
+    seeds_B: jax.Array | np.ndarray
+    ends_E: jax.Array | np.ndarray
     limit: int
     rule: Rule
     temperature: float

@@ -100,9 +100,8 @@ class Decoder:
           on_block: called with every row's settled tokens whenever a block has finished, or every few tokens in the
             modes without blocks, for a person who watches; tokens that may begin a stop string wait.
         """
-        settings = dict(limit=limit, sampling=sampling, seed=seed, ends=ends, stop=stop, detokenize=detokenize)
-        count = len(prompts)
-        mode, call, stop = _read_call(self.spec, count, mode, **settings)
+        count, settings = len(prompts), dict(sampling=sampling, seed=seed, ends=ends, stop=stop, detokenize=detokenize)
+        mode, call, stop = _read_call(self.spec, count, mode, limit=limit, **settings)
         for reason in self.refuse(prompts, mode, limit=limit).values():
             raise InputError(reason)
         if not prompts:
@@ -122,8 +121,8 @@ def _read_call(
     count: int,
     mode: Mode | None,
     *,
-    limit: int,
-    sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+    limit,
+    sampling=Sampling(),  # noqa: B008 (frozen)
     seed=0,
     ends=None,
     stop=(),

@@ -44,10 +44,10 @@ class RowRequest:
     `limit` caps its new tokens.
     """
 
-    prompts_BP: jax.Array
-    pad_B: jax.Array
-    seeds_B: jax.Array
-    ends_E: jax.Array
+    prompts_BP: jax.Array | np.ndarray
+    pad_B: jax.Array | np.ndarray
+    seeds_B: jax.Array | np.ndarray
+    ends_E: jax.Array | np.ndarray
     limit: int
     threshold: float
     temperature: float

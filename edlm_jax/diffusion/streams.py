@@ -52,7 +52,9 @@ class Layout:
     @property
     def prefill(self) -> str:
         """How a prompt attends to itself in decoding: as training showed it."""
-        return self.clean or self.noisy
+        how = self.clean or self.noisy
+        assert how is not None  # a row without streams
+        return how
 
     @property
     def cut(self) -> int | None:
@@ -61,7 +63,7 @@ class Layout:
 
     def pattern(self, length: int) -> Pattern:
         """The attention pattern of all columns."""
-        if not self.two_streams:
+        if not (self.noisy and self.clean):
             return PLAIN[self.prefill](self.block_length)
         clean = "token_causal" if self.next_tokens else self.clean
         noisy_length = self.noisy_columns(length) if self.noisy_length or self.views > 1 else None

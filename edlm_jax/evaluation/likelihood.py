@@ -55,7 +55,7 @@ def log_likelihood(
     check_likelihood(model.spec, mode)
     if num_samples < 1:
         raise InputError(f"num_samples must be positive, not {num_samples}")
-    C = conversion.block_length if mode == "diffusion" else 1
+    C = conversion.block_length if conversion and mode == "diffusion" else 1
     num_samples = 1 if C == 1 else num_samples
     mask_id = conversion.mask_token_id if conversion else None
     graphdef, state = nnx.split(model)
@@ -70,7 +70,7 @@ def log_likelihood(
             estimates_S, greedy = np.array([total]), bool(greedy)
         else:
             key = jax.random.fold_in(jax.random.key(seed), index)
-            shifted = conversion.alignment == "shifted"
+            shifted = conversion is not None and conversion.alignment == "shifted"
             estimates_S = np.array(_bound(graphdef, state, *row, key, C, mask_id, shifted, num_samples))
         error = float(estimates_S.std(ddof=1) / num_samples**0.5) if num_samples > 1 else 0.0 if C == 1 else np.nan
         results.append(Likelihood(float(estimates_S.mean()), error, num_samples, greedy))

@@ -6,7 +6,9 @@ over it, so that a 36-layer model compiles as fast as a 5-layer one. Parameter n
 parallel/sharding.py reads it.
 """
 
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +124,7 @@ class Transformer(nnx.Module):
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(pattern.positions(tokens_BT.shape[1]), tokens_BT.shape)
         row = InPieces.on_mesh(pattern, tokens_BT.shape[1])
-        arranged = map(row.enter, (tokens_BT, positions_BT, segment_ids_BT, copies_BM))
+        arranged: Iterator[Any] = map(row.enter, (tokens_BT, positions_BT, segment_ids_BT, copies_BM))
         tokens_BT, positions_BT, segment_ids_BT, copies_BM = arranged
         rotary = rotary_tables(positions_BT, self.spec.rope, self.spec.head_dim)
         B, S = tokens_BT.shape
@@ -139,8 +141,8 @@ class Transformer(nnx.Module):
             alone = plan_attention(clean_sight(row, B, segment_ids_BT), heads, self.tiles)
             checkpointed = partial(rematerialise, remat=remat, in_scan=not unroll)
             plans, forward = (planned(pattern.noisy_columns), alone), partial(layer_forward, self.spec, SEPARATE)
-            body = two_streams(forward, row, rotary, plans, checkpointed)
-            streams, _ = jax.lax.scan(body, row.split(x_BTD), layers, unroll=unroll)
+            both = two_streams(forward, row, rotary, plans, checkpointed)
+            streams, _ = jax.lax.scan(both, row.split(x_BTD), layers, unroll=unroll)
             x_BTD = row.read(row.join(*map(self.final_norm, streams)), columns)
             return constrain(row.leave(x_BTD), "BL_")
 
@@ -154,8 +156,8 @@ class Transformer(nnx.Module):
         whole = rematerialise(partial(body, plan=planned(S)), remat, in_scan=not unroll)
         x_BTD, _ = jax.lax.scan(whole, x_BTD, layers, unroll=unroll)
         if last is not None:
-            body = partial(body, plan=planned(columns), columns=columns)
-            x_BTD, _ = rematerialise(body, remat, in_scan=False)(x_BTD, last)
+            rest = partial(body, plan=planned(columns), columns=columns)
+            x_BTD, _ = rematerialise(rest, remat, in_scan=False)(x_BTD, last)
         return constrain(row.leave(self.final_norm(x_BTD)), "BL_")
 
     def embed(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:

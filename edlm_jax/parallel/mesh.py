@@ -66,7 +66,7 @@ def mesh_of(tree) -> Mesh | None:
     shardings = [getattr(x, "sharding", None) for x in jax.tree.leaves(tree) if not isinstance(x, jax.core.Tracer)]
     meshes = {sharding.mesh for sharding in shardings if isinstance(sharding, NamedSharding)}
     mesh = meshes.pop() if len(meshes) == 1 else None
-    return mesh if mesh is not None and mesh.size > 1 else None
+    return mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None
 
 
 def on_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager:
@@ -96,8 +96,8 @@ def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
     columns or a tensor axis with another's).
     """
     sharding = NamedSharding(mesh, PartitionSpec(BATCH_SPEC[0]))
-    parts = [index[0].indices(batch_size) for index in sharding.addressable_devices_indices_map((batch_size,)).values()]
-    return sorted({row for part in parts for row in range(*part)})
+    parts = [index for index in sharding.addressable_devices_indices_map((batch_size,)).values() if index]
+    return sorted({row for part in parts for row in range(*part[0].indices(batch_size))})
 
 
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh, rows: Sequence[int], batch_size: int) -> dict[str, jax.Array]:
@@ -105,7 +105,8 @@ def to_global(batch: dict[str, np.ndarray], mesh: Mesh, rows: Sequence[int], bat
     sharding, place = NamedSharding(mesh, BATCH_SPEC), {row: number for number, row in enumerate(rows)}
 
     def put(value_BL: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # of another process: not asked for
             start, stop, _ = index[0].indices(batch_size)
             return value_BL[place[start] : place[start] + stop - start, index[1]]
 

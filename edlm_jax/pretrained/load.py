@@ -48,7 +48,8 @@ def load_pretrained(
 def _read(place: Place, checkpoint: Checkpoint, dtype: str, mesh: Mesh | None) -> jax.Array:
     shards: dict[tuple, np.ndarray] = {}  # replicas on several devices share one read
 
-    def shard(index: tuple[slice, ...]) -> np.ndarray:
+    def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None  # of another process: not asked for
         ranges = tuple(part.indices(size)[:2] for part, size in zip(index, place.shape, strict=True))
         if ranges not in shards:
             shards[ranges] = _read_shard(place, checkpoint, np.dtype(dtype), ranges)

@@ -55,7 +55,7 @@ def why_mask_token(tokenizer: "PreTrainedTokenizerBase", mask_id: int, spec: Mod
         return "set by init.mask_token_id"
     if ModelSpec.from_hf(json.loads(spec.hf_json)).conversion is not None:
         return "the one this model was converted with"
-    token = tokenizer.convert_ids_to_tokens(mask_id)
+    token = str(tokenizer.convert_ids_to_tokens(mask_id))
     return next(why for slot, why in _SLOTS.items() if re.fullmatch(slot, token))
 
 

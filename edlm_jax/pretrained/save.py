@@ -46,14 +46,14 @@ def save_pretrained(
     if format is not None:
         model, config = prepare(model, format)
     params = {path: variable[...] for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))}
-    dtype = np.dtype(dtype or params[("embedding_VD",)].dtype)
-    plan = _plan(model, dtype, shard_bytes)
+    stored = np.dtype(dtype or params[("embedding_VD",)].dtype)
+    plan = _plan(model, stored, shard_bytes)
     if jax.process_index() == 0:
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
-            _write_weights(plan, params, dtype, draft)
-            _write_config(config, dtype, draft)
+            _write_weights(plan, params, stored, draft)
+            _write_config(config, stored, draft)
             if model.spec.source:
                 copy_tokenizer(model.spec.source, draft, config)
             for path in (draft, *draft.rglob("*")):
@@ -63,7 +63,7 @@ def save_pretrained(
             shutil.rmtree(draft, ignore_errors=True)
     else:
         for place, layer in (tensor for file in plan for tensor in file):
-            _tensor(place, layer, params, dtype)  # takes part in the gathering
+            _tensor(place, layer, params, stored)  # takes part in the gathering
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("save_pretrained")
 
@@ -91,7 +91,8 @@ def _write_config(config: dict, dtype: np.dtype, draft: Path) -> None:
 
 def _write_weights(plan: list[list[tuple[Place, int]]], params: dict, dtype: np.dtype, draft: Path) -> None:
     """One file, or several with an index; one file's tensors at a time are in host memory."""
-    weight_map, total = {}, 0
+    weight_map: dict[str, str] = {}
+    total = 0
     for number, tensors in enumerate(plan, start=1):
         file_name = SINGLE if len(plan) == 1 else f"model-{number:05d}-of-{len(plan):05d}.safetensors"
         arrays = {place.hf_names[layer]: _tensor(place, layer, params, dtype) for place, layer in tensors}

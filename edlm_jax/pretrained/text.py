@@ -39,11 +39,11 @@ class Text:
 
     def shown(self, tokens: list[int]) -> str:
         """As a person reads them: without special tokens."""
-        return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def whole(self, tokens: list[int]) -> str:
         """With special tokens, as a stop string may name them."""
-        return self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+        return str(self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
 
     @functools.cached_property
     def special(self) -> frozenset[str]:

@@ -162,7 +162,8 @@ COMMANDS = [["generate", "--prompt=a"], ["evaluate"], ["diagnose"], ["bench", "d
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(("device", "dtype"), [("cpu", "float32"), ("gpu", "bfloat16")])
-def test_what_a_command_computes_in(tiny_converted_dir, monkeypatch, command, device, dtype):
+def test_what_a_command_computes_in(tiny_converted_dir, tmp_path, monkeypatch, command, device, dtype):
+    monkeypatch.chdir(tmp_path)
     found = []
 
     def load(path, dtype, **_):

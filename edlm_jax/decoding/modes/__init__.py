@@ -91,8 +91,10 @@ def add_mode_arguments(parser: argparse.ArgumentParser) -> None:
         flags = [f"--{option.replace('_', '-')}", *filter(None, [metadata["flag"]])]
         all_but_ar = len(modes) == len(MODES) - 1
         what = metadata["help"] + ("" if all_but_ar else f" ({', '.join(mode.name for mode in modes)})")
-        switch = dict(action="store_const", const="yes") if metadata["read"] is read_switch else dict(metavar="VALUE")
-        parser.add_argument(*flags, dest=f"mode_{option}", help=what, **switch)
+        takes: dict[str, Any] = dict(metavar="VALUE")
+        if metadata["read"] is read_switch:
+            takes = dict(action="store_const", const="yes")
+        parser.add_argument(*flags, dest=f"mode_{option}", help=what, **takes)
 
 
 def mode_of(args: argparse.Namespace, spec: ModelSpec) -> Mode:

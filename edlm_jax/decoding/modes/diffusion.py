@@ -1,7 +1,7 @@
 """Block diffusion (arXiv 2512.14067, section 3.4; blocks.py), or in blocks of blocks (Fast-dLLM v2; sub_blocks.py)."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from edlm_jax.decoding.acceptance import Rule, Threshold
 from edlm_jax.decoding.blocks import BlockSettings
@@ -30,7 +30,7 @@ class Diffusion(BlockMode):
         """The rule that accepts."""
         return self.rule or Threshold(self.threshold)
 
-    def completed(self, spec: ModelSpec) -> "Diffusion":
+    def completed(self, spec: ModelSpec) -> Self:
         mode = super().completed(spec)
         return replace(mode, commit=mode.commit or "fused")
 

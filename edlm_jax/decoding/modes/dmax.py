@@ -18,7 +18,7 @@ batch. A token counts as accepted in the forward that last changed it.
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ class DMax(BlockMode):
     threshold: float = option(0.9, float, "accept from the left while tokens have at least this confidence")
     commit: str | None = option(None, str, "how a finished block enters the cache: fused or separate")
 
-    def completed(self, spec) -> "DMax":
+    def completed(self, spec) -> Self:
         # Not the checkpoint's own way: what decodes it plainly need not suit revisions.
         return BlockMode.completed(self if self.commit else replace(self, commit="fused"), spec)
 

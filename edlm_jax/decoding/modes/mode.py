@@ -7,9 +7,9 @@ in the registry (modes/__init__.py); commands read its options from the fields' 
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ from edlm_jax.models import ModelSpec
 from edlm_jax.models.cache import DecodingWeights
 from edlm_jax.models.spec import COMMITS, GRIDS, PREFILLS
 
+Option = TypeVar("Option")
 _CHOICES = {"prefill": PREFILLS, "grid": GRIDS, "commit": COMMITS}
 
 
@@ -68,7 +69,7 @@ class Mode:
         """The mask token of a mode that puts one into the model: no prompt may hold it."""
         return None
 
-    def completed(self, spec: ModelSpec) -> "Mode":
+    def completed(self, spec: ModelSpec) -> Self:
         """With what the checkpoint's conversion says where a field is None."""
         known = vars(spec.conversion) | {"mask_id": spec.conversion.mask_token_id} if spec.conversion else {}
         open_fields = [f.name for f in fields(self) if getattr(self, f.name) is None and f.name in known]
@@ -133,7 +134,7 @@ class BlockMode(MaskMode):
     prefill: str | None = option(None, str, f"how the prompt attends to itself: {', '.join(PREFILLS)}")
     grid: str | None = option(None, str, "where blocks are counted from: response (the prompt's end) or position (0)")
 
-    def completed(self, spec: ModelSpec) -> "BlockMode":
+    def completed(self, spec: ModelSpec) -> Self:
         mode = super().completed(spec)
         return replace(mode, prefill=mode.prefill or "block_causal", grid=mode.grid or "response")
 
@@ -150,7 +151,7 @@ class BlockMode(MaskMode):
 
     def fields(self, call: Call, commit: str) -> dict[str, Any]:
         """What all block programs' settings have."""
-        C = self.block_length
+        C = known(self.block_length)
         return dict(
             block_length=C,
             # Counted from position 0, up to block_length - 1 tokens of the prompt lie in the first block.
@@ -159,18 +160,18 @@ class BlockMode(MaskMode):
             shifted=call.shifted,
             draw=call.draw,
             commit=commit,
-            prefill=PLAIN[self.prefill](C),
+            prefill=PLAIN[known(self.prefill)](C),
         )
 
     def run(self, weights: DecodingWeights, prompts, call: Call, settings, rule) -> Run:
         """Prompts as a block program takes them."""
-        C = self.block_length
+        C, mask_id = known(self.block_length), known(self.mask_id)
         prompts, given = split_prompts(prompts, C if self.grid == "position" else 1)
         prompts_BP, pad_B = pad_prompts(prompts, C, call.spec.max_length)
         request = Request(
             prompts_BP=prompts_BP,
             pad_B=pad_B,
-            first_block_BC=np.array([row + [self.mask_id] * (C - len(row)) for row in given], np.int32),
+            first_block_BC=np.array([row + [mask_id] * (C - len(row)) for row in given], np.int32),
             given_B=np.array([len(row) for row in given], np.int32),
             seeds_B=call.seeds_B,
             ends_E=call.ends_E,
@@ -185,19 +186,25 @@ def run_rows(
     weights: DecodingWeights,
     prompts,
     call: Call,
-    settings: type[RowSettings],
+    settings: Callable[..., RowSettings],
     mode: Mode,
     threshold: float = 1.0,
     **own_settings,
 ) -> Run:
     """Prompts as a program takes them that settles tokens from left to right."""
     prompts_BP, pad_B = pad_prompts(prompts, 1, call.spec.max_length)
-    limits = call.ends_E, call.limit, float(threshold), float(call.sampling.temperature)
-    request = RowRequest(prompts_BP, pad_B, call.seeds_B, *limits)
+    temperature = float(call.sampling.temperature)
+    request = RowRequest(prompts_BP, pad_B, call.seeds_B, call.ends_E, call.limit, float(threshold), temperature)
     conversion, own = call.spec.conversion, vars(mode)
     mask_id = own.get("mask_id", conversion.mask_token_id if conversion else None)
     fixed = dict(block_length=own.get("block_length"), mask_id=mask_id, shifted=call.shifted, draw=call.draw)
-    return Run(weights, request, settings(room=call.limit, **fixed, **own_settings))
+    return Run(weights, request, settings(room=call.limit, **fixed | own_settings))
+
+
+def known(value: Option | None) -> Option:
+    """An option of a completed mode, for type checkers."""
+    assert value is not None
+    return value
 
 
 def read_switch(value) -> bool:
