@@ -14,7 +14,7 @@ from edlm_jax.attention import Bidirectional, BlockCausal, Causal, CleanContext
 from edlm_jax.decoding import MODES
 from edlm_jax.diffusion import corrupt, diffusion_loss
 from edlm_jax.evaluation.embedding import embed
-from edlm_jax.evaluation.likelihood import choose, log_likelihood
+from edlm_jax.evaluation.likelihood import log_likelihood
 from edlm_jax.evaluation.mteb import Encoder
 from edlm_jax.models import Conversion
 from edlm_jax.parallel.sharding import MESH_AXES, param_shardings
@@ -93,7 +93,6 @@ def test_generation(model, settings):
 @pytest.mark.parametrize("mode", ["ar", "diffusion"])
 def test_likelihoods(model, mode):
     assert not twice(lambda: log_likelihood(model, [([1, 2], [3, 4]), ([1], [2])], mode=mode, num_samples=4))
-    assert not twice(lambda: choose(model, [1, 2, 3], [[3, 4], [5]], mode=mode, num_samples=5))
 
 
 def test_embeddings(model, tiny_ar_dir):
