@@ -12,6 +12,23 @@ from ml_collections import ConfigDict
 
 from edlm_jax.training.config import default_config
 
+QWEN3_0_6B = dict(
+    architectures=["Qwen3ForCausalLM"],
+    model_type="qwen3",
+    vocab_size=151936,
+    hidden_size=1024,
+    num_hidden_layers=28,
+    num_attention_heads=16,
+    num_key_value_heads=8,
+    head_dim=128,
+    intermediate_size=3072,
+    max_position_embeddings=40960,
+    rms_norm_eps=1e-6,
+    rope_theta=1000000.0,
+    hidden_act="silu",
+    tie_word_embeddings=True,
+)
+
 
 def get_config() -> ConfigDict:
     """Blocks of 16, clean context, bfloat16 compute; float32 weights, moments and gradients take 10 GB."""
@@ -19,6 +36,7 @@ def get_config() -> ConfigDict:
     c.steps = 2000
     c.remat = "full"
     c.init.path = "Qwen/Qwen3-0.6B"
+    c.init.hf_config = ConfigDict(QWEN3_0_6B)
     c.objective.block_length = 16
     c.data.batch_size = 16
     c.data.length = 4096

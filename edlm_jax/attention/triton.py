@@ -4,9 +4,8 @@ A query's two runs of keys (`intervals.py`) go through one softmax in one kernel
 tiles that are seen whole are not masked. Ours, because no library's kernels do it: tokamax 0.0.12 takes one run for
 each query, and its backward kernels visit every tile, or read a dense mask, whatever that run is.
 
-Compared with `attend_dense` in interpret mode; not yet run on a GPU. Compiled for compute capability 8.0 and 9.0 (CUDA
-plugin of jax 0.10.2, ptxas 12.9; bfloat16, H = 128), the default tiles take at most 101 KB of shared memory and spill
-at most 48 bytes a thread; of 128 x 64, dk and dv take 167 KB on 9.0 and spill 80.
+Compared with `attend_dense` in interpret mode; not yet run on a GPU. Compiled for A100, H100 and RTX 4090 (`edlm
+compile`, docs/compile.md; bfloat16, H = 128), the default tiles take at most 101 KB of shared memory and spill nothing.
 
 Shapes, beside those of `intervals.py`: N query heads, K key heads (N = K * G), H head size.
 """
@@ -287,7 +286,8 @@ def _call(kernel, settings, **how):
     # Here, because jax 0.12 announces that it will leave, and only a GPU needs it.
     from jax.experimental.pallas import triton
 
-    warps = max(4, settings.tiles.queries // 16)
+    # dk and dv are two sums: in four warps they would spill 48 to 68 bytes a thread.
+    warps = max(8 if kernel is _dkv_kernel else 4, settings.tiles.queries // 16)
     how |= dict(interpret=settings.interpret, name=kernel.__name__.strip("_"))
     how |= dict(compiler_params=triton.CompilerParams(num_warps=warps, num_stages=_STAGES))
     return pl.pallas_call(partial(kernel, settings=settings), **how)

@@ -1,11 +1,13 @@
-"""Ahead of time: the real training step and decoder compiled for TPUs that are not there, and what they would need.
+"""Ahead of time: the real training step and decoder compiled for devices that are not there, and what they would need.
 
-The compiler is libtpu's own, so memory and collectives are those of a run; times are not known without the chips.
+The compiler is libtpu's or XLA's for GPUs, so memory, collectives and kernels are those of a run; times are not known
+without the devices.
 """
 
 import math
-import os
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,14 +18,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from edlm_jax.attention import BlockCausal, InPieces, Tiles, count_tiles
 from edlm_jax.attention.splash import TILES, has_partial_tiles
+from edlm_jax.attention.triton import TILES as GPU_TILES
+from edlm_jax.benchmarks.gpus import shared_limit
 from edlm_jax.benchmarks.hlo import collectives, shapes
+from edlm_jax.benchmarks.kernels import kernels
+from edlm_jax.benchmarks.topologies import topology_devices
 from edlm_jax.decoding.acceptance import Threshold
 from edlm_jax.decoding.blocks import BlockSettings, Request
 from edlm_jax.decoding.ends import read_ends
 from edlm_jax.decoding.engine import decode_whole
 from edlm_jax.decoding.sampling import Draw
 from edlm_jax.diffusion import Layout
-from edlm_jax.errors import InputError
 from edlm_jax.models.cache import DecodingWeights
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.parallel.devices import describe
@@ -38,14 +43,15 @@ from edlm_jax.training.step import make_train_step
 PROMPT, NEW_TOKENS = 1024, 512  # columns of what the decoder is compiled for
 
 
-def compile_report(run: Run, topology: str, num_slices: int) -> dict[str, Any]:
+def compile_report(run: Run, topology: str, num_slices: int = 1, hosts: int = 1) -> dict[str, Any]:
     """Compiles the step and, for a diffusion model, the decoder; returns what `edlm compile --json` prints."""
-    devices = topology_devices(topology, num_slices)
+    devices = topology_devices(topology, num_slices, hosts)
     mesh, spec = run.make_mesh(devices), planned_spec(run.start)
     kind = devices[0].device_kind
     report = dict(
         topology=topology,
         num_slices=num_slices,
+        hosts=len({device.process_index for device in devices}),
         device_kind=kind,
         devices=len(devices),
         chips=len(devices) // describe(kind).per_chip,
@@ -57,24 +63,6 @@ def compile_report(run: Run, topology: str, num_slices: int) -> dict[str, Any]:
         report["decoder"] = decoder_report(spec, run.start.dtype, devices)
     report["fits"] = all(report[name]["fits"] for name in ("train_step", "decoder") if name in report)
     return report
-
-
-def topology_devices(topology: str, num_slices: int = 1) -> list[jax.Device]:
-    """The devices of a TPU topology such as v5p:4x4x4, for compiling alone."""
-    # Or libtpu looks for the machine it is not on, and refuses to compile beside a run.
-    settings = dict(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)
-    from jax.experimental import topologies
-
-    slices = dict(num_slices=num_slices) if num_slices > 1 else {}
-    try:
-        return list(topologies.get_topology_desc(topology, platform="tpu", **slices).devices)
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        if "libtpu" in reason or "tpu" in reason.lower() and "plugin" in reason.lower():
-            raise InputError(f"no TPU compiler here: pip install 'edlm_jax[tpu]' brings it ({reason[:120]})") from None
-        raise InputError(f"--topology={topology}: {reason[:200]}") from None
 
 
 def train_step_report(run: Run, spec: ModelSpec, mesh: Mesh) -> dict[str, Any]:
@@ -94,7 +82,8 @@ def train_step_report(run: Run, spec: ModelSpec, mesh: Mesh) -> dict[str, Any]:
     flops = step_flops(spec, objective, B, L, run.start.lora)
     devices = math.prod(mesh.shape.values())
     report |= dict(batch_size=B, length=L, micro_batches=count, model_flops=flops, flops_per_device=flops / devices)
-    layout, tiles = objective.layout, run.start.tiles or TILES
+    on_gpu = mesh.devices.flat[0].platform == "gpu"
+    layout, tiles = objective.layout, run.start.tiles or (GPU_TILES if on_gpu else TILES)
     if not layout.noisy_length:  # chosen copies are attended to by the exact split, without tiles
         report["attention_tiles"] = tiles_report(layout, L, tiles, mesh.shape["context"])
     return report
@@ -158,17 +147,20 @@ def decoder_report(spec: ModelSpec, dtype: str, devices: list[jax.Device]) -> di
 
 
 def _compile(function, mesh: Mesh, *args, **kwargs) -> dict[str, Any]:
-    kind = mesh.devices.flat[0].device_kind
+    device = mesh.devices.flat[0]
     start = time.perf_counter()
     lowered = function.lower(*args, **kwargs)
     traced = time.perf_counter()
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return dict(fits=False, reason=" ".join(str(error).split())[:300])
-    seconds = dict(trace_seconds=traced - start, compile_seconds=time.perf_counter() - traced)
+    with tempfile.TemporaryDirectory() as dump:
+        on_gpu = device.platform == "gpu"
+        try:
+            compiled = lowered.compile(compiler_options=dict(xla_dump_to=dump) if on_gpu else None)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return dict(fits=False, reason=" ".join(str(error).split())[:300])
+        seconds = dict(trace_seconds=traced - start, compile_seconds=time.perf_counter() - traced)
+        found = dict(kernels=kernels(Path(dump)), shared_limit=shared_limit(device.device_kind)) if on_gpu else {}
     memory, text = compiled.memory_analysis(), compiled.as_text()
     sizes = dict(
         argument_bytes=memory.argument_size_in_bytes,
@@ -176,6 +168,6 @@ def _compile(function, mesh: Mesh, *args, **kwargs) -> dict[str, Any]:
         peak_bytes=memory.peak_memory_in_bytes,
     )
     widest = sorted(shapes(text), key=math.prod, reverse=True)[:8]
-    return dict(fits=sizes["peak_bytes"] <= describe(kind).memory_bytes, **sizes, **seconds) | dict(
-        collectives=collectives(text), widest_arrays=widest
-    )
+    fits = sizes["peak_bytes"] <= describe(device.device_kind).memory_bytes
+    fits &= all(kernel["shared_bytes"] <= found["shared_limit"] for kernel in found.get("kernels", ()))
+    return dict(fits=fits, **sizes, **seconds, collectives=collectives(text), widest_arrays=widest, **found)

@@ -6,44 +6,61 @@ from pathlib import Path
 
 _HEAD = """# What compiles and fits
 
-Training step and decoder of each config, compiled by the TPU compiler for chips that were not there (`edlm compile`).
-Memory and collectives are the compiler's, model FLOPs follow from the shapes; nothing was run, so nothing here is a
-speed. Rows are of 4096 tokens. Collectives are of one chip and one step, loops of known length counted out; the
-decoder's are not shown. The seconds to compile are of two CPU cores, some of them shared with other work. Made from
-docs/compile/*.json by `python -m edlm_jax.benchmarks.compile_table docs/compile`.
-
-| config | chips | mesh | rows x micro-batches | peak / memory, GiB | arguments, temporaries | decoder peak |\
- model FLOPs | tiles / fewest | collectives, GiB | compiled in |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+Training step and decoder of each config, compiled by the TPU and the GPU compiler for devices that were not there
+(`edlm compile`). Memory, collectives and kernels are the compiler's, model FLOPs follow from the shapes; nothing was
+run, so nothing here is a speed. Rows are of 4096 tokens. Collectives are of one device and one step, loops of known
+length counted out; the decoder's are not shown. The seconds to compile are of two CPU cores, some of them shared with
+other work. Made from docs/compile/*.json by `python -m edlm_jax.benchmarks.compile_table docs/compile`.
 """
+_GPUS = """
+## GPUs
+
+Peaks above three quarters of a memory need `XLA_PYTHON_CLIENT_MEM_FRACTION=0.95`: jax takes 0.75 of it by default.
+The kernels are attention's own; shared memory is the largest of a block, of what the device allows, and spills are the
+most bytes of a thread.
+"""
+_COLUMNS = ("config", "devices", "mesh", "rows x micro-batches", "peak / memory, GiB", "arguments, temporaries")
+_COLUMNS += ("decoder peak", "model FLOPs", "tiles / fewest", "collectives, GiB", "compiled in")
+_KERNELS = ("shared memory", "spills")
 
 
 def table(reports: list[dict]) -> str:
     """The page, one line a report."""
+    tpus = [report for report in reports if "kernels" not in report["train_step"]]
+    gpus = [report for report in reports if "kernels" in report["train_step"]]
     commands = "".join(f"    {report['command']} --json\n" for report in reports)
-    return _HEAD + "".join(map(_line, reports)) + f"\nThe commands:\n\n{commands}"
+    page = f"{_HEAD}\n## TPUs\n\n{_table(tpus, _COLUMNS)}{_GPUS}\n{_table(gpus, _COLUMNS + _KERNELS)}"
+    return f"{page}\n## The commands\n\n{commands}"
 
 
-def _line(report: dict) -> str:
+def _table(reports: list[dict], columns: tuple[str, ...]) -> str:
+    rows = [columns, ["---"] * len(columns), *map(_cells, reports)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+
+
+def _cells(report: dict) -> list[str]:
     gib = lambda size: f"{size / 2**30:.1f}"  # noqa: E731
     step, decoder = report["train_step"], report["decoder"]
-    slices = f"{report['num_slices']} x " if report["num_slices"] > 1 else ""
+    groups = max(report["num_slices"], report.get("hosts", 1) if "kernels" in step else 1)
     mesh = " x ".join(f"{axis} {size}" for axis, size in report["mesh"].items() if size > 1)
     found = ", ".join(f"{kind} {gib(value['bytes'])}" for kind, value in step["collectives"].items())
     cells = [
         report["command"].split("configs/")[1].split(".py")[0],
-        f"{slices}{report['topology']}",
-        mesh,
+        f"{f'{groups} x ' if groups > 1 else ''}{report['topology']}",
+        mesh or "one device",
         f"{step['batch_size'] // step['micro_batches']} x {step['micro_batches']}",
         f"{gib(step['peak_bytes'])} / {gib(report['memory_per_device'])}",
         f"{gib(step['argument_bytes'])}, {gib(step['temporary_bytes'])}",
         gib(decoder["peak_bytes"]),
         f"{step['model_flops']:.2e}",
         f"{step['attention_tiles']['over_ideal']:.2f}",
-        found,
+        found or "none",
         f"{step['compile_seconds']:.0f} s",
     ]
-    return f"| {' | '.join(cells)} |\n"
+    if kernels := step.get("kernels"):
+        shared, spills = (max(kernel[name] for kernel in kernels) for name in ("shared_bytes", "spill_bytes"))
+        cells += [f"{shared} / {step['shared_limit']}", str(spills)]
+    return cells
 
 
 def main(directory: str) -> None:

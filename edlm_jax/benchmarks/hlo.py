@@ -30,8 +30,7 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
                 op = base = "reduce-scatter"
             if base in KINDS:
                 operands = [sizes.get(operand, 0) for operand in re.findall(r"%([\w.-]+)", rest.split(")")[0])]
-                # The type of an asynchronous start is (operands, results, ...): its largest array stands for it.
-                size = max([sizes[result], *operands]) if op == base else max(map(_array_bytes, _ARRAY.findall(kind)))
+                size = max(sizes[result], sum(operands)) if op == base else _started_bytes(base, kind)
                 found[base]["count"] += times
                 found[base]["bytes"] += times * size
     return {kind: found[kind] for kind in KINDS if kind in found}
@@ -84,6 +83,16 @@ def _turns(bodies, rest: str) -> int:
 
 def _bytes(kind: str) -> int:
     return sum(map(_array_bytes, _ARRAY.findall(kind)))
+
+
+def _started_bytes(base: str, kind: str) -> int:
+    """Of an asynchronous start's type, (operands, results, ...), each of them one array or a tuple where several were
+    combined; an all-reduce has results alone.
+    """
+    if base == "all-reduce":
+        return _bytes(kind)
+    parts = re.findall(r"\([^()]*\)|[a-z]\w*\[[\d,]*\]", re.sub(r"\{[^{}]*\}", "", kind)[1:-1])
+    return max(map(_bytes, parts))
 
 
 def _array_bytes(array: tuple[str, str]) -> int:

@@ -1,12 +1,13 @@
-"""Compile a config's training step and decoder for TPUs that are not here, and say what they would need.
+"""Compile a config's training step and decoder for TPUs or GPUs that are not here, and say what they would need.
 
-Memory, collectives and attention tiles are the TPU compiler's own; nothing runs. Needs libtpu (pip install
-'edlm_jax[tpu]') and no TPU. Exit code 1: it does not fit."""
+Memory, collectives, attention tiles and kernels are the compiler's own; nothing runs. Needs the compiler (pip install
+'edlm_jax[tpu]' or 'edlm_jax[cuda]') and no device. Exit code 1: it does not fit."""
 
 import argparse
 import os
 from typing import Any
 
+from edlm_jax.benchmarks.gpus import GPUS
 from edlm_jax.commands.config import add_config_argument, load_run
 from edlm_jax.errors import InputError
 
@@ -14,23 +15,31 @@ from edlm_jax.errors import InputError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add_config_argument(parser)
-    parser.add_argument("--topology", required=True, metavar="NAME", help="chips, for example v5e:4x4 or v5p:4x4x4")
-    parser.add_argument("--num_slices", type=int, default=1, metavar="N", help="so many of them, over a network (1)")
+    parser.add_argument(
+        "--topology",
+        required=True,
+        metavar="NAME",
+        help=f"TPU chips, for example v5e:4x4 or v5p:4x4x4, or the GPUs of a machine: {', '.join(GPUS)}, as in h100:8",
+    )
+    parser.add_argument("--num_slices", type=int, default=1, metavar="N", help="of TPUs: so many, over a network (1)")
+    parser.add_argument("--hosts", type=int, default=1, metavar="N", help="of GPUs: so many machines (1)")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compile; returns the report."""
-    if args.num_slices < 1:
-        raise InputError(f"--num_slices must be positive, not {args.num_slices}")
-    os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: a TPU that is here stays free for others
+    for name in ("num_slices", "hosts"):
+        if vars(args)[name] < 1:
+            raise InputError(f"--{name} must be positive, not {vars(args)[name]}")
+    os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: a device that is here stays free for others
     run = load_run(args.config, args.overrides)
     from edlm_jax.benchmarks.aot import compile_report
     from edlm_jax.reports.report import describe_machine
 
     command = [f"--config={args.config}", f"--topology={args.topology}"]
-    command += [f"--num_slices={args.num_slices}"] if args.num_slices > 1 else []
+    command += [f"--{name}={vars(args)[name]}" for name in ("num_slices", "hosts") if vars(args)[name] > 1]
     command = " ".join(["edlm compile", *command, *args.overrides])
-    return dict(command=command, **compile_report(run, args.topology, args.num_slices), **describe_machine())
+    report = compile_report(run, args.topology, args.num_slices, args.hosts)
+    return dict(command=command, **report, **describe_machine())
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
@@ -68,5 +77,9 @@ def _show_program(program: dict[str, Any], memory: int) -> None:
             f"  attention tiles        {tiles['visited']} of {tiles['total']} ({tiles['queries']} x {tiles['keys']}), "
             f"{tiles['over_ideal']:.2f} times the fewest possible"
         )
+    for kernel in program.get("kernels", ()):
+        shared = f"{kernel['shared_bytes']} of {program['shared_limit']} bytes of shared memory"
+        taken = f"{kernel['registers']} registers, {kernel['spill_bytes']} bytes spilled a thread"
+        print(f"  {kernel['name']:22} {shared}, {taken if kernel['registers'] else 'registers unknown without ptxas'}")
     tracing, compiling = program["trace_seconds"], program["compile_seconds"]
     print(f"  seconds                {tracing:.0f} to trace, {compiling:.0f} to compile")

@@ -29,6 +29,7 @@ DEVICES = {
     "NVIDIA H100 80GB HBM3": Device(80 * _GIB, 989e12),
     "NVIDIA H200": Device(141 * _GIB, 989e12),
     "NVIDIA B200": Device(192 * _GIB, 2250e12),
+    "NVIDIA GeForce RTX 4090": Device(24 * _GIB, 165e12),
     "NVIDIA L4": Device(24 * _GIB, 121e12),
     "Tesla T4": Device(16 * _GIB, 65e12),
 }

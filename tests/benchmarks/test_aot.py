@@ -1,4 +1,7 @@
-"""The TPU compiler on a small model: it fits, and what must not be in the program is not. Needs libtpu."""
+"""The TPU's and the GPU's compiler on a small model: it fits, and what must not be in the program is not.
+
+Needs libtpu, and jax[cuda13] for the second.
+"""
 
 import math
 
@@ -55,8 +58,31 @@ def test_a_small_step_and_its_decoder_on_four_chips():
     assert report["fits"] and step["micro_batches"] == 2 and report["mesh"]["fsdp"] == 4
     assert step["attention_tiles"]["over_ideal"] <= 1.15
     assert step["collectives"]["all-gather"]["bytes"] > 0 and decoder["collectives"]["all-reduce"]["count"] > 0
+    check_widest(step)
+    weights = 3001 * 256 * 2 + 2 * (256 * 128 * 12 + 3 * 256 * 384)
+    assert 12 * weights / 4 < step["argument_bytes"] < 12.5 * weights / 4  # float32 parameters and moments, split
+
+
+def check_widest(step):
     for shape in step["widest_arrays"]:  # these would be among them
         assert sum(size == 2 * 1024 for size in shape) < 2  # scores or a mask of two streams
         assert not (3001 in shape and math.prod(shape) >= 1024 * 3001)  # logits of a row
-    weights = 3001 * 256 * 2 + 2 * (256 * 128 * 12 + 3 * 256 * 384)
-    assert 12 * weights / 4 < step["argument_bytes"] < 12.5 * weights / 4  # float32 parameters and moments, split
+
+
+@pytest.mark.parametrize(("topology", "hosts"), [("rtx4090:1", 1), ("h100:2", 2)])
+def test_a_small_step_and_its_decoder_on_gpus(topology, hosts):
+    pytest.importorskip("jax_cuda13_plugin")
+    from edlm_jax.benchmarks.aot import compile_report
+
+    c = small_config()
+    c.attention_tiles = ()
+    report = compile_report(c, topology, hosts=hosts)
+    step = report["train_step"]
+    assert report["fits"] and (report["hosts"], report["devices"]) == (hosts, hosts * int(topology[-1]))
+    assert [kernel["name"] for kernel in step["kernels"]] == ["dkv_kernel", "dq_kernel", "forward_kernel"]
+    for kernel in step["kernels"]:
+        assert 0 < kernel["shared_bytes"] <= step["shared_limit"]
+        assert kernel["registers"] > 0 and kernel["spill_bytes"] <= 64
+    assert ("reduce-scatter" in step["collectives"]) == (report["devices"] > 1)
+    if report["devices"] == 1:  # gathered weights are wide, too
+        check_widest(step)

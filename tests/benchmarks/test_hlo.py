@@ -85,3 +85,18 @@ def test_collectives_of_a_program_that_was_compiled():
     found = collectives(run.lower(w_LDD, x_BD).compile().as_text())
     assert found["all-gather"] == dict(count=4, bytes=4 * 32 * 32 * 4)
     assert found["all-reduce"]["bytes"] == np.dtype(np.float32).itemsize
+
+
+def test_a_combined_start_counts_all_that_it_moves():
+    text = """ENTRY %main (arg: f32[4]) -> f32[4] {
+  %arg = f32[4]{0} parameter(0)
+  %g = ((bf16[64,512]{1,0}, bf16[32,512]{1,0}), (bf16[512,512]{1,0}, bf16[256,512]{1,0})) all-gather-start(%a, %b), dimensions={0}
+  %s = ((bf16[512,384]{1,0}), bf16[64,384]{1,0}) reduce-scatter-start(%arg), to_apply=%add
+  %r = (f32[128]{0}, f32[8]{0}) all-reduce-start(%a, %b), to_apply=%add
+  ROOT %two = (f32[128]{0}, f32[8]{0}) all-reduce(%a, %b), to_apply=%add
+}
+"""  # noqa: E501
+    found = collectives(text)
+    assert found["all-gather"] == dict(count=1, bytes=2 * 512 * (512 + 256))
+    assert found["reduce-scatter"] == dict(count=1, bytes=2 * 512 * 384)
+    assert found["all-reduce"] == dict(count=2, bytes=2 * 4 * (128 + 8))

@@ -29,8 +29,8 @@ def test_exit_code_says_whether_it_fits(monkeypatch, capsys, fits):
     monkeypatch.setattr(aot, "compile_report", lambda *args: seen.append(args) or report(fits))
     arguments = ["compile", f"--config={CONFIG}", "--topology=v5e:2x2", "--num_slices=2", "--config.steps=7000"]
     assert main(arguments) == (0 if fits else 1)
-    (config, topology, slices), out = seen[0], capsys.readouterr().out
-    assert (config.steps, topology, slices) == (7000, "v5e:2x2", 2)
+    (config, *where), out = seen[0], capsys.readouterr().out
+    assert (config.steps, *where) == (7000, "v5e:2x2", 2, 1)
     assert "3.00 GiB at the peak, of 16.00 GiB" in out and "80 of 256" in out
     assert out.strip().endswith("fits" if fits else "DOES NOT FIT")
     assert main([*arguments, "--json"]) == (0 if fits else 1)
@@ -48,13 +48,24 @@ def test_a_program_that_the_compiler_gave_up_on_is_shown(capsys):
 def test_bad_input_is_one_line(capsys):
     assert main(["compile", f"--config={CONFIG}", "--topology=v5e:2x2", "--num_slices=0"]) == 2
     assert main(["compile", f"--config={CONFIG}", "--topology=v99:2x2"]) == 2
+    assert main(["compile", f"--config={CONFIG}", "--topology=h100:some"]) == 2
+    assert main(["compile", f"--config={CONFIG}", "--topology=h100:8", "--num_slices=2"]) == 2
+    assert main(["compile", f"--config={CONFIG}", "--topology=v5e:2x2", "--hosts=2"]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert "--num_slices" in lines[0] and ("v99" in lines[-1] or "libtpu" in lines[-1])
+    assert "--num_slices" in lines[0] and ("v99" in lines[-4] or "libtpu" in lines[-4])
+    assert "h100:8" in lines[-3] and "--hosts=N" in lines[-2] and "--num_slices" in lines[-1]
 
 
-def test_the_page_has_a_line_a_report():
+def test_the_page_has_a_line_a_report(capsys):
     one = report(True) | dict(command="edlm compile --config=configs/x.py --topology=v5e:2x2", topology="v5e:2x2")
     one |= dict(num_slices=2)
     one["train_step"] |= dict(batch_size=8)
-    line = table([one, one]).splitlines()[-6]
-    assert "| x | 2 x v5e:2x2 | fsdp 4 | 4 x 2 | 3.0 / 16.0 |" in line and "all-gather 1.0" in line
+    kernels = [dict(name="dq_kernel", shared_bytes=98560, registers=201, spill_bytes=8)]
+    gpu = json.loads(json.dumps(one)) | dict(topology="h100:8", num_slices=1, hosts=16)
+    gpu["train_step"] |= dict(kernels=kernels, shared_limit=232448)
+    page = table([one, gpu])
+    tpus, gpus = page.split("## GPUs")
+    assert "| x | 2 x v5e:2x2 | fsdp 4 | 4 x 2 | 3.0 / 16.0 |" in tpus and "all-gather 1.0" in tpus
+    assert "| x | 16 x h100:8 | fsdp 4 |" in gpus and "| 98560 / 232448 | 8 |" in gpus
+    command.show(gpu, None)
+    assert "98560 of 232448 bytes of shared memory, 201 registers, 8 bytes spilled" in capsys.readouterr().out

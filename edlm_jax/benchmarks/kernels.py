@@ -1,0 +1,56 @@
+"""What the GPU compiler wrote down of the kernels of ours in a program: shared memory, registers, spills.
+
+It is asked for a dump (`xla_dump_to`); there, the sequence of launches names each kernel with its shared memory, and
+its PTX is assembled once more by the ptxas that jax[cuda] brings, which says what registers it takes. Seen with jax
+0.10.2; a dump without those lines gives no kernels, and the tests would say so.
+"""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+_LAUNCH = re.compile(
+    r"kCustomKernel .*\] (\w+?_kernel)((?:__\d+)?) grid: \[[\d, ]+\] threads: \[([\d, ]+)\]\s+shared_memory: (\d+)"
+)
+_TARGET = re.compile(r"^\.target\s+(\w+)", re.MULTILINE)
+_FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+_REGISTERS = re.compile(r"Used (\d+) registers")
+
+
+def kernels(dump: Path) -> list[dict[str, Any]]:
+    """A dict a kernel: `calls` in the program's text, shared_bytes and threads of a block; registers and spill_bytes of
+    a thread (None: no ptxas). XLA's own fusions are left out.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for file in sorted(dump.glob("*.thunk_sequence.txt")):
+        for name, copy, threads, shared in _LAUNCH.findall(file.read_text(encoding="utf-8")):
+            x, y, z = map(int, threads.split(","))
+            new = dict(name=name, calls=0, threads=x * y * z, shared_bytes=int(shared), program=name + copy)
+            found.setdefault(name, new)["calls"] += 1
+    return [kernel | _assembled(_program(dump, kernel.pop("program"))) for _, kernel in sorted(found.items())]
+
+
+def _program(dump: Path, name: str) -> Path | None:
+    entry = f".entry {name}("
+    return next((file for file in sorted(dump.glob("*.ptx")) if entry in file.read_text(encoding="utf-8")), None)
+
+
+def _assembled(ptx: Path | None) -> dict[str, int | None]:
+    ptxas = _ptxas()
+    if ptx is None or ptxas is None:
+        return dict(registers=None, spill_bytes=None)
+    target = _TARGET.search(ptx.read_text(encoding="utf-8"))[1]
+    command = [ptxas, "--verbose", "--gpu-name", target, str(ptx), "--output-file", "/dev/null"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return dict(registers=int(_REGISTERS.search(said)[1]), spill_bytes=int(_FRAME.search(said)[2]))
+
+
+def _ptxas() -> str | None:
+    """Of the wheels beside this Python, else of the machine."""
+    spec = importlib.util.find_spec("nvidia")
+    places = [Path(place) for place in spec.submodule_search_locations] if spec else []
+    inside = (file for place in places for file in sorted(place.glob("*/bin/ptxas")))
+    return next((str(file) for file in inside), None) or shutil.which("ptxas")
