@@ -9,10 +9,12 @@ JAX ?= jax
 VENV := .venv
 PARITY := .venv-parity
 WORKDIR ?= runs/quickstart
+OUT ?= runs/accelerator
+MINUTES ?= 25
 KERNELS := $(wildcard edlm_jax/parallel/cpu/*.cc edlm_jax/parallel/cpu/*.h)
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help quickstart test test-parity lint clean
+.PHONY: help quickstart accelerator test test-parity lint clean
 
 help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):.*##/make \1:/p' $(MAKEFILE_LIST)
@@ -22,6 +24,10 @@ quickstart test: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 quickstart: $(VENV)/installed  ## port, convert and evaluate the embedded model; report in runs/quickstart (WORKDIR=DIR for another place)
 	$(VENV)/bin/edlm convert --config=configs/quickstart.py --workdir=$(WORKDIR)
+
+# jax's own wheels for GPUs or TPUs come with JAX='jax[cuda13]' or JAX='jax[tpu]'.
+accelerator: $(VENV)/installed  ## on GPUs or TPUs: measure kernels, training and decoding within MINUTES (25), JSON in runs/accelerator
+	$(VENV)/bin/edlm bench all --out=$(OUT) --minutes=$(MINUTES) $(if $(TINY),--tiny)
 
 test: $(VENV)/installed-test  ## run the tests (no torch needed)
 	$(VENV)/bin/python -m pytest -n auto --maxprocesses=4

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,20 +10,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edlm_jax.attention import Pattern, Sight, attend, plan_attention, same_segment
+from edlm_jax.attention import Pattern, Sight, Tiles, attend, plan_attention, same_segment
 from edlm_jax.benchmarks.training import packed_batch
 from edlm_jax.diffusion import example_keys
+from edlm_jax.parallel.devices import describe
 from edlm_jax.training.initial import planned_spec
 from edlm_jax.training.run import Run
 
 _REPEATS = 10
+TILES = tuple(Tiles(*sizes) for sizes in ((32, 64), (64, 32), (64, 64), (64, 128), (128, 64), (128, 128)))
 
 
-def time_attention(run: Run) -> dict[str, Any]:
+def time_attention(run: Run, tiles: Sequence[Tiles] = ()) -> dict[str, Any]:
     """Milliseconds on one device for one packed row, all of its streams, by `attend` and with a whole mask ("dense").
 
     "speedup" is dense over attend. "ideal_speedup" is scores in all over scores that may be looked at: what a kernel
-    would reach that computed no other score, each as fast as the dense one.
+    would reach that computed no other score, each as fast as the dense one. `tiles`: others to time beside the
+    config's. Where the device's peak is known, "of_peak" is the share of it that the scores looked at make.
     """
     spec, length = planned_spec(run.start), run.data.length
     objective = run.objective.of_model(spec)
@@ -34,16 +37,21 @@ def time_attention(run: Run) -> dict[str, Any]:
     mask_BTT = whole_mask(pattern, segments_BT, noise.copies_BM)
     T = segments_BT.shape[1]
     sight = Sight(pattern, 1, T, T, segments_BT, segments_BT, noise.copies_BM)
-    plan = plan_attention(sight, (spec.num_heads, spec.num_kv_heads), run.start.tiles)
-    sides = {
-        "attend": partial(attend, plan=plan),
-        "dense": partial(attend_masked, mask_BTS=mask_BTT),
-    }
+    heads = spec.num_heads, spec.num_kv_heads
+    planned = lambda tiles: partial(attend, plan=plan_attention(sight, heads, tiles))  # noqa: E731
+    sides = {"attend": planned(run.start.tiles), "dense": partial(attend_masked, mask_BTS=mask_BTT)}
+    sides |= {f"tiles of {q} x {k}": planned(Tiles(q, k)) for q, k in tiles}
     arrays = random_arrays(1, mask_BTT.shape[1], spec.num_heads, spec.num_kv_heads, spec.head_dim, run.start.dtype)
     found = take_turns({name: partial(forward_and_backward(side), *arrays) for name, side in sides.items()}, _REPEATS)
     if all("milliseconds" in side for side in found.values()):
         found["speedup"] = found["dense"]["milliseconds"] / found["attend"]["milliseconds"]
-    return found | dict(ideal_speedup=1 / float(np.mean(mask_BTT)))
+    # Two products forward and five backward, each of two FLOPs for every number of a head.
+    flops = 14 * float(np.sum(mask_BTT)) * spec.num_heads * spec.head_dim
+    if peak := describe(jax.devices()[0].device_kind).peak_flops:
+        for side in found.values():
+            if "milliseconds" in side:
+                side["of_peak"] = 1e3 * flops / side["milliseconds"] / peak
+    return found | dict(flops=flops, ideal_speedup=1 / float(np.mean(mask_BTT)))
 
 
 def whole_mask(pattern: Pattern, segments_BT, copies_BM=None) -> np.ndarray:

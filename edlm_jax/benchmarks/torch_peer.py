@@ -34,6 +34,15 @@ def time_peer(run: Run, steps: int) -> dict[str, Any]:
 
     It runs in a process of its own, which gives its memory back, and before jax has taken the GPU's.
     """
+    return _alone(time_torch_step, run, steps, "flex_attention", "cuda")
+
+
+def time_flex_attention(run: Run, repeats: int) -> dict[str, Any]:
+    """Milliseconds of FlexAttention, compiled, on what `time_attention` times, forward and backward; or why none."""
+    return _alone(flex_attention_time, run, repeats, "cuda")
+
+
+def _alone(function: Callable, *args) -> dict[str, Any]:
     if importlib.util.find_spec("torch") is None:
         return {"not_measured": "torch is not installed"}
     import torch
@@ -42,7 +51,7 @@ def time_peer(run: Run, steps: int) -> dict[str, Any]:
         return {"not_measured": f"it runs on one GPU, and {torch.cuda.device_count()} are here"}
     try:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-            return process.submit(time_torch_step, run, steps, "flex_attention", "cuda").result()
+            return process.submit(function, *args).result()
     except Exception as error:  # noqa: BLE001 (out of memory, a compiler that is missing: ours still counts)
         return {"not_measured": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
 
@@ -68,6 +77,35 @@ def time_torch_step(run: Run, steps: int, attention: str, device: str) -> dict[s
         attention=attention,
         torch=torch.__version__,
     )
+
+
+def flex_attention_time(run: Run, repeats: int, device: str) -> dict[str, Any]:
+    """The median of `repeats` calls on one packed row. For a process that uses jax for nothing else."""
+    jax.config.update("jax_platforms", "cpu")
+    import torch
+    from torch.nn.attention.flex_attention import flex_attention
+
+    spec, L = planned_spec(run.start), run.data.length
+    objective = run.objective.of_model(spec)
+    batch = packed_batch(spec.vocab_size, 1, L, objective.layout.block_length)
+    noise = objective.corrupt(example_keys(jax.random.key(0), 1), batch)
+    put = lambda x: torch.from_numpy(np.array(x)).to(device)  # noqa: E731
+    segments_BT = put(objective.streams(batch, noise).inputs["segment_ids_BT"])
+    copies_BM = None if noise.copies_BM is None else put(noise.copies_BM)
+    mask, T = _block_mask(objective.layout.pattern(L), segments_BT, copies_BM), segments_BT.shape[1]
+    arrays = [
+        torch.randn(1, heads, T, spec.head_dim, device=device, dtype=getattr(torch, run.start.dtype), requires_grad=True)
+        for heads in (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
+    ]
+    attention = torch.compile(flex_attention) if device == "cuda" else flex_attention
+    seconds = []
+    for _ in range(_WARM_UP + repeats):
+        start = time.perf_counter()
+        attention(*arrays, block_mask=mask, enable_gqa=spec.num_heads > spec.num_kv_heads).sum().backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return dict(milliseconds=1e3 * statistics.median(seconds[_WARM_UP:]), torch=torch.__version__)
 
 
 def torch_step(run: Run, spec: ModelSpec, batch: Batch, *, attention: str, device: str) -> Callable[[], float]:

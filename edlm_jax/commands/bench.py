@@ -6,7 +6,11 @@
             what memory and what products allow on this machine
   train     the jitted training step of a config on the devices that are here, with random weights and packed rows:
             median seconds of a step, tokens/s, MFU by formula, memory; attention alone against a whole mask; and the
-            same step by torch, transformers and FlexAttention where torch and one GPU are"""
+            same step by torch, transformers and FlexAttention where torch and one GPU are
+  attention that of one layer alone, in tiles of several sizes, and torch's FlexAttention where torch and one GPU are
+  kernels   the error of attention's kernels on this machine, forward and backward; exit code 1: one is wrong
+  device    what is here, and its versions
+  all       these and the quickstart, each in a process of its own with a time limit, results as JSON in --out"""
 
 import argparse
 from typing import Any
@@ -15,11 +19,12 @@ from edlm_jax.commands.config import add_config_argument, load_run
 from edlm_jax.commands.devices import add_dtype_argument, chosen_dtype
 from edlm_jax.commands.evaluate import load_common_tokenizer
 from edlm_jax.errors import InputError
+from edlm_jax.reports.benchmark import show_benchmark
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("what", choices=("decode", "forward", "train"), help="what to measure")
+    parser.add_argument("what", choices=tuple(_MEASURES), metavar="WHAT", help=f"one of {', '.join(_MEASURES)}")
     add_config_argument(parser, required=False)
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="of train: measured steps (20)")
     parser.add_argument("--model", metavar="DIR", help="of decode, as all below: a converted model; of forward: any")
@@ -29,22 +34,68 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="at most this many a prompt (64)")
     parser.add_argument("--thresholds", default="0.95,0.9", metavar="P,P", help="of diffusion (0.95,0.9)")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="times each batch is decoded (5)")
+    parser.add_argument("--length", type=int, default=900, metavar="N", help="of kernels: columns of a stream (900)")
+    what = "of all: where results go (runs/accelerator)"
+    parser.add_argument("--out", default="runs/accelerator", metavar="DIR", help=what)
+    parser.add_argument("--minutes", type=float, default=25, metavar="N", help="of all: the most it may take (25)")
+    parser.add_argument("--tiny", action="store_true", help="of all: tiny shapes, to try it on any machine")
     add_dtype_argument(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure; returns what the command prints with --json."""
-    return {"decode": _decode, "forward": _forward, "train": _train}[args.what](args)
+    from edlm_jax.reports.report import describe_machine
+
+    return _MEASURES[args.what](args) | describe_machine()
+
+
+def exit_code(result: dict[str, Any]) -> int:
+    """1 where a kernel is wrong, or no part of `all` was measured."""
+    wrong = not all(result.get("right", {}).values())
+    parts = result.get("parts", {})
+    return int(wrong or bool(parts) and all(part["failed"] for part in parts.values()))
+
+
+def _device(args):
+    import jax
+
+    return dict(platform=jax.default_backend(), devices=[device.device_kind for device in jax.devices()])
+
+
+def _kernels(args):
+    from edlm_jax.benchmarks.kernel_errors import kernel_errors
+
+    return kernel_errors(args.length)
+
+
+def _attention(args):
+    run = _run(args)
+    from edlm_jax.benchmarks.attention import TILES, time_attention
+    from edlm_jax.benchmarks.torch_peer import time_flex_attention
+
+    peer = time_flex_attention(run, args.repeats)  # first: then jax takes the GPU's memory
+    return dict(config=args.config, attention=time_attention(run, TILES), flex_attention=peer)
+
+
+def _all(args):
+    from pathlib import Path
+
+    from edlm_jax.benchmarks.accelerator import measure_all
+
+    return dict(out=args.out, minutes=args.minutes, parts=measure_all(Path(args.out), args.minutes, args.tiny))
+
+
+def _run(args):
+    if not args.config or args.steps < 1:
+        raise InputError(f"edlm bench {args.what} needs --config=NAME, and --steps of at least 1")
+    return load_run(args.config, args.overrides)
 
 
 def _train(args):
-    if not args.config or args.steps < 1:
-        raise InputError("edlm bench train needs --config=FILE, and --steps of at least 1")
-    run = load_run(args.config, args.overrides)
+    run = _run(args)
     from edlm_jax.benchmarks.attention import time_attention
     from edlm_jax.benchmarks.torch_peer import time_peer
     from edlm_jax.benchmarks.training import time_train_step
-    from edlm_jax.reports.report import describe_machine
 
     command = " ".join(["edlm bench train", f"--config={args.config}", f"--steps={args.steps}", *args.overrides])
     peer = time_peer(run, args.steps)  # first: then jax takes the GPU's memory
@@ -52,7 +103,7 @@ def _train(args):
     result |= dict(attention=time_attention(run), peer=peer)
     if "tokens_per_second" in peer:
         result["times_the_peer"] = result["tokens_per_second"] / peer["tokens_per_second"]
-    return result | describe_machine()
+    return result
 
 
 def _decode(args):
@@ -69,7 +120,6 @@ def _decode(args):
     from edlm_jax.evaluation.tasks import load_tasks
     from edlm_jax.models.backend import describe
     from edlm_jax.pretrained import Text, load_pretrained, load_spec
-    from edlm_jax.reports.report import describe_machine
 
     args.dtype, baseline = chosen_dtype(args), args.baseline or args.model
     specs = {"diffusion": load_spec(args.model), "ar": load_spec(baseline)}
@@ -109,84 +159,30 @@ def _decode(args):
         "forward_seconds": seconds,
         "forward_ratio": {width: value / seconds[1] for width, value in seconds.items()},
         **({} if peer else {"transformers": f"not measured: {no_peer}"}),
-        **describe_machine(),
     }
 
 
 def _forward(args):
     """Milliseconds by columns and rows, and the machine's bounds."""
-    if not args.model:
-        raise InputError("edlm bench forward needs --model=DIR, a directory with a config.json")
+    if not args.model and not args.config:
+        raise InputError("edlm bench forward needs --model=DIR, a directory with a config.json, or --config=NAME")
     from edlm_jax.benchmarks.forward import measure_forward
     from edlm_jax.models import ModelSpec
     from edlm_jax.pretrained.source import find_directory, read_config
-    from edlm_jax.reports.report import describe_machine
 
-    config = read_config(find_directory(args.model))
+    config = read_config(find_directory(args.model)) if args.model else dict(_run(args).start.hf_config)
     stored = config.get("dtype") or config.get("torch_dtype") or "float32"
     found = measure_forward(ModelSpec.from_hf(config), chosen_dtype(args), stored, args.repeats)
-    return {"model": args.model, **found, **describe_machine()}
+    return {"model": args.model or args.config, **found}
+
+
+_MEASURES = {"decode": _decode, "forward": _forward, "train": _train, "attention": _attention, "kernels": _kernels}
+_MEASURES |= {"device": _device, "all": _all}
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
     """Print the tables."""
-    if args.what == "train":
-        _show_train(result)
-        return
-    print(f"{result['dtype']}, products by {result['products']}")
-    if args.what == "forward":
-        _show_forward(result)
-        return
-    sizes = result["tokens_per_second"]
-    print(f"{'tokens/s':32}" + "".join(f"{f'batch {size}':>13}" for size in sizes) + "  tokens/forward")
-    for name in next(iter(sizes.values())):
-        rates = "".join(f"  {sizes[size][name]:11.1f}" for size in sizes)
-        forwards = result["tokens_per_forward"].get(name)
-        print(f"{name:32}" + rates + (f"  {forwards:14.2f}" if forwards else ""))
-    for width, seconds in result["forward_seconds"].items():
-        ratio = result["forward_ratio"][width]
-        print(f"a forward of {width} columns: {1e3 * seconds:.3f} ms, {ratio:.2f} times one of 1")
-    if "transformers" in result:
-        print(f"transformers: {result['transformers']}")
-
-
-def _show_forward(result):
-    stream, products = result["stream_bytes_per_second"], result["product_flops_per_second"]
-    print(f"{result['weight_bytes'] / 2**20:.1f} MiB of weights, {result['cached_columns']} columns cached")
-    print(f"memory {stream / 1e9:.1f} GB/s, products {products / 1e9:.0f} GFLOP/s")
-    for rows, by_columns in result["forward_ms"].items():
-        memory, product = result["memory_ms"][rows], result["product_ms"][rows]
-        print(f"rows: {rows}\n  {'columns':>8}{'ms':>10}{'ratio':>8}{'least':>10}  bound by")
-        for columns, ms in by_columns.items():
-            ratio, least = result["forward_ratio"][rows][columns], max(memory, product[columns])
-            bound = "memory" if memory >= product[columns] else "products"
-            print(f"  {columns:>8}{ms:10.3f}{ratio:8.2f}{least:10.3f}  {bound}, {ms / least:.2f} times that")
-
-
-def _show_train(result):
-    seconds, mesh = result["seconds_per_step"], result["mesh"]
-    shape = " x ".join(f"{axis} {size}" for axis, size in mesh.items() if size > 1) or "one device"
-    print(f"{result['device_kind']}, {shape}: {result['batch_size']} x {result['length']} tokens a step")
-    print(f"  seconds of a step  {seconds['median']:.4f} ({seconds['min']:.4f} to {seconds['max']:.4f})")
-    print(f"  tokens/s           {result['tokens_per_second']:.1f}")
-    print(f"  model FLOP/s       {result['model_flops_per_second']:.3e}" + (
-        f", {100 * result['mfu']:.1f} % of the peak" if "mfu" in result else ""
-    ))
-    for what, size in result["peak_bytes"].items():
-        print(f"  memory, {what:10} {size / 2**30:.2f} GiB a device")
-    attention, peer = result["attention"], result["peer"]
-    print("attention of one layer and row, forward and backward")
-    for side, what in (("attend", "as trained"), ("dense", "a whole mask")):
-        found = attention[side]
-        print(f"  {what:18} " + (f"{found['milliseconds']:.3f} ms" if "milliseconds" in found else found["error"]))
-    if "speedup" in attention:
-        ideal = f"{attention['ideal_speedup']:.2f} by what may be looked at"
-        print(f"  times as fast      {attention['speedup']:.2f} ({ideal})")
-    if "times_the_peer" in result:
-        print(f"torch {peer['torch']}, {peer['attention']}")
-        print(f"  tokens/s           {peer['tokens_per_second']:.1f}, ours {result['times_the_peer']:.2f} times that")
-    else:
-        print(f"torch: not measured: {peer['not_measured']}")
+    show_benchmark(args.what, result)
 
 
 def _peer(path, **common):

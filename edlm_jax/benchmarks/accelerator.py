@@ -1,0 +1,84 @@
+"""`edlm bench all`: what is worth knowing of a machine with GPUs or TPUs, in the order of its worth.
+
+Each part is an `edlm` command in a process of its own, which gives the device's memory back, with a time limit; what it
+prints is written as soon as it ends, so that whatever time there is leaves something. A part that fails says why, and
+the next one starts.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edlm_jax.reports.progress import Progress
+
+
+@dataclass(frozen=True)
+class Part:
+    """One measurement: an `edlm` command without --json, and the share of the minutes that it may take."""
+
+    name: str
+    command: tuple[str, ...]
+    share: float
+    tiny: tuple[str, ...] = ()  # what to add where it is only tried out
+
+
+_SMALL = ("--config.data.length=128", "--config.data.batch_size=8", "--config.optimizer.accumulation=1")
+_SMALL += ("--config.init.hf_config.num_hidden_layers=1", "--config.init.hf_config.vocab_size=512")
+_SMALL += ("--config.init.hf_config.hidden_size=64", "--config.init.hf_config.intermediate_size=64")
+_SMALL += ("--config.init.hf_config.num_attention_heads=2", "--config.init.hf_config.num_key_value_heads=2")
+_SMALL += ("--config.init.mask_token_id=5",)
+_BATCH = ("--config.data.batch_size=16", "--config.optimizer.accumulation=0")  # one row a device at a time
+_QUICK = ("--config.steps=4", "--config.optimizer.warmup_steps=0", "--config.evaluation.timed_prompts=1")
+_QUICK += ("--config.evaluation.tasks=({'kind': 'tasks', 'split': 'test', 'size': 2},)", "--config.data.eval_batches=1")
+
+
+def parts(out: Path) -> list[Part]:
+    """All of them; models that a part leaves for the next are under `out`."""
+    model = f"--model={out / 'quickstart' / 'model'}"
+    convert = ("convert", "--config=quickstart", f"--workdir={out / 'quickstart'}")
+    train = ("bench", "train", "--steps=10", "--config.attention_tiles=()")
+    return [
+        Part("device", ("bench", "device"), 0.1),
+        Part("kernels", ("bench", "kernels"), 0.15, ("--length=60",)),
+        Part("attention", ("bench", "attention", "--config=qwen3_0_6b"), 0.2, _SMALL),
+        Part("train_0_6b", (*train, "--config=qwen3_0_6b", *_BATCH), 0.2, (*_SMALL, "--steps=2")),
+        Part("train_1_5b", (*train, "--config=efficient_dlm_1p5b", *_BATCH), 0.25, (*_SMALL, "--steps=2")),
+        Part("forward_0_6b", ("bench", "forward", "--config=qwen3_0_6b"), 0.15, (*_SMALL, "--repeats=1")),
+        Part("forward_4b", ("bench", "forward", "--config=efficient_dlm_4b"), 0.2, (*_SMALL, "--repeats=1")),
+        Part("quickstart", convert, 0.4, _QUICK),
+        Part("decode", ("bench", "decode", model), 0.2, ("--batch-sizes=1", "--prompts=1", "--repeats=1")),
+    ]
+
+
+def measure_all(out: Path, minutes: float, tiny: bool) -> dict[str, Any]:
+    """Runs the parts; OUT/NAME.json has what each found. Returns of each its seconds, and why it failed if it did."""
+    out.mkdir(parents=True, exist_ok=True)
+    todo, end, found = parts(out), time.monotonic() + 60 * minutes, {}
+    with Progress(len(todo), "bench all") as progress:
+        for number, part in enumerate(todo):
+            limit = min(60 * minutes * part.share, end - time.monotonic())
+            start = time.monotonic()
+            result = _run(part, tiny, limit) if limit > 1 else {"failed": "no time was left"}
+            (out / f"{part.name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            seconds = round(time.monotonic() - start, 1)
+            found[part.name] = dict(seconds=seconds, failed=result.get("failed"))
+            progress.done(number + 1, f"{part.name} {result.get('failed', 'measured')}, {seconds:.0f} s")
+    return found
+
+
+def _run(part: Part, tiny: bool, limit: float) -> dict[str, Any]:
+    words = [*part.command, *(part.tiny if tiny else ())]
+    command = [sys.executable, "-m", "edlm_jax.commands.main", *words, "--json"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return dict(command=f"edlm {' '.join(words)}", failed=f"took longer than its {limit:.0f} s")
+    try:
+        return json.loads(done.stdout)
+    except json.JSONDecodeError:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        return dict(command=f"edlm {' '.join(words)}", failed=lines[-1][:300])

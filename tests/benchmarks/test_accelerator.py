@@ -1,0 +1,61 @@
+"""`edlm bench all`: every part leaves its JSON; one that fails or takes too long says so, and the next one starts."""
+
+import json
+
+import pytest
+
+from edlm_jax.benchmarks import accelerator
+from edlm_jax.benchmarks.accelerator import Part, measure_all, parts
+from edlm_jax.benchmarks.kernel_errors import kernel_errors
+from edlm_jax.commands.main import main
+
+SLOW = {"train_1_5b", "forward_0_6b", "forward_4b"}  # other parts are like them, with other shapes
+
+
+def test_the_parts_in_tiny_sizes(tmp_path, monkeypatch, capsys):
+    chosen = [part for part in parts(tmp_path) if part.name not in SLOW]
+    monkeypatch.setattr(accelerator, "parts", lambda out: chosen)
+    assert main(["bench", "all", f"--out={tmp_path}", "--tiny", "--minutes=20", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["parts"]
+    results = {part.name: json.loads((tmp_path / f"{part.name}.json").read_text()) for part in chosen}
+    assert found.keys() == results.keys() and not any(part["failed"] for part in found.values()), found
+    assert all(results["kernels"]["right"].values())
+    assert results["attention"]["attention"]["tiles of 64 x 64"]["milliseconds"] > 0
+    assert results["train_0_6b"]["tokens_per_second"] > 0 and results["quickstart"]["diffusion"]
+    assert results["decode"]["tokens_per_second"]["1"].keys() >= {"ar", "diffusion 0.95"}
+
+
+def test_a_part_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    late = Part("late", ("bench", "kernels"), 0.0005)
+    wrong = Part("wrong", ("bench", "decode", "--model=/nowhere"), 0.9)
+    monkeypatch.setattr(accelerator, "parts", lambda out: [late, wrong, Part("device", ("bench", "device"), 0.9)])
+    found = measure_all(tmp_path, 60, tiny=False)
+    assert "longer than its 2 s" in found["late"]["failed"] and "/nowhere" in found["wrong"]["failed"]
+    assert found["device"]["failed"] is None
+    assert json.loads((tmp_path / "late.json").read_text())["command"] == "edlm bench kernels"
+    assert json.loads((tmp_path / "device.json").read_text())["platform"] == "cpu"
+    found = measure_all(tmp_path, 0.01, tiny=False)
+    assert {part["failed"] for part in found.values()} == {"no time was left"}
+    monkeypatch.setattr(accelerator, "measure_all", lambda *args: found)
+    assert main(["bench", "all", f"--out={tmp_path}"]) == 1
+    assert "no time was left" in capsys.readouterr().out
+
+
+def test_a_wrong_kernel_is_found(monkeypatch):
+    from edlm_jax.benchmarks import kernel_errors as module
+
+    right = module.attend
+    assert all(kernel_errors(length=24, rows=1)["right"].values())
+    monkeypatch.setattr(module, "attend", lambda q, k, v, plan: 1.05 * right(q, k, v, plan))
+    assert not any(kernel_errors(length=24, rows=1)["right"].values())
+
+
+@pytest.mark.parametrize("name", [part.name for part in parts(accelerator.Path("x"))])
+def test_commands_parse(name, capsys):
+    """The configs of parts that the tests do not run exist, and take the overrides."""
+    part = next(part for part in parts(accelerator.Path("x")) if part.name == name)
+    from edlm_jax.commands.config import load_config
+
+    words = [*part.command, *part.tiny]
+    for config in (word.removeprefix("--config=") for word in words if word.startswith("--config=")):
+        load_config(config, [word for word in words if word.startswith("--config.")])
