@@ -39,7 +39,7 @@ def kernel_errors(length: int = 900, rows: int = 2) -> dict[str, Any]:
 def _errors(pattern: Pattern, columns: int, rows: int, C: int, dtype: str) -> dict[str, float]:
     arrays = random_arrays(rows, columns, *_HEADS, _HEAD_SIZE, dtype)
     stream = getattr(pattern, "length", columns)
-    document_BL = np.arange(stream) // (stream // 3 // C * C) + np.zeros((rows, 1), int)
+    document_BL = np.arange(stream) // max(stream // 3 // C * C, C) + np.zeros((rows, 1), int)
     ids_BT = jnp.asarray(np.tile(document_BL, columns // stream), jnp.int32)
 
     def ours(q, k, v):
