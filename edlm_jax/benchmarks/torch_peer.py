@@ -93,8 +93,9 @@ def flex_attention_time(run: Run, repeats: int, device: str) -> dict[str, Any]:
     segments_BT = put(objective.streams(batch, noise).inputs["segment_ids_BT"])
     copies_BM = None if noise.copies_BM is None else put(noise.copies_BM)
     mask, T = _block_mask(objective.layout.pattern(L), segments_BT, copies_BM), segments_BT.shape[1]
+    kind = dict(device=device, dtype=getattr(torch, run.start.dtype), requires_grad=True)
     arrays = [
-        torch.randn(1, heads, T, spec.head_dim, device=device, dtype=getattr(torch, run.start.dtype), requires_grad=True)
+        torch.randn(1, heads, T, spec.head_dim, **kind)
         for heads in (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
     ]
     attention = torch.compile(flex_attention) if device == "cuda" else flex_attention

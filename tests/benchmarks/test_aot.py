@@ -30,7 +30,7 @@ SHAPE = dict(
 )
 
 
-def small_run() -> Run:
+def small_run(tiles=(128, 128)) -> Run:
     c = default_config()
     c.init.path = "nobody/has-this"  # never looked for: the shape is here
     c.init.hf_config = ConfigDict(SHAPE)
@@ -38,7 +38,7 @@ def small_run() -> Run:
     c.objective.block_length = 32
     c.data.update(batch_size=8, length=1024)
     c.optimizer.accumulation = 0
-    c.attention_tiles = (128, 128)
+    c.attention_tiles = tiles
     c.remat = "full"
     return Run.of(c)
 
@@ -74,9 +74,7 @@ def test_a_small_step_and_its_decoder_on_gpus(topology, hosts):
     pytest.importorskip("jax_cuda13_plugin")
     from edlm_jax.benchmarks.aot import compile_report
 
-    c = small_config()
-    c.attention_tiles = ()
-    report = compile_report(c, topology, hosts=hosts)
+    report = compile_report(small_run(tiles=()), topology, hosts=hosts)
     step = report["train_step"]
     assert report["fits"] and (report["hosts"], report["devices"]) == (hosts, hosts * int(topology[-1]))
     assert [kernel["name"] for kernel in step["kernels"]] == ["dkv_kernel", "dq_kernel", "forward_kernel"]
