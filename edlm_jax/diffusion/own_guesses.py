@@ -6,9 +6,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from edlm_jax.diffusion.cross_entropy import CrossEntropy
 from edlm_jax.diffusion.noise import Corruption, Noise
 from edlm_jax.diffusion.streams import Streams, learnable
+from edlm_jax.diffusion.unweighted import CrossEntropy
 
 _FLAG = 2**31 - 2  # a key of its own, far from those that rows and steps have
 

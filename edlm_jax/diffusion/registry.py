@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
-from edlm_jax.diffusion.cross_entropy import CrossEntropy
 from edlm_jax.diffusion.masks import Complementary, masks
 from edlm_jax.diffusion.noise import Noise
 from edlm_jax.diffusion.own_guesses import OwnGuesses, Recovery
 from edlm_jax.diffusion.terms import MaskedTokens, NextToken, Term
 from edlm_jax.diffusion.uniform_tokens import UniformTokens
+from edlm_jax.diffusion.unweighted import CrossEntropy
 
 # config.objective.noise: (mask_id, vocabulary, half_life) -> noise.
 NOISES: dict[str, Callable[[int, int, float | None], Noise]] = {
