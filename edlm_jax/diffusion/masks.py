@@ -30,6 +30,14 @@ class UniformRow(Noise):
 
 
 @dataclass(frozen=True)
+class FullMasks(Noise):
+    """Every token that carries loss is hidden, at t = 1."""
+
+    def hide(self, key, corruptible_L, block_length):
+        return corruptible_L, jnp.ones(corruptible_L.shape)
+
+
+@dataclass(frozen=True)
 class Rightmost(Noise):
     """Each block draws t and hides the rightmost k = round(t * n) of its n corruptible positions."""
 

@@ -28,11 +28,12 @@ class Corruption(NamedTuple):
     guessed_BM: jax.Array | None = None  # noise whose place the model's own guess takes before the loss
 
     def copied(self, x_BL: jax.Array) -> jax.Array:
-        """What the clean columns hold, for the noisy ones."""
+        """What the clean columns hold, for the noisy ones; it may have further axes."""
+        further = (1,) * (x_BL.ndim - 2)
         if self.copies_BM is not None:
-            return jnp.take_along_axis(x_BL, self.copies_BM, axis=1)
+            return jnp.take_along_axis(x_BL, self.copies_BM.reshape(*self.copies_BM.shape, *further), axis=1)
         views = self.noisy_BM.shape[1] // x_BL.shape[1]
-        return x_BL if views == 1 else jnp.tile(x_BL, (1, views))
+        return x_BL if views == 1 else jnp.tile(x_BL, (1, views, *further))
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,7 @@ class Streams(NamedTuple):
     layout: Layout
     batch: Batch
     corruption: Corruption
+    found: dict  # what one term has worked out and another may read, of one forward pass
 
     @property
     def inputs(self) -> dict[str, jax.Array | None]:
@@ -175,11 +176,14 @@ class Streams(NamedTuple):
 
     def predicted(self, wanted_BM: jax.Array) -> jax.Array:
         """Those of the wanted tokens that have a logit: shifted, the first token of a document has none before it."""
-        if not self.layout.shifted:
-            return wanted_BM
+        return wanted_BM & self.has_predecessor if self.layout.shifted else wanted_BM
+
+    @property
+    def has_predecessor(self) -> jax.Array:
+        """bool[B, M]: is there a token of the same document before it?"""
         segments_BL = self.batch["segment_ids"]
         before_BL = jnp.pad(segments_BL[:, :-1], ((0, 0), (1, 0)))
-        return wanted_BM & self.corruption.copied(segments_BL == before_BL)
+        return self.corruption.copied(segments_BL == before_BL)
 
     @property
     def next_tokens(self) -> tuple[jax.Array, jax.Array]:

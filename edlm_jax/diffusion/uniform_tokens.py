@@ -3,21 +3,17 @@
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 
-from edlm_jax.diffusion.noise import Noise
+from edlm_jax.diffusion.masks import FullMasks
 
 _PRIOR = 2**31 - 1  # a key of its own, far from those that rows and steps have
 
 
 @dataclass(frozen=True)
-class UniformTokens(Noise):
+class UniformTokens(FullMasks):
     """Every token that carries loss becomes any token of the vocabulary but the mask, at t = 1."""
 
     vocabulary: int
-
-    def hide(self, key, corruptible_L, block_length):
-        return corruptible_L, jnp.ones(corruptible_L.shape)
 
     def prior(self, keys_B, tokens_BM):
         draw = lambda key, row_M: jax.random.randint(  # noqa: E731

@@ -1,8 +1,8 @@
-"""Cross-entropy from hidden states, a chunk of columns at a time: no [tokens, vocabulary] logits ever exist.
+"""Losses of single columns from hidden states, a chunk of them at a time: no [tokens, vocabulary] logits ever exist.
 
-Each row's supervised columns are put first, and chunks that hold none are never computed: about half of the positions
-of a diffusion step have no loss. The backward pass computes a chunk's logits again. Chunks are of columns alone: the
-vocabulary is never cut except by the mesh, so none is odd.
+Each row's wanted columns are put first, and chunks that hold none are never computed: about half of the positions of a
+diffusion step have no loss. The backward pass computes a chunk's logits again. Chunks are of columns alone: the
+vocabulary is never cut except by the mesh, so none is odd. What is computed from a chunk's logits is a `ColumnLoss`.
 """
 
 from functools import partial
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from edlm_jax.models.column_losses import ColumnLoss, CrossEntropy, Scores
 from edlm_jax.parallel.sharding import TRAINING, dividing
 
 # An eighth of a row: small enough to skip most of what has no loss, large enough to keep the matrix unit busy.
@@ -25,15 +26,29 @@ def linear_cross_entropy(
     targets_BT: Int[Array, "B T"],
     supervised_BT: Bool[Array, "B T"],
 ) -> Float[Array, "B T"]:
-    """float32 cross-entropy (nats) of softmax(x @ head) where `supervised`, 0 elsewhere; differentiable in x and head.
+    """float32 cross-entropy (nats) of softmax(x @ head) where `supervised`, 0 elsewhere."""
+    return column_loss(CrossEntropy(), x_BTD, head_DV, supervised_BT, targets_BT=targets_BT)[0]
 
-    Products are in the dtype of x with float32 sums; the head's gradient is summed in float32, whatever x is.
+
+def column_loss(
+    loss: ColumnLoss,
+    x_BTD: Float[Array, "B T D"],
+    head_DV: Float[Array, "D V"],
+    wanted_BT: Bool[Array, "B T"],
+    *,
+    targets_BT: Int[Array, "B T"] | None = None,
+    teacher_BTD: Float[Array, "B T D"] | None = None,
+) -> tuple[Float[Array, "B T"], ...]:
+    """float32 values of the logits x @ head where they are wanted, 0 elsewhere; differentiable in x and head.
+
+    The logits of a teacher are those of the same head, and a constant. Products are in the dtype of x with float32
+    sums; the head's gradient is summed in float32, whatever x is.
 
     On a mesh each device does its own rows and columns, with its share of the vocabulary. The head is gathered once
     and its gradient is scattered once, not once per chunk.
     """
     axes = _Axes.of(jax.sharding.get_abstract_mesh(), x_BTD.shape, head_DV.shape)
-    return _cross_entropy(x_BTD, head_DV, targets_BT, supervised_BT, axes)
+    return _column_loss(x_BTD, head_DV, teacher_BTD, targets_BT, wanted_BT, loss, axes)
 
 
 class _Axes(NamedTuple):
@@ -64,63 +79,65 @@ class _Axes(NamedTuple):
         return jax.shard_map(function, in_specs=specs[0], out_specs=specs[1], check_vma=False)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _cross_entropy(x_BTD, head_DV, targets_BT, supervised_BT, axes):
-    return _forward(x_BTD, head_DV, targets_BT, supervised_BT, axes)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _column_loss(x_BTD, head_DV, teacher_BTD, targets_BT, wanted_BT, loss, axes):
+    return _forward(x_BTD, head_DV, teacher_BTD, targets_BT, wanted_BT, loss, axes)[0]
 
 
-def _forward(x_BTD, head_DV, targets_BT, supervised_BT, axes):
-    local = axes.run(partial(_forward_local, axes), ("BT_", "DV", "BT", "BT"), ("BT", "BT", "BT"))
-    ce_BT, lse_BT, order_BT = local(x_BTD, head_DV, targets_BT, supervised_BT)
-    return ce_BT, (x_BTD, head_DV, targets_BT, supervised_BT, lse_BT, order_BT)
+def _specs(teacher_BTD, targets_BT):
+    return "BT_", "DV", None if teacher_BTD is None else "BT_", None if targets_BT is None else "BT", "BT"
 
 
-def _backward(axes, residuals, g_BT):
-    local = axes.run(partial(_backward_local, axes), ("BT_", "DV", "BT", "BT", "BT", "BT", "BT"), ("BT_", "DV"))
-    dx_BTD, dhead_DV = local(*residuals, g_BT)
-    return dx_BTD, dhead_DV, None, None
+def _forward(x_BTD, head_DV, teacher_BTD, targets_BT, wanted_BT, loss, axes):
+    outputs = ("BT",) * loss.values, ("BT",) * loss.stats, "BT"
+    local = axes.run(partial(_forward_local, loss, axes), _specs(teacher_BTD, targets_BT), outputs)
+    values, stats, order_BT = local(x_BTD, head_DV, teacher_BTD, targets_BT, wanted_BT)
+    return values, (x_BTD, head_DV, teacher_BTD, targets_BT, wanted_BT, stats, order_BT)
 
 
-_cross_entropy.defvjp(_forward, _backward)
+def _backward(loss, axes, residuals, gradients):
+    inputs = *_specs(*residuals[2:4]), ("BT",) * loss.stats, "BT", ("BT",) * loss.values
+    dx_BTD, dhead_DV = axes.run(partial(_backward_local, loss, axes), inputs, ("BT_", "DV"))(*residuals, gradients)
+    return dx_BTD, dhead_DV, None, None, None
 
 
-def _forward_local(axes, x_BTD, head_DV, targets_BT, supervised_BT):
-    """(cross-entropy, log of the sum of exponentials, order of the columns)"""
-    order_BT = jnp.argsort(~supervised_BT, axis=1, stable=True)
-    order = _Order(order_BT, supervised_BT, axes)
-    x_BTD, targets_BT = order.first(x_BTD), order.first(targets_BT)
+_column_loss.defvjp(_forward, _backward)
+
+
+def _forward_local(loss, axes, x_BTD, head_DV, teacher_BTD, targets_BT, wanted_BT):
+    """(values, stats, order of the columns)"""
+    order_BT = jnp.argsort(~wanted_BT, axis=1, stable=True)
+    order = _Order(order_BT, wanted_BT, axes)
+    arrays = jax.tree.map(order.first, (x_BTD, teacher_BTD, targets_BT))
     head_DV = _gather(head_DV, x_BTD.dtype, axes)
 
     def chunk(index, carry):
-        logits_BCV, hit_BCV = _logits(order.chunk(x_BTD, index), head_DV, order.chunk(targets_BT, index), axes)
-        top_BC1 = jax.lax.pmax(logits_BCV.max(-1, keepdims=True), axes.vocabulary)
-        sums = jnp.exp(logits_BCV - top_BC1).sum(-1), jnp.where(hit_BCV, logits_BCV, 0).sum(-1)
-        total_BC, target_BC = jax.lax.psum(sums, axes.vocabulary)
-        lse_BC = top_BC1[..., 0] + jnp.log(total_BC)
-        return order.put(carry[0], lse_BC - target_BC, index), order.put(carry[1], lse_BC, index)
+        found = loss.value(_scores(*order.chunk(arrays, index), head_DV, axes))
+        return jax.tree.map(lambda x, part: order.put(x, part, index), carry, found)
 
-    zeros_BT = jnp.zeros(targets_BT.shape, jnp.float32)
-    ce_BT, lse_BT = jax.lax.fori_loop(0, order.chunks, chunk, (zeros_BT, zeros_BT))
-    return jnp.where(supervised_BT, order.back(ce_BT), 0), order.back(lse_BT), order_BT
+    zeros_BT = jnp.zeros(arrays[0].shape[:2], jnp.float32)
+    zeros = (zeros_BT,) * loss.values, (zeros_BT,) * loss.stats
+    values, stats = jax.tree.map(order.back, jax.lax.fori_loop(0, order.chunks, chunk, zeros))
+    return tuple(jnp.where(wanted_BT, value_BT, 0) for value_BT in values), stats, order_BT
 
 
-def _backward_local(axes, x_BTD, head_DV, targets_BT, supervised_BT, lse_BT, order_BT, g_BT):
+def _backward_local(loss, axes, x_BTD, head_DV, teacher_BTD, targets_BT, wanted_BT, stats, order_BT, gradients):
     """(gradient of x, gradient of this device's part of the head)"""
-    order = _Order(order_BT, supervised_BT, axes)
-    g_BT = jnp.where(supervised_BT, g_BT, 0)
-    x_BTD, targets_BT, lse_BT, g_BT = (order.first(array) for array in (x_BTD, targets_BT, lse_BT, g_BT))
+    order = _Order(order_BT, wanted_BT, axes)
+    gradients = tuple(jnp.where(wanted_BT, g_BT, 0) for g_BT in gradients)
+    arrays, columns = jax.tree.map(order.first, ((x_BTD, teacher_BTD, targets_BT), (stats, gradients)))
     whole_DV = _gather(head_DV, x_BTD.dtype, axes)
 
     def chunk(index, carry):
-        x_BCD, lse_BC, g_BC = (order.chunk(array, index) for array in (x_BTD, lse_BT, g_BT))
-        logits_BCV, hit_BCV = _logits(x_BCD, whole_DV, order.chunk(targets_BT, index), axes)
-        d_BCV = ((jnp.exp(logits_BCV - lse_BC[..., None]) - hit_BCV) * g_BC[..., None]).astype(x_BTD.dtype)
+        part = order.chunk(arrays, index)
+        aside = jax.tree.map(lambda x_BC: x_BC[..., None], order.chunk(columns, index))
+        d_BCV = loss.slope(_scores(*part, whole_DV, axes), *aside).astype(x_BTD.dtype)
         dx_BCD = jnp.einsum("BCV,DV->BCD", d_BCV, whole_DV, preferred_element_type=jnp.float32)
-        dhead_DV = jnp.einsum("BCD,BCV->DV", x_BCD, d_BCV, preferred_element_type=jnp.float32)
+        dhead_DV = jnp.einsum("BCD,BCV->DV", part[0], d_BCV, preferred_element_type=jnp.float32)
         dx_BCD = jax.lax.psum(dx_BCD, axes.vocabulary).astype(x_BTD.dtype)
         return order.put(carry[0], dx_BCD, index), carry[1] + dhead_DV
 
-    zeros = jnp.zeros_like(x_BTD), jnp.zeros(whole_DV.shape, jnp.float32)
+    zeros = jnp.zeros_like(arrays[0]), jnp.zeros(whole_DV.shape, jnp.float32)
     dx_BTD, dhead_DV = jax.lax.fori_loop(0, order.chunks, chunk, zeros)
     summed = tuple(axis for axis in axes.rows + axes.columns if axis not in axes.width)
     if axes.width:
@@ -149,9 +166,10 @@ class _Order:
         """Columns where they came from."""
         return _take(x, self.back_BT)
 
-    def chunk(self, x, index):
-        """One chunk of columns."""
-        return jax.lax.dynamic_slice_in_dim(x, index * self.columns, self.columns, axis=1)
+    def chunk(self, arrays, index):
+        """One chunk of columns of each."""
+        cut = partial(jax.lax.dynamic_slice_in_dim, start_index=index * self.columns, slice_size=self.columns, axis=1)
+        return jax.tree.map(cut, arrays)
 
     def put(self, x, part, index):
         """x with one chunk replaced."""
@@ -168,9 +186,11 @@ def _gather(head_DV, dtype, axes):
     return jax.lax.all_gather(head_DV, axes.width, axis=0, tiled=True) if axes.width else head_DV
 
 
-def _logits(x_BCD, head_DV, targets_BC, axes):
-    """(float32 logits of this device's part of the vocabulary, where the target is)"""
-    logits_BCV = jnp.einsum("BCD,DV->BCV", x_BCD, head_DV, preferred_element_type=jnp.float32)
-    V = head_DV.shape[1]
-    first = jax.lax.axis_index(axes.vocabulary) * V if axes.vocabulary else 0
-    return logits_BCV, (jnp.arange(V) + first)[None, None] == targets_BC[..., None]
+def _scores(x_BCD, teacher_BCD, targets_BC, head_DV, axes) -> Scores:
+    project = partial(jnp.einsum, "BCD,DV->BCV", preferred_element_type=jnp.float32)
+    teacher_BCV = None if teacher_BCD is None else project(teacher_BCD, head_DV)
+    V, hit_BCV = head_DV.shape[1], None
+    if targets_BC is not None:
+        first = jax.lax.axis_index(axes.vocabulary) * V if axes.vocabulary else 0
+        hit_BCV = (jnp.arange(V) + first)[None, None] == targets_BC[..., None]
+    return Scores(project(x_BCD, head_DV), teacher_BCV, hit_BCV, axes.vocabulary)

@@ -17,9 +17,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from edlm_jax.attention import Causal, CleanContext, InPieces, Pattern, Sight, Tiles, attend, plan_attention
 from edlm_jax.errors import InputError
+from edlm_jax.models.column_losses import Certainty, Divergence
 from edlm_jax.models.compiled_once import compiled_once
 from edlm_jax.models.gated import clean_sight, two_streams
-from edlm_jax.models.head import linear_cross_entropy
+from edlm_jax.models.head import column_loss, linear_cross_entropy
 from edlm_jax.models.layer import SEPARATE, layer_forward, layer_shapes, rms_norm
 from edlm_jax.models.lora import Lora, initial_adapters, scaled, without_adapters
 from edlm_jax.models.product import look_up, project
@@ -179,6 +180,24 @@ class Transformer(nnx.Module):
     ) -> Float[Array, "B T"]:
         """That of the logits of `x_BTD` where it is asked for, 0 elsewhere; the logits never exist as a whole."""
         return linear_cross_entropy(x_BTD, self._head(), targets_BT, supervised_BT)
+
+    @compiled_once("best")
+    def divergence(
+        self,
+        x_BTD: Float[Array, "B T D"],
+        teacher_BTD: Float[Array, "B T D"],
+        wanted_BT: Bool[Array, "B T"],
+        best: int = 0,
+    ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+        """(total variation, KL) of a teacher's distribution and that of `x_BTD`, see `Divergence`; the same way."""
+        return column_loss(Divergence(best), x_BTD, self._head(), wanted_BT, teacher_BTD=teacher_BTD)
+
+    @compiled_once()
+    def certainty(
+        self, x_BTD: Float[Array, "B T D"], targets_BT: Int[Array, "B T"], wanted_BT: Bool[Array, "B T"]
+    ) -> Float[Array, "B T"]:
+        """Entropy where the best token is the target, 0 elsewhere; the same way."""
+        return column_loss(Certainty(), x_BTD, self._head(), wanted_BT, targets_BT=targets_BT)[0]
 
     def _head(self):
         return self.embedding_VD[...].T if self.spec.tied else self.head_DV[...]

@@ -69,6 +69,7 @@ def default_config() -> ConfigDict:
         grid="response",  # blocks are counted from the response's start, or from "position" 0, as servers do
         noisy_length=0,  # columns of the noisy stream, dealt to the blocks that carry loss; 0 = each block once
         random_block_lengths=(),  # one of these is drawn per step; each divides block_length; () = always block_length
+        curriculum=(),  # (block length, steps) of each stage before block_length; each divides the row
         noise="masks",  # complementary = each block twice, the second copy hides what the first one shows
         half_life=0.1,  # lambda of the position-weighted mask; inf = uniform in a block; None = one uniform t per row
         prefill="auto",  # written into the export: how a prompt attends to itself; auto = as trained

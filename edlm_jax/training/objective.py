@@ -49,7 +49,7 @@ class Objective:
 
     def streams(self, batch: Batch, corruption: Corruption) -> Streams:
         """The columns of a row."""
-        return Streams(self.layout, batch, corruption)
+        return Streams(self.layout, batch, corruption, {})
 
     def weights(self, batch: Batch, corruption: Corruption) -> dict[str, jax.Array]:
         """The loss tokens of a batch, by term: the denominators.

@@ -18,6 +18,7 @@ from edlm_jax.errors import InputError
 from edlm_jax.models.lora import Lora
 from edlm_jax.models.spec import Conversion
 from edlm_jax.parallel.mesh import Axes, make_mesh
+from edlm_jax.training.block_lengths import BlockLengths
 from edlm_jax.training.checkpoint import Saves
 from edlm_jax.training.config import to_json, validate
 from edlm_jax.training.initial import Start
@@ -47,7 +48,7 @@ class Run:
     remat: str
     start: Start
     objective: Objective  # of any model: `of_model` tells it which
-    block_lengths: tuple[int, ...]  # one of them is drawn for each step
+    block_lengths: BlockLengths
     numbers: Numbers
     data: Data
     optimizer: Optimizer
@@ -81,7 +82,7 @@ class Run:
                 lora=Lora(**{**c.lora, "targets": tuple(c.lora.targets)}) if c.lora.rank else None,
             ),
             objective=_objective(o, layout),
-            block_lengths=_block_lengths(o, layout),
+            block_lengths=BlockLengths.of(o, layout, c.data.length),
             numbers=Numbers.of(c.seed, optimizer, o.half_life),
             data=Data(**data, block_length=layout.block_length, grid=o.grid, seed=c.seed),
             optimizer=optimizer,
@@ -128,21 +129,6 @@ def _terms(o: ConfigDict, layout: Layout) -> tuple[Term, ...]:
         names = " and ".join(f"{name}_weight" for name in TERMS)
         raise InputError(f"config.objective: {names} are all 0, so there is no loss")
     return terms
-
-
-def _block_lengths(o: ConfigDict, layout: Layout) -> tuple[int, ...]:
-    """AR is always shifted and has no blocks: the other fields say nothing about it."""
-    if not (layout.noisy and o.random_block_lengths):
-        return (layout.block_length,)
-    if layout.cut is None:
-        raise InputError(f"config.objective.random_block_lengths means nothing under pattern={o.pattern!r}")
-    for block_length in o.random_block_lengths:
-        if not isinstance(block_length, int) or block_length < 1 or o.block_length % block_length:
-            raise InputError(
-                f"config.objective.random_block_lengths: {block_length!r} is not a divisor of block_length="
-                f"{o.block_length}, the grid on which documents are packed"
-            )
-    return tuple(o.random_block_lengths)
 
 
 def _conversion(c: ConfigDict, layout: Layout) -> Conversion | None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -51,15 +51,6 @@ class Numbers(NamedTuple):
         """With the half-life as an argument, and these fields of the layout."""
         noise = objective.noise and objective.noise.at(self.half_life)
         return dataclasses.replace(objective, layout=dataclasses.replace(objective.layout, **layout), noise=noise)
-
-
-def choose_block_length(lengths: Sequence[int], seed: int, step: int) -> int:
-    """The block length of a step, drawn on the host from (seed, step): each length is its own compiled program.
-
-    A static length keeps the pattern's kernels exact; `lax.switch` would compile every branch into one program and keep
-    the largest one's memory.
-    """
-    return int(np.random.default_rng((seed, step)).choice(lengths))
 
 
 def make_train_step(

@@ -31,7 +31,7 @@ from edlm_jax.training.metrics import (
 from edlm_jax.training.progress import Reporter
 from edlm_jax.training.run import Run
 from edlm_jax.training.start import about_data, about_model
-from edlm_jax.training.step import TrainState, choose_block_length, make_eval_step, make_train_step
+from edlm_jax.training.step import TrainState, make_eval_step, make_train_step
 from edlm_jax.training.stop import StopSignal
 
 _QUEUED = 1.0  # seconds: a step that takes longer is not queued behind another, which would gain nothing
@@ -172,10 +172,10 @@ class Trainer:
 
     def _step(self, step: int, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         lengths, numbers = self.run.block_lengths, self.run.numbers
-        batch, block_length = self.batches.to_global(batch), choose_block_length(lengths, self.run.start.seed, step)
+        batch, block_length = self.batches.to_global(batch), lengths.at(self.run.start.seed, step)
         if block_length in self.compiled:
             return self.train_step(state, batch, numbers, block_length=block_length)
-        what = "the training step" + (f" for blocks of {block_length}" if len(lengths) > 1 else "")
+        what = "the training step" + (f" for blocks of {block_length}" if lengths.several else "")
         with self.clock.pause(), self.reporter.compiling(what):
             self.compiled.add(block_length)
             return self.train_step(state, batch, numbers, block_length=block_length)

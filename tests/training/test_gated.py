@@ -23,7 +23,8 @@ def gated_config(corpus, checkpoint):
     c = make_config(corpus, checkpoint)
     c.remat, c.data.batch_size, c.optimizer.accumulation = "full", 16, 2
     c.lora.update(rank=4, columns="noisy", targets=("q_proj", "o_proj", "up_proj"))
-    c.objective.update(pattern="causal_block", alignment="shifted", noise="uniform_tokens")
+    c.objective.update(pattern="causal_block", alignment="shifted", noise="uniform_tokens", curriculum=((2, 2),))
+    c.objective.update(diffusion_weight=0.0, total_variation_weight=1.0)
     return c
 
 

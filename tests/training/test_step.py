@@ -10,7 +10,7 @@ from flax import nnx
 from edlm_jax.models.head import linear_cross_entropy
 from edlm_jax.training.metrics import step_flops
 from edlm_jax.training.optimizer import make_optimizer
-from edlm_jax.training.step import Numbers, TrainState, choose_block_length, make_train_step
+from edlm_jax.training.step import Numbers, TrainState, make_train_step
 from tests.training.test_optimizer import make as make_adamw
 from tests.training.tiny import make_objective, random_batch, random_model
 
@@ -74,12 +74,6 @@ def test_noise_is_of_the_step(run_steps):
     _, (again, _) = run_steps(1, first_step=1)
     assert np.any(first["bin_count"] != second["bin_count"])
     np.testing.assert_array_equal(again["bin_count"], second["bin_count"])
-
-
-def test_random_block_lengths_follow_from_seed_and_step():
-    assert choose_block_length((16,), 0, 7) == 16
-    draw = lambda seed: [choose_block_length((4, 8, 16), seed, step) for step in range(40)]  # noqa: E731
-    assert set(draw(0)) == {4, 8, 16} and draw(0) == draw(0) != draw(1)
 
 
 @pytest.mark.parametrize("pattern", ["causal", "bidirectional", "block_causal", "clean_context", "semi_block"])

@@ -1,0 +1,125 @@
+"""What is computed of a column's logits, and its gradient: values that head.py takes through the vocabulary.
+
+Shapes: B rows, C columns of a chunk, V this device's part of the vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Scores(NamedTuple):
+    """float32 logits of a chunk, of this device's part of the vocabulary."""
+
+    logits_BCV: jax.Array
+    teacher_BCV: jax.Array | None
+    hit_BCV: jax.Array | None  # where the target is
+    vocabulary: tuple[str, ...]  # mesh axes that split it
+
+    def sum(self, *parts_BCV) -> tuple[jax.Array, ...]:
+        """Of each, [B, C] over the whole vocabulary."""
+        return jax.lax.psum(tuple(x_BCV.sum(-1) for x_BCV in parts_BCV), self.vocabulary)
+
+    def top(self, logits_BCV, k: int = 1) -> jax.Array:
+        """[B, C, 1]: the k-th largest."""
+        if k == 1:
+            return jax.lax.pmax(logits_BCV.max(-1, keepdims=True), self.vocabulary)
+        best = jax.lax.top_k(logits_BCV, min(k, logits_BCV.shape[-1]))[0]
+        if self.vocabulary:
+            best = jax.lax.all_gather(best, self.vocabulary, axis=2, tiled=True)
+        return jax.lax.top_k(best, min(k, best.shape[-1]))[0][..., -1:]
+
+
+class ColumnLoss:
+    """What is computed of each column; a hashable value. `values` come out, `stats` are kept for the backward pass."""
+
+    values: ClassVar[int]
+    stats: ClassVar[int]
+
+    def value(self, scores: Scores) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+        """(values, stats), each [B, C]."""
+        raise NotImplementedError
+
+    def slope(self, scores: Scores, stats, gradients) -> jax.Array:
+        """The gradient of the logits, from that of each value; stats and gradients are [B, C, 1]."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class CrossEntropy(ColumnLoss):
+    """Nats of the target."""
+
+    values: ClassVar[int] = 1
+    stats: ClassVar[int] = 1
+
+    def value(self, scores):
+        top_BC1 = scores.top(scores.logits_BCV)
+        hit_BCV = jnp.where(scores.hit_BCV, scores.logits_BCV, 0)
+        total_BC, target_BC = scores.sum(jnp.exp(scores.logits_BCV - top_BC1), hit_BCV)
+        lse_BC = top_BC1[..., 0] + jnp.log(total_BC)
+        return (lse_BC - target_BC,), (lse_BC,)
+
+    def slope(self, scores, stats, gradients):
+        return (jnp.exp(scores.logits_BCV - stats[0]) - scores.hit_BCV) * gradients[0]
+
+
+@dataclass(frozen=True)
+class Divergence(ColumnLoss):
+    """Total variation, half of |p - q|, and KL(p || q), of a teacher's p and q; KL over p's `best` tokens, or all."""
+
+    best: int = 0
+
+    values: ClassVar[int] = 2
+    stats: ClassVar[int] = 5
+
+    def value(self, scores):
+        lse_q_BC1, lse_p_BC1 = (_log_sum(scores, x_BCV) for x_BCV in (scores.logits_BCV, scores.teacher_BCV))
+        least_BC1 = scores.top(scores.teacher_BCV, self.best) if self.best else jnp.full_like(lse_p_BC1, -jnp.inf)
+        q_BCV, p_BCV, kept_BCV = self._distributions(scores, lse_q_BC1, lse_p_BC1, least_BC1)
+        log_ratio_BCV = (scores.teacher_BCV - lse_p_BC1) - (scores.logits_BCV - lse_q_BC1)
+        sign_BCV = jnp.sign(q_BCV - p_BCV)
+        l1_BC, tilt_BC, kl_BC, mass_BC = scores.sum(
+            sign_BCV * (q_BCV - p_BCV), sign_BCV * q_BCV, kept_BCV * log_ratio_BCV, kept_BCV
+        )
+        stats = lse_q_BC1[..., 0], lse_p_BC1[..., 0], least_BC1[..., 0], tilt_BC, mass_BC
+        return (l1_BC / 2, kl_BC), stats
+
+    def slope(self, scores, stats, gradients):
+        lse_q_BC1, lse_p_BC1, least_BC1, tilt_BC1, mass_BC1 = stats
+        q_BCV, p_BCV, kept_BCV = self._distributions(scores, lse_q_BC1, lse_p_BC1, least_BC1)
+        d_tv_BCV = q_BCV * (jnp.sign(q_BCV - p_BCV) - tilt_BC1) / 2
+        return gradients[0] * d_tv_BCV + gradients[1] * (q_BCV * mass_BC1 - kept_BCV)
+
+    def _distributions(self, scores, lse_q_BC1, lse_p_BC1, least_BC1):
+        q_BCV, p_BCV = jnp.exp(scores.logits_BCV - lse_q_BC1), jnp.exp(scores.teacher_BCV - lse_p_BC1)
+        return q_BCV, p_BCV, jnp.where(scores.teacher_BCV >= least_BC1, p_BCV, 0) if self.best else p_BCV
+
+
+@dataclass(frozen=True)
+class Certainty(ColumnLoss):
+    """The entropy, in nats, where the best token is the target; else 0."""
+
+    values: ClassVar[int] = 1
+    stats: ClassVar[int] = 3
+
+    def value(self, scores):
+        lse_BC1 = _log_sum(scores, scores.logits_BCV)
+        q_BCV = jnp.exp(scores.logits_BCV - lse_BC1)
+        missing_BC, target_BC = scores.sum(
+            q_BCV * (lse_BC1 - scores.logits_BCV), jnp.where(scores.hit_BCV, scores.logits_BCV, 0)
+        )
+        right_BC = (target_BC >= scores.top(scores.logits_BCV)[..., 0]).astype(jnp.float32)
+        return (right_BC * missing_BC,), (lse_BC1[..., 0], missing_BC, right_BC)
+
+    def slope(self, scores, stats, gradients):
+        lse_BC1, entropy_BC1, right_BC1 = stats
+        log_q_BCV = scores.logits_BCV - lse_BC1
+        return -jnp.exp(log_q_BCV) * (log_q_BCV + entropy_BC1) * right_BC1 * gradients[0]
+
+
+def _log_sum(scores: Scores, logits_BCV):
+    """[B, C, 1]: log of the sum of exponentials."""
+    top_BC1 = scores.top(logits_BCV)
+    return top_BC1 + jnp.log(scores.sum(jnp.exp(logits_BCV - top_BC1))[0][..., None])

@@ -1,0 +1,70 @@
+"""Divergences and certainty against their formulas in float64, values and gradients, also on meshes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from edlm_jax.models.column_losses import Certainty, Divergence
+from edlm_jax.models.head import column_loss
+from edlm_jax.parallel.sharding import MESH_AXES
+from tests.seeds import fresh_rng
+
+B, T, D, V = 4, 26, 8, 132
+
+
+def naive_divergence(x_BTD, head_DV, case, best):
+    log_q = jax.nn.log_softmax(x_BTD @ head_DV)
+    logits = jax.lax.stop_gradient(case["teacher_BTD"] @ head_DV)
+    log_p, q = jax.nn.log_softmax(logits), jnp.exp(log_q)
+    p = jnp.exp(log_p)
+    kept = logits >= jnp.sort(logits)[..., -best :][..., :1] if best else True
+    return jnp.abs(p - q).sum(-1) / 2, jnp.where(kept, p * (log_p - log_q), 0).sum(-1)
+
+
+def naive_certainty(x_BTD, head_DV, case, _):
+    log_q = jax.nn.log_softmax(x_BTD @ head_DV)
+    right = log_q.argmax(-1) == case["targets_BT"]
+    return (jnp.where(right, -(jnp.exp(log_q) * log_q).sum(-1), 0),)
+
+
+CASES = {
+    "divergence": (Divergence(), naive_divergence, "teacher_BTD"),
+    "divergence, 5 best": (Divergence(5), naive_divergence, "teacher_BTD"),
+    "certainty": (Certainty(), naive_certainty, "targets_BT"),
+}
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 1, 1), (1, 4, 1, 1), (1, 2, 2, 1), (1, 1, 2, 2)], ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients_are_those_of_the_formula_in_float64(name, mesh):
+    loss, naive, argument = CASES[name]
+    rng = fresh_rng()
+    x_BTD, head_DV, teacher_BTD = (rng.normal(size=shape) for shape in ((B, T, D), (D, V), (B, T, D)))
+    teacher_BTD = teacher_BTD + x_BTD
+    best_BT = (x_BTD @ head_DV).argmax(-1)
+    case = dict(
+        teacher_BTD=teacher_BTD, targets_BT=np.where(rng.random((B, T)) < 0.5, best_BT, rng.integers(0, V, (B, T)))
+    )
+    wanted_BT = rng.random((B, T)) < 0.5
+    weights = rng.normal(size=(loss.values, B, T))
+
+    def summed(function, dtype):
+        def total(x_BTD, head_DV):
+            values = [jnp.where(wanted_BT, value, 0) for value in function(x_BTD, head_DV)]
+            return sum((w * value).sum() for w, value in zip(weights.astype(dtype), values, strict=True)), values
+
+        slope = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
+        return slope(x_BTD.astype(dtype), head_DV.astype(dtype))
+
+    given = {argument: jnp.asarray(case[argument], jnp.int32 if "targets" in argument else jnp.float32)}
+    ours = lambda x_BTD, head_DV: column_loss(loss, x_BTD, head_DV, wanted_BT, **given)  # noqa: E731
+    devices = jax.devices()[: np.prod(mesh)]
+    with jax.set_mesh(jax.make_mesh(mesh, MESH_AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)):
+        (_, values), gradients = jax.device_get(summed(ours, np.float32))
+    with jax.enable_x64(True):
+        (_, exact), slopes = summed(lambda x, head: naive(x, head, case, getattr(loss, "best", 0)), np.float64)
+    for a, b in zip([*values, *gradients], [*exact, *slopes], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max()))
+    assert all(np.abs(value).max() > 0.01 for value in exact)
