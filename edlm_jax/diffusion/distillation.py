@@ -32,9 +32,6 @@ class TotalVariation(Term):
     def reads_clean(self, layout: Layout) -> bool:
         return True
 
-    def columns(self, layout: Layout, length: int) -> int:
-        return 2 * layout.noisy_columns(length)
-
     def wanted(self, streams: Streams) -> jax.Array:
         noise_BM = streams.corruption.masked_BM
         if streams.layout.shifted:  # of the token after a column's own
