@@ -65,5 +65,5 @@ $(VENV)/installed-dev: $(VENV)/installed-test
 # takes the small build without CUDA.
 $(PARITY)/installed: setup.py pyproject.toml $(KERNELS) | $(PARITY)/bin/python
 	$(PARITY)/bin/python $(PIP) '$(TORCH)'
-	$(PARITY)/bin/python $(PIP) --editable '.[test,lm-eval,mteb]'
+	$(PARITY)/bin/python $(PIP) --editable '.[test,lm-eval,mteb]' peft
 	@touch $@

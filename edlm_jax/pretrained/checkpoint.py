@@ -22,16 +22,17 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 class Checkpoint:
-    """The tensors of a directory by name; a context manager that keeps the files open."""
+    """The tensors of a directory, or of one `file` there, by name; a context manager that keeps the files open."""
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, file: str | None = None):
         self.directory = directory
+        self._file = file
         self._stack = contextlib.ExitStack()
         self._files: dict[str, Any] = {}  # tensor name -> the open file that holds it
 
     def __enter__(self) -> "Checkpoint":
         with self._stack:
-            for file_name, promised in _files(self.directory).items():
+            for file_name, promised in ({self._file: None} if self._file else _files(self.directory)).items():
                 self._open(file_name, promised)
             self._stack = self._stack.pop_all()  # keeps the files open only when all of them opened
         return self
@@ -89,6 +90,11 @@ class Checkpoint:
     def names(self) -> list[str]:
         """All tensors."""
         return list(self._files)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the files say beside their tensors."""
+        return {key: value for file in self._files.values() for key, value in (file.metadata() or {}).items()}
 
     def __getitem__(self, name: str) -> Any:
         """A tensor that reads only what is sliced from it."""

@@ -8,9 +8,11 @@ from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from edlm_jax.errors import InputError
+from edlm_jax.models.lora import Lora
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.parallel.sharding import named_sharding
+from edlm_jax.pretrained.adapter import DIRECTORY, WEIGHTS, adapter_places, check_adapter, read_lora
 from edlm_jax.pretrained.checkpoint import Checkpoint
 from edlm_jax.pretrained.layout import Place, places
 from edlm_jax.pretrained.released import rename
@@ -31,7 +33,8 @@ def load_pretrained(
     """A Hugging Face directory (no network) or hub id as a model, AR or converted.
 
     It computes in `dtype` and stores its parameters in `param_dtype`, which is `dtype` unless given. With a mesh the
-    parameters are sharded by parallel/sharding.py; no host ever holds more than one of them.
+    parameters are sharded by parallel/sharding.py; no host ever holds more than one of them. Adapters of noisy columns
+    that lie beside a model (adapter.py) come with it.
     """
     param_dtype = dtype if param_dtype is None else param_dtype
     for name in (dtype, param_dtype):
@@ -42,7 +45,12 @@ def load_pretrained(
         layout = rename(places(spec), read_raw_config(directory), checkpoint.names)
         checkpoint.check({name: place.hf_shape for place in layout for name in place.hf_names}, tied=spec.tied)
         arrays = {place.path: _read(place, checkpoint, param_dtype, mesh) for place in layout}
-    return assemble(spec, arrays, dtype, param_dtype)
+        if lora := read_lora(directory):
+            with Checkpoint(directory / DIRECTORY, WEIGHTS) as adapter:
+                check_adapter(adapter, checkpoint, spec, lora)
+                beside = adapter_places(spec, lora)
+                arrays |= {place.path: _read(place, adapter, param_dtype, mesh) for place in beside}
+    return assemble(spec, arrays, dtype, param_dtype, lora)
 
 
 def _read(place: Place, checkpoint: Checkpoint, dtype: str, mesh: Mesh | None) -> jax.Array:
@@ -74,9 +82,12 @@ def _read_shard(place: Place, checkpoint: Checkpoint, dtype: np.dtype, ranges: t
     return stacked
 
 
-def assemble(spec: ModelSpec, arrays: dict[tuple, jax.Array], dtype: str, param_dtype: str) -> Transformer:
+def assemble(
+    spec: ModelSpec, arrays: dict[tuple, jax.Array], dtype: str, param_dtype: str, lora: Lora | None = None
+) -> Transformer:
     """The model of a spec from its parameters by path."""
-    skeleton = nnx.eval_shape(lambda: Transformer(spec, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype))
+    settings = dict(dtype=dtype, param_dtype=param_dtype, lora=lora)
+    skeleton = nnx.eval_shape(lambda: Transformer(spec, rngs=nnx.Rngs(0), **settings))
     graph, state = nnx.split(skeleton)
     flat = dict(nnx.to_flat_state(state))
     if flat.keys() != arrays.keys():

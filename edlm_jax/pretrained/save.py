@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from edlm_jax.errors import InputError
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
+from edlm_jax.pretrained.adapter import adapter_places, write_adapter
 from edlm_jax.pretrained.checkpoint import INDEX, SINGLE
 from edlm_jax.pretrained.formats import check_format, prepare
 from edlm_jax.pretrained.layout import Place, places
@@ -35,12 +36,17 @@ def save_pretrained(
 ) -> None:
     """Writes what `load_pretrained`, transformers and the servers read; bitwise what was loaded when dtypes agree.
 
+    Adapters of noisy columns lie beside the model, which is as if there were none: see adapter.py.
+
     `dtype` casts on the way out (None: as the parameters are stored). `format` is a server's layout, by its name in
     formats.py, instead of the family's own. The directory must not exist yet, or be empty:
     the files are written beside it and renamed at the end. On several hosts every process calls this, the first writes.
     """
-    if model.layers.lora:
-        raise InputError("adapters that are not merged cannot be exported yet")
+    lora = model.layers.lora
+    if lora and not lora.gated:
+        raise InputError("this model's adapters are not merged; read its run with load_trained, which merges them")
+    if lora and format is not None:
+        raise InputError(f"format {format!r} has no place for adapters of noisy columns; leave it out")
     check_export(model.spec, directory, dtype=dtype, format=format)
     target, config = Path(directory).expanduser().absolute(), model.spec.to_hf()
     if format is not None:
@@ -48,12 +54,17 @@ def save_pretrained(
     params = {path: variable[...] for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))}
     stored = np.dtype(dtype or params[("embedding_VD",)].dtype)
     plan = _plan(model, stored, shard_bytes)
+    adapters = adapter_places(model.spec, lora) if lora else []
+    beside = [(place, layer) for place in adapters for layer in range(place.num_layers)]
     if jax.process_index() == 0:
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
             _write_weights(plan, params, stored, draft)
             _write_config(config, stored, draft)
+            if lora:
+                wide = {place.hf_names[layer]: _tensor(place, layer, params, np.float32) for place, layer in beside}
+                write_adapter(model.spec, lora, wide, draft)
             if model.spec.source:
                 copy_tokenizer(model.spec.source, draft, config)
             for path in (draft, *draft.rglob("*")):
@@ -62,7 +73,7 @@ def save_pretrained(
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     else:
-        for place, layer in (tensor for file in plan for tensor in file):
+        for place, layer in [*(tensor for file in plan for tensor in file), *beside]:
             _tensor(place, layer, params, stored)  # takes part in the gathering
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("save_pretrained")

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from edlm_jax.attention import Tiles
 from edlm_jax.errors import InputError
 from edlm_jax.models.layer import layer_shapes
-from edlm_jax.models.lora import Lora, combine, initial_adapters, partition
+from edlm_jax.models.lora import Lora, combine, initial_adapters, partition, without_adapters
 from edlm_jax.models.spec import Conversion, ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.parallel.sharding import param_shardings
@@ -117,7 +117,9 @@ def _base_params(start: Start, spec: ModelSpec, mesh: Mesh) -> dict:
         if ratio < _DECAYED:
             message = "the mask's embedding has %.2g of the median norm: gradients may explode; see init.mask_embedding"
             logging.log_first_n(logging.WARNING, message, 1, ratio)  # the parameters are read again at every evaluation
-    return jax.device_put(_pure(model), param_shardings(mesh, _pure(model)))
+    params = _pure(model)
+    params["layers"] = without_adapters(params["layers"])  # those of a drafter that was trained before
+    return jax.device_put(params, param_shardings(mesh, params))
 
 
 def initial_state(start: Start, optimizer: Optimizer, params: dict, abstract: TrainState) -> TrainState:
