@@ -190,7 +190,8 @@ class Transformer(nnx.Module):
         best: int = 0,
     ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
         """(total variation, KL) of a teacher's distribution and that of `x_BTD`, see `Divergence`; the same way."""
-        return column_loss(Divergence(best), x_BTD, self._head(), wanted_BT, teacher_BTD=teacher_BTD)
+        tv_BT, kl_BT = column_loss(Divergence(best), x_BTD, self._head(), wanted_BT, teacher_BTD=teacher_BTD)
+        return tv_BT, kl_BT
 
     @compiled_once()
     def certainty(

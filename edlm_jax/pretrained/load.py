@@ -86,8 +86,8 @@ def assemble(
     spec: ModelSpec, arrays: dict[tuple, jax.Array], dtype: str, param_dtype: str, lora: Lora | None = None
 ) -> Transformer:
     """The model of a spec from its parameters by path."""
-    settings = dict(dtype=dtype, param_dtype=param_dtype, lora=lora)
-    skeleton = nnx.eval_shape(lambda: Transformer(spec, rngs=nnx.Rngs(0), **settings))
+    build = lambda: Transformer(spec, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype, lora=lora)  # noqa: E731
+    skeleton = nnx.eval_shape(build)
     graph, state = nnx.split(skeleton)
     flat = dict(nnx.to_flat_state(state))
     if flat.keys() != arrays.keys():

@@ -63,8 +63,9 @@ def save_pretrained(
             _write_weights(plan, params, stored, draft)
             _write_config(config, stored, draft)
             if lora:
-                wide = {place.hf_names[layer]: _tensor(place, layer, params, np.float32) for place, layer in beside}
-                write_adapter(model.spec, lora, wide, draft)
+                wide = np.dtype(np.float32)
+                arrays = {place.hf_names[layer]: _tensor(place, layer, params, wide) for place, layer in beside}
+                write_adapter(model.spec, lora, arrays, draft)
             if model.spec.source:
                 copy_tokenizer(model.spec.source, draft, config)
             for path in (draft, *draft.rglob("*")):
