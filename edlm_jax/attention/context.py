@@ -4,7 +4,8 @@ Grouped key heads are small beside the scores, so gathering them costs little an
 chosen is which columns a device holds. Cut as it is, a row [noisy | clean] would leave one device all that is noisy and
 another all that is clean, and the last columns of a triangle see the most. `InPieces` lays the row out so that devices
 hold matching blocks of both streams and equal work; the model puts its columns in that order once, before the first
-layer, and back after the last.
+layer, and back after the last, because terms find columns by their numbers: the one before a token, and under a shifted
+alignment the clean one before a block. (At 8 layers with 4 devices that is 3 % of the bytes of a step's collectives.)
 """
 
 import dataclasses

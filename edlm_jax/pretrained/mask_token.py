@@ -25,7 +25,7 @@ _SLOTS = {
     r".*(reserved|unused).*|<SPECIAL_\d+>|\[control_\d+\]|<fim_pad>": "unused, in no text",  # Gemma, Mistral, others
     r"<empty_output>": "an empty notebook cell, in no prose or chat",  # SmolLM2
 }
-_STARTS = ("keep", "mean", "noise")
+STARTS = ("keep", "mean", "noise")
 
 
 def choose_mask_token(tokenizer: "PreTrainedTokenizerBase", spec: ModelSpec, override: int = -1) -> int:
@@ -72,8 +72,8 @@ def start_mask_embedding(model: Transformer, mask_id: int, how: str, key: jax.Ar
     LLaDA2.0 cured the explosion by noise on this embedding early in training; noise at the start alone is our choice.
     The head's column stays as it is, unless head and embedding are tied.
     """
-    if how not in _STARTS:
-        raise InputError(f"init.mask_embedding {how!r} is not one of {', '.join(_STARTS)}")
+    if how not in STARTS:
+        raise InputError(f"init.mask_embedding {how!r} is not one of {', '.join(STARTS)}")
     row_D, ratio = _start(model.embedding_VD[...], mask_id, how, key)
     if how != "keep":
         model.embedding_VD[...] = model.embedding_VD[...].at[mask_id].set(row_D)

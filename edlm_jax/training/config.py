@@ -14,12 +14,13 @@ from edlm_jax.errors import InputError
 from edlm_jax.models.lora import COLUMNS, TARGETS
 from edlm_jax.models.spec import GRIDS, PREFILLS
 from edlm_jax.models.transformer import REMAT_POLICIES
+from edlm_jax.pretrained.mask_token import STARTS
 from edlm_jax.training.optimizer import SCHEDULES
 
 CHOICES = {
     "dtype": ("bfloat16", "float32"),
     "remat": tuple(REMAT_POLICIES),
-    "init.mask_embedding": ("keep", "mean", "noise"),
+    "init.mask_embedding": STARTS,
     "lora.columns": COLUMNS,
     "objective.grid": GRIDS,
     "objective.pattern": tuple(LAYOUTS),
