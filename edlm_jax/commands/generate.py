@@ -1,7 +1,9 @@
 """Complete prompts with a converted model (several tokens per forward pass) or, with --mode=ar, one token at a time.
 
 Prompts come from --prompt, from --prompts-file (one a line; - is stdin), or from stdin when it is piped. Each is
-printed with its completion, with --chat the answer alone. On a terminal a single prompt's blocks appear as they finish.
+printed with its completion, with --chat the answer alone. With --out=FILE.jsonl prompts, also those of a data --source,
+become documents with the model's own responses, to be trained on; the same command goes on where one was stopped.
+On a terminal a single prompt's blocks appear as they finish.
 Of several prompts those that are empty, too long or hold the mask token are refused by their index (the first is 0),
 the others are completed, and the exit code is 2."""
 
@@ -22,6 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="Hugging Face directory or hub id")
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a prompt; may be repeated")
     parser.add_argument("--prompts-file", metavar="FILE", help="prompts, one a line; - reads stdin")
+    parser.add_argument(
+        "--source",
+        metavar="SOURCE",
+        help="with --out: a .jsonl or .parquet file of prompts or messages, or an entry of config.data.sources",
+    )
+    parser.add_argument("--out", metavar="FILE", help="write prompts with their responses to it, as JSON lines")
     parser.add_argument("--chat", action="store_true", help="put each prompt into the tokenizer's chat template")
     add_mode_arguments(parser)
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="at most this many a prompt (128)")
@@ -40,13 +48,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Decode the prompts; returns the texts and the counts."""
     if args.batch_size < 1:
         raise InputError(f"--batch-size must be positive, not {args.batch_size}")
-    prompts = _read_prompts(args)
+    if args.out:
+        from edlm_jax.commands.responses import write_responses
+
+        return write_responses(args)
+    if args.source:
+        raise InputError("--source is for --out=FILE, which takes its prompts with their responses")
+    prompts = read_prompts(args)
     from edlm_jax.decoding import Decoder, check_settings
     from edlm_jax.evaluation.batches import prompt_seeds
     from edlm_jax.pretrained import Text, load_pretrained, load_spec, load_tokenizer
 
     spec, tokenizer = load_spec(args.model), load_tokenizer(args.model)
-    decoding = _settings(args, spec, Text.of(spec, tokenizer))
+    decoding = settings(args, spec, Text.of(spec, tokenizer), args.chat)
     check_settings(spec, seed=args.seed, **decoding)
     mesh = chosen_mesh(args)
     tokens = [_encode(tokenizer, prompt, args.chat) for prompt in prompts]
@@ -66,28 +80,41 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         decoded, seconds = _decode(decoder, tokens, seeds, decoding, args.batch_size, args.warm)
     if "on_block" in decoding:  # with a stop string the text may go on where its last token is left out
         decoding["on_block"].show(_answer(decoded[0].text, args.chat))
+    completions = [
+        {"index": i, "prompt": prompts[i], "text": _answer(row.text, args.chat), "new_tokens": len(row.tokens)}
+        for i, row in zip(kept, decoded, strict=True)
+    ]
+    rates = counts(decoded, seconds, args.warm)
+    result = {"mode": decoding["mode"].name, "completions": completions, "streamed": "on_block" in decoding, **rates}
+    return with_refused(result, refused, len(prompts))
+
+
+def counts(decoded, seconds: float, warm: bool) -> dict[str, Any]:
+    """Of what was decoded, and how fast."""
     new_tokens = sum(len(row.tokens) for row in decoded)
-    result = {
-        "mode": decoding["mode"].name,
-        "completions": [
-            {"index": i, "prompt": prompts[i], "text": _answer(row.text, args.chat), "new_tokens": len(row.tokens)}
-            for i, row in zip(kept, decoded, strict=True)
-        ],
-        "refused": refused,
-        "streamed": "on_block" in decoding,
+    return {
+        "new_tokens": new_tokens,
         "tokens_per_forward": new_tokens / max(sum(row.denoise_forwards for row in decoded), 1),
-        "tokens_per_second": new_tokens / seconds if kept else 0.0,
-        "compilation_included": not args.warm,
+        "tokens_per_second": new_tokens / seconds if decoded else 0.0,
+        "compilation_included": not warm,
         "seconds": seconds,
     }
+
+
+def with_refused(result: dict[str, Any], refused: list[dict[str, Any]], count: int) -> dict[str, Any]:
+    """The result, raised where prompts were refused."""
+    result["refused"] = refused
     if refused:
         indices = ", ".join(str(entry["index"]) for entry in refused)
-        raise PartlyRefusedError(f"{len(refused)} of {len(prompts)} prompts were refused: {indices}", result)
+        raise PartlyRefusedError(f"{len(refused)} of {count} prompts were refused: {indices}", result)
     return result
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
     """Print each prompt with its completion, or the answer to it, then what was refused and the counts."""
+    if args.out:
+        cut = f", {result['cut']} of them cut at --max-new-tokens={args.max_new_tokens}" if result["cut"] else ""
+        print(f"{result['responses']} responses in {args.out}, {result['written']} of them new{cut}", file=sys.stderr)
     for completion in result["completions"]:
         given = "" if args.chat else completion["prompt"]
         print("" if result["streamed"] else given + completion["text"])
@@ -98,8 +125,8 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> None:
         print(entry["reason"], file=sys.stderr)
     timing = "compilation included, --warm leaves it out" if result["compilation_included"] else "compilation excluded"
     print(
-        f"{sum(c['new_tokens'] for c in result['completions'])} tokens, "
-        f"{result['tokens_per_forward']:.2f} per forward, {result['tokens_per_second']:.1f} per second ({timing})",
+        f"{result['new_tokens']} tokens, {result['tokens_per_forward']:.2f} per forward, "
+        f"{result['tokens_per_second']:.1f} per second ({timing})",
         file=sys.stderr,
     )
 
@@ -127,7 +154,7 @@ def _answer(text: str, chat: bool) -> str:
     return text.strip() if chat else text
 
 
-def _settings(args, spec, text) -> dict[str, Any]:
+def settings(args, spec, text, chat: bool) -> dict[str, Any]:
     """The decoder's arguments."""
     from edlm_jax.decoding import Sampling
     from edlm_jax.decoding.modes import mode_of
@@ -137,7 +164,7 @@ def _settings(args, spec, text) -> dict[str, Any]:
         limit=args.max_new_tokens,
         sampling=Sampling(args.temperature, args.top_k, args.top_p),
         ends=text.ends,
-        stop=[*args.stop, *([text.turn_stop] if args.chat and text.turn_stop else [])],
+        stop=[*args.stop, *([text.turn_stop] if chat and text.turn_stop else [])],
         detokenize=text,
     )
 
@@ -174,7 +201,7 @@ def _encode(tokenizer, prompt: str, chat: bool) -> list[int]:
     return encode_chat(tokenizer, [{"role": "user", "content": prompt}]) if chat else encode_text(tokenizer, prompt)
 
 
-def _read_prompts(args: argparse.Namespace) -> list[str]:
+def read_prompts(args: argparse.Namespace) -> list[str]:
     prompts = list(args.prompt)
     if args.prompts_file or (not prompts and not sys.stdin.isatty()):
         prompts += _read_lines(args.prompts_file or "-")

@@ -1,7 +1,7 @@
 """Many prompts decoded batch by batch: one batch shape, so that one compiled program serves a whole file."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from edlm_jax.decoding import Decoder
@@ -40,11 +40,27 @@ def decode_batches(
     Raises:
       InputError: a prompt that cannot be decoded, by its index in `prompts`.
     """
+    decoded: dict[int, Decoded] = {}
+    for batch in decode_each(decoder, prompts, batch_size=batch_size, seeds=seeds, **decoding):
+        decoded |= batch
+        if on_batch is not None:
+            on_batch(len(decoded))
+    return [decoded[i] for i in range(len(prompts))]
+
+
+def decode_each(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    *,
+    batch_size: int,
+    seeds: Sequence[int] | None = None,
+    **decoding,
+) -> Iterator[dict[int, Decoded]]:
+    """As `decode_batches`, batch by batch: the results by their prompts' indices."""
     for reason in decoder.refuse(prompts, **decoding).values():  # before the first batch, and by its own index
         raise InputError(reason)
     seeds = prompt_seeds(0, len(prompts)) if seeds is None else seeds
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths together: little padding
-    decoded: dict[int, Decoded] = {}
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         filled = list(itertools.islice(itertools.cycle(chosen), batch_size))
@@ -52,11 +68,7 @@ def decode_batches(
         texts = result.texts or [None] * batch_size
         counts = (result.row_denoise_forwards, result.row_commit_forwards, result.accepted_at)
         rows = zip(result.tokens, texts, *counts, strict=True)
-        for i, row in zip(chosen, rows, strict=False):
-            decoded[i] = Decoded(*row)
-        if on_batch is not None:
-            on_batch(len(decoded))
-    return [decoded[i] for i in range(len(prompts))]
+        yield {i: Decoded(*row) for i, row in zip(chosen, rows, strict=False)}
 
 
 def prompt_seeds(seed: int, count: int) -> list[int]:

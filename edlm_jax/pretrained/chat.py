@@ -17,9 +17,9 @@ Message = Mapping[str, Any]  # role, content, and what the template knows: tool_
 Part = tuple[str, bool]  # text with quotations marked (encode.py), and whether the assistant says it
 
 
-def encode_chat(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[int]:
+def encode_chat(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], tools: Any = None) -> list[int]:
     """The prompt that asks for the next turn."""
-    return encode_rendered(tokenizer, render(tokenizer, messages, add_generation_prompt=True))
+    return encode_rendered(tokenizer, render(tokenizer, messages, tools, add_generation_prompt=True))
 
 
 def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], tools: Any = None, **how) -> str:

@@ -1,0 +1,161 @@
+"""A model's own responses to the prompts of documents: documents again, to be trained on as any other.
+
+    dict(prompt=str, response=...)     ->  dict(index=int, prompt=str, response=what the model says, ended=bool)
+    dict(messages=[..., last answer])  ->  dict(index=int, messages=[..., what the model says], ended=bool)
+
+`index` is the document's place in its source; `ended` is false where the limit cut the response, which training would
+take for its end. A batch is appended by one write, so that a file that somebody reads or a kill leaves has whole lines.
+Beside FILE lies FILE.record.json, what the responses were made with: the same call goes on behind the last line,
+another one is refused.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edlm_jax.data.documents import Document
+from edlm_jax.decoding import Decoder
+from edlm_jax.errors import InputError
+from edlm_jax.evaluation.batches import Decoded, decode_each
+from edlm_jax.pretrained.chat import encode_chat
+from edlm_jax.pretrained.encode import encode_text
+
+_WEIGHTS = ("*.safetensors", "*.gguf", "*.json")
+
+
+def question_of(document: Document, chat: bool) -> dict[str, Any]:
+    """A document without its response; with `chat` a prompt is what a user says. InputError if nothing is asked."""
+    if "messages" in document:
+        asked = document["messages"]
+        if asked and asked[-1]["role"] == "assistant":
+            asked = asked[:-1]
+        if not asked:
+            raise InputError("the conversation asks for nothing")
+        tools = document.get("tools")
+        return dict(messages=asked) | (dict(tools=tools) if tools else {})
+    if "prompt" not in document:
+        raise InputError(f"it has no prompt but {', '.join(document)}; prompt, or messages, are answered")
+    return dict(messages=[dict(role="user", content=document["prompt"])]) if chat else dict(prompt=document["prompt"])
+
+
+def encode_question(question: Mapping[str, Any], tokenizer) -> list[int]:
+    """The prompt's tokens, none if it is blank."""
+    if "messages" in question:
+        return encode_chat(tokenizer, question["messages"], question.get("tools"))
+    return encode_text(tokenizer, question["prompt"]) if question["prompt"].strip() else []
+
+
+def answered(question: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """The question's document with this response."""
+    if "messages" in question:
+        return dict(question) | dict(messages=[*question["messages"], dict(role="assistant", content=text.strip())])
+    return dict(question) | dict(response=text)
+
+
+def fingerprint(directory: Path) -> str:
+    """Of a model's files: its weights, its configs and its tokenizer."""
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in _WEIGHTS for path in directory.rglob(pattern)}):
+        with open(path, "rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.relative_to(directory)} {content}\n".encode())
+    return digest.hexdigest()
+
+
+class ResponseFile:
+    """The file of one call's responses, open and locked; a context manager."""
+
+    def __init__(self, path: Path, record: Mapping[str, Any]):
+        self.path, self.done = path, {}  # index -> the question of each line that is there
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(path.name + ".record.json")
+        self._check(beside, record)
+        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._file)
+            raise InputError(f"another process writes {path}; wait for it, or choose another --out") from None
+        if not beside.exists():
+            new = beside.with_name(beside.name + ".new")
+            new.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            os.replace(new, beside)
+        self._read()
+
+    def __enter__(self) -> "ResponseFile":
+        return self
+
+    def __exit__(self, *exception):
+        os.close(self._file)
+
+    def check_questions(self, questions: Mapping[int, Mapping[str, Any]]) -> None:
+        """Raises InputError if a line answers another question than the one that now has its index."""
+        for index, question in self.done.items():
+            if question != questions.get(index):
+                raise InputError(
+                    f"{self.path} answers another prompt {index} than the one that is there now: the prompts have "
+                    "changed; choose another --out"
+                )
+
+    def append(self, documents: Sequence[Mapping[str, Any]]) -> None:
+        """Whole lines, in one write; what a full disk took of them is taken back."""
+        lines = "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents).encode()
+        end = os.fstat(self._file).st_size
+        if os.write(self._file, lines) < len(lines):
+            os.ftruncate(self._file, end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        os.fsync(self._file)
+
+    def _check(self, beside: Path, record: Mapping[str, Any]) -> None:
+        if not beside.exists():
+            if self.path.exists() and self.path.stat().st_size:
+                raise InputError(f"{self.path} is there without {beside.name}; choose another --out")
+            return
+        old = json.loads(beside.read_text(encoding="utf-8"))
+        if changed := [name for name in [*record, *old] if record.get(name) != old.get(name)]:
+            name = changed[0]
+            what = f"{name}={old.get(name)}, not {record.get(name)}" if name != "model" else "another model"
+            raise InputError(f"{self.path} was written with {what}; choose another --out, or the same settings")
+
+    def _read(self) -> None:
+        """Which lines are there; one that a broken machine left in part is cut off."""
+        content = self.path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        os.ftruncate(self._file, whole)
+        for number, line in enumerate(content[:whole].splitlines(), 1):
+            try:
+                document = json.loads(line)
+                question = {name: document[name] for name in ("prompt", "messages", "tools") if name in document}
+                if "messages" in question:
+                    question["messages"] = question["messages"][:-1]
+                self.done[document["index"]] = question
+            except (ValueError, KeyError, TypeError):
+                raise InputError(f"{self.path}:{number} is no response; choose another --out") from None
+
+
+def respond(
+    decoder: Decoder,
+    questions: Mapping[int, Mapping[str, Any]],
+    prompts: Mapping[int, list[int]],
+    out: ResponseFile,
+    *,
+    limit: int,
+    ends: Sequence[int],
+    **decoding,
+) -> Iterator[list[Decoded]]:
+    """Answers the questions at these indices, whose tokens `prompts` are; yields each batch when it is in the file."""
+    indices = list(prompts)
+    for batch in decode_each(decoder, list(prompts.values()), limit=limit, ends=ends, **decoding):
+        documents = [
+            dict(index=indices[i])
+            | answered(questions[indices[i]], row.text)
+            | dict(ended=len(row.tokens) < limit or row.tokens[-1] in ends)
+            for i, row in sorted(batch.items())
+        ]
+        out.append(documents)
+        yield list(batch.values())
