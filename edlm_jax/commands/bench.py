@@ -1,7 +1,8 @@
 """Measure speed.
 
   decode    tokens/s of AR and diffusion in one engine, and of transformers' generate where torch is installed: same
-            prompts, whole calls, warm, generated tokens only; and seconds of one forward of 1, C and 2C columns
+            prompts, whole calls, warm, generated tokens only; and seconds of one forward of 1, C and 2C columns. Or of
+            --modes beside AR: columns of a forward, tokens per forward, and how many prompts get AR's tokens
   forward   milliseconds of a forward by columns and rows, with random weights (config.json alone is enough), beside
             what memory and what products allow on this machine
   train     the jitted training step of a config on the devices that are here, with random weights and packed rows:
@@ -13,6 +14,7 @@
   all       these and the quickstart, each in a process of its own with a time limit, results as JSON in --out"""
 
 import argparse
+import operator
 from typing import Any
 
 from edlm_jax.commands.config import add_config_argument, load_run
@@ -33,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", type=int, default=32, metavar="N", help="generated tasks to decode (32)")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="at most this many a prompt (64)")
     parser.add_argument("--thresholds", default="0.95,0.9", metavar="P,P", help="of diffusion (0.95,0.9)")
+    parser.add_argument(
+        "--modes",
+        metavar="MODE MODE",
+        help="to compare with AR in place of diffusion, between spaces: 'prompt_lookup self_speculation:drafts=3'",
+    )
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="times each batch is decoded (5)")
     parser.add_argument("--length", type=int, default=900, metavar="N", help="of kernels: columns of a stream (900)")
     what = "of all: where results go (runs/accelerator)"
@@ -116,14 +123,14 @@ def _decode(args):
     from edlm_jax.benchmarks.decoding import compare_rates
     from edlm_jax.benchmarks.forward import forward_seconds
     from edlm_jax.decoding import Decoder, Mode, check_settings, refuse_prompts
-    from edlm_jax.decoding.modes import Autoregressive, Diffusion
+    from edlm_jax.decoding.modes import Autoregressive, Diffusion, parse_mode
     from edlm_jax.evaluation.tasks import load_tasks
     from edlm_jax.models.backend import describe
     from edlm_jax.pretrained import Text, load_pretrained, load_spec
 
     args.dtype, baseline = chosen_dtype(args), args.baseline or args.model
     specs = {"diffusion": load_spec(args.model), "ar": load_spec(baseline)}
-    if specs["diffusion"].conversion is None:
+    if specs["diffusion"].conversion is None and not args.modes:
         raise InputError(f"{args.model} was never converted")
     text = Text.of(specs["diffusion"], load_common_tokenizer(args.model, specs["ar"], args.baseline))
     (task,) = load_tasks([{"kind": "tasks", "split": "test", "size": args.prompts}], text.tokenizer)
@@ -131,30 +138,41 @@ def _decode(args):
     longest = max(map(len, prompts))
     common = dict(limit=args.max_new_tokens, ends=text.ends)
     modes: dict[str, Mode] = {"ar": Autoregressive()}
-    modes |= {f"diffusion {threshold:g}": Diffusion(threshold=threshold) for threshold in thresholds}
-    separate = Diffusion(threshold=thresholds[0], commit="separate")
-    modes[f"diffusion {thresholds[0]:g}, separate commit"] = separate
-    for mode in modes.values():  # what can be refused is, before a weight is read
-        check_settings(specs[mode.name], mode, **common)
-        for reason in refuse_prompts(specs[mode.name], prompts, mode, **common).values():
+    if args.modes:
+        modes |= {str(mode): mode for mode in map(parse_mode, args.modes.split())}
+    else:
+        modes |= {f"diffusion {threshold:g}": Diffusion(threshold=threshold) for threshold in thresholds}
+        separate = Diffusion(threshold=thresholds[0], commit="separate")
+        modes[f"diffusion {thresholds[0]:g}, separate commit"] = separate
+    side = lambda name: "ar" if name == "ar" else "diffusion"  # noqa: E731
+    for name, mode in modes.items():  # what can be refused is, before a weight is read
+        check_settings(specs[side(name)], mode, **common)
+        for reason in refuse_prompts(specs[side(name)], prompts, mode, **common).values():
             raise InputError(reason)
     paths = {"diffusion": args.model, "ar": baseline}
     decoders = {side: Decoder(load_pretrained(path, dtype=args.dtype), take=True) for side, path in paths.items()}
-    forwards, ways = {}, {}
+    found, columns, ways = {}, {}, {}
     for name, mode in modes.items():
-        decoder = decoders[mode.name]
+        decoder = decoders[side(name)]
         ways[name] = lambda batch, decoder=decoder, mode=mode: decoder(batch, mode, **common).tokens
-        forwards[name] = decoder(prompts, mode, **common).tokens_per_forward
+        columns[name], found[name] = decoder.columns(mode), decoder(prompts, mode, **common)
+    forwards = {name: result.tokens_per_forward for name, result in found.items()}
+    as_ar = {name: sum(map(operator.eq, result.tokens, found["ar"].tokens)) for name, result in found.items()}
     peer, no_peer = _peer(baseline, dtype=args.dtype, max_new_tokens=args.max_new_tokens, eos_id=text.ends)
     rates = {size: compare_rates(ways | peer, prompts, size, args.repeats) for size in sizes}
-    C = specs["diffusion"].conversion.block_length
-    seconds = forward_seconds(decoders["diffusion"].weights, (1, C, 2 * C), cached=longest + C)
+    conversion = specs["diffusion"].conversion
+    C = conversion.block_length if conversion else max(columns.values())
+    widths = sorted({1, *columns.values()}) if args.modes else (1, C, 2 * C)
+    seconds = forward_seconds(decoders["diffusion"].weights, widths, cached=longest + C)
     return {
         "model": args.model,
         "baseline": baseline,
         "dtype": args.dtype,
         "products": describe(decoders["diffusion"].weights.backend, args.dtype),
         "tokens_per_forward": forwards,
+        "columns": columns,
+        "prompts": len(prompts),
+        "prompts_as_ar": as_ar,
         "tokens_per_second": rates,
         "forward_seconds": seconds,
         "forward_ratio": {width: value / seconds[1] for width, value in seconds.items()},

@@ -135,6 +135,7 @@ class BlockProgram:
         self.keys_B = jax.vmap(jax.random.key)(request.seeds_B)
         self.P = request.prompts_BP.shape[1]
         self.S = self.P + settings.num_blocks * settings.block_length
+        self.width = settings.block_length * (1 + settings.fused_commit)  # columns of a turn's widest forward
         self.rotary = Rotary.of(weights.spec, self.S)
 
     def advance(self, s: BlockState) -> BlockState:

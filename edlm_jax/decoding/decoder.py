@@ -12,7 +12,7 @@ from flax import nnx
 from edlm_jax.decoding.ends import read_ends
 from edlm_jax.decoding.engine import Run
 from edlm_jax.decoding.generation import Generation
-from edlm_jax.decoding.modes import Call, Mode, default_mode
+from edlm_jax.decoding.modes import MODES, Call, Mode, default_mode
 from edlm_jax.decoding.prompts import refuse_prompt, row_seeds
 from edlm_jax.decoding.sampling import Sampling
 from edlm_jax.decoding.stopping import Reader, check_stop
@@ -73,6 +73,11 @@ class Decoder:
         """index -> reason of the prompts that a call with these settings would refuse."""
         return refuse_prompts(self.spec, prompts, mode, **settings)
 
+    def columns(self, mode: Mode) -> int:
+        """Of a row in the widest forward of a turn."""
+        mode, call, _ = _read_call(self.spec, 1, mode, limit=1)
+        return mode.start(self.weights, [[0]], call).columns
+
     def __call__(
         self,
         prompts: Sequence[Sequence[int]],
@@ -102,6 +107,9 @@ class Decoder:
         """
         count, settings = len(prompts), dict(sampling=sampling, seed=seed, ends=ends, stop=stop, detokenize=detokenize)
         mode, call, stop = _read_call(self.spec, count, mode, limit=limit, **settings)
+        if self.weights.gated and not mode.lossless:
+            known = ", ".join(name for name, kind in MODES.items() if kind.lossless)
+            raise InputError(f"{mode.name} verifies no drafts, but adapters act on drafts alone; use {known}")
         for reason in self.refuse(prompts, mode, limit=limit).values():
             raise InputError(reason)
         if not prompts:

@@ -43,6 +43,11 @@ class Run:
     request: Any
     settings: Any
 
+    @property
+    def columns(self) -> int:
+        """Of a row in the widest forward of a turn."""
+        return self.settings.program(self.weights, self.request).width
+
     def whole(self) -> Generation:
         """All of it."""
         with on_mesh(self.weights.mesh):

@@ -45,8 +45,9 @@ def generate(
       max_new_tokens: the most new tokens of a row.
       mode: a name, or a mode with its own options, as value or as text ("psd:depth=3"); the options below are then left
         out. "diffusion"; "ar", one token a forward on the same weights, causally; "self_speculation" and
-        "quadratic_speculation", the tokens of greedy "ar" from drafted blocks that are verified causally, in two
-        forwards a cycle or in one wide one; "mars", from left to right while confident, causally; "psd", diffusion with
+        "quadratic_speculation", the text of "ar", greedy or drawn, from drafted blocks that are verified causally, in
+        two forwards a cycle or in one wide one; "prompt_lookup", the same from drafts that stand earlier in the row;
+        "mars", from left to right while confident, causally; "psd", diffusion with
         guesses `draft_depth` tokens deep that the next forward verifies; "dmax", soft tokens that are revised until
         they agree. Their files in edlm_jax/decoding/modes/ say more.
       block_length, prefill, grid, mask_id: default to what the checkpoint was converted with. `prefill` is how the

@@ -6,6 +6,7 @@ column, so a slow row never holds the others.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -76,7 +77,7 @@ class Grown:
     done_B: jax.Array
     aside: Any  # what the mode itself carries
 
-    def settle(self, new_BT, settled_B, *, forwards: int, limit, ends_E) -> "Grown":
+    def settle(self, new_BT, settled_B, *, forwards, limit, ends_E) -> "Grown":
         """Appends the first `settled_B` of new_BT, up to an end or the limit; `forwards` were spent on them."""
         T = new_BT.shape[1]
         index_1T = jnp.arange(T)[None]
@@ -104,6 +105,7 @@ class LeftToRight:
 
     def __init__(self, weights: DecodingWeights, request: RowRequest, settings: RowSettings):
         self.weights, self.request, self.settings, self.pad_B = weights, request, settings, request.pad_B
+        self.keys_B = jax.vmap(jax.random.key)(request.seeds_B)
         self.P = request.prompts_BP.shape[1]
         self.S = self.P + settings.room + self.width - 1  # a window begins at the last settled token
         self.rotary = Rotary.of(weights.spec, self.S)
@@ -126,41 +128,56 @@ class LeftToRight:
         """Without the cache."""
         return replace(rows, cache=None, aside=None)
 
-    def prefill(self, masks: int, pattern: Pattern, last_column_alone: bool = False):
-        """(rows with nothing settled, x_BTD): one forward over the prompt and so many masks; the prompt is kept.
+    def prefill(self, pattern: Pattern, noise_BT=None):
+        """(rows with nothing settled, x_BTD): one forward over the prompt and this noise; the prompt is kept.
 
-        Of the last layer only the last column is computed, where nothing else is read.
+        Without noise the prompt's last column alone is read, and only that is computed of the last layer.
         """
         prompts_BP = self.request.prompts_BP
         B, P = prompts_BP.shape
+        T = 0 if noise_BT is None else noise_BT.shape[1]
         filler = 0 if self.settings.mask_id is None else self.settings.mask_id
         tokens_BX = jnp.pad(prompts_BP, ((0, 0), (0, self.S - P)), constant_values=filler)
-        columns_T = jnp.arange(P + masks)[None]
+        tokens_BT = jnp.concatenate([prompts_BP, noise_BT], axis=1) if T else prompts_BP
+        columns_T = jnp.arange(P + T)[None]
         segments_BT = (columns_T >= self.pad_B[:, None]).astype(jnp.int32)
         rotary_BT = self.rotary.at(jnp.maximum(columns_T - self.pad_B[:, None], 0))
-        kept = dict(keep=P, length=self.S, read_mask_BTS=segments_BT[:, None] > 0 if last_column_alone else None)
-        x_BTD, cache = prefill(self.weights, tokens_BX[:, : P + masks], rotary_BT, pattern, segments_BT, **kept)
+        kept = dict(keep=P, length=self.S, drafts=T, read_mask_BTS=None if T else segments_BT[:, None] > 0)
+        x_BTD, cache = prefill(self.weights, tokens_BT, rotary_BT, pattern, segments_BT, **kept)
         zeros_B = jnp.zeros(B, jnp.int32)
         return Grown(tokens_BX, jnp.zeros_like(tokens_BX), cache, zeros_B + P, zeros_B, zeros_B, zeros_B > 0, ()), x_BTD
 
-    def forward(self, cache: KVCache, tokens_BT, start_B, seen_BTT, offset_T=None):
+    def forward(self, cache: KVCache, tokens_BT, start_B, seen_BTT, offset_T=None, drafts: int = 0):
         """(x_BTD, cache): a window of T columns from start_B on, which sees what lies before it and `seen` of itself.
 
-        `offset_T` are the positions of its columns, counted from start_B's own (default: 0, 1, 2, ...).
+        `offset_T` are the positions of its columns, counted from start_B's own (default: 0, 1, 2, ...); the last
+        `drafts` columns are noisy ones, on which adapters act.
         """
         B, T = tokens_BT.shape
         offset_BT = jnp.broadcast_to(np.arange(T) if offset_T is None else offset_T, (B, T))
         seen_BTT = jnp.broadcast_to(seen_BTT, (B, T, T))
-        rows = (self.rotary, self.pad_B, start_B)
-        return forward_window(self.weights, cache, tokens_BT, *rows, seen_BTT=seen_BTT, offset_BT=offset_BT)
+        rows, how = (self.rotary, self.pad_B, start_B), dict(seen_BTT=seen_BTT, offset_BT=offset_BT, drafts=drafts)
+        return forward_window(self.weights, cache, tokens_BT, *rows, **how)
 
-    def best(self, x_BTD):
-        """int32[B, T]: the greedy tokens, never the mask token."""
+    def logits(self, x_BTD):
+        """float32[B, T, V], of the mask token minus infinity: it is never chosen."""
         logits_BTV, mask_id = self.weights.logits(x_BTD), self.settings.mask_id
-        logits_BTV = logits_BTV if mask_id is None else logits_BTV.at[..., mask_id].set(-jnp.inf)
-        return jnp.argmax(logits_BTV, axis=-1).astype(jnp.int32)
+        if mask_id is None:
+            return logits_BTV
+        return jnp.where(jnp.arange(logits_BTV.shape[-1]) == mask_id, -jnp.inf, logits_BTV)
 
-    def settle(self, rows: Grown, new_BT, settled_B, forwards: int) -> Grown:
+    def keys(self, first_B, T: int):
+        """The keys of each row's new tokens from its number `first` on: by seed and number, whatever the batch."""
+        return jax.vmap(lambda key, first: jax.vmap(partial(jax.random.fold_in, key))(first + jnp.arange(T)))(
+            self.keys_B, first_B
+        )
+
+    def choose(self, logits_BTV, first_B):
+        """int32[B, T]: AR's tokens by these logits, the greedy or the drawn ones; `first` numbers the first."""
+        keys_BT = self.keys(first_B, logits_BTV.shape[1])
+        return self.settings.draw.choose(logits_BTV, keys_BT, self.request.temperature)
+
+    def settle(self, rows: Grown, new_BT, settled_B, forwards) -> Grown:
         """`Grown.settle` with what the request says about a row's end."""
         limit, ends_E = self.request.limit, self.request.ends_E
         return rows.settle(new_BT, settled_B, forwards=forwards, limit=limit, ends_E=ends_E)

@@ -71,6 +71,18 @@ class Draw:
     top_p: float = 1.0
     drawn_confidence: bool = False
 
+    def choose(self, logits_BTV, keys_BT, temperature) -> jax.Array:
+        """int32[B, T]: the best tokens, or one drawn at each position by the position's own key."""
+        if not self.greedy:
+            noise_BTV = gumbel(keys_BT, logits_BTV.shape[-1])
+            logits_BTV = _narrow(logits_BTV, temperature, self.top_k, self.top_p) + temperature * noise_BTV
+        return jnp.argmax(logits_BTV, axis=-1).astype(jnp.int32)
+
+    def log_p(self, logits_BTV, temperature) -> jax.Array:
+        """float32[B, T, V]: log-probabilities that tokens are drawn by."""
+        narrow_BTV = _narrow(logits_BTV, temperature, self.top_k, self.top_p)
+        return jax.nn.log_softmax(narrow_BTV / jnp.maximum(temperature, 1e-6))
+
     def propose(self, logits_BCV, keys_B, count_B, temperature, *, banned_id: int | None) -> Proposal:
         """Tokens for each position; `banned_id`, the mask token, is never one.
 
@@ -98,6 +110,11 @@ class Draw:
             margin_BC=jnp.exp(two_best_BC2[..., 0]) - jnp.exp(two_best_BC2[..., 1]),
             entropy_BC=-jnp.sum(jnp.exp(log_p_BCV) * jnp.where(log_p_BCV > -jnp.inf, log_p_BCV, 0), axis=-1),
         )
+
+
+def gumbel(keys_BT, V: int) -> jax.Array:
+    """float32[B, T, V]: noise of each position's own key."""
+    return jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (V,))))(keys_BT)
 
 
 def _narrow(logits_BCV, temperature, top_k, top_p):

@@ -19,7 +19,7 @@ from edlm_jax.attention import Pattern
 from edlm_jax.errors import InputError
 from edlm_jax.models.backend import Xla, choose
 from edlm_jax.models.layer import FUSED, fuse_projections, layer_forward, rms_norm
-from edlm_jax.models.lora import opened
+from edlm_jax.models.lora import ADAPTER_NAMES, opened
 from edlm_jax.models.product import project
 from edlm_jax.models.rope import rotary_tables
 from edlm_jax.models.spec import ModelSpec
@@ -75,6 +75,11 @@ class DecodingWeights:
                 final_norm_D=backend.lay("final_norm_D", read("final_norm_D")),
                 head_DV=head_DV,
             )
+
+    @property
+    def gated(self) -> bool:
+        """Are there adapters, which act on noisy columns alone?"""
+        return not ADAPTER_NAMES.isdisjoint(self.layers[0])
 
     @property
     def mesh(self) -> Mesh | None:

@@ -19,8 +19,15 @@ PREFILLS = tuple(PLAIN)
 GRIDS = ("response", "position")
 CONFIDENCES = ("raw", "drawn")
 COMMITS = ("fused", "separate", "first_token")
+PRIORS = ("masks", "uniform_tokens")
 _CHOICES = dict(
-    pattern=CONVERSIONS, alignment=ALIGNMENTS, prefill=PREFILLS, grid=GRIDS, confidence=CONFIDENCES, commit=COMMITS
+    pattern=CONVERSIONS,
+    alignment=ALIGNMENTS,
+    prefill=PREFILLS,
+    grid=GRIDS,
+    confidence=CONFIDENCES,
+    commit=COMMITS,
+    noise=PRIORS,
 )
 
 _EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
@@ -39,6 +46,7 @@ class Conversion:
     grid: str = "response"  # blocks are counted from the response's start, or from position 0
     confidence: str = "raw"  # of the model's own distribution, or of the one that tokens are drawn from
     commit: str = "fused"  # how a finished block enters the cache: decoding/blocks.py
+    noise: str = "masks"  # what stood where tokens were unknown
 
     def __post_init__(self):
         for name in ("mask_token_id", "block_length"):

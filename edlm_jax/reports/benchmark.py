@@ -11,11 +11,13 @@ def show_benchmark(what: str, result: dict[str, Any]) -> None:
 def _show_decode(result):
     print(f"{result['dtype']}, products by {result['products']}")
     sizes = result["tokens_per_second"]
-    print(f"{'tokens/s':32}" + "".join(f"{f'batch {size}':>13}" for size in sizes) + "  tokens/forward")
+    print(f"{'tokens/s':32}" + "".join(f"{f'batch {size}':>13}" for size in sizes) + "  tokens/forward  columns  as AR")
     for name in next(iter(sizes.values())):
         rates = "".join(f"  {sizes[size][name]:11.1f}" for size in sizes)
-        forwards = result["tokens_per_forward"].get(name)
-        print(f"{name:32}" + rates + (f"  {forwards:14.2f}" if forwards else ""))
+        known = name in result["columns"] and (
+            f"  {result['tokens_per_forward'][name]:14.2f}{result['columns'][name]:9}{result['prompts_as_ar'][name]:7}"
+        )
+        print(f"{name:32}" + rates + (known or ""))
     for width, seconds in result["forward_seconds"].items():
         ratio = result["forward_ratio"][width]
         print(f"a forward of {width} columns: {1e3 * seconds:.3f} ms, {ratio:.2f} times one of 1")

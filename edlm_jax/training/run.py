@@ -16,7 +16,7 @@ from edlm_jax.diffusion.streams import Layout, find_layout
 from edlm_jax.diffusion.terms import NextToken, Term
 from edlm_jax.errors import InputError
 from edlm_jax.models.lora import Lora
-from edlm_jax.models.spec import Conversion
+from edlm_jax.models.spec import PRIORS, Conversion
 from edlm_jax.parallel.mesh import Axes, make_mesh
 from edlm_jax.training.block_lengths import BlockLengths
 from edlm_jax.training.checkpoint import Saves
@@ -137,4 +137,5 @@ def _conversion(c: ConfigDict, layout: Layout) -> Conversion | None:
     if not layout.noisy:
         return None
     prefill = layout.prefill if o.prefill == "auto" else o.prefill
-    return Conversion(max(c.init.mask_token_id, 0), o.block_length, o.pattern, o.alignment, prefill, o.grid)
+    prior, mask_id = o.noise if o.noise in PRIORS else "masks", max(c.init.mask_token_id, 0)
+    return Conversion(mask_id, o.block_length, o.pattern, o.alignment, prefill, o.grid, noise=prior)

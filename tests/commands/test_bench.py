@@ -32,6 +32,17 @@ def test_bench_decode(tiny_converted_dir, capsys):
     assert result["forward_ratio"]["1"] == 1.0 and result["forward_seconds"].keys() == {"1", "4", "8"}
 
 
+def test_bench_decode_compares_modes_with_ar(tiny_converted_dir, capsys):
+    arguments = ["--batch-sizes=2", "--prompts=2", "--max-new-tokens=6", "--repeats=1"]
+    arguments += ["--modes=prompt_lookup self_speculation:drafts=2", f"--model={tiny_converted_dir}"]
+    assert main(["bench", "decode", *arguments, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["columns"] == {"ar": 1, "prompt_lookup": 4, "self_speculation:drafts=2": 3}
+    assert set(result["prompts_as_ar"].values()) == {result["prompts"]} == {2}
+    assert result["tokens_per_second"]["2"].keys() >= result["columns"].keys()
+    assert result["forward_seconds"].keys() == {"1", "3", "4"}
+
+
 def test_bench_forward_needs_a_config_alone(tmp_path, capsys, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps(TINY | {"dtype": "bfloat16"}))
     monkeypatch.setattr("edlm_jax.benchmarks.forward.COLUMNS", (1, 3))

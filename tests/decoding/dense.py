@@ -3,6 +3,8 @@
 The cache, where an oracle needs one, is a list of what each column last was.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,16 +14,20 @@ from edlm_jax.models.cache import DecodingWeights, Rotary, forward
 LENGTH = 48  # every forward is padded to this with columns that nobody sees: one program to compile
 
 
-def predict(weights: DecodingWeights, tokens, mask_TT, mask_id, positions=None):
-    """float64[T, V] logits without the mask token; `tokens` are ids, or their embeddings [T, D]."""
+def predict(weights: DecodingWeights, tokens, mask_TT, mask_id, positions=None, drafts=0):
+    """float64[T, V] logits without the mask token; `tokens` are ids, or their embeddings [T, D].
+
+    Adapters act on the last `drafts` columns.
+    """
     tokens = np.asarray(tokens)
     T = len(tokens)
     positions = np.arange(T) if positions is None else np.asarray(positions)
     padded = np.zeros((1, LENGTH, *tokens.shape[1:]), np.int32 if tokens.ndim == 1 else np.float32)
-    padded[0, :T] = tokens
+    padded[0, LENGTH - T :] = tokens
     mask = np.eye(LENGTH, dtype=bool)
-    mask[:T, :T] = mask_TT
-    logits_TV = np.array(_logits(weights, padded, np.pad(positions, (0, LENGTH - T)), mask), np.float64)[:T]
+    mask[LENGTH - T :, LENGTH - T :] = mask_TT
+    positions = np.pad(positions, (LENGTH - T, 0))
+    logits_TV = np.array(_logits(weights, padded, positions, mask, drafts), np.float64)[LENGTH - T :]
     logits_TV[:, mask_id] = -np.inf
     return logits_TV
 
@@ -67,11 +73,11 @@ def _cached_logits(weights, tokens_1T, mask_TT, new_T, old_k, old_v):
     return weights.logits(forward(weights, tokens_1T, rotary, attention))[0], jnp.stack(keys), jnp.stack(values)
 
 
-@jax.jit
-def _logits(weights, tokens_1T, positions_T, mask_TT):
+@partial(jax.jit, static_argnames="drafts")
+def _logits(weights, tokens_1T, positions_T, mask_TT, drafts):
     attention = lambda _, q_BTNH, k_BTKH, v_BTKH: _attend(q_BTNH, k_BTKH, v_BTKH, mask_TT)  # noqa: E731
     rotary = Rotary.of(weights.spec, 2 * LENGTH).at(positions_T[None])
-    return weights.logits(forward(weights, tokens_1T, rotary, attention))[0]
+    return weights.logits(forward(weights, tokens_1T, rotary, attention, drafts=drafts))[0]
 
 
 def _attend(q_BTNH, k_BTKH, v_BTKH, mask_TT):

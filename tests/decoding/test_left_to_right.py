@@ -94,6 +94,21 @@ def test_a_row_alone_equals_the_row_in_a_batch(mode):
         assert alone.tokens[0] == batch.tokens[row] and alone.accepted_at[0] == batch.accepted_at[row]
 
 
+@pytest.mark.parametrize(("mode", "drafts"), [("self_speculation", (1, 15)), ("quadratic_speculation", (2,))])
+def test_any_number_of_drafts_gives_the_tokens_of_ar(mode, drafts):
+    rng = fresh_rng()
+    model = make_model("shifted", seed=int(rng.integers(1000)))
+    say_little(model)
+    decoder, given = Decoder(model), prompts(rng, [3, 12, 7])
+    settings = dict(max_new_tokens=23, eos_id=EOS)
+    ar = generate(decoder, given, mode="ar", **settings)
+    for D in drafts:
+        found = generate(decoder, given, mode=f"{mode}:drafts={D}", **settings)
+        assert found.tokens == ar.tokens and found.row_denoise_forwards != ar.row_denoise_forwards
+        for at in found.accepted_at:
+            assert max(np.bincount(at)) <= D + 1
+
+
 def test_mars_at_threshold_one_is_ar():
     rng = fresh_rng()
     decoder, given = Decoder(make_model("shifted", scale=3000.0)), prompts(rng, [3, 9])
@@ -104,8 +119,8 @@ def test_mars_at_threshold_one_is_ar():
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        (dict(mode="quadratic_speculation", temperature=1.0), "is greedy"),
-        (dict(mode="self_speculation", temperature=1.0), "is greedy"),
+        (dict(mode="quadratic_speculation:drafts=-1"), "drafts must not be negative"),
+        (dict(mode="self_speculation:drafts=two"), "drafts of self_speculation must be a whole number"),
         (dict(mode="mars", rule="fixed:2"), "mars has no rule"),
         (dict(mode="self_speculation", rule="fixed:2"), "self_speculation has no rule"),
         (dict(mode="ar", rule="fixed:2"), "ar has no rule"),

@@ -12,15 +12,20 @@ from tests.seeds import fresh_rng
 LIMIT = 24
 
 
+def looked_up(row, lookup, drafts):
+    """What followed the last tokens at their latest earlier place, filled up with 0; None where there is none."""
+    last = row[-lookup:]
+    places = [p for p in range(len(row) - lookup) if len(last) == lookup and row[p : p + lookup] == last]
+    guess = row[places[-1] + lookup :][:drafts] if places else []
+    return guess + [0] * (drafts - len(guess)) if places else None
+
+
 def count_forwards(prompt, answer, drafts, lookup):
     """The prefill gives a token; a forward gives the right drafts and one more."""
     row, forwards, end = list(prompt) + answer[:1], 1, len(prompt) + len(answer)
     full = list(prompt) + answer
     while len(row) < end:
-        last = row[-lookup:]
-        places = [p for p in range(len(row) - lookup) if len(last) == lookup and row[p : p + lookup] == last]
-        guess = row[places[-1] + lookup :][:drafts] if places else []
-        guess += [0] * (drafts - len(guess))
+        guess = looked_up(row, lookup, drafts) or [0] * drafts
         right = 0
         while right < drafts and len(row) + right < end and guess[right] == full[len(row) + right]:
             right += 1

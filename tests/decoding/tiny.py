@@ -2,9 +2,11 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 from flax import nnx
 
 from edlm_jax.models import Conversion, ModelSpec, Transformer
+from edlm_jax.models.lora import ADAPTERS, Lora
 
 VOCAB, MASK, EOS = 61, 60, 7
 CONFIG = {
@@ -35,6 +37,17 @@ def make_model(alignment="same_position", prefill="block_causal", scale=40.0, se
     conversion = Conversion(mask_token_id=MASK, block_length=4, alignment=alignment, prefill=prefill)
     model.spec = dataclasses.replace(model.spec, conversion=conversion)
     return model
+
+
+def with_gate(model, rng, rank=3):
+    """The model with random adapters that act on noisy columns alone."""
+    gated = Transformer(model.spec, rngs=nnx.Rngs(0), lora=Lora(rank, 2.0 * rank, "noisy"))
+    nnx.update(gated, nnx.state(model))
+    for names in ADAPTERS.values():
+        for name in names:
+            param = getattr(gated.layers, name)
+            param[...] = jnp.asarray(rng.normal(0, 0.3, param[...].shape), jnp.float32)
+    return gated
 
 
 def prompts(rng, lengths):

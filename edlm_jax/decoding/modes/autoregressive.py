@@ -7,7 +7,6 @@ is written for all of them. A row that is done stays as it is; what is computed 
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 
 from edlm_jax.attention import Causal
@@ -22,6 +21,7 @@ class Autoregressive(Mode):
     """Decodes one token a forward on the same weights, causally."""
 
     name: ClassVar[str] = "ar"
+    lossless: ClassVar[bool] = True
     causal: ClassVar[bool] = True
 
     def start(self, weights, prompts, call: Call):
@@ -40,13 +40,9 @@ class AutoregressiveSettings(RowSettings):
 class _Autoregressive(LeftToRight):
     width = 1
 
-    def __init__(self, weights, request, settings):
-        super().__init__(weights, request, settings)
-        self.keys_B = jax.vmap(jax.random.key)(request.seeds_B)
-
     def begin(self) -> Grown:
-        rows, x_B1D = self.prefill(0, Causal(), last_column_alone=True)
-        return self._choose(rows, x_B1D)
+        rows, x_B1D = self.prefill(Causal())
+        return self.settle(rows, self.choose(self.logits(x_B1D), rows.count_B), 1, forwards=1)
 
     def turn(self, rows: Grown) -> Grown:
         last = rows.start_B.max() - 1
@@ -55,9 +51,5 @@ class _Autoregressive(LeftToRight):
         last_B1 = window(rows.tokens_BX, rows.start_B - 1, 1)
         rotary_B1 = self.rotary.at((last - self.pad_B)[:, None])
         x_B1D, cache = forward_cached(self.weights, rows.cache, last_B1, rotary_B1, last, mask_B1S)
-        return self._choose(replace(rows, cache=cache), x_B1D)
-
-    def _choose(self, rows: Grown, x_B1D) -> Grown:
-        c, logits_B1V = self.settings, self.weights.logits(x_B1D)
-        draw = (self.keys_B, rows.count_B, self.request.temperature)
-        return self.settle(rows, c.draw.propose(logits_B1V, *draw, banned_id=c.mask_id).tokens_BC, 1, forwards=1)
+        rows = replace(rows, cache=cache)
+        return self.settle(rows, self.choose(self.logits(x_B1D), rows.count_B), 1, forwards=1)

@@ -17,7 +17,6 @@ cannot follow how many stood. The paper's code also accepts by margin or entropy
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -58,11 +57,10 @@ class _Mars(LeftToRight):
     def __init__(self, weights, request, settings):
         self.width = 2 * settings.block_length
         super().__init__(weights, request, settings)
-        self.keys_B = jax.vmap(jax.random.key)(request.seeds_B)
 
     def begin(self) -> Grown:
         C, first = self.settings.block_length, self.P - self.settings.shifted
-        rows, x_BTD = self.prefill(C, Causal())
+        rows, x_BTD = self.prefill(Causal(), jnp.full((len(self.pad_B), C), self.settings.mask_id))
         return self._accept(rows, x_BTD[:, first : first + C])
 
     def turn(self, rows: Grown) -> Grown:

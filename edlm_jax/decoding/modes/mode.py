@@ -62,6 +62,7 @@ class Mode:
 
     name: ClassVar[str]
     greedy: ClassVar[bool] = False  # it compares tokens with its own best ones: no sampling
+    lossless: ClassVar[bool] = False  # its text is AR's, greedy or drawn
     causal: ClassVar[bool] = False  # it reads next tokens from a causal stream, which not every conversion trains
 
     @property
@@ -125,6 +126,26 @@ class MaskMode(Mode):
                 "converted with: it never saw so many masks at once",
                 stacklevel=4,
             )
+
+
+@dataclass(frozen=True)
+class DraftMode(MaskMode):
+    """A mode whose masks draft what a causal forward verifies (speculation.py): the text is AR's."""
+
+    lossless: ClassVar[bool] = True
+    causal: ClassVar[bool] = True
+    drafts: int | None = option(None, int, "tokens that are drafted; default: one less than a block has")
+
+    def completed(self, spec: ModelSpec) -> "DraftMode":
+        mode = super().completed(spec)
+        if mode.drafts is None:
+            return replace(mode, drafts=mode.block_length and mode.block_length - 1)
+        return replace(mode, block_length=mode.drafts + 1)
+
+    def check(self, spec: ModelSpec, sampling: Sampling) -> None:
+        if self.drafts is not None and self.drafts < 0:
+            raise InputError(f"drafts must not be negative, not {self.drafts}")
+        super().check(spec, sampling)
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,8 @@ class _PSD(BlockProgram):
     def __init__(self, weights, request, settings):
         super().__init__(weights, request, settings)
         self.G = max(settings.depth, 1) + 1  # a pending block and the next one need two windows
-        self.S += self.G * settings.block_length
+        self.width = self.G * settings.block_length
+        self.S += self.width
 
     def start(self, s: BlockState) -> PSDState:
         zeros_BC = jnp.zeros((s.start_B.shape[0], self.settings.block_length))

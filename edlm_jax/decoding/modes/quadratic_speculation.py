@@ -1,8 +1,9 @@
 """Quadratic self-speculation: drafts are verified and followed up in one forward a cycle (arXiv 2607.05722).
 
-Its output is the greedy AR output of the same weights, as that of linear self-speculation (self_speculation.py), with
-half the forwards a cycle and C + 1 times the columns. Shapes as in left_to_right.py. Each of C drafts is followed by C
-masks that see the drafts up to it, so that wherever verification ends, the next drafts are there already. C = 3:
+Its output is AR's of the same weights, as that of linear self-speculation (self_speculation.py), with half the forwards
+a cycle and about C + 1 times the columns. Shapes as in left_to_right.py. The known token and its D drafts are C
+columns; each is followed by C masks that see the columns up to it, so that wherever verification ends, the next drafts
+are there already. C = 3:
 
     cache (causal) | window
     a b c          | d e f | M M M   M M M   M M M        d is known, e and f are drafts
@@ -25,70 +26,67 @@ import numpy as np
 
 from edlm_jax.attention import Causal
 from edlm_jax.decoding.blocks import PromptThenBlock
-from edlm_jax.decoding.left_to_right import Grown, LeftToRight, RowSettings
-from edlm_jax.decoding.modes.mode import Call, MaskMode, run_rows
-from edlm_jax.decoding.modes.self_speculation import agreed
+from edlm_jax.decoding.left_to_right import Grown
+from edlm_jax.decoding.modes.mode import Call, DraftMode, run_rows
+from edlm_jax.decoding.speculation import Drafts, SelfDrafting, SpeculativeSettings
 from edlm_jax.decoding.windows import window
 
 
 @dataclass(frozen=True)
-class QuadraticSpeculation(MaskMode):
+class QuadraticSpeculation(DraftMode):
     """Verifies drafts and follows them up in one wide forward."""
 
     name: ClassVar[str] = "quadratic_speculation"
-    greedy: ClassVar[bool] = True
-    causal: ClassVar[bool] = True
 
     def start(self, weights, prompts, call: Call):
-        return run_rows(weights, prompts, call, QuadraticSettings, self)
+        return run_rows(weights, prompts, call, QuadraticSettings, self, drafts=self.drafts)
 
 
 @dataclass(frozen=True)
-class QuadraticSettings(RowSettings):
-    """`aside` of its rows holds the next drafts, int32[B, C - 1]."""
+class QuadraticSettings(SpeculativeSettings):
+    """`aside` of its rows holds the next `Drafts`."""
 
     def program(self, weights, request):
         """Verify and draft in one."""
         return _Quadratic(weights, request, self)
 
 
-class _Quadratic(LeftToRight):
-    def __init__(self, weights, request, settings):
-        self.width = settings.block_length * (settings.block_length + 1)
-        super().__init__(weights, request, settings)
+class _Quadratic(SelfDrafting):
+    def columns(self, weights, settings) -> int:
+        self.noisy = self.block(settings)
+        return (settings.drafts + 1) * (self.noisy + 1)
 
     def begin(self) -> Grown:
-        C = self.settings.block_length
-        rows, x_BTD = self.prefill(C, PromptThenBlock(self.P, Causal()))
-        rows = replace(rows, aside=self._drafts(x_BTD[:, self.P :]))
-        return self.settle(rows, self.best(x_BTD[:, self.P - 1 : self.P]), 1, forwards=1)
+        pattern = Causal() if self.causal else PromptThenBlock(self.P, Causal())
+        rows, x_BTD = self.prefill(pattern, self.noise(jnp.zeros_like(self.pad_B), self.noisy))
+        behind = x_BTD.shape[1] - self.noisy
+        next_B1 = self.choose(self.logits(x_BTD[:, behind - 1 : behind]), rows.count_B)
+        rows = self.settle(rows, next_B1, 1, forwards=1)
+        return replace(rows, aside=self._drafts(x_BTD[:, behind:], rows))
 
     def turn(self, rows: Grown) -> Grown:
-        C, last_B = self.settings.block_length, rows.start_B - 1
-        drafts = rows.aside
+        C, M, last_B, drafts = self.D + 1, self.noisy, rows.start_B - 1, rows.aside
         known_B1 = window(rows.tokens_BX, last_B, 1)
-        masks = ((0, 0), (0, C * C))
-        tokens_BT = jnp.pad(jnp.concatenate([known_B1, drafts], axis=1), masks, constant_values=self.settings.mask_id)
-        seen_TT, offset_T = _window_of(C)
-        x_BTD, cache = self.forward(rows.cache, tokens_BT, last_B, seen_TT[None], offset_T)
-        verified_BC = self.best(x_BTD[:, :C])  # what AR says after each draft
-        right_B = agreed(drafts, verified_BC)
-        after_BCCD = x_BTD[:, C:].reshape(-1, C, C, x_BTD.shape[-1])
-        after_BCD = jnp.take_along_axis(after_BCCD, right_B[:, None, None, None], axis=1)[:, 0]
-        rows = replace(rows, cache=cache, aside=self._drafts(after_BCD))
-        return self.settle(rows, verified_BC, right_B + 1, forwards=1)
+        noise_BT = jnp.concatenate([self.noise(rows.count_B + place, M) for place in range(C)], axis=1)
+        tokens_BT = jnp.concatenate([known_B1, drafts.tokens_BD, noise_BT], axis=1)
+        seen_TT, offset_T = _window_of(C, M, self.causal)
+        x_BTD, cache = self.forward(rows.cache, tokens_BT, last_B, seen_TT[None], offset_T, drafts=C * M)
+        rows, right_B = self.settle_verified(replace(rows, cache=cache), drafts, self.logits(x_BTD[:, :C]))
+        after_BCMD = x_BTD[:, C:].reshape(-1, C, M, x_BTD.shape[-1])
+        after_BMD = jnp.take_along_axis(after_BCMD, right_B[:, None, None, None], axis=1)[:, 0]
+        return replace(rows, aside=self._drafts(after_BMD, rows))
 
-    def _drafts(self, masks_BCD):
-        """What masks right after a known token say of the tokens after the next one, which AR has said."""
-        return self.best(masks_BCD[:, :-1] if self.settings.shifted else masks_BCD[:, 1:])
+    def _drafts(self, noise_BMD, rows: Grown) -> Drafts:
+        return self.draw(self.logits(self.read(noise_BMD)), rows.count_B)
 
 
-def _window_of(C: int):
-    """(seen_TT, offset_T) of C drafts and their groups of C masks: who sees whom, and positions from the first."""
-    group_T = np.repeat(np.arange(-1, C), C)  # -1: a draft
-    index_T = np.tile(np.arange(C), C + 1)
+def _window_of(C: int, M: int, causal: bool):
+    """(seen_TT, offset_T) of C drafts and their groups of M columns: who sees whom, and positions from the first."""
+    group_T = np.concatenate([np.full(C, -1), np.repeat(np.arange(C), M)])  # -1: a draft
+    index_T = np.concatenate([np.arange(C), np.tile(np.arange(M), C)])
     draft_T = group_T < 0
     last_draft_T = np.where(draft_T, index_T, group_T)  # the last draft that a column sees
     seen_TT = draft_T[None] & (index_T[None] <= last_draft_T[:, None])
-    seen_TT |= ~draft_T[None] & (group_T[None] == group_T[:, None])
+    inside_TT = ~draft_T[None] & (group_T[None] == group_T[:, None])
+    seen_TT |= inside_TT & (index_T[None] <= index_T[:, None]) if causal else inside_TT
     return seen_TT, np.where(draft_T, index_T, group_T + 1 + index_T)

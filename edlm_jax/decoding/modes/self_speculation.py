@@ -1,69 +1,104 @@
-"""Linear self-speculation: one model drafts a block with masks and verifies it causally (arXiv 2607.05722).
+"""Linear self-speculation: one model drafts a block behind what is known and verifies it causally (arXiv 2607.05722).
 
-Its output is the greedy AR output of the same weights, whatever the drafts are; good drafts only make it come sooner.
-Shapes as in left_to_right.py. A cycle is two forwards and yields one token to C of them:
+Its output is AR's of the same weights, greedy or drawn, whatever the drafts are (speculation.py); good drafts only make
+it come sooner. Shapes as in left_to_right.py. A cycle is two forwards and yields one token to D + 1 of them, D = 3:
 
     cache (causal) | window
     a b c d e      | f M M M     draft:   the block sees itself both ways; f is known, g h i are proposed
     a b c d e      | f g h i     verify:  causal; says g h x after f, g, h: g and h stand, x replaces i
     a b c d e f g h| x M M M     next
+
+Where the noise is causal, or adapters act on it alone, f does not see it and says g as AR does: the drafts are h i j
+then, the window of verification begins at g, and a cycle yields two tokens to D + 2 (Uno, arXiv 2609.04010).
+
+With `lookup` a row whose last tokens stood earlier in it drafts what followed there (prompt_lookup.py) and needs no
+forward for it; where that holds for all rows of a batch, none is done.
 """
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edlm_jax.attention import Causal
-from edlm_jax.decoding.left_to_right import Grown, LeftToRight, RowSettings
-from edlm_jax.decoding.modes.mode import Call, MaskMode, run_rows
+from edlm_jax.decoding.left_to_right import Grown
+from edlm_jax.decoding.modes.mode import Call, DraftMode, option, run_rows
+from edlm_jax.decoding.modes.prompt_lookup import look_up
+from edlm_jax.decoding.speculation import Drafts, SelfDrafting, SpeculativeSettings
 from edlm_jax.decoding.windows import window
+from edlm_jax.errors import InputError
 
 
 @dataclass(frozen=True)
-class SelfSpeculation(MaskMode):
-    """Drafts a block with masks and verifies it causally, in two forwards."""
+class SelfSpeculation(DraftMode):
+    """Drafts a block behind what is known and verifies it causally, in two forwards."""
 
     name: ClassVar[str] = "self_speculation"
-    greedy: ClassVar[bool] = True
-    causal: ClassVar[bool] = True
+    lookup: int = option(0, int, "last tokens that are looked for; 0: none")
+
+    def check(self, spec, sampling) -> None:
+        if self.lookup < 0:
+            raise InputError(f"lookup must not be negative, not {self.lookup}")
+        super().check(spec, sampling)
 
     def start(self, weights, prompts, call: Call):
-        return run_rows(weights, prompts, call, LinearSettings, self)
+        return run_rows(weights, prompts, call, LinearSettings, self, drafts=self.drafts, lookup=self.lookup)
 
 
 @dataclass(frozen=True)
-class LinearSettings(RowSettings):
+class LinearSettings(SpeculativeSettings):
     """Drafts of one block, verified by a forward of their own."""
+
+    lookup: int
 
     def program(self, weights, request):
         """Draft, then verify."""
         return _Linear(weights, request, self)
 
 
-class _Linear(LeftToRight):
-    def __init__(self, weights, request, settings):
-        self.width = settings.block_length
-        super().__init__(weights, request, settings)
-
-    def begin(self) -> Grown:
-        rows, x_BPD = self.prefill(0, Causal())
-        return self.settle(rows, self.best(x_BPD[:, -1:]), 1, forwards=1)
+class _Linear(SelfDrafting):
+    def columns(self, weights, settings) -> int:
+        # Behind a token that does not see it noise has the length of its training: a block.
+        self.noisy = self.block(settings) if self.apart else settings.drafts
+        return self.noisy + 1
 
     def turn(self, rows: Grown) -> Grown:
-        C, last_B = self.settings.block_length, rows.start_B - 1
-        known_B1 = window(rows.tokens_BX, last_B, 1)
-        noisy_BC = jnp.pad(known_B1, ((0, 0), (0, C - 1)), constant_values=self.settings.mask_id)
-        x_BCD, cache = self.forward(rows.cache, noisy_BC, last_B, np.ones((1, C, C), bool))
-        proposed_BC = self.best(x_BCD)
-        drafts = proposed_BC[:, :-1] if self.settings.shifted else proposed_BC[:, 1:]
-        window_BC = jnp.concatenate([known_B1, drafts], axis=1)
-        x_BCD, cache = self.forward(cache, window_BC, last_B, np.tri(C, dtype=bool)[None])
-        verified_BC = self.best(x_BCD)  # what AR says after each column of the window
-        return self.settle(replace(rows, cache=cache), verified_BC, agreed(drafts, verified_BC) + 1, forwards=2)
+        N = self.settings.lookup
+        if not N:
+            return self.verify(*self._draft(rows, ~rows.done_B))
+        tokens_BD, found_B = look_up(rows, self.pad_B, N, self.D)
+        log_q_BDV = None
+        if not self.settings.draw.greedy:
+            log_q_BDV = jnp.log(jax.nn.one_hot(tokens_BD, self.weights.spec.vocab_size))
+        needed_B = ~(found_B | rows.done_B)
 
+        def draft(carry):
+            rows, drafts = self._draft(carry[1], needed_B)
+            keep = lambda new, old: jnp.where(found_B.reshape(-1, *[1] * (new.ndim - 1)), old, new)  # noqa: E731
+            return jnp.zeros((), bool), rows, jax.tree.map(keep, drafts, carry[2])
 
-def agreed(drafts, verified_BC):
-    """int32[B]: how many drafts, from the left, are what AR says there."""
-    return jnp.cumprod(drafts == verified_BC[:, :-1], axis=1).sum(axis=1)
+        # A loop that runs at most once, instead of a branch: the cache is updated in place.
+        carry = (needed_B.any(), rows, Drafts(tokens_BD, log_q_BDV))
+        return self.verify(*jax.lax.while_loop(lambda carry: carry[0], draft, carry)[1:])
+
+    def _draft(self, rows: Grown, needed_B) -> tuple[Grown, Drafts]:
+        """(rows that paid for the forward, with the next token where AR has said it; drafts of what follows)."""
+        last_B, first_B = rows.start_B - 1, rows.count_B
+        window_BT = jnp.concatenate([window(rows.tokens_BX, last_B, 1), self.noise(first_B, self.noisy)], axis=1)
+        x_BTD, cache = self.forward(rows.cache, window_BT, last_B, self._seen()[None], drafts=self.noisy)
+        rows, shifted = replace(rows, cache=cache), self.settings.shifted
+        if self.apart:
+            logits_BTV = self.logits(jnp.concatenate([x_BTD[:, :1], self.read(x_BTD[:, 1:])], axis=1))
+            next_B1 = self.choose(logits_BTV[:, :1], first_B)
+            rows = self.settle(rows, next_B1, needed_B.astype(jnp.int32), forwards=needed_B)
+            return rows, self.draw(logits_BTV[:, 1:], first_B + 1)
+        rows = replace(rows, forwards_B=rows.forwards_B + needed_B)
+        return rows, self.draw(self.logits(x_BTD[:, :-1] if shifted else x_BTD[:, 1:]), first_B)
+
+    def _seen(self):
+        """bool[T, T]: who sees whom in a window of the known token and noise."""
+        seen_TT = np.tri(self.noisy + 1, dtype=bool)
+        if not self.causal:
+            seen_TT[int(self.apart) :, 1:] = True
+        return seen_TT
