@@ -38,6 +38,11 @@ STAGES = ("port", "train", "export", "accuracy", "speed", "held-out loss", "drif
 
 def convert(run: Run, workdir: Path, name: str) -> dict[str, Any]:
     """All stages in order; returns the report, which is also in workdir/report.json."""
+    if run.start.lora is not None and run.start.lora.gated:
+        raise InputError(
+            "config.lora.columns='noisy' converts nothing: use edlm train and edlm export; drafts are for modes such "
+            "as self_speculation"
+        )
     check_evaluation(run)
     if not run.objective.layout.noisy:
         raise InputError("config.objective.pattern='causal' trains an AR model and converts nothing: use `edlm train`")

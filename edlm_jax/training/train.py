@@ -89,7 +89,8 @@ class Trainer:
         how = dict(lora=run.start.lora, remat=run.remat)
         self.train_step = make_train_step(graphdef, self.objective, run.optimizer, shardings, **how)
         self.eval_step = make_eval_step(graphdef, self.objective, run.numbers, run.remat)
-        self.bound_step = make_bound_step(graphdef, self.objective, run.remat)
+        self.gated = run.start.lora is not None and run.start.lora.gated  # the model is AR, and does not move
+        self.bound_step = None if self.gated else make_bound_step(graphdef, self.objective, run.remat)
         self.compiled: set[int] = set()
         self.pending: tuple[int, dict, dict] | None = None  # (step, metrics on device, local batch)
         self.last: dict[str, float] = {}
@@ -154,7 +155,7 @@ class Trainer:
             batches = itertools.takewhile(lambda _: not self.stop.heard, batches)
             scalars = held_out_loss(self.eval_step, self.bound_step, self.objective, params, batches)
             start = self.run.start
-            if start.path and not self.stop.heard:
+            if start.path and not self.gated and not self.stop.heard:
                 before = initial_params(start, self.spec, self.mesh)  # read again: a copy would cost memory all along
                 drift = weight_drift(before, params, start.lora)
                 scalars |= {name: float(value) for name, value in drift.items()}

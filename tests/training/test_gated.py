@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 from edlm_jax.attention import Causal
+from edlm_jax.commands.conversion import convert
 from edlm_jax.errors import InputError
 from edlm_jax.models.lora import ADAPTER_NAMES, ADAPTERS
 from edlm_jax.pretrained import load_pretrained
@@ -43,6 +44,8 @@ def test_the_base_is_untouched_and_ar_gives_its_own_logits(finished, checkpoint)
     assert_same(both, base)
     assert set(adapted) == {name for matrix in ("q_DNH", "o_NHD", "up_DF") for name in ADAPTERS[matrix]}
     assert all(np.any(adapted[name]) for name in adapted)  # each B has left zero
+    measured = (finished / "metrics.jsonl").read_text()
+    assert "eval_total_variation_loss" in measured and "drift" not in measured and "bound" not in measured
     tokens_BT = np.arange(24).reshape(2, 12)
     np.testing.assert_array_equal(*(model(tokens_BT, pattern=Causal()) for model in (before, after)))
 
@@ -92,3 +95,8 @@ def test_what_would_not_stay_the_ar_model_is_refused(corpus, checkpoint, change,
     c.update_from_flattened_dict(change)
     with pytest.raises(InputError, match=reason):
         Run.of(c)
+
+
+def test_a_drafter_is_no_conversion(corpus, checkpoint, tmp_path):
+    with pytest.raises(InputError, match="converts nothing: use edlm train"):
+        convert(Run.of(gated_config(corpus, checkpoint)), tmp_path, name="gated")

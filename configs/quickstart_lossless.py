@@ -1,0 +1,35 @@
+"""A drafter for the AR model that the package brings along: its text is exactly AR's, it only comes sooner.
+
+    edlm train --config=configs/quickstart_lossless.py --workdir=runs/lossless
+    edlm export --workdir=runs/lossless --out=runs/lossless/model
+    edlm generate --model=runs/lossless/model --mode=self_speculation --prompt='add 3+4 9+8 0+5 ->'
+
+The recipe is Uno's (arXiv 2609.04010), with KL beside total variation: the AR model is frozen, adapters act on noisy
+columns alone, which hold uniform random tokens and are causal inside their block, and the loss is the distance between
+what they and the AR model's own columns say of the same token.
+
+Measured: 400 steps took 185 seconds on one core of an AMD EPYC that others used, too; of the answers to 256 held-out
+prompts (12 tokens long on average) a cycle of two forwards then yields 5.3 tokens with six drafts and 5.5 with eight,
+one seed. Masks that see each other are as good (5.3, 5.4). With rank 32 and total variation alone it was 2.9 after as
+many steps, and 2.9 and 3.0 after 1000 (seeds 0 and 2). Counted from the drafts of `CleanContext` rows against the
+answers, not yet by decoding.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+QUICKSTART = runpy.run_path(str(Path(__file__).parent / "quickstart.py"))["get_config"]
+
+
+def get_config() -> ConfigDict:
+    """The quickstart's model and data."""
+    c = QUICKSTART()
+    c.steps = 400
+    c.init.mask_embedding = "keep"  # nothing of the model changes
+    c.lora.update(rank=128, alpha=256.0, columns="noisy")
+    c.objective.update(pattern="causal_block", alignment="shifted", noise="uniform_tokens")
+    c.objective.update(diffusion_weight=0.0, total_variation_weight=1.0, kl_weight=1.0)
+    c.optimizer.learning_rate = 3e-3
+    return c

@@ -1,0 +1,48 @@
+"""What a conversion costs: accuracy over training tokens, by what is learned from them.
+
+The paper's recipe (arXiv 2512.14067) takes 25 to 500 billion tokens. FLARE (arXiv 2606.01774) trains an AR stream with
+two complementary views, shifted, in blocks of 4, each token once in each, on 10; OPDLM (arXiv 2606.06712) learns the AR
+rows' distributions instead of the corpus' tokens and takes 0.07.
+
+Here: the quickstart's model and data, from a sixteenth of its steps to all of them, at equal steps and rows. The rows
+that KL learns from are those of the model that is trained, held by an AR loss at weight 1: it trains all weights, so
+that no other copy of them is at hand.
+
+    edlm study --config=configs/studies/conversion_cost.py --workdir=runs/studies/conversion_cost
+
+Not yet run: 12 cells.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from edlm_jax.studies.cells import study_config
+
+QUICKSTART = runpy.run_path(str(Path(__file__).parents[1] / "quickstart.py"))["get_config"]
+STEPS = QUICKSTART().steps
+JOINT = {"objective.pattern": "semi_block", "objective.ar_weight": 1.0, "objective.diffusion_weight": 0.0}
+SHIFTED = {"objective.alignment": "shifted"}
+
+
+def get_config() -> ConfigDict:
+    """The quickstart, measured on its way; one peak of the learning rate, which does not know where an arm ends."""
+    c = study_config(QUICKSTART())
+    c.base.optimizer.schedule = "constant"
+    c.base.optimizer.learning_rate = 1e-3
+    c.base.evaluation.thresholds = (1.0, 0.9, 0.8, 0.65)
+    c.eval_steps = tuple(STEPS // part for part in (16, 8, 4, 2, 1))
+    c.x = "step"
+    return c
+
+
+def sweep(add) -> None:
+    """The paper's recipe, and three that keep the AR stream."""
+    add("paper: ce / t, same position", {})
+    views = {"objective.noise": "complementary", "objective.half_life": float("inf"), "objective.noisy_length": 256}
+    add("FLARE: AR + two views, blocks of 4", JOINT | SHIFTED | views | {
+        "objective.cross_entropy_weight": 1.0, "objective.block_length": 4,
+    })
+    add("KL to the AR rows", JOINT | {"objective.kl_weight": 1.0})
+    add("KL to the AR rows, shifted", JOINT | SHIFTED | {"objective.kl_weight": 1.0})

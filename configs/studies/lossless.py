@@ -1,0 +1,49 @@
+"""What makes the AR model a good drafter of its own text, the text being exactly AR's in every arm.
+
+Uno (arXiv 2609.04010; Qwen3-8B, rank 128, tokens a forward): total variation 2.39, KL 2.22, both 2.23; rank 256 2.47;
+a curriculum of block lengths 2.71 against 2.65.
+
+Efficient-DLM (arXiv 2512.14067) converts the model instead, and what it decodes is another text.
+
+Here: the drafter of configs/quickstart_lossless.py, an arm for each thing that is changed of it. Its adapters act on
+noisy columns alone, so what is decoded never changes: the accuracy is AR's, and what is compared is tokens a forward.
+
+    edlm study --config=configs/studies/lossless.py --workdir=runs/studies/lossless
+
+Not yet run: 33 cells.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from edlm_jax.studies.cells import study_config
+
+LOSSLESS = runpy.run_path(str(Path(__file__).parents[1] / "quickstart_lossless.py"))["get_config"]
+STEPS = LOSSLESS().steps
+
+
+def get_config() -> ConfigDict:
+    """The drafter, decoded in both modes that draft for themselves."""
+    c = study_config(LOSSLESS())
+    c.base.checkpoint.keep_last = 1
+    c.eval_modes = ("self_speculation", "quadratic_speculation")
+    return c
+
+
+def sweep(add) -> None:
+    """Losses, noise, order inside the block, curriculum, rank, matrices, updates."""
+    add("total variation + KL, uniform tokens, causal", {})
+    weights = ("total_variation", "kl", "cross_entropy")
+    only = lambda **given: {f"objective.{name}_weight": given.get(name, 0.0) for name in weights}  # noqa: E731
+    add("total variation", only(total_variation=1.0))
+    add("KL", only(kl=1.0))
+    add("cross-entropy", only(cross_entropy=1.0))
+    add("masks", {"objective.noise": "full_masks"})
+    add("bidirectional in the block", {"objective.pattern": "semi_block"})
+    add("masks, bidirectional", {"objective.noise": "full_masks", "objective.pattern": "semi_block"})
+    add("blocks of 2, 4, then 8", {"objective.curriculum": ((2, STEPS // 4), (4, STEPS // 4))})
+    add("rank 32", {"lora.rank": 32, "lora.alpha": 64.0})
+    add("q and v alone", {"lora.targets": ("q_proj", "v_proj")})
+    add("twice the updates", {"steps": 2 * STEPS})
