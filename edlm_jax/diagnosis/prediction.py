@@ -18,8 +18,10 @@ from edlm_jax.data.packing import without_filler
 from edlm_jax.data.pipeline import Data, make_eval_batches
 from edlm_jax.diffusion import Layout
 from edlm_jax.errors import InputError
-from edlm_jax.evaluation.heldout import heldout_noise, heldout_objective
+from edlm_jax.evaluation.heldout import heldout_objective
+from edlm_jax.evaluation.likelihood import log_probabilities
 from edlm_jax.models.transformer import Transformer
+from edlm_jax.training.heldout import heldout_noise
 from edlm_jax.training.objective import Objective
 
 BINS = 10  # of the confidence
@@ -58,27 +60,17 @@ def predict(model: Transformer, data: Data, tokenizer, layout: Layout) -> dict[s
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "objective", "C"))
 def _tally(graphdef, state, objective: Objective, C: int, batch, index) -> Tally:
-    model, tokens_BL, document = nnx.merge(graphdef, state), jnp.asarray(batch["tokens"]), without_filler(batch)
-    columns_L = jnp.arange(tokens_BL.shape[1])
-    corruption = heldout_noise(objective, batch, index)
-    streams = objective.streams(batch, corruption)
-    if objective.noise is None:
-        targets_BL, seen_BL = streams._replace(batch=document).next_tokens
-        weight_BL, counted_BL, place_L = seen_BL.astype(jnp.float32), seen_BL, (columns_L + 1) % C
-        x_BLD = objective.hidden(model, batch, corruption)
-    else:
-        document_BL, weight_BL = document["loss_mask"] > 0, 1 / corruption.noise_level_BM
-        place_L, targets_BL = columns_L % C, tokens_BL
-        seen_BL = streams.predicted(corruption.masked_BM) & document_BL
-        counted_BL = streams.predicted(document_BL)
-        x_BLD = streams.aligned(objective.hidden(model, batch, corruption))
+    model, document, columns_L = nnx.merge(graphdef, state), without_filler(batch), jnp.arange(batch["tokens"].shape[1])
+    ar, corruption = objective.noise is None, heldout_noise(objective, batch, index)
+    x_BLD, targets_BL, seen_BL = objective.reads(model, document if ar else batch, corruption)
+    weight_BL, counted_BL, place_L = 1 / corruption.noise_level_BM, seen_BL, (columns_L + ar) % C
+    if not ar:
+        document_BL = document["loss_mask"] > 0
+        seen_BL, counted_BL = seen_BL & document_BL, objective.streams(batch, corruption).predicted(document_BL)
 
     def row(columns):
         x_LD, targets_L, seen_L = columns
-        logits_LV = model.logits(x_LD[None])[0]
-        if model.spec.conversion is not None:
-            logits_LV = logits_LV.at[:, model.spec.conversion.mask_token_id].set(-jnp.inf)
-        log_p_LV = jax.nn.log_softmax(logits_LV)
+        log_p_LV = log_probabilities(model, x_LD)
         ce_L = -jnp.take_along_axis(log_p_LV, targets_L[:, None], axis=1)[:, 0]
         confidence_L, right_L = jnp.exp(log_p_LV.max(axis=1)), log_p_LV.argmax(axis=1) == targets_L
         bin_L = jnp.minimum((confidence_L * BINS).astype(int), BINS - 1)

@@ -89,19 +89,14 @@ class EvenCounts(Noise):
     """
 
     def hide(self, key, corruptible_L, block_length):
-        masked_L, weight_L = self.weigh(key, corruptible_L, block_length)
-        return masked_L, 1 / weight_L
-
-    def weigh(self, key, corruptible_L, block_length):
-        """(what is hidden, n / k)."""
         count_key, order_key = jax.random.split(key)
         corruptible_NC = corruptible_L.reshape(-1, block_length)
         n_N1 = corruptible_NC.sum(axis=1, keepdims=True)
         k_N1 = 1 + jnp.floor(jax.random.uniform(count_key, n_N1.shape) * n_N1).astype(int)
         k_N1 = jnp.minimum(k_N1, n_N1)
         order_NC = jnp.where(corruptible_NC, jax.random.uniform(order_key, corruptible_NC.shape), jnp.inf)
-        weight_NC = jnp.broadcast_to(n_N1 / jnp.maximum(k_N1, 1), corruptible_NC.shape)
-        return ((_rank(order_NC) < k_N1) & corruptible_NC).reshape(-1), weight_NC.reshape(-1)
+        level_NC = jnp.broadcast_to(1 / (n_N1 / jnp.maximum(k_N1, 1)), corruptible_NC.shape)
+        return ((_rank(order_NC) < k_N1) & corruptible_NC).reshape(-1), level_NC.reshape(-1)
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,10 @@ class Term:
         """The denominator: their number."""
         return self.wanted(streams).sum(dtype=jnp.float32)
 
+    def reads(self, streams: Streams, x_BTD) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(hidden states, the tokens to be predicted from them, which of these are wanted) of its stream's columns."""
+        return streams.aligned(x_BTD), streams.targets_BM, self.wanted(streams)
+
     def sums(self, streams: Streams, model, x_BTD) -> Sums:
         """{"loss": the sum over the batch, ...} from the last hidden states."""
         raise NotImplementedError
@@ -90,10 +94,12 @@ class NextToken(Term):
     def wanted(self, streams: Streams) -> jax.Array:
         return streams.next_tokens[1]
 
+    def reads(self, streams: Streams, x_BTD) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return streams.clean(x_BTD), *streams.next_tokens
+
     def sums(self, streams: Streams, model, x_BTD) -> Sums:
-        targets_BL, loss_mask_BL = streams.next_tokens
-        ce_BL = model.cross_entropy(streams.clean(x_BTD), targets_BL, loss_mask_BL)
-        return {"loss": weighted_sum(ce_BL, loss_mask_BL)[0]}
+        ce_BL = model.cross_entropy(*self.reads(streams, x_BTD))
+        return {"loss": weighted_sum(ce_BL, self.wanted(streams))[0]}
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ class MaskedTokens(Term):
 
     def sums(self, streams: Streams, model, x_BTD) -> Sums:
         level_BM, masked_BM = streams.corruption.noise_level_BM, self.wanted(streams)
-        ce_BM = model.cross_entropy(streams.aligned(x_BTD), streams.targets_BM, masked_BM)
+        ce_BM = model.cross_entropy(*self.reads(streams, x_BTD))
         bins = _by_noise_level(ce_BM, masked_BM, level_BM)
         return {"loss": _over_level(ce_BM, masked_BM, level_BM)[0], "bin_ce": bins[0], "bin_count": bins[1]}
 

@@ -14,5 +14,4 @@ class CrossEntropy(Term):
     name: ClassVar[str] = "cross_entropy"
 
     def sums(self, streams: Streams, model, x_BTD) -> Sums:
-        ce_BM = model.cross_entropy(streams.aligned(x_BTD), streams.targets_BM, self.wanted(streams))
-        return {"loss": ce_BM.sum()}  # 0 where it is not wanted
+        return {"loss": model.cross_entropy(*self.reads(streams, x_BTD)).sum()}  # 0 where it is not wanted

@@ -1,6 +1,5 @@
 """Held-out loss in nats per token: next-token loss of an AR model, the diffusion bound of a converted one."""
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,11 +10,11 @@ from flax import nnx
 from edlm_jax.data.counts import totals
 from edlm_jax.data.packing import without_filler
 from edlm_jax.data.pipeline import Data, make_eval_batches
-from edlm_jax.diffusion import Batch, Layout
+from edlm_jax.diffusion import Layout
 from edlm_jax.errors import InputError
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
-from edlm_jax.training.held_out import bound, heldout_noise, measured
+from edlm_jax.training.heldout import measured, nats
 from edlm_jax.training.objective import Objective
 
 ROW, ROWS = 512, 512  # tokens of a row, and rows, where no config says how many
@@ -47,13 +46,13 @@ def heldout_loss(model: Transformer, data: Data, tokenizer, layout: Layout) -> f
     predicts all but the first token.)
     """
     objective, (graphdef, state) = heldout_objective(model, layout), nnx.split(model)
-    nats, tokens = 0.0, 0.0
+    total, tokens = 0.0, 0.0
     for index, batch in enumerate(make_eval_batches(data, tokenizer)):
-        more_nats, more_tokens = jax.device_get(_nats(graphdef, state, objective, batch, np.int32(index)))
-        nats, tokens = nats + float(more_nats), tokens + float(more_tokens)
+        more, more_tokens = jax.device_get(nats(graphdef, state, objective, batch, np.int32(index)))
+        total, tokens = total + float(more), tokens + float(more_tokens)
     if not tokens:
         raise InputError("the held-out set has no token that carries loss")
-    return nats / tokens
+    return total / tokens
 
 
 def heldout_data(data: Data, tokenizer, mask_id: int | None) -> dict[str, int]:
@@ -70,14 +69,3 @@ def heldout_data(data: Data, tokenizer, mask_id: int | None) -> dict[str, int]:
 def heldout_objective(model: Transformer, layout: Layout) -> Objective:
     """The objective by which a model is measured: AR alone or diffusion alone, one noisy copy of every block."""
     return measured(layout, model.spec.conversion.mask_token_id if model.spec.conversion else -1)
-
-
-@functools.partial(jax.jit, static_argnames=("graphdef", "objective"))
-def _nats(graphdef, state, objective: Objective, batch: Batch, index) -> tuple[jax.Array, jax.Array]:
-    """The loss of a batch, and over how many tokens."""
-    model = nnx.merge(graphdef, state)
-    if objective.noise is not None:
-        return bound(model, objective, batch, index)
-    document = without_filler(batch)
-    corruption = heldout_noise(objective, document, index)
-    return objective.sums(model, document, corruption)["ar"]["loss"], objective.weights(document, corruption)["ar"]

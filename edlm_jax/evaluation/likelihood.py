@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from edlm_jax.attention import Causal, CleanContext
 from edlm_jax.decoding.prompts import bucket
-from edlm_jax.diffusion.masks import EvenCounts
+from edlm_jax.diffusion.streams import AUTOREGRESSIVE, Batch
 from edlm_jax.errors import InputError
+from edlm_jax.evaluation.heldout import heldout_objective
 from edlm_jax.models import ModelSpec, Transformer
+from edlm_jax.training.objective import Objective
 
 _SHORTEST = 32  # columns of the smallest row; rows double from here, so that mixed lengths compile few programs
 _AT_ONCE = 8  # samples in one forward
@@ -55,24 +56,20 @@ def log_likelihood(
     check_likelihood(model.spec, mode)
     if num_samples < 1:
         raise InputError(f"num_samples must be positive, not {num_samples}")
-    C = conversion.block_length if conversion and mode == "diffusion" else 1
+    layout = conversion.layout if conversion and mode == "diffusion" else AUTOREGRESSIVE
+    objective = heldout_objective(model, layout)
+    C = objective.layout.block_length
     num_samples = 1 if C == 1 else num_samples
-    mask_id = conversion.mask_token_id if conversion else None
     graphdef, state = nnx.split(model)
     results = []
     for index, (context, continuation) in enumerate(pairs):
         _check(index, context, continuation, model.spec.max_length)
         # As in decoding, the continuation begins a block, unless blocks are counted from position 0.
-        row = _row(context, continuation, C, 0 if model.spec.on_position_grid else -len(context) % C)
-        greedy = None
-        if mode == "ar":
-            total, greedy = jax.device_get(_ar(graphdef, state, *row, mask_id))
-            estimates_S, greedy = np.array([total]), bool(greedy)
-        else:
-            key = jax.random.fold_in(jax.random.key(seed), index)
-            shifted = conversion is not None and conversion.alignment == "shifted"
-            estimates_S = np.array(_bound(graphdef, state, *row, key, C, mask_id, shifted, num_samples))
+        batch = _row(context, continuation, C, 0 if model.spec.on_position_grid else -len(context) % C)
+        keys_S = jax.random.split(jax.random.fold_in(jax.random.key(seed), index), num_samples)
+        estimates_S, greedy_S = map(np.asarray, _samples(graphdef, state, objective, batch, keys_S))
         error = float(estimates_S.std(ddof=1) / num_samples**0.5) if num_samples > 1 else 0.0 if C == 1 else np.nan
+        greedy = bool(greedy_S[0]) if mode == "ar" else None
         results.append(Likelihood(float(estimates_S.mean()), error, num_samples, greedy))
     return results
 
@@ -92,63 +89,42 @@ def _check(index, context, continuation, max_length):
         raise InputError(f"pair {index}: {len(context) + len(continuation)} tokens exceed the model's {max_length}")
 
 
-def _row(context, continuation, C, pad):
-    """(tokens_L, positions_L, segments_L, unknown_L) with `pad` columns before the context."""
+def _row(context, continuation, C, pad) -> Batch:
+    """One row with `pad` columns before the context; the continuation carries the loss."""
     used = pad + len(context) + len(continuation)
     L = bucket(used, _SHORTEST)
     L += -L % C
     columns_L = np.arange(L)
     tokens_L = np.zeros(L, np.int32)
     tokens_L[pad:used] = [*context, *continuation]
-    segments_L = ((columns_L >= pad) & (columns_L < used)).astype(np.int32)
-    unknown_L = (columns_L >= pad + len(context)) & (columns_L < used)
-    return tokens_L, np.maximum(columns_L - pad, 0).astype(np.int32), segments_L, unknown_L
-
-
-@partial(jax.jit, static_argnames=("graphdef", "mask_id"))
-def _ar(graphdef, state, tokens_L, positions_L, segments_L, unknown_L, mask_id):
-    model = nnx.merge(graphdef, state)
-    x_1LD = model.hidden(
-        tokens_L[None], pattern=Causal(), positions_BT=positions_L[None], segment_ids_BT=segments_L[None]
+    inside_L = (columns_L >= pad) & (columns_L < used)
+    row = dict(
+        tokens=tokens_L,
+        positions=np.maximum(columns_L - pad, 0).astype(np.int32),
+        segment_ids=inside_L.astype(np.int32),
+        loss_mask=(inside_L & (columns_L >= pad + len(context))).astype(np.int32),
     )
-    log_p_LV = _log_p(model, x_1LD[0, :-1], mask_id)
-    wanted_L = tokens_L[1:]
-    log_p_L = jnp.take_along_axis(log_p_LV, wanted_L[:, None], axis=1)[:, 0]
-    return jnp.sum(log_p_L * unknown_L[1:]), jnp.all((jnp.argmax(log_p_LV, axis=1) == wanted_L) | ~unknown_L[1:])
+    return {name: x_L[None] for name, x_L in row.items()}
 
 
-@partial(jax.jit, static_argnames=("graphdef", "C", "mask_id", "shifted", "num_samples"))
-def _bound(
-    graphdef, state, tokens_L, positions_L, segments_L, unknown_L, key, C, mask_id, shifted, num_samples
-):
-    """float32[S]."""
-    model, L = nnx.merge(graphdef, state), tokens_L.shape[0]
-    twice = lambda x_L: jnp.tile(x_L, 2)[None]  # noqa: E731
-    begins_block_L1 = (jnp.arange(L) % C == 0)[:, None]
+@partial(jax.jit, static_argnames=("graphdef", "objective"))
+def _samples(graphdef, state, objective: Objective, batch: Batch, keys_S):
+    """(log-likelihood, whether each token is the likeliest), float32[S] and bool[S]; AR has no noise to draw."""
+    model = nnx.merge(graphdef, state)
 
     def sample(key):
-        masked_L, weight_L = EvenCounts(mask_id).weigh(key, unknown_L, C)
-        noisy_L = jnp.where(masked_L, mask_id, tokens_L)
-        streams_1T = jnp.concatenate([noisy_L, tokens_L])[None]
-        x_TD = model.hidden(
-            streams_1T,
-            pattern=CleanContext(L, C),
-            positions_BT=twice(positions_L),
-            segment_ids_BT=twice(segments_L),
-        )[0]
-        x_LD = x_TD[:L]
-        if shifted:  # as the decoder reads it: a block's first token from the clean token before the block
-            before_TD = jnp.roll(x_TD.reshape(2, L, -1), 1, axis=1)
-            x_LD = jnp.where(begins_block_L1, before_TD[1], before_TD[0])
-        log_p_L = jnp.take_along_axis(_log_p(model, x_LD, mask_id), tokens_L[:, None], axis=1)[:, 0]
-        return jnp.sum(log_p_L * masked_L * weight_L)
+        corruption = objective.corrupt(key[None], batch)
+        x_1LD, (targets_L,), (wanted_L,) = objective.reads(model, batch, corruption)
+        log_p_LV = log_probabilities(model, x_1LD[0])
+        log_p_L = jnp.take_along_axis(log_p_LV, targets_L[:, None], axis=1)[:, 0] / corruption.noise_level_BM[0]
+        return jnp.where(wanted_L, log_p_L, 0.0).sum(), jnp.all((log_p_LV.argmax(axis=1) == targets_L) | ~wanted_L)
 
-    return jax.lax.map(sample, jax.random.split(key, num_samples), batch_size=min(_AT_ONCE, num_samples))
+    return jax.lax.map(sample, keys_S, batch_size=min(_AT_ONCE, len(keys_S)))
 
 
-def _log_p(model, x_LD, mask_id):
-    """float32[L, V]; the mask token, which is never proposed, gets none of the probability."""
+def log_probabilities(model: Transformer, x_LD: jax.Array) -> jax.Array:
+    """float32[L, V] as decoding has them: the mask token, which is never proposed, gets none of the probability."""
     logits_LV = model.logits(x_LD[None])[0]
-    if mask_id is not None:
-        logits_LV = logits_LV.at[:, mask_id].set(-jnp.inf)
+    if model.spec.conversion is not None:
+        logits_LV = logits_LV.at[:, model.spec.conversion.mask_token_id].set(-jnp.inf)
     return jax.nn.log_softmax(logits_LV)

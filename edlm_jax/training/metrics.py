@@ -54,17 +54,28 @@ def step_flops(spec: ModelSpec, objective: Objective, rows: int, length: int, lo
 
 
 @functools.partial(jax.jit, static_argnames="lora")
-def weight_drift(before: dict, after: dict, lora: Lora | None = None) -> dict[str, jax.Array]:
+def drift_metrics(before: dict, after: dict, lora: Lora | None = None) -> dict[str, jax.Array]:
     """|after - before| / |before| (Frobenius) over all matrices of attention, and of the FFN; `lora` is what both have.
 
     Adapters begin at nothing, so that the matrices before are those of the model that they adapt.
     """
-    old, new, drift = before["layers"], merge(after, lora)["layers"], {}
-    square = lambda x: jnp.sum(jnp.square(x.astype(jnp.float32)))  # noqa: E731
+    products = drift_products(before["layers"], merge(after, lora)["layers"])
+    return {f"drift_{group}": jnp.sqrt(p["moved"].sum() / p["before"].sum()) for group, p in products.items()}
+
+
+def drift_products(before: dict, after: dict) -> dict[str, dict[str, jax.Array]]:
+    """{group: inner products of each layer: of all its matrices before, after, of what moved, of before with after}."""
+    dot = lambda x, y: jnp.sum(x * y, axis=range(1, x.ndim))  # noqa: E731
+    found = {}
     for group, names in DRIFT_GROUPS.items():
-        moved, norm = sum(square(new[n] - old[n]) for n in names), sum(square(old[n]) for n in names)
-        drift[f"drift_{group}"] = jnp.sqrt(moved / norm)
-    return drift
+        pairs = [(before[name].astype(jnp.float32), after[name].astype(jnp.float32)) for name in names]
+        found[group] = dict(
+            before=sum(dot(old, old) for old, _ in pairs),
+            after=sum(dot(new, new) for _, new in pairs),
+            moved=sum(dot(new - old, new - old) for old, new in pairs),
+            both=sum(dot(old, new) for old, new in pairs),
+        )
+    return found
 
 
 class Clock:

@@ -69,6 +69,11 @@ class Objective:
         x_BTD, streams = self.hidden(model, batch, corruption, remat=remat), self.streams(batch, corruption)
         return {term.name: term.sums(streams, model, x_BTD) for term in self.terms}
 
+    def reads(self, model, batch: Batch, corruption: Corruption) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(hidden states, targets, which of them are wanted) of an objective of one term, see `Term.reads`."""
+        (term,) = self.terms
+        return term.reads(self.streams(batch, corruption), self.hidden(model, batch, corruption))
+
     def guess(self, model, batch: Batch, corruption: Corruption, *, remat: str = "none") -> Corruption:
         """The model's best tokens in the places that wait for them, from a forward pass without gradient."""
         x_BTD = jax.lax.stop_gradient(self.hidden(model, batch, corruption, remat=remat))

@@ -18,15 +18,15 @@ from edlm_jax.parallel.mesh import check_batch, local_rows, to_global
 from edlm_jax.parallel.processes import agree, announce
 from edlm_jax.training.checkpoint import Checkpoints, check_workdir, latest_step, write_workdir
 from edlm_jax.training.data_state import check_sizes
-from edlm_jax.training.held_out import held_out_loss, make_bound_step
+from edlm_jax.training.heldout import heldout_metrics, make_bound_step
 from edlm_jax.training.initial import abstract_state, initial_params, initial_state, read_spec
 from edlm_jax.training.metrics import (
     Clock,
     MetricsFiles,
     Window,
+    drift_metrics,
     mfu_meter,
     step_flops,
-    weight_drift,
 )
 from edlm_jax.training.progress import Reporter
 from edlm_jax.training.run import Run
@@ -153,11 +153,11 @@ class Trainer:
         with self.clock.pause(), self.reporter.busy("held-out loss"):
             batches = map(self.batches.to_global, self.batches.held_out)
             batches = itertools.takewhile(lambda _: not self.stop.heard, batches)
-            scalars = held_out_loss(self.eval_step, self.bound_step, self.objective, params, batches)
+            scalars = heldout_metrics(self.eval_step, self.bound_step, self.objective, params, batches)
             start = self.run.start
             if start.path and not self.gated and not self.stop.heard:
                 before = initial_params(start, self.spec, self.mesh)  # read again: a copy would cost memory all along
-                drift = weight_drift(before, params, start.lora)
+                drift = drift_metrics(before, params, start.lora)
                 scalars |= {name: float(value) for name, value in drift.items()}
         if scalars and not self.stop.heard:
             self._write(step, scalars)

@@ -102,14 +102,13 @@ def test_the_estimate_is_unbiased_and_knows_its_error(alignment, grid):
 def test_masks_are_drawn_as_the_estimate_needs_them():
     unknown = np.array([0, 0, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0], bool)
     keys = jax.random.split(jax.random.key(int(fresh_rng().integers(1000))), 3000)
-    masked, weight = jax.vmap(lambda key: EvenCounts(0).weigh(key, unknown, 4))(keys)
-    masked, weight = np.array(masked), np.array(weight)
+    masked, level = map(np.array, jax.vmap(lambda key: EvenCounts(0).hide(key, unknown, 4))(keys))
     assert not masked[:, ~unknown].any()
     for block, n in ((0, 2), (1, 4)):
         columns = slice(4 * block, 4 * block + 4)
         k = masked[:, columns].sum(1)
         np.testing.assert_allclose(np.bincount(k, minlength=n + 1)[1:] / 3000, 1 / n, atol=0.05)
-        np.testing.assert_allclose(weight[:, 4 * block], n / k)
+        np.testing.assert_allclose(level[:, 4 * block], k / n)
         share = masked[:, columns].mean(0)[unknown[columns]]
         np.testing.assert_allclose(share, (n + 1) / (2 * n), atol=0.05)
 
@@ -135,3 +134,10 @@ def test_bad_input_is_refused():
         log_likelihood(model, [([1] * 200, [2] * 100)])
     with pytest.raises(InputError, match="num_samples"):
         log_likelihood(model, [([1], [2])], num_samples=0)
+
+
+@pytest.mark.parametrize("mode", ["ar", "diffusion"])
+def test_a_mask_token_in_the_context_is_a_token_as_any_other(mode):
+    model = converted(1, "shifted")
+    (got,) = log_likelihood(model, [([3, MASK, 9], CONTINUATION)], mode=mode)
+    assert np.isfinite(got.log_likelihood)

@@ -19,9 +19,10 @@ from edlm_jax.diffusion.streams import AUTOREGRESSIVE, find_layout
 from edlm_jax.diffusion.terms import MaskedTokens
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation import heldout
-from edlm_jax.evaluation.heldout import heldout_loss, heldout_noise, heldout_rows
+from edlm_jax.evaluation.heldout import heldout_loss, heldout_rows
 from edlm_jax.models import ModelSpec, Transformer
 from edlm_jax.pretrained import load_pretrained, load_tokenizer
+from edlm_jax.training.heldout import heldout_noise
 from edlm_jax.training.objective import Objective
 from tests.conftest import TINY
 from tests.seeds import fresh_rng
@@ -77,7 +78,7 @@ def test_heldout_documents_are_packed_on_the_models_grid(grid, tiny_converted_di
     model, tokenizer = load_pretrained(tiny_converted_dir, "float32"), load_tokenizer(tiny_converted_dir)
     model.spec = dataclasses.replace(model.spec, conversion=dataclasses.replace(model.spec.conversion, grid=grid))
     seen = []
-    for measure, computed in ((heldout, "_nats"), (prediction, "_tally")):
+    for measure, computed in ((heldout, "nats"), (prediction, "_tally")):
 
         def keep(*arguments):
             seen.append(next(argument for argument in arguments if isinstance(argument, dict)))

@@ -4,12 +4,14 @@ The loss has the noise of training and the denominators of training: what is opt
 nats per token, as an AR model's loss is: `edlm evaluate --task=heldout` gives the same number.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
 from flax import nnx
 
+from edlm_jax.data.packing import without_filler
 from edlm_jax.diffusion import Batch, Corruption, Layout, example_keys
 from edlm_jax.diffusion.masks import EvenCounts
 from edlm_jax.diffusion.streams import learnable
@@ -19,7 +21,7 @@ from edlm_jax.training.metrics import noise_level_losses
 from edlm_jax.training.objective import Objective, no_noise
 
 
-def held_out_loss(
+def heldout_metrics(
     eval_step: Callable, bound_step: Callable | None, objective: Objective, params: dict, batches: Iterable[dict]
 ) -> dict[str, float]:
     """One global mean each over all held-out batches, with the same noise at every call; {} without batches.
@@ -54,9 +56,7 @@ def make_bound_step(graphdef: nnx.GraphDef, objective: Objective, remat: str) ->
     if objective.noise is None:
         return None
     objective = measured(objective.layout, objective.noise.mask_id)
-    return jax.jit(
-        lambda params, batch, index: bound(nnx.merge(graphdef, params), objective, batch, index, remat=remat)
-    )
+    return lambda params, batch, index: nats(graphdef, params, objective, batch, index, remat)
 
 
 def measured(layout: Layout, mask_id: int) -> Objective:
@@ -69,11 +69,17 @@ def measured(layout: Layout, mask_id: int) -> Objective:
     return Objective(layout.as_decoded(), EvenCounts(mask_id), (MaskedTokens(),))
 
 
-def bound(model, objective: Objective, batch: Batch, index: jax.Array, remat: str = "none"):
-    """(nats, tokens) of a batch by a `measured` diffusion objective."""
+@functools.partial(jax.jit, static_argnames=("graphdef", "objective", "remat"))
+def nats(
+    graphdef: nnx.GraphDef, state, objective: Objective, batch: Batch, index: jax.Array, remat: str = "none"
+) -> tuple[jax.Array, jax.Array]:
+    """(nats, tokens) of a batch by a `measured` objective; AR has nothing to predict in what fills last blocks."""
+    (term,) = objective.terms
+    batch = batch if term.needs_noise else without_filler(batch)
     corruption = heldout_noise(objective, batch, index)
-    nats = objective.sums(model, batch, corruption, remat=remat)["diffusion"]["loss"]
-    return nats, objective.weights(batch, corruption)["tokens"]
+    weights = objective.weights(batch, corruption)
+    total = objective.sums(nnx.merge(graphdef, state), batch, corruption, remat=remat)[term.name]["loss"]
+    return total, weights["tokens" if term.needs_noise else term.name]
 
 
 def heldout_noise(objective: Objective, batch: Batch, index: jax.Array) -> Corruption:
