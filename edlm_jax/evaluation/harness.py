@@ -23,7 +23,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from edlm_jax.decoding import Decoder, Sampling, check_settings
-from edlm_jax.decoding.modes import default_mode, make_mode, options_of
+from edlm_jax.decoding.modes import default_mode, make_mode
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.batches import decode_batches, prompt_seeds
 from edlm_jax.evaluation.likelihood import Likelihood, log_likelihood
@@ -34,6 +34,7 @@ from edlm_jax.pretrained.encode import RENDERED, begin_id, encode_rendered, enco
 
 _LOGGER = logging.getLogger("lm_eval.models.edlm_jax")  # heard where the harness's own are
 _NEW_TOKENS = 256  # where a task does not say how many
+_NOT_OURS = ("max_batch_size", "device")  # arguments
 
 
 @register_model("edlm_jax")
@@ -43,12 +44,12 @@ class EdlmLM(TemplateLM):
     Args:
       pretrained: Hugging Face directory or hub id, AR or converted.
       dtype: default: float32 on CPU, bfloat16 elsewhere.
-      mode: "diffusion", "ar" or "self_speculation" (default: diffusion if the model was converted).
-      threshold, rule, block_length: of diffusion decoding, as for `generate`.
+      mode: as of `edlm generate`, "ar" or "psd" say (default: diffusion if the model was converted).
       num_samples: of a diffusion likelihood's estimate (32).
       batch_size: rows decoded at a time (32); likelihoods are computed one by one.
       seed: of the sampling and of the estimates (0).
-      max_batch_size, device: the harness passes them; devices are jax's business.
+      options: of the mode, as `threshold` or `block_length`; and max_batch_size and device, which the harness passes:
+        devices are jax's business.
     """
 
     def __init__(
@@ -56,14 +57,10 @@ class EdlmLM(TemplateLM):
         pretrained: str,
         dtype: str | None = None,
         mode: str | None = None,
-        threshold: float | None = None,
-        rule: str | None = None,
-        block_length: int | None = None,
         num_samples: int | None = None,
         batch_size: int | str | None = None,
         seed: int | None = None,
-        max_batch_size: int | None = None,
-        device: str | None = None,
+        **options: Any,
     ):
         super().__init__()
         counts = dict(num_samples=num_samples, batch_size=batch_size)
@@ -72,9 +69,9 @@ class EdlmLM(TemplateLM):
                 raise InputError(f"{name} must be a positive number, not {given!r}")
         self.num_samples, self.batch_size = (32 if given is None else int(given) for given in counts.values())
         self.seed, spec = seed or 0, load_spec(pretrained)
-        self.mode = mode or default_mode(spec).name
-        options = _without_none(dict(threshold=threshold, rule=rule, block_length=block_length))
-        self.decoding = make_mode(self.mode, **{name: options[name] for name in options_of(self.mode) & set(options)})
+        options = {name: value for name, value in _without_none(options).items() if name not in _NOT_OURS}
+        self.decoding = make_mode(mode or default_mode(spec).name, **options)
+        self.likelihood = "ar" if self.decoding.causal else "diffusion"
         # All that can be refused is, before a weight is read.
         check_settings(spec, self.decoding, limit=1, seed=self.seed)
         self.tokenizer = load_tokenizer(pretrained)
@@ -111,12 +108,13 @@ class EdlmLM(TemplateLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Completions up to the first stop string. Too long contexts lose their beginning, and are counted."""
         cut_before = self.contexts_cut
-        groups: dict[str, list[int]] = defaultdict(list)
+        groups: dict[tuple[str, bool], list[int]] = defaultdict(list)
         for index, request in enumerate(requests):
-            groups[json.dumps(request.args[1], sort_keys=True)].append(index)
+            chat = request.args[0].startswith(RENDERED)
+            groups[json.dumps(request.args[1], sort_keys=True), chat].append(index)
         texts, new_tokens, forwards = [""] * len(requests), 0, 0
         with tqdm(total=len(requests), desc="generate_until", disable=disable_tqdm) as bar:
-            for members in groups.values():
+            for (_, chat), members in groups.items():
                 begun = bar.n
                 kwargs = normalize_gen_kwargs(_without_none(requests[members[0]].args[1]), _NEW_TOKENS)
                 seeds = prompt_seeds(self.seed, len(requests))
@@ -128,7 +126,7 @@ class EdlmLM(TemplateLM):
                     batch_size=self.batch_size,
                     seeds=[seeds[i] for i in members],
                     on_batch=lambda done, begun=begun: bar.update(begun + done - bar.n),
-                    stop=[text for text in kwargs["until"] if text],
+                    stop=[text for text in [*kwargs["until"], self.text.turn_stop if chat else ""] if text],
                     detokenize=self.text,
                     **self._decoding(kwargs),
                 )
@@ -161,15 +159,14 @@ class EdlmLM(TemplateLM):
         scores = []
         for context, new in tqdm(pairs, desc="loglikelihood", disable=disable_tqdm):
             scores.append(self._score(context, new, seed=len(scores)))
-        greedy = [score.greedy for score in scores] if self.mode != "diffusion" else self._is_greedy(pairs)
+        greedy = [score.greedy for score in scores] if self.likelihood == "ar" else self._is_greedy(pairs)
         results = [(score.log_likelihood, exact) for score, exact in zip(scores, greedy, strict=True)]
         for (texts, _, _), result in zip(requests, results, strict=True):
             self.cache_hook.add_partial("loglikelihood", texts, result)
         return results
 
     def _score(self, context: list[int], new: list[int], seed: int) -> Likelihood:
-        mode = "diffusion" if self.mode == "diffusion" else "ar"
-        how = dict(mode=mode, num_samples=self.num_samples, seed=self.seed + seed)
+        how = dict(mode=self.likelihood, num_samples=self.num_samples, seed=self.seed + seed)
         return log_likelihood(self.model, [(context, new)], **how)[0]
 
     def _is_greedy(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[bool]:

@@ -17,6 +17,8 @@ from edlm_jax.parallel import cpu
 from edlm_jax.parallel.devices import platform
 from edlm_jax.parallel.sharding import DECODING, constrain
 
+_QUERIES = 512  # of a prompt at a time, on CPU
+
 
 @dataclass(frozen=True)
 class Xla:
@@ -57,10 +59,30 @@ class CpuKernels(Xla):
         return cpu.attend(q_BTNH, k_BKSH, v_BKSH, mask_BTS)
 
     def attend_prompt(self, spec: ModelSpec, pattern: Pattern, segments_BT):
-        """The attention (q_BTNH, k_BTKH, v_BTKH) -> out_BTNH of whole rows under a pattern."""
+        """The attention (q_BTNH, k_BTKH, v_BTKH) -> out_BTNH of whole rows under a pattern.
+
+        So many queries at a time: a mask of all of them would have the square of the prompt's length.
+        """
         T = segments_BT.shape[1]
-        mask_BTT = jnp.asarray(pattern.dense(T, T))[None] & same_segment(segments_BT, segments_BT)
-        return lambda q, k, v: cpu.attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask_BTT)
+        Q = min(T, _QUERIES)
+
+        def seen(columns_Q):
+            allowed_QT = pattern.allowed(columns_Q[:, None], jnp.arange(T)[None])
+            return allowed_QT[None] & same_segment(segments_BT[:, columns_Q], segments_BT)
+
+        if Q == T:
+            mask_BTT = seen(jnp.arange(T))
+            return lambda q, k, v: cpu.attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask_BTT)
+
+        def attend_all(q, k, v):
+            k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+            some = lambda columns_Q: cpu.attend(q[:, columns_Q], k, v, seen(columns_Q))  # noqa: E731
+            # The last ones stand in for those that fill the last turn.
+            columns_IQ = jnp.minimum(jnp.arange(-(-T // Q) * Q), T - 1).reshape(-1, Q)
+            out_BIQNH = jax.lax.map(some, columns_IQ).swapaxes(0, 1)
+            return out_BIQNH.reshape(len(q), -1, *q.shape[2:])[:, :T]
+
+        return attend_all
 
     def write(self, k_BKSH, v_BKSH, new_k_BTKH, new_v_BTKH, start, where_BT):
         """Both caches with new columns from `start` on, an int or int32[B], where `where_BT` (None: everywhere)."""

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from edlm_jax.errors import InputError
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
+from edlm_jax.pretrained.text import Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,7 +34,8 @@ def choose_mask_token(tokenizer: "PreTrainedTokenizerBase", spec: ModelSpec, ove
 
     Qwen2.5 and Qwen3 use <|fim_pad|> (151662), as the released Efficient-DLM models do.
     """
-    taken = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id} - {None}
+    ends = Text.of(spec, tokenizer).ends  # also those that the model's files list, or its chat template writes
+    taken = {tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id, *ends} - {None}
     if override != -1:
         if not 0 <= override < spec.vocab_size:
             raise InputError(f"init.mask_token_id {override} is outside the vocabulary of {spec.vocab_size} tokens")

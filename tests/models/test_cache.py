@@ -11,8 +11,9 @@ import pytest
 from flax import nnx
 
 from edlm_jax import load_pretrained
-from edlm_jax.attention import Causal
-from edlm_jax.models import ModelSpec, Transformer
+from edlm_jax.attention import Bidirectional, BlockCausal, Causal
+from edlm_jax.decoding.blocks import PromptThenBlock
+from edlm_jax.models import ModelSpec, Transformer, backend
 from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, forward_cached, prefill
 from edlm_jax.parallel import cpu
 from tests.conftest import TINY
@@ -73,6 +74,26 @@ def test_a_columns_bits_are_its_own(width, heads, head_dim, ffn):
         "a padded prefill in a batch": rows.prefilled([1, 2], before=3)[1:],
     }.items():
         np.testing.assert_array_equal(others, alone, err_msg=name)
+
+
+@pytest.mark.skipif(not cpu.available(), reason="this installation found no C++ compiler")
+@pytest.mark.parametrize("pattern", [Causal(), BlockCausal(4), Bidirectional(), PromptThenBlock(32, BlockCausal(4))])
+def test_a_long_prompt_is_prefilled_in_parts_with_the_same_bits(pattern, monkeypatch):
+    B, T, N, K, H = 2, 37, 6, 3, 5
+    spec = ModelSpec.from_hf(TINY)
+    q, k, v = (jnp.asarray(fresh_rng().normal(size=(B, T, heads, H)), jnp.float32) for heads in (N, K, K))
+    segments_BT = (np.arange(T) >= np.array([[3], [0]])).astype(np.int32)
+    run = lambda q, k, v: backend.CpuKernels().attend_prompt(spec, pattern, jnp.asarray(segments_BT))(q, k, v)  # noqa: E731
+    whole = run(q, k, v)
+    monkeypatch.setattr(backend, "_QUERIES", 8)
+    np.testing.assert_array_equal(run(q, k, v), whole)
+    assert f"{T},{T}]" not in str(jax.make_jaxpr(run)(q, k, v))  # nothing has the prompt's length squared
+    mask_BTT = pattern.dense(T, T)[None] & (segments_BT[:, :, None] == segments_BT[:, None])
+    scores = np.einsum("btkgh,bskh->btkgs", q.reshape(B, T, K, N // K, H), k) * H**-0.5
+    scores = np.where(mask_BTT[:, :, None, None], scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    expected = np.einsum("btkgs,bskh->btkgh", weights / weights.sum(-1, keepdims=True), v).reshape(B, T, N, H)
+    np.testing.assert_allclose(whole, expected, atol=1e-5)
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Inside lm-evaluation-harness: local task files, no network; what it reports is what our own functions say."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -73,16 +74,19 @@ def evaluate(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("mode", ["diffusion", "ar"])
+OPTIONS = {"diffusion": dict(threshold=0.5, block_length=3), "ar": {}}
+
+
+@pytest.mark.parametrize("mode", OPTIONS)
 def test_generation_is_ours_up_to_the_stop_string(evaluate, tiny_converted_dir, mode):
     _, samples = evaluate(
-        "generate_until", pretrained=tiny_converted_dir, dtype="float32", mode=mode, threshold=0.5, block_length=3
+        "generate_until", pretrained=tiny_converted_dir, dtype="float32", mode=mode, **OPTIONS[mode]
     )
     model, tokenizer = load_pretrained(tiny_converted_dir, "float32"), load_tokenizer(tiny_converted_dir)
     texts = []
     for sample in samples:
         prompt = tokenizer.encode(sample["doc"]["prompt"])
-        how = dict(max_new_tokens=9, mode=mode, threshold=0.5, block_length=3, eos_id=EOS)
+        how = dict(max_new_tokens=9, mode=mode, eos_id=EOS, **OPTIONS[mode])
         (tokens,) = edlm_jax.generate(model, [prompt], **how).tokens
         texts.append(tokenizer.decode(tokens, skip_special_tokens=True).split("e")[0].split("\n")[0])
     assert [sample["filtered_resps"][0] for sample in samples] == texts
@@ -192,6 +196,19 @@ def test_a_text_begins_with_the_start_token_and_has_no_end(closing):
     assert text == closing.tokenizer.decode(tokens, skip_special_tokens=True)
 
 
+def test_a_conversation_ends_where_its_template_says_so_in_plain_text(closing):
+    closing.tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
+    chats = [closing.apply_chat_template([dict(role="user", content=letter)]) for letter in "abcdefgh"]
+    asked = [request("generate_until", text, {"until": [], "max_gen_toks": 12}) for text in [*chats, "abc"]]
+    *answers, other = closing.generate_until(asked)
+    for whole in (max(answers, key=len), other):
+        assert len(whole) > 4
+        closing.text = dataclasses.replace(closing.text, turn_stop=whole[2:4])
+        *found, alone = closing.generate_until(asked)
+        assert found == [answer.partition(whole[2:4])[0] for answer in answers]
+        assert alone == other  # a text that no template wrote has no such end
+
+
 def test_a_conversation_is_rendered_and_read_as_in_training(closing):
     messages = [dict(role="user", content="a<|endoftext|>b"), dict(role="assistant", content="c")]
     (tokens_L, _), *others = tokenize(dict(messages=messages), closing.tokenizer)
@@ -245,7 +262,7 @@ def test_arguments_that_are_none_have_their_defaults(tiny_ar_dir):
     names = ("dtype", "mode", "threshold", "rule", "block_length", "num_samples", "batch_size", "seed")
     lm = EdlmLM.create_from_arg_string(",".join([f"pretrained={tiny_ar_dir}", *(f"{name}=None" for name in names)]))
     plain = EdlmLM(str(tiny_ar_dir))
-    for name in ("mode", "decoding", "num_samples", "batch_size", "seed"):
+    for name in ("decoding", "likelihood", "num_samples", "batch_size", "seed"):
         assert getattr(lm, name) == getattr(plain, name), name
     kwargs = dict.fromkeys(("until", "temperature", "top_k", "top_p", "do_sample")) | {"max_gen_toks": 4}
     (text,) = lm.generate_until([request("generate_until", "abc", kwargs)])
@@ -278,6 +295,7 @@ def test_bad_arguments_are_refused_before_weights_are_read(tiny_ar_dir, tmp_path
     bare = shutil.copytree(tiny_ar_dir, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
     for argument, reason in (
         ("mode=diffusion", "never converted"), ("seed=-1", "seed must not be negative"), ("mode=chess", "'chess'"),
+        ("threshold=0.5", "threshold=0.5 means nothing to ar"),
         ("batch_size=auto", "batch_size must be a positive number"), ("num_samples=0", "num_samples must be"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=reason):

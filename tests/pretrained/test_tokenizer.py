@@ -1,5 +1,6 @@
 """Tokenizers beside the weights, and the mask token of each family."""
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -96,6 +97,16 @@ def test_a_slot_that_is_in_use_is_not_taken(spec):
         choose_mask_token(make_tokenizer(["<|fim_pad|>"], pad_token="<|fim_pad|>"), spec)
     with pytest.raises(InputError, match="set init.mask_token_id"):
         choose_mask_token(make_tokenizer(["<|im_start|>"]), spec)
+
+
+def test_an_end_that_the_files_list_is_no_mask(spec):
+    tokenizer = make_tokenizer(["<|fim_pad|>", "<|reserved_special_token_7|>"])
+    pad, reserved = tokenizer.convert_tokens_to_ids(["<|fim_pad|>", "<|reserved_special_token_7|>"])
+    ends = json.dumps(json.loads(spec.hf_json) | {"eos_token_id": [tokenizer.eos_token_id, pad]})
+    spec = dataclasses.replace(spec, hf_json=ends)
+    assert choose_mask_token(tokenizer, spec) == reserved
+    with pytest.raises(InputError, match="'<|fim_pad|>', which text uses"):
+        choose_mask_token(tokenizer, spec, pad)
 
 
 def test_an_override_is_checked(spec):
