@@ -19,7 +19,7 @@ from typing import Any
 
 from edlm_jax.commands.config import add_config_argument, load_run
 from edlm_jax.commands.devices import add_dtype_argument, chosen_dtype
-from edlm_jax.commands.evaluate import load_common_tokenizer
+from edlm_jax.commands.evaluate import load_common_tokenizer, read_numbers
 from edlm_jax.errors import InputError
 from edlm_jax.reports.benchmark import show_benchmark
 
@@ -117,7 +117,8 @@ def _decode(args):
     """Rates by batch size and seconds by forward width."""
     if not args.model:
         raise InputError("edlm bench decode needs --model=DIR, a converted model")
-    sizes, thresholds = _numbers(args.batch_sizes, int, "batch-sizes"), _numbers(args.thresholds, float, "thresholds")
+    sizes = read_numbers(args.batch_sizes, int, "batch-sizes")
+    thresholds = read_numbers(args.thresholds, float, "thresholds", 0)
     if max(sizes) > args.prompts:
         raise InputError(f"--batch-sizes: a batch of {max(sizes)} needs as many --prompts, not {args.prompts}")
     from edlm_jax.benchmarks.decoding import compare_rates
@@ -218,13 +219,3 @@ def _peer(path, **common):
     from edlm_jax.benchmarks.decoding import transformers_way
 
     return {"transformers, ar": transformers_way(directory, **common)}, ""
-
-
-def _numbers(text: str, kind: type, name: str) -> list:
-    try:
-        numbers = [kind(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"--{name} takes numbers separated by commas, not {text!r}") from None
-    if min(numbers) <= 0:
-        raise InputError(f"--{name} must be positive, not {text!r}")
-    return numbers

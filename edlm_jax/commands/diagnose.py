@@ -93,10 +93,7 @@ def _prepare(args, source):
 
 def show(report: dict[str, Any], args: argparse.Namespace) -> None:
     """Print the tables."""
-    from rich.console import Console
-
     from edlm_jax.diagnosis.diagnose import diagnosis_rows
-    from edlm_jax.reports.report import terminal_table
+    from edlm_jax.reports.report import print_tables
 
-    for header, rows in diagnosis_rows(report):
-        Console().print(terminal_table(header, rows))
+    print_tables(diagnosis_rows(report))

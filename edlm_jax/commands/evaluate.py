@@ -12,6 +12,7 @@ every threshold in blocks of every length: sweep.json and sweep.png show accurac
 tokens/s."""
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure; returns the parts of a report that were measured."""
-    thresholds = _parse_thresholds(args.thresholds)
+    thresholds = read_numbers(args.thresholds, float, "thresholds", 0, 1)
     for name in ("count", "batch_size", "timed_prompts", "rows"):
         if vars(args)[name] is not None and vars(args)[name] < 1:
             raise InputError(f"--{name.replace('_', '-')} must be positive, not {vars(args)[name]}")
@@ -212,15 +213,16 @@ def _retrieval(args, specs, source, text, thresholds, block_lengths):
     return measure, [], False
 
 
-def _parse_thresholds(text: str) -> list[float]:
+def read_numbers(text: str, kind: type, name: str, least: float = 1, most: float = math.inf) -> list:
+    """The numbers of an option, separated by commas, all of them in [least, most]."""
     try:
-        thresholds = [float(part) for part in text.split(",")]
+        numbers = [kind(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(f"--thresholds takes numbers separated by commas, not {text!r}") from None
-    for threshold in thresholds:
-        if not 0 <= threshold <= 1:
-            raise InputError(f"--thresholds must lie in [0, 1], not {threshold}")
-    return thresholds
+        raise InputError(f"--{name} takes numbers separated by commas, not {text!r}") from None
+    if not all(least <= number <= most for number in numbers):
+        wanted = f"lie in [{least}, {most}]" if most < math.inf else "be positive" if least else "not be negative"
+        raise InputError(f"--{name} must {wanted}, not {text!r}")
+    return numbers
 
 
 def _check_sweep(args: argparse.Namespace) -> list[int]:
@@ -233,13 +235,7 @@ def _check_sweep(args: argparse.Namespace) -> list[int]:
         raise InputError("--sweep measures task accuracy; use it with --task=tasks")
     if Path(args.out).exists() and not Path(args.out).is_dir():
         raise InputError(f"--out={args.out} is not a directory")
-    try:
-        lengths = [int(part) for part in (args.block_lengths or "").split(",") if args.block_lengths]
-    except ValueError:
-        raise InputError(f"--block-lengths takes numbers separated by commas, not {args.block_lengths!r}") from None
-    if min(lengths, default=1) < 1:
-        raise InputError(f"--block-lengths must be positive, not {args.block_lengths!r}")
-    return lengths
+    return read_numbers(args.block_lengths, int, "block-lengths") if args.block_lengths else []
 
 
 def choose_source(args: argparse.Namespace) -> dict[str, Any]:

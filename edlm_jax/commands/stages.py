@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from edlm_jax.files import write_whole
+
 
 class Stages:
     """Named stages, their results (JSON) and seconds in one file of the work directory.
@@ -53,6 +55,4 @@ class Stages:
     def _save(self, name: str, stage: dict[str, Any]) -> None:
         self._record["stages"][name] = stage
         if self.path.parent.is_dir():  # a stage that refuses its input leaves no work directory behind
-            partial = self.path.with_suffix(".partial")
-            partial.write_text(json.dumps(self._record, indent=1), encoding="utf-8")
-            partial.replace(self.path)
+            write_whole(self.path, json.dumps(self._record, indent=1))

@@ -96,9 +96,7 @@ def _report(directory: Path, name: str, doc: str) -> dict[str, Any]:
 
 
 def _print_table(results: dict[str, Any], stderr: bool = False) -> None:
-    from rich.console import Console
-
-    from edlm_jax.reports.report import terminal_table
+    from edlm_jax.reports.report import print_tables
     from edlm_jax.studies.page import accuracy_rows
 
-    Console(stderr=stderr).print(terminal_table(*accuracy_rows(results)))
+    print_tables([accuracy_rows(results)], stderr)

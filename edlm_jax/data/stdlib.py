@@ -1,31 +1,27 @@
 """The Python standard library's own sources: text that every machine with Python has."""
 
-import hashlib
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
 from edlm_jax.data.files import decode
+from edlm_jax.data.split import belongs_to_test, check_split
 from edlm_jax.errors import InputError
 
 # Tests, vendored wheels and generated tables are not prose; site-packages differs from machine to machine.
 SKIPPED_DIRECTORIES = frozenset(
     {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3", "idlelib", "ensurepip", "encodings"}
 )
-TEST_SHARE = 16  # one file in so many is held out
-
-
-def belongs_to_test(relative_path: str) -> bool:
-    """Whether a file is held out: decided by its name, so that it holds for every Python version."""
-    return hashlib.blake2b(relative_path.encode(), digest_size=4).digest()[-1] % TEST_SHARE == 0
 
 
 class StdlibSource(Sequence):
-    """Random access to the *.py files of a split, in the order of their paths; `skipped` counts what is not UTF-8."""
+    """Random access to the *.py files of a split, in the order of their paths; `skipped` counts what is not UTF-8.
+
+    A file's name decides its split, so that it is the same for every Python version.
+    """
 
     def __init__(self, split: str = "train", root: str | Path = ""):
-        if split not in ("train", "test"):
-            raise InputError(f"a standard library split is 'train' or 'test', not {split!r}")
+        check_split(split, "standard library")
         self.root = Path(root or sysconfig.get_path("stdlib"))
         self.skipped = 0
         self._texts: list[str] = []

@@ -14,10 +14,10 @@ An example depends on (seed, kind, index) alone. A prompt belongs to the test sp
 test prompt can have been trained on, however small a kind's space of prompts is.
 """
 
-import hashlib
 import random
 from collections.abc import Callable, Sequence
 
+from edlm_jax.data.split import belongs_to_test, check_split
 from edlm_jax.errors import InputError
 
 NAMES = tuple(
@@ -27,7 +27,6 @@ NAMES = tuple(
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CLOSER = {"(": ")", "[": "]", "{": "}"}
-TEST_SHARE = 16  # one prompt in so many belongs to the test split
 
 Example = tuple[str, str]
 
@@ -103,11 +102,6 @@ GENERATORS: dict[str, Callable[[random.Random], Example]] = {
 KINDS = tuple(GENERATORS)
 
 
-def belongs_to_test(prompt: str) -> bool:
-    """Whether the prompt's hash puts it into the test split."""
-    return hashlib.blake2b(prompt.encode(), digest_size=4).digest()[-1] % TEST_SHARE == 0
-
-
 def generate_example(kind: str, seed: int, index: int, split: str = "train") -> dict[str, str]:
     """The index-th example of a kind: dict(prompt, response, kind), from (kind, seed, index) alone."""
     # random.Random seeded with a string gives the same numbers on every Python we run on; numpy promises less.
@@ -126,8 +120,7 @@ class TaskSource(Sequence):
         unknown = [kind for kind in self.kinds if kind not in GENERATORS]
         if unknown:
             raise InputError(f"unknown task kind {unknown[0]!r}; known kinds: {', '.join(KINDS)}")
-        if split not in ("train", "test"):
-            raise InputError(f"a task split is 'train' or 'test', not {split!r}")
+        check_split(split, "task")
         if size < 1:
             raise InputError(f"a task source needs at least one example, not {size}")
 

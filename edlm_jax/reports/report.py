@@ -4,13 +4,15 @@ import contextlib
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from edlm_jax.files import write_whole
 
 VERSIONED = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 
@@ -50,9 +52,7 @@ def _processor() -> str:
 
 def write_report(report: Report, path: Path) -> None:
     """Write report.json whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(report, indent=2) + "\n")
 
 
 def read_losses(metrics: Path) -> list[tuple[int, float]]:
@@ -63,12 +63,17 @@ def read_losses(metrics: Path) -> list[tuple[int, float]]:
 
 def print_report(report: Report, markdown: bool = False) -> None:
     """Print the tables of whatever parts the report has: for a terminal, or in Markdown for a README."""
-    console = Console()
+    if not markdown:
+        print_tables(_all_rows(report))
+        return
     for header, rows in _all_rows(report):
-        if markdown:
-            print(markdown_table(header, rows))
-        else:
-            console.print(terminal_table(header, rows))
+        print(markdown_table(header, rows))
+
+
+def print_tables(tables: Iterable[Rows], stderr: bool = False) -> None:
+    """Print tables for a terminal."""
+    for header, rows in tables:
+        Console(stderr=stderr).print(_terminal_table(header, rows))
 
 
 # --- Tables as (header, rows) ---
@@ -130,7 +135,7 @@ def _fact_rows(report: Report) -> list[list[str]]:
     return rows
 
 
-def terminal_table(header: list[str], rows: list[list[str]]) -> Table:
+def _terminal_table(header: list[str], rows: list[list[str]]) -> Table:
     """For rich's console; the first column is text, the others are numbers. Where it is narrow, names fold."""
     table = Table(header_style="bold")
     table.add_column(header[0], overflow="fold")

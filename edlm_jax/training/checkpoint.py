@@ -7,7 +7,6 @@ and however many processes wrote it.
 
 import dataclasses
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from flax import nnx
 from edlm_jax.attention import Tiles
 from edlm_jax.data.shards import BatchIterator
 from edlm_jax.errors import InputError
+from edlm_jax.files import write_whole
 from edlm_jax.models.lora import Lora, merge
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
@@ -132,8 +132,8 @@ def write_workdir(workdir: Path, config: str, spec: ModelSpec, lora: Lora | None
         workdir.mkdir(parents=True, exist_ok=True)
         _write_tokenizer(workdir / "tokenizer", spec)
         model = dict(config=spec.to_hf(), source=spec.source, lora=dataclasses.asdict(lora) if lora else None)
-        _write_text(workdir / "model.json", json.dumps(model, indent=2))
-        _write_text(workdir / "config.json", config)
+        write_whole(workdir / "model.json", json.dumps(model, indent=2))
+        write_whole(workdir / "config.json", config)
     check_shared(workdir / "config.json")
 
 
@@ -209,10 +209,3 @@ def _read_json(path: Path) -> dict:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from None
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

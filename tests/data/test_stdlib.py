@@ -4,7 +4,8 @@ import ast
 
 import pytest
 
-from edlm_jax.data.stdlib import StdlibSource, belongs_to_test
+from edlm_jax.data.split import belongs_to_test
+from edlm_jax.data.stdlib import StdlibSource
 from edlm_jax.errors import InputError
 
 

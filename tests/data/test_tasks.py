@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from edlm_jax.data.tasks import KINDS, NAMES, TaskSource, belongs_to_test, generate_example
+from edlm_jax.data.split import belongs_to_test
+from edlm_jax.data.tasks import KINDS, NAMES, TaskSource, generate_example
 from edlm_jax.errors import InputError
 
 CLOSING = {"(": ")", "[": "]", "{": "}"}

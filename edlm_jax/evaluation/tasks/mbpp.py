@@ -22,8 +22,9 @@ def mbpp(tokenizer, path: str, max_new_tokens: int = 512, seconds: float = 10.0)
         tests = get_field(row, "test_list", list, where)
         if not tests or not all(isinstance(test, str) for test in tests):
             raise InputError(f"test_list of {where} must be assertions, one or more")
-        imports = row.get("test_imports") or []
-        setup = "\n".join([*imports, row.get("test_setup_code") or ""])
+        first = {"test_imports": [], "test_setup_code": ""} | row  # neither kind of file has both
+        imports = map(str, get_field(first, "test_imports", list, where))
+        setup = "\n".join([*imports, get_field(first, "test_setup_code", str, where)])
         prompt = encode_text(tokenizer, f'"""\n{words}\n{tests[0]}\n"""\n')
         program = (f"{setup}\n", "\n" + "\n".join(tests) + "\n")
         questions.append(Question(prompt, program, max_new_tokens, "mbpp", where))
