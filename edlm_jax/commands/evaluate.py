@@ -27,7 +27,7 @@ KIND_OF_SUFFIX = {".txt": "text", ".jsonl": "jsonl", ".parquet": "parquet"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("--model", required=True, metavar="DIR", help="Hugging Face directory or hub id")
+    parser.add_argument("--model", required=True, metavar="PATH", help="Hugging Face directory, GGUF file or hub id")
     from edlm_jax.evaluation.tasks import TASKS
 
     names = "{" + ",".join([*TASKS, *MEASURES]) + "}"

@@ -5,17 +5,19 @@ Pickles (.bin, .pt) are never opened: loading one runs whatever code is inside.
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from edlm_jax.errors import InputError
+from edlm_jax.pretrained.layout import Place
+from edlm_jax.pretrained.released import rename
+from edlm_jax.pretrained.source import only_gguf, read_raw_config
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 _BUFFER = "rotary_emb.inv_freq"  # computed from config.json; old checkpoints have it in each layer
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -23,6 +25,8 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 class Checkpoint:
     """The tensors of a directory, or of one `file` there, by name; a context manager that keeps the files open."""
+
+    dtypes = ("F32", "F16", "BF16")
 
     def __init__(self, directory: Path, file: str | None = None):
         self.directory = directory
@@ -57,6 +61,10 @@ class Checkpoint:
         if lost:
             raise InputError(f"{self.directory}: tensor {lost[0]} is not in {file_name}, though {INDEX} says so")
 
+    def rename(self, places: Iterable[Place]) -> list[Place]:
+        """Our parameters' places under the names that they have here."""
+        return rename(places, read_raw_config(self.directory), self._files)
+
     def check(self, shapes: Mapping[str, tuple[int, ...]], tied: bool) -> None:
         """Refuses unknown, missing, mis-shaped and mis-typed tensors, and a tied head unlike the embedding, by name.
 
@@ -74,11 +82,11 @@ class Checkpoint:
             tensor = self[name]
             found = tuple(tensor.get_shape())
             if found != tuple(shape):
-                raise InputError(f"{self.directory}: tensor {name} has shape {found}, config.json says {tuple(shape)}")
-            if tensor.get_dtype() not in DTYPES:
+                raise InputError(f"{self.directory}: tensor {name} has shape {found}, the config says {tuple(shape)}")
+            if tensor.get_dtype() not in self.dtypes:
                 raise InputError(
                     f"{self.directory}: tensor {name} has dtype {tensor.get_dtype()}; "
-                    f"supported are {', '.join(DTYPES.values())}"
+                    f"supported are {', '.join(self.dtypes)}"
                 )
         if extra and not self._same(_HEAD, _EMBEDDING):
             raise InputError(
@@ -141,7 +149,7 @@ def _nothing_to_load(directory: Path) -> str:
             f"{directory} holds only pickled weights ({pickles[0]}), which are never loaded because they can run code; "
             "save them as safetensors with transformers' save_pretrained first"
         )
-    return f"{directory} holds neither {SINGLE} nor {INDEX}"
+    return only_gguf(directory) or f"{directory} holds neither {SINGLE} nor {INDEX}"
 
 
 def _and_more(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint into a Transformer: tensor by tensor, each device's shard read straight from the file."""
+"""A Hugging Face checkpoint or GGUF file into a Transformer: each device's shard is read straight from the file."""
 
 from pathlib import Path
 
@@ -14,9 +14,10 @@ from edlm_jax.models.transformer import Transformer
 from edlm_jax.parallel.sharding import named_sharding
 from edlm_jax.pretrained.adapter import DIRECTORY, WEIGHTS, adapter_places, check_adapter, read_lora
 from edlm_jax.pretrained.checkpoint import Checkpoint
+from edlm_jax.pretrained.gguf.checkpoint import GgufCheckpoint
+from edlm_jax.pretrained.gguf.file import is_gguf
 from edlm_jax.pretrained.layout import Place, places
-from edlm_jax.pretrained.released import rename
-from edlm_jax.pretrained.source import find_directory, read_config, read_raw_config
+from edlm_jax.pretrained.source import find_directory, read_config
 
 FLOATS = ("float32", "bfloat16", "float16")
 
@@ -30,7 +31,7 @@ def load_spec(path_or_repo: str | Path) -> ModelSpec:
 def load_pretrained(
     path_or_repo: str | Path, dtype: str = "bfloat16", mesh: Mesh | None = None, *, param_dtype: str | None = None
 ) -> Transformer:
-    """A Hugging Face directory (no network) or hub id as a model, AR or converted.
+    """A Hugging Face directory or GGUF file (no network), or a hub id, as a model, AR or converted.
 
     It computes in `dtype` and stores its parameters in `param_dtype`, which is `dtype` unless given. With a mesh the
     parameters are sharded by parallel/sharding.py; no host ever holds more than one of them. Adapters of noisy columns
@@ -41,8 +42,8 @@ def load_pretrained(
         if name not in FLOATS:
             raise InputError(f"dtype {name!r} is not one of {', '.join(FLOATS)}")
     spec, directory = load_spec(path_or_repo), find_directory(path_or_repo)
-    with Checkpoint(directory) as checkpoint:
-        layout = rename(places(spec), read_raw_config(directory), checkpoint.names)
+    with GgufCheckpoint(path_or_repo) if is_gguf(path_or_repo) else Checkpoint(directory) as checkpoint:
+        layout = checkpoint.rename(places(spec))
         checkpoint.check({name: place.hf_shape for place in layout for name in place.hf_names}, tied=spec.tied)
         arrays = {place.path: _read(place, checkpoint, param_dtype, mesh) for place in layout}
         if lora := read_lora(directory):

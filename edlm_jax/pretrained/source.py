@@ -1,4 +1,4 @@
-"""From what a person typed (a directory or a hub id) to a directory with a config.json."""
+"""From what a person typed (a directory, a GGUF file or a hub id) to a directory with a config.json."""
 
 import functools
 import json
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from edlm_jax.errors import InputError
+from edlm_jax.pretrained.gguf.directory import directory_of
+from edlm_jax.pretrained.gguf.file import is_gguf
 from edlm_jax.pretrained.released import translate
 
 # Beside config.json and the weights, what makes a checkpoint usable: copied on export, downloaded with a hub id. Never
@@ -35,12 +37,18 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def find_directory(path_or_repo: str | Path, *, weights: bool = True) -> Path:
-    """The directory itself, or the local snapshot of a hub id such as Qwen/Qwen3-0.6B, `weights` included or not."""
+    """The directory itself, or the local snapshot of a hub id such as Qwen/Qwen3-0.6B, `weights` included or not.
+
+    Of a GGUF file, all but its weights.
+    """
+    if is_gguf(path_or_repo):
+        return directory_of(path_or_repo)
     directory = Path(path_or_repo).expanduser()
     if directory.is_dir():
         return directory
     if directory.exists() or not _HUB_ID.fullmatch(str(path_or_repo)):
-        raise InputError(f"{path_or_repo} is neither a directory nor a hub id such as Qwen/Qwen3-0.6B")
+        known = "a directory nor a hub id such as Qwen/Qwen3-0.6B, nor a .gguf file"
+        raise InputError(f"{path_or_repo} is neither {known}")
     return _download(str(path_or_repo), weights)
 
 
@@ -57,7 +65,8 @@ def read_raw_config(directory: Path) -> dict[str, Any]:
         hint = f"use {exported}" if exported.is_dir() else f"edlm export --workdir={directory} writes one"
         raise InputError(f"{directory} is a work directory and not a model; {hint}")
     if not path.is_file():
-        raise InputError(f"{directory} is not a Hugging Face model directory: it has no config.json")
+        reason = f"{directory} is not a Hugging Face model directory: it has no config.json"
+        raise InputError(only_gguf(directory) or reason)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -65,6 +74,12 @@ def read_raw_config(directory: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise InputError(f"{path} is not a JSON object")
     return config
+
+
+def only_gguf(directory: Path) -> str:
+    """What to do with a directory that holds GGUF files in place of safetensors; "" where it holds none."""
+    files = sorted(directory.glob("*.gguf"))
+    return f"{directory} holds its weights as GGUF: give the file itself, {files[0]}" if files else ""
 
 
 def tokenizer_files(directory: Path) -> list[Path]:

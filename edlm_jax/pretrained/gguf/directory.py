@@ -1,0 +1,28 @@
+"""A directory with all of a GGUF file but its weights: what reads a model's config.json and tokenizer needs no more."""
+
+import functools
+import json
+import tempfile
+from pathlib import Path
+
+from edlm_jax.pretrained.gguf.config import hf_config
+from edlm_jax.pretrained.gguf.file import GgufFile, open_gguf
+from edlm_jax.pretrained.gguf.tokenizer import write_tokenizer
+
+_kept: list[tempfile.TemporaryDirectory] = []  # until the process ends
+
+
+def directory_of(path: str | Path) -> Path:
+    """The directory, named like the file."""
+    return _write(open_gguf(path))
+
+
+@functools.lru_cache(maxsize=8)
+def _write(file: GgufFile) -> Path:
+    _kept.append(tempfile.TemporaryDirectory(prefix="edlm-gguf-"))
+    directory = Path(_kept[-1].name, file.path.name)
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(hf_config(file), indent=2) + "\n", encoding="utf-8")
+    if "tokenizer.ggml.model" in file.metadata:
+        write_tokenizer(file, directory)
+    return directory
