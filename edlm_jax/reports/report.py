@@ -87,6 +87,8 @@ def _all_rows(report: Report) -> Iterator[Rows]:
         yield _result_rows(columns | points)
     if columns:
         yield _kind_rows(columns)
+    if ways := report.get("lossless"):
+        yield _lossless_rows(ways, report["prompts"])
     if found := report.get("retrieval"):
         named = {f"{mode}, {way.replace('_', '-')}": scores for mode in found for way, scores in found[mode].items()}
         header = ["docstring finds body", "mean reciprocal rank", "recall at 1", "recall at 10"]
@@ -113,6 +115,15 @@ def _result_rows(columns: dict[str, dict]) -> Rows:
     return [*header, *["speed-up"] * (decoded and ar is not None)], rows
 
 
+def _lossless_rows(ways: dict[str, dict], prompts: int) -> Rows:
+    """Ways of decoding that give the same text, beside AR."""
+    baseline, rows = ways["AR"]["tokens_per_second"], []
+    for name, entry in ways.items():
+        speed, forward = entry["tokens_per_second"], f"{entry['tokens_per_forward']:.2f}"
+        rows.append([name, f"{entry['same_text']} of {prompts}", forward, f"{speed:.1f}", f"{speed / baseline:.2f}x"])
+    return ["decoding", "same text as AR", "tokens/forward", "tokens/s", "speed-up"], rows
+
+
 def _kind_rows(columns: dict[str, dict]) -> Rows:
     """Accuracy per kind of task, a column for each way of decoding."""
     kinds = next(iter(columns.values()))["kinds"]
@@ -129,6 +140,8 @@ def _fact_rows(report: Report) -> list[list[str]]:
     for group, drift in report.get("weight_drift", {}).items():
         mean = sum(drift["relative"]) / len(drift["relative"])
         rows.append([f"weight drift, {group} (mean over layers)", f"{mean:.3f}"])
+    if "seconds_to_first_token" in report:
+        rows.append(["seconds to the first token", f"{report['seconds_to_first_token']:.1f}"])
     rows += [[f"seconds, {stage}", f"{seconds:.0f}"] for stage, seconds in report.get("stage_seconds", {}).items()]
     if "seconds" in report:
         rows.append(["seconds, all stages", f"{report['seconds']:.0f}"])
