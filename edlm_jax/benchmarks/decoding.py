@@ -37,6 +37,16 @@ def compare_rates(
     return {name: tokens[name] / seconds[name] for name in ways}
 
 
+def waiting(forwards_R: Sequence[int], batch_size: int) -> float:
+    """The share of rows' time that passes after their own end, until the slowest row beside them is done.
+
+    From each row's forwards, as if all cost the same; rows are taken `batch_size` at a time, as `compare_rates` does.
+    """
+    whole = len(forwards_R) // batch_size * batch_size
+    slowest = [max(forwards_R[i : i + batch_size]) for i in range(0, whole, batch_size)]
+    return 1 - sum(forwards_R[:whole]) / (batch_size * sum(slowest))
+
+
 def transformers_way(directory: str, *, dtype: str, max_new_tokens: int, eos_id: Sequence[int]) -> Way:
     """transformers' greedy generate of an AR model's directory, prompts padded on the left; needs torch."""
     import torch

@@ -121,7 +121,7 @@ def _decode(args):
     thresholds = read_numbers(args.thresholds, float, "thresholds", 0)
     if max(sizes) > args.prompts:
         raise InputError(f"--batch-sizes: a batch of {max(sizes)} needs as many --prompts, not {args.prompts}")
-    from edlm_jax.benchmarks.decoding import compare_rates
+    from edlm_jax.benchmarks.decoding import compare_rates, waiting
     from edlm_jax.benchmarks.forward import forward_seconds
     from edlm_jax.decoding import Decoder, Mode, check_settings, refuse_prompts
     from edlm_jax.decoding.modes import Autoregressive, Diffusion, parse_mode
@@ -159,6 +159,10 @@ def _decode(args):
         columns[name], found[name] = decoder.columns(mode), decoder(prompts, mode, **common)
     forwards = {name: result.tokens_per_forward for name, result in found.items()}
     as_ar = {name: sum(map(operator.eq, result.tokens, found["ar"].tokens)) for name, result in found.items()}
+    row_forwards = {
+        name: [sum(row) for row in zip(result.row_denoise_forwards, result.row_commit_forwards, strict=True)]
+        for name, result in found.items()
+    }
     peer, no_peer = _peer(baseline, dtype=args.dtype, max_new_tokens=args.max_new_tokens, eos_id=text.ends)
     rates = {size: compare_rates(ways | peer, prompts, size, args.repeats) for size in sizes}
     conversion = specs["diffusion"].conversion
@@ -175,6 +179,7 @@ def _decode(args):
         "prompts": len(prompts),
         "prompts_as_ar": as_ar,
         "tokens_per_second": rates,
+        "waiting": {size: {name: waiting(rows, size) for name, rows in row_forwards.items()} for size in sizes},
         "forward_seconds": seconds,
         "forward_ratio": {width: value / seconds[1] for width, value in seconds.items()},
         **({} if peer else {"transformers": f"not measured: {no_peer}"}),

@@ -18,6 +18,9 @@ def _show_decode(result):
             f"  {result['tokens_per_forward'][name]:14.2f}{result['columns'][name]:9}{result['prompts_as_ar'][name]:7}"
         )
         print(f"{name:32}" + rates + (known or ""))
+    print("of a batch's time, what rows wait for its slowest one")
+    for name in result["tokens_per_forward"]:
+        print(f"{name:32}" + "".join(f"{result['waiting'][size][name]:13.1%}" for size in sizes))
     for width, seconds in result["forward_seconds"].items():
         ratio = result["forward_ratio"][width]
         print(f"a forward of {width} columns: {1e3 * seconds:.3f} ms, {ratio:.2f} times one of 1")

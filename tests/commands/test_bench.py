@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from edlm_jax.benchmarks.decoding import compare_rates
+from edlm_jax.benchmarks.decoding import compare_rates, waiting
 from edlm_jax.commands.main import main
 from edlm_jax.parallel.cpu import available
 from tests.conftest import TINY
@@ -21,6 +21,11 @@ def test_rates_count_new_tokens_of_whole_batches():
     assert rates["long"] > rates["short"] > 0
 
 
+def test_rows_wait_for_the_slowest_of_their_batch():
+    assert waiting([1, 3, 2, 2, 9], batch_size=2) == pytest.approx(2 / 10)  # one waits 2 of 3; the last is in no batch
+    assert waiting([5, 1, 7], batch_size=1) == 0
+
+
 def test_bench_decode(tiny_converted_dir, capsys):
     arguments = ["--batch-sizes=1,2", "--prompts=2", "--max-new-tokens=6", "--thresholds=0.9", "--repeats=1"]
     assert main(["bench", "decode", f"--model={tiny_converted_dir}", *arguments, "--json"]) == 0
@@ -29,6 +34,7 @@ def test_bench_decode(tiny_converted_dir, capsys):
     for rates in result["tokens_per_second"].values():
         assert ways <= rates.keys() and all(rate > 0 for rate in rates.values())
     assert result["tokens_per_forward"]["ar"] == 1.0
+    assert all(share == 0 for share in result["waiting"]["1"].values()) and ways <= result["waiting"]["2"].keys()
     assert result["forward_ratio"]["1"] == 1.0 and result["forward_seconds"].keys() == {"1", "4", "8"}
 
 
