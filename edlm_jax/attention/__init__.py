@@ -2,7 +2,16 @@
 
 from edlm_jax.attention.attend import Plan, attend, plan_attention
 from edlm_jax.attention.context import InPieces
-from edlm_jax.attention.pattern import PLAIN, Bidirectional, BlockCausal, Causal, CleanContext, Pattern, same_segment
+from edlm_jax.attention.pattern import (
+    PLAIN,
+    Bidirectional,
+    BlockCausal,
+    Causal,
+    CleanContext,
+    Pattern,
+    SlidingWindow,
+    same_segment,
+)
 from edlm_jax.attention.reference import attend_cached, attend_dense
 from edlm_jax.attention.sight import Sight, Tiles
 from edlm_jax.attention.splash import count_tiles
@@ -17,6 +26,7 @@ __all__ = [
     "Pattern",
     "Plan",
     "Sight",
+    "SlidingWindow",
     "Tiles",
     "attend",
     "attend_cached",

@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from edlm_jax.attention import splash, tiled
 from edlm_jax.attention.intervals import key_runs
-from edlm_jax.attention.pattern import BlockCausal, CleanContext, Pattern
+from edlm_jax.attention.pattern import BlockCausal, CleanContext, Pattern, unbounded
 from edlm_jax.attention.sight import Sight, Tiles
 from edlm_jax.attention.splash import has_partial_tiles, local_heads, make_kernel, run_kernel
 from edlm_jax.attention.tiled import attend_tour, plan_tour
@@ -98,6 +98,10 @@ class InPieces(Pattern):
     def allowed(self, q, k):
         """What `pattern` says of the columns in these places (numpy alone)."""
         return self.pattern.allowed(self.query_order[q], self.order[k])
+
+    def within(self, window: int | None) -> "InPieces":
+        """The window is the row's."""
+        return dataclasses.replace(self, pattern=self.pattern.within(window))
 
     def for_queries(self, count: int) -> Pattern:
         """What the first `count` columns of the row may see."""
@@ -218,6 +222,7 @@ def _plan_tours(sight: Sight, rows, tiles: Tiles):
 
 def _streams(pattern: Pattern, length: int) -> list[int]:
     """Columns of each stream of a row; every view of the clean stream is a stream."""
+    pattern, _ = unbounded(pattern)
     if not isinstance(pattern, CleanContext):
         return [length]
     views, rest = divmod(pattern.noisy_columns, pattern.length)
@@ -226,4 +231,5 @@ def _streams(pattern: Pattern, length: int) -> list[int]:
 
 def _block(pattern: Pattern) -> int:
     """Columns that no piece may divide."""
+    pattern, _ = unbounded(pattern)
     return pattern.block_length if isinstance(pattern, BlockCausal | CleanContext) else 1

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from edlm_jax.attention.pattern import Causal, CleanContext, Pattern
+from edlm_jax.attention.pattern import Causal, CleanContext, Pattern, unbounded
 from edlm_jax.errors import InputError
 
 _RUNS = 2
@@ -52,12 +52,17 @@ def key_runs(
     runs_BRT = jnp.broadcast_to(runs_RT, (batch, *runs_RT.shape))
     if copies_BM is None:
         return runs_BRT
+    pattern, window = unbounded(pattern)
     assert isinstance(pattern, CleanContext)
     M, C = pattern.noisy_columns, pattern.block_length
     copies_BT = jnp.pad(copies_BM.astype(jnp.int32), ((0, 0), (0, len(q_columns_T) - copies_BM.shape[1])))
-    own_T = q_columns_T // C * C
+    own_T, first = q_columns_T // C * C, M
     own_stop_T = q_columns_T + 1 if pattern.noisy_pattern == Causal() else own_T + C
-    edges = own_T, jnp.minimum(own_stop_T, M), M, M + copies_BT // C * C
+    if window is not None:
+        own_T = jnp.maximum(own_T, q_columns_T - window + 1)
+        own_stop_T = jnp.minimum(own_stop_T, q_columns_T + window)
+        first = M + jnp.maximum(copies_BT - window + 1, 0)
+    edges = own_T, jnp.minimum(own_stop_T, M), first, M + copies_BT // C * C
     chosen_BRT = jnp.stack([jnp.broadcast_to(edge, copies_BT.shape) for edge in edges], axis=1)
     return jnp.where((q_columns_T < M)[None, None], chosen_BRT, runs_BRT)
 

@@ -29,6 +29,14 @@ class Pattern:
         """int32[length] RoPE positions of a row that holds one document from its first column on."""
         return np.arange(length, dtype=np.int32)
 
+    def place(self, column):
+        """Elementwise: where in its stream a column stands; in one document places differ as RoPE positions do."""
+        return column
+
+    def within(self, window: int | None) -> "Pattern":
+        """Where only what is less than `window` positions away is seen; None is as far as can be."""
+        return self if window is None else SlidingWindow(self, window)
+
     def dense(self, q_len: int, k_len: int) -> np.ndarray:
         """bool[q_len, k_len]: the whole mask, for tests, pictures and short sequences."""
         return np.asarray(self.allowed(np.arange(q_len)[:, None], np.arange(k_len)[None, :]))
@@ -157,8 +165,52 @@ class CleanContext(Pattern):
 
     def positions(self, length: int) -> np.ndarray:
         """0..L-1 on each stream."""
-        noisy_M = np.arange(self.noisy_columns, dtype=np.int32) % self.length
-        return np.concatenate([noisy_M, np.arange(self.length, dtype=np.int32)])[:length]
+        return self.place(np.arange(length)).astype(np.int32)
+
+    def place(self, column):
+        """That of the clean column which a noisy one is a copy of."""
+        return (column - self.noisy_columns * (column >= self.noisy_columns)) % self.length
+
+
+@dataclass(frozen=True)
+class SlidingWindow(Pattern):
+    """Of what `pattern` shows, only what is less than `window` positions away, to either side: some layers' pattern.
+
+    Two streams share their positions: a noisy column sees as far into the clean stream as its clean column does.
+
+    # . . . .      SlidingWindow(Causal(), 3)
+    # # . . .
+    # # # . .
+    . # # # .
+    . . # # #
+    """
+
+    pattern: Pattern
+    window: int
+
+    def allowed(self, q, k):
+        """As the pattern says, and near."""
+        return self.pattern.allowed(q, k) & self._near(q, k)
+
+    def dense(self, q_len: int, k_len: int) -> np.ndarray:
+        """Of the pattern's mask what is near."""
+        return self.pattern.dense(q_len, k_len) & self._near(np.arange(q_len)[:, None], np.arange(k_len)[None])
+
+    def _near(self, q, k):
+        return abs(self.place(q) - self.place(k)) < self.window
+
+    def place(self, column):
+        """The pattern's."""
+        return self.pattern.place(column)
+
+    def positions(self, length: int) -> np.ndarray:
+        """The pattern's."""
+        return self.pattern.positions(length)
+
+
+def unbounded(pattern: Pattern) -> tuple[Pattern, int | None]:
+    """(the pattern without its window, the window or None)"""
+    return (pattern.pattern, pattern.window) if isinstance(pattern, SlidingWindow) else (pattern, None)
 
 
 def same_segment(q_segments_BT, k_segments_BS) -> jnp.ndarray:

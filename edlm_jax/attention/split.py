@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from edlm_jax.attention.pattern import Bidirectional, BlockCausal, Causal, CleanContext, same_segment
+from edlm_jax.attention.pattern import BlockCausal, Causal, CleanContext, same_segment, unbounded
 from edlm_jax.attention.reference import attend_dense, combine, partial_attention
 from edlm_jax.attention.sight import Sight
 
@@ -51,9 +51,10 @@ class _Chunk(NamedTuple):
 def plan_split(sight: Sight):
     """`attend(q, k, v)` by chunks of queries; of other patterns than triangles and two streams, the dense reference."""
     pattern, segments = sight.pattern, (sight.q_segments_BT, sight.k_segments_BS)
-    if isinstance(pattern, CleanContext):
+    kind, _ = unbounded(pattern)
+    if isinstance(kind, CleanContext):
         chunks = _clean_context(sight)
-    elif isinstance(pattern, Causal | BlockCausal) and sight.q_len == sight.k_len:
+    elif isinstance(kind, Causal | BlockCausal) and sight.q_len == sight.k_len:
         chunks = _triangle(pattern, 0, sight.k_len, *segments)
     else:
         return partial(attend_dense, pattern=pattern, q_segments_BT=segments[0], k_segments_BS=segments[1])
@@ -72,47 +73,54 @@ def plan_split(sight: Sight):
 def _triangle(pattern, first, length, q_segments_BT, k_segments_BT) -> list[_Chunk]:
     """Causal and block-causal, on the columns from `first` on: each chunk meets the keys up to its own end, no later.
 
-    Segments are those of these columns alone.
+    Under a window it meets none that is too early either. Segments are those of these columns alone.
     """
-    C = pattern.block_length if isinstance(pattern, BlockCausal) else 1
+    kind, window = unbounded(pattern)
+    C = kind.block_length if isinstance(kind, BlockCausal) else 1
     chunks = []
     for start, stop in _cut(length, C):
-        mask_BTS = jnp.asarray(pattern.allowed(np.arange(start, stop)[:, None], np.arange(stop)[None]))[None]
+        near = _nearest(start, window)
+        mask_BTS = jnp.asarray(pattern.allowed(np.arange(start, stop)[:, None], np.arange(near, stop)[None]))[None]
         if q_segments_BT is not None:
-            mask_BTS = mask_BTS & same_segment(q_segments_BT[:, start:stop], k_segments_BT[:, :stop])
-        chunks.append(_Chunk(slice(first + start, first + stop), [_Part(slice(first, first + stop), mask_BTS)]))
+            mask_BTS = mask_BTS & same_segment(q_segments_BT[:, start:stop], k_segments_BT[:, near:stop])
+        part = _Part(slice(first + near, first + stop), mask_BTS)
+        chunks.append(_Chunk(slice(first + start, first + stop), [part]))
     return chunks
 
 
 def _clean_context(sight: Sight) -> list[_Chunk]:
     """Clean on clean; noisy on earlier clean blocks and on its own block. Queries may be the noisy stream alone."""
-    pattern, copies_BM = sight.pattern, sight.copies_BM
+    (pattern, window), copies_BM = unbounded(sight.pattern), sight.copies_BM
     L, M, C = pattern.length, pattern.noisy_columns, pattern.block_length
     packed = sight.q_segments_BT is not None
     noisy_BM, clean_BL = (sight.q_segments_BT[:, :M], sight.k_segments_BS[:, M:]) if packed else (None, None)
     chunks = []
     for start, stop in _cut(M, C):
-        parts = [_own_blocks(pattern, noisy_BM, sight.batch, start, stop)]
+        parts = [_own_blocks(pattern.noisy_pattern.within(window), C, noisy_BM, sight.batch, start, stop)]
         # Static where it can be: clean keys that nobody in this chunk sees are then left out.
         copies_BT = np.arange(start, stop)[None] % L if copies_BM is None else copies_BM[:, start:stop]
         seen = (int(copies_BT.max()) if copies_BM is None else L - 1) // C * C
-        if seen:
-            mask_BTS = jnp.asarray(np.arange(seen)[None, None] // C < copies_BT[:, :, None] // C)
+        near = _nearest(int(copies_BT.min()), window) if copies_BM is None else 0
+        if seen > near:
+            columns_11S = np.arange(near, seen)[None, None]
+            mask_BTS = jnp.asarray(columns_11S // C < copies_BT[:, :, None] // C)
+            if window is not None:
+                mask_BTS = mask_BTS & (copies_BT[:, :, None] - columns_11S < window)
             if packed:
-                mask_BTS = mask_BTS & same_segment(noisy_BM[:, start:stop], clean_BL[:, :seen])
-            parts.append(_Part(slice(M, M + seen), mask_BTS))
+                mask_BTS = mask_BTS & same_segment(noisy_BM[:, start:stop], clean_BL[:, near:seen])
+            parts.append(_Part(slice(M + near, M + seen), mask_BTS))
         chunks.append(_Chunk(slice(start, stop), parts))
     if sight.q_len > M:
-        chunks += _triangle(pattern.clean_pattern, M, L, clean_BL, clean_BL)
+        chunks += _triangle(pattern.clean_pattern.within(window), M, L, clean_BL, clean_BL)
     return chunks
 
 
-def _own_blocks(pattern, segments_BM, batch, start, stop) -> _Part:
+def _own_blocks(pattern, C, segments_BM, batch, start, stop) -> _Part:
     """Dense C x C attention inside each noisy block: blocks become rows of the batch; a short last block is padded."""
-    C, whole = pattern.block_length, pattern.noisy_pattern == Bidirectional()
-    inside_1CC = None if whole else jnp.asarray(pattern.noisy_pattern.dense(C, C))[None]
+    inside_CC = pattern.dense(C, C)
+    whole, inside_1CC = inside_CC.all(), jnp.asarray(inside_CC)[None]
     if not (start - stop) % C and segments_BM is None:
-        return _Part(slice(start, stop), inside_1CC, C)
+        return _Part(slice(start, stop), None if whole else inside_1CC, C)
     segments_BT = jnp.zeros((batch, stop - start), jnp.int32) if segments_BM is None else segments_BM[:, start:stop]
     folded = _fold(segments_BT, C)
     same_BCC = same_segment(folded, folded)
@@ -123,6 +131,11 @@ def _fold(x, C):
     B, T = x.shape[:2]
     x = jnp.pad(x, ((0, 0), (0, -T % C)) + ((0, 0),) * (x.ndim - 2), constant_values=-1 if x.ndim == 2 else 0)
     return x.reshape(B * (T + -T % C) // C, C, *x.shape[2:])
+
+
+def _nearest(column, window):
+    """The first column that some query from `column` on may see."""
+    return 0 if window is None else max(column - window + 1, 0)
 
 
 def _cut(length, block_length):

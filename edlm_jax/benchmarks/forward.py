@@ -128,6 +128,4 @@ def _loop(weights, B, T, cached):
 
         return jax.lax.fori_loop(0, count, body, carry)
 
-    zeros_BKSH = jnp.zeros((B, spec.num_kv_heads, length, spec.head_dim), weights.dtype)
-    cache = KVCache((zeros_BKSH,) * spec.num_layers, (zeros_BKSH,) * spec.num_layers)
-    return run, (jnp.ones((B, T), jnp.int32), cache)
+    return run, (jnp.ones((B, T), jnp.int32), KVCache.empty(spec, B, length, weights.dtype))

@@ -81,12 +81,18 @@ class Layout:
         """The tokens of a row that are decoded together."""
         return length if self.prefill == "bidirectional" else self.block_length
 
-    def pairs(self, length: int) -> int:
-        """Query-key pairs of one head in one row; a noisy block is taken to lie in the middle of the row."""
+    def pairs(self, length: int, window: int | None = None) -> int:
+        """Query-key pairs of one head in one row; a noisy block is taken to lie in the middle of the row.
+
+        Less, under a window of a block or more, those that are too far apart.
+        """
         diagonal = 1 if self.next_tokens else self.together(length)
         own = 1 if self.noisy == "causal" else self.block_length
         noisy = self.two_streams * self.noisy_columns(length) * (length + own)
-        return (length * (length + diagonal) + noisy) // 2
+        beyond = max(length - (window or length), 0)  # of a row's positions
+        sides = 2 if self.prefill == "bidirectional" else 1
+        far = sides * self.columns(length) * beyond * (beyond + 1) // length
+        return (length * (length + diagonal) + noisy - far) // 2
 
     def fewest_tiles(self, n: float) -> float:
         """Of scores that must be visited, where a stream is n tiles long: a triangle of each, all where all is seen.

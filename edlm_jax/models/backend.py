@@ -40,7 +40,7 @@ class Xla:
 
     def write(self, k_BKSH, v_BKSH, new_k_BTKH, new_v_BTKH, start, where_BT):
         """Both caches with new columns from `start` on, an int or int32[B], where `where_BT` (None: everywhere)."""
-        written = (_write(k_BKSH, new_k_BTKH, start, where_BT), _write(v_BKSH, new_v_BTKH, start, where_BT))
+        written = (write(k_BKSH, new_k_BTKH, start, where_BT), write(v_BKSH, new_v_BTKH, start, where_BT))
         return tuple(constrain(x_BKSH, "BK__", DECODING) for x_BKSH in written)
 
 
@@ -106,7 +106,8 @@ def describe(backend: Xla, dtype) -> str:
     return "XLA, for this installation found no C++ compiler to build the CPU kernels with" if wanted else "XLA"
 
 
-def _write(cache_BKSH, new_BTKH, start, where_BT):
+def write(cache_BKSH, new_BTKH, start, where_BT):
+    """A cache with new columns from `start` on, an int or int32[B], where `where_BT` (None: everywhere)."""
     new_BKTH = new_BTKH.swapaxes(1, 2).astype(cache_BKSH.dtype)
     T = new_BKTH.shape[2]
     if where_BT is None:

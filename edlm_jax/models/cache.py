@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,8 @@ from jax.sharding import Mesh
 
 from edlm_jax.attention import Pattern
 from edlm_jax.errors import InputError
-from edlm_jax.models.backend import Xla, choose
-from edlm_jax.models.layer import FUSED, fuse_projections, layer_forward, rms_norm
+from edlm_jax.models.backend import Xla, choose, write
+from edlm_jax.models.layer import FUSED, fuse_projections, layer_forward, norm, scaled_embedding
 from edlm_jax.models.lora import ADAPTER_NAMES, opened
 from edlm_jax.models.product import project
 from edlm_jax.models.rope import rotary_tables
@@ -98,7 +99,8 @@ class DecodingWeights:
 
     def embed(self, tokens) -> jax.Array:
         """[..., D]: the embeddings of token ids, in the compute dtype."""
-        return self.head_DV.columns(tokens) if self.embedding_VD is None else self.embedding_VD[tokens]
+        x = self.head_DV.columns(tokens) if self.embedding_VD is None else self.embedding_VD[tokens]
+        return scaled_embedding(self.spec, x)
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """float32[B, T, V] of final hidden states."""
@@ -133,24 +135,52 @@ class KVCache:
 
     k_BKSH: tuple[jax.Array, ...]
     v_BKSH: tuple[jax.Array, ...]
+    positions_BS: jax.Array | None = None  # of the columns, where some layer has a window
+
+    @classmethod
+    def empty(cls, spec: ModelSpec, rows: int, length: int, dtype="float32") -> "KVCache":
+        """Of so many columns, none of them written."""
+        zeros_BKSH = (jnp.zeros((rows, spec.num_kv_heads, length, spec.head_dim), dtype),) * spec.num_layers
+        return cls(zeros_BKSH, zeros_BKSH, None if spec.windows == (None,) else jnp.zeros((rows, length), jnp.int32))
+
+
+class Columns(NamedTuple):
+    """Where columns stand: their positions, and cos_BTR and sin_BTR of each kind of layer."""
+
+    positions_BT: jax.Array
+    tables: tuple[tuple[jax.Array, jax.Array] | None, ...]
 
 
 @dataclass(frozen=True)
 class Rotary:
     """cos and sin of `length` positions, made once before the loop: inside, each layer would work them out again."""
 
-    tables_SR: tuple[jax.Array, jax.Array]
+    tables_SR: tuple[tuple[jax.Array, jax.Array] | None, ...]  # of each kind of layer
 
     @classmethod
     def of(cls, spec: ModelSpec, length: int) -> "Rotary":
         """For positions 0 to length - 1."""
-        cos_1SR, sin_1SR = rotary_tables(jnp.arange(length)[None], spec.rope, spec.head_dim)
-        return cls((cos_1SR[0], sin_1SR[0]))
 
-    def at(self, positions_BT) -> tuple[jax.Array, jax.Array]:
-        """(cos_BTR, sin_BTR)."""
-        cos_SR, sin_SR = self.tables_SR
-        return cos_SR[positions_BT], sin_SR[positions_BT]
+        def tables(rope):
+            cos_1SR, sin_1SR = rotary_tables(jnp.arange(length)[None], rope, spec.head_dim)
+            return cos_1SR[0], sin_1SR[0]
+
+        by_rope = {rope: rope and tables(rope) for rope in dict.fromkeys(kind.rope for kind in spec.kinds)}
+        return cls(tuple(by_rope[kind.rope] for kind in spec.kinds))
+
+    def at(self, positions_BT) -> Columns:
+        """Columns at these positions."""
+        return Columns(positions_BT, jax.tree.map(lambda table_SR: table_SR[positions_BT], self.tables_SR))
+
+
+def _near(spec: ModelSpec, mask_BTS, q_positions_BT, k_positions_BS) -> dict[int | None, jax.Array]:
+    """The mask of each window that layers have."""
+    return {
+        window: mask_BTS
+        if window is None
+        else mask_BTS & (abs(q_positions_BT[:, :, None] - k_positions_BS[:, None]) < window)
+        for window in spec.windows
+    }
 
 
 def forward(
@@ -166,10 +196,10 @@ def forward(
     x_BTD = constrain(tokens_BT if tokens_BT.ndim == 3 else weights.embed(tokens_BT), "B__", DECODING)
     whole, last = (lambda x_BT: x_BT), (lambda x_BT: x_BT[:, -read if read else None :])
     for index, (layer, wanted) in enumerate(zip(weights.layers, [whole] * (spec.num_layers - 1) + [last], strict=True)):
-        p = opened(layer, drafts)
-        x_BTD = layer_forward(spec, FUSED, p, x_BTD, rotary_BT, partial(attention, index), wanted)
+        p, tables = opened(layer, drafts), rotary_BT.tables[index % len(spec.kinds)]
+        x_BTD = layer_forward(spec, FUSED, p, x_BTD, tables, partial(attention, index), wanted)
         x_BTD = constrain(x_BTD, "B__", DECODING)
-    return rms_norm(x_BTD, weights.final_norm_D, spec.norm_eps)
+    return norm(spec, x_BTD, weights.final_norm_D)
 
 
 def prefill(
@@ -188,8 +218,9 @@ def prefill(
 
     `read_mask_BTS`: only so many last columns are read, and this is what they see. `drafts`: as in `forward`.
     """
-    keys, values, backend = [], [], weights.backend
-    attend_all = backend.attend_prompt(weights.spec, pattern, segments_BT)
+    keys, values, backend, spec = [], [], weights.backend, weights.spec
+    attend_all = {window: backend.attend_prompt(spec, pattern.within(window), segments_BT) for window in spec.windows}
+    positions_BT = rotary_BT.positions_BT
 
     def attend_and_keep(index, q, k, v):
         for kept, x_BTKH in ((keys, k), (values, v)):
@@ -197,12 +228,17 @@ def prefill(
             x_BKSH = jnp.pad(x_BKTH, ((0, 0), (0, 0), (0, length - keep), (0, 0)))
             kept.append(constrain(x_BKSH, "BK__", DECODING))
         if q.shape[1] < k.shape[1]:
-            return backend.attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), read_mask_BTS)
-        return attend_all(q, k, v)
+            masks = _near(spec, read_mask_BTS, positions_BT[:, -q.shape[1] :], positions_BT)
+            return backend.attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), masks[spec.kind(index).window])
+        return attend_all[spec.kind(index).window](q, k, v)
 
     read = None if read_mask_BTS is None else read_mask_BTS.shape[1]
     x_BTD = forward(weights, tokens_BT, rotary_BT, attend_and_keep, read, drafts)
-    return x_BTD, KVCache(tuple(keys), tuple(values))
+    positions_BS = None
+    if spec.windows != (None,):
+        kept_BT = jnp.broadcast_to(positions_BT, tokens_BT.shape[:2])[:, :keep]
+        positions_BS = jnp.pad(kept_BT, ((0, 0), (0, length - keep)))
+    return x_BTD, KVCache(tuple(keys), tuple(values), positions_BS)
 
 
 def forward_cached(
@@ -221,12 +257,17 @@ def forward_cached(
     `where_BT` says which of them to write (default: all); the others keep what the cache has there. `read` and
     `drafts`: as in `forward`.
     """
-    keys, values, backend = list(cache.k_BKSH), list(cache.v_BKSH), weights.backend
+    keys, values, backend, spec = list(cache.k_BKSH), list(cache.v_BKSH), weights.backend, weights.spec
+    positions_BS = cache.positions_BS
+    if positions_BS is not None:
+        new_BT11 = jnp.broadcast_to(rotary_BT.positions_BT, tokens_BT.shape[:2])[:, :, None, None]
+        positions_BS = write(positions_BS[:, None, :, None], new_BT11, start, where_BT)[:, 0, :, 0]
+    masks = _near(spec, mask_BTS, rotary_BT.positions_BT, positions_BS)
 
     def attention(index, q, k, v):
         keys[index], values[index] = backend.write(keys[index], values[index], k, v, start, where_BT)
-        return backend.attend(q, keys[index], values[index], mask_BTS[:, -q.shape[1] :])
+        return backend.attend(q, keys[index], values[index], masks[spec.kind(index).window][:, -q.shape[1] :])
 
     x_BTD = forward(weights, tokens_BT, rotary_BT, attention, read, drafts)
-    return x_BTD, KVCache(tuple(keys), tuple(values))
+    return x_BTD, KVCache(tuple(keys), tuple(values), positions_BS)
 

@@ -13,14 +13,14 @@ from edlm_jax.models.lora import without_adapters
 from edlm_jax.parallel.sharding import constrain
 
 
-def clean_sight(row: InPieces, batch: int, segment_ids_BT: jax.Array | None) -> Sight:
+def clean_sight(row: InPieces, window: int | None, batch: int, segment_ids_BT: jax.Array | None) -> Sight:
     """What the clean stream sees of itself."""
     L, documents_BL = row.pattern.length, None if segment_ids_BT is None else row.split(segment_ids_BT)[1]
-    return Sight(row.beside_noise, batch, L, L, documents_BL, documents_BL)
+    return Sight(row.beside_noise.within(window), batch, L, L, documents_BL, documents_BL)
 
 
 def two_streams(
-    forward: Callable, row: InPieces, rotary: tuple, plans: tuple[Plan, Plan], checkpointed: Callable
+    forward: Callable, row: InPieces, rotary: tuple | None, plans: tuple[Plan, Plan], checkpointed: Callable
 ) -> Callable:
     """`body((noisy_BMD, clean_BLD), layer)` of a scan over layers.
 
@@ -29,7 +29,7 @@ def two_streams(
       plans: of noisy queries to the keys of the row, and of the clean stream to itself.
       checkpointed: what a function's backward pass computes again.
     """
-    rotary_noisy, rotary_clean = zip(*map(row.split, rotary), strict=True)
+    rotary_noisy, rotary_clean = zip(*map(row.split, rotary), strict=True) if rotary else (None, None)
 
     def noisy_layer(noisy_BMD, layer, k_BLKH, v_BLKH):
         attention = lambda q, k, v: attend(q, row.join(k, k_BLKH), row.join(v, v_BLKH), plans[0])  # noqa: E731

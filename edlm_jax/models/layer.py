@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from edlm_jax.models.lora import low_rank
 from edlm_jax.models.product import project, rounded
 from edlm_jax.models.rope import rotate
-from edlm_jax.models.spec import ModelSpec
+from edlm_jax.models.spec import ACTIVATIONS, ModelSpec
 from edlm_jax.parallel import cpu
 
 
@@ -22,6 +22,7 @@ def layer_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     names += ["q_bias_NH", "k_bias_KH", "v_bias_KH"] * spec.qkv_bias
     names += ["o_bias_D"] * spec.o_bias
     names += ["q_norm_H", "k_norm_H"] * spec.qk_norm
+    names += ["attention_out_norm_D", "mlp_out_norm_D"] * spec.branch_norms
     names += ["gate_bias_F", "up_bias_F", "down_bias_D"] * spec.mlp_bias
     sizes = spec.sizes
     return {name: tuple(sizes[letter] for letter in name.rsplit("_", 1)[1]) for name in names}
@@ -40,23 +41,31 @@ def layer_forward(spec: ModelSpec, inputs: Inputs, p: dict, x_BTD, rotary, atten
     Only the columns that somebody will `read(x_BT)` are queries and come out; the others are keys and values.
     """
     x_BTD = read(x_BTD) + _attention_branch(spec, inputs, p, x_BTD, rotary, attention, read)
-    h_BTD = rms_norm(x_BTD, p["mlp_norm_D"], spec.norm_eps)
+    h_BTD = norm(spec, x_BTD, p["mlp_norm_D"])
     gate_BTF, up_BTF = inputs.gate_and_up(spec, p, h_BTD)
-    h_BTF = jax.nn.silu(gate_BTF) * up_BTF
+    h_BTF = ACTIVATIONS[spec.activation](gate_BTF) * up_BTF
     bias = p["down_bias_D"] if spec.mlp_bias else None
-    return _with_extra(x_BTD + project(h_BTF, p["down_FD"]), p, "down_FD", bias, h_BTF)
+    down_BTD = project(h_BTF, p["down_FD"])
+    if spec.branch_norms:
+        return x_BTD + norm(spec, _with_extra(down_BTD, p, "down_FD", bias, h_BTF), p["mlp_out_norm_D"])
+    return _with_extra(x_BTD + down_BTD, p, "down_FD", bias, h_BTF)
 
 
 def _attention_branch(spec, inputs, p, x_BTD, rotary, attention, read):
-    h_BTD = rms_norm(x_BTD, p["attention_norm_D"], spec.norm_eps)
+    h_BTD = norm(spec, x_BTD, p["attention_norm_D"])
     q_BTNH, k_BSKH, v_BSKH = inputs.queries_keys_values(spec, p, h_BTD, read)
     if spec.qk_norm:
-        q_BTNH = rms_norm(q_BTNH, p["q_norm_H"], spec.norm_eps)
-        k_BSKH = rms_norm(k_BSKH, p["k_norm_H"], spec.norm_eps)
-    q_rotary = [read(table_BTR) for table_BTR in rotary]
-    out_BTNH = attention(rotate(q_BTNH, *q_rotary), rotate(k_BSKH, *rotary), v_BSKH)
+        q_BTNH = norm(spec, q_BTNH, p["q_norm_H"])
+        k_BSKH = norm(spec, k_BSKH, p["k_norm_H"])
+    if spec.query_scale != 1:
+        q_BTNH = q_BTNH * spec.query_scale
+    if rotary:
+        q_rotary = [read(table_BTR) for table_BTR in rotary]
+        q_BTNH, k_BSKH = rotate(q_BTNH, *q_rotary), rotate(k_BSKH, *rotary)
+    out_BTNH = attention(q_BTNH, k_BSKH, v_BSKH)
     bias = p["o_bias_D"] if spec.o_bias else None
-    return _with_extra(project(out_BTNH, p["o_NHD"], summed=2), p, "o_NHD", bias, out_BTNH)
+    out_BTD = _with_extra(project(out_BTNH, p["o_NHD"], summed=2), p, "o_NHD", bias, out_BTNH)
+    return norm(spec, out_BTD, p["attention_out_norm_D"]) if spec.branch_norms else out_BTD
 
 
 def _each_query_key_value(spec, p, h_BTD, read):
@@ -111,13 +120,28 @@ def _fused_gate_and_up(spec, p, h_BTD):
 FUSED = Inputs(_fused_queries_keys_values, _fused_gate_and_up)
 
 
-def rms_norm(x, scale, eps: float):
-    """Root-mean-square norm over the last axis: float32 inside, rounded before the scale, as transformers does."""
+def scaled_embedding(spec: ModelSpec, x_BTD):
+    """Embeddings as the first layer reads them; the scale is rounded to their dtype, as in transformers."""
+    return x_BTD if spec.embedding_scale == 1 else x_BTD * jnp.asarray(spec.embedding_scale, x_BTD.dtype)
+
+
+def norm(spec: ModelSpec, x, scale):
+    """The family's norm over the last axis."""
+    return rms_norm(x, scale, spec.norm_eps, spec.centered_norms)
+
+
+def rms_norm(x, scale, eps: float, centered: bool = False):
+    """Root-mean-square norm over the last axis: float32 inside, rounded before the scale, as transformers does.
+
+    A centered one multiplies by 1 + scale and is rounded after that alone.
+    """
     if isinstance(scale, cpu.Scale):  # decoding's, on a machine that has a norm of its own
-        return cpu.rms_norm(x, scale, eps)
+        return cpu.rms_norm(x, cpu.Scale(1 + scale.values) if centered else scale, eps)
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
     scale = jnp.expand_dims(rounded(scale, x.dtype), range(x.ndim - 1))
+    if centered:
+        return (normed * (1 + scale)).astype(x.dtype)
     return (normed.astype(x.dtype).astype(jnp.float32) * scale).astype(x.dtype)
 
 

@@ -6,14 +6,16 @@ What the file asks for and this decoder does not have is refused by name, never 
 import dataclasses
 import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
+
+import jax
 
 from edlm_jax.attention.pattern import PLAIN
 from edlm_jax.diffusion.streams import ALIGNMENTS, CONVERSIONS, Layout, find_layout
 from edlm_jax.errors import InputError
 from edlm_jax.models.config_json import flag, positive, size
-from edlm_jax.models.families import FAMILIES, find_family
-from edlm_jax.models.rope import Rope
+from edlm_jax.models.families import FAMILIES, Kind, find_family
 
 PREFILLS = tuple(PLAIN)
 GRIDS = ("response", "position")
@@ -30,6 +32,8 @@ _CHOICES = dict(
     noise=PRIORS,
 )
 
+# By their names in config.json.
+ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True)}
 _EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
 _STALE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings", "layer_types")
 
@@ -87,13 +91,25 @@ class ModelSpec:
     qk_norm: bool
     tied: bool  # the head is the embedding, transposed
     norm_eps: float
-    rope: Rope
     max_length: int
+    kinds: tuple[Kind, ...]  # of the layers, in turn: the fewest first ones that are all of them when repeated
+    activation: str = "silu"  # a key of ACTIVATIONS
+    centered_norms: bool = False  # they multiply by 1 + weight, rounded once
+    branch_norms: bool = False  # a layer's attention and FFN end in norms, too
+    embedding_scale: float = 1.0
+    query_scale: float = 1.0  # beside 1 / sqrt(head_dim)
     conversion: Conversion | None = None  # None: a plain AR model
     hf_json: str = "{}"  # the config.json it was built from, so that export writes back what we do not understand
     source: str = ""  # the directory it was read from: the tokenizer files are copied from there
 
     def __post_init__(self):
+        if self.activation not in ACTIVATIONS:
+            found, known = f"{FAMILIES[self.family].activation_key} {self.activation!r}", ", ".join(ACTIVATIONS)
+            raise InputError(f"config.json: {found} is not supported (only {known})")
+        kinds = [self.kind(layer) for layer in range(self.num_layers)]
+        turns = (kinds[:n] for n in range(1, len(kinds) + 1))
+        shortest = next(turn for turn in turns if all(kind == turn[i % len(turn)] for i, kind in enumerate(kinds)))
+        object.__setattr__(self, "kinds", tuple(shortest))
         if self.num_heads % self.num_kv_heads:
             raise InputError(f"config.json: {self.num_heads} heads cannot share {self.num_kv_heads} key heads evenly")
         if self.conversion is not None and self.conversion.mask_token_id >= self.vocab_size:
@@ -106,6 +122,15 @@ class ModelSpec:
         shape = self.vocab_size, self.width, self.num_heads, self.num_kv_heads, self.head_dim, self.ffn_width
         return dict(zip("VDNKHF", shape, strict=True))
 
+    def kind(self, layer: int) -> Kind:
+        """Of one layer."""
+        return self.kinds[layer % len(self.kinds)]
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """Each that some layer has, once; None is no window."""
+        return tuple(dict.fromkeys(kind.window for kind in self.kinds))
+
     @property
     def on_position_grid(self) -> bool:
         """Are blocks counted from position 0?"""
@@ -115,12 +140,11 @@ class ModelSpec:
     def from_hf(cls, config: Mapping[str, Any], source: str = "") -> "ModelSpec":
         """Builds the spec of a config.json's dictionary, or says what in it is not supported."""
         config, family = dict(config), find_family(config)
-        full = config | {key: value for key, value in family.absent.items() if config.get(key) is None}
+        full = {**family.absent, **config}
         width, heads = size(full, "hidden_size"), size(full, "num_attention_heads")
         kv_heads = size(full, "num_key_value_heads", default=heads)
         head_dim = _head_dim(full, width, heads)
         _refuse_unsupported(full)
-        family.check(full)
         bias, mlp_bias = (name in family.bias_flags and flag(full, name) for name in ("attention_bias", "mlp_bias"))
         return cls(
             family=family.model_type,
@@ -137,11 +161,12 @@ class ModelSpec:
             qk_norm=family.qk_norm,
             tied=flag(full, "tie_word_embeddings"),
             norm_eps=positive(full, "rms_norm_eps", 1e-6),
-            rope=Rope.from_hf(full, head_dim),
             max_length=size(full, "max_position_embeddings"),
+            activation=full.get(family.activation_key, "silu"),
             conversion=_conversion(full),
             hf_json=json.dumps(config, indent=2),
             source=source,
+            **family.fields(full, head_dim),
         )
 
     def to_hf(self) -> dict[str, Any]:
@@ -154,7 +179,8 @@ class ModelSpec:
             config.pop(name, None)
         if not config or not self._agrees_with(config):
             config = {key: value for key, value in config.items() if key not in _STALE_KEYS} | self._hf_fields()
-        config |= self.rope.respelled(config, self.head_dim)
+        rope = FAMILIES[self.family].rope(self)
+        config |= rope.respelled(config, self.head_dim) if rope else {}
         if self.conversion is not None:
             config["edlm"] = dataclasses.asdict(self.conversion)
         return config
@@ -175,11 +201,10 @@ class ModelSpec:
             "num_key_value_heads": self.num_kv_heads,
             "head_dim": self.head_dim,
             "intermediate_size": self.ffn_width,
-            "hidden_act": "silu",
+            family.activation_key: self.activation,
             "rms_norm_eps": self.norm_eps,
             "tie_word_embeddings": self.tied,
             "max_position_embeddings": self.max_length,
-            "rope_parameters": self.rope.to_hf(),
         } | family.to_hf(self)
 
 
@@ -192,8 +217,6 @@ def _head_dim(config: Mapping[str, Any], width: int, heads: int) -> int:
 
 
 def _refuse_unsupported(config: Mapping[str, Any]) -> None:
-    if config.get("hidden_act", "silu") != "silu":
-        raise InputError(f"config.json: hidden_act {config['hidden_act']!r} is not supported (only 'silu')")
     for key in _EXPERT_KEYS:
         if config.get(key):
             raise InputError(f"config.json: a mixture of experts ({key} = {config[key]}) is not supported")

@@ -21,7 +21,7 @@ from edlm_jax.models.column_losses import Certainty, Divergence
 from edlm_jax.models.compiled_once import compiled_once
 from edlm_jax.models.gated import clean_sight, two_streams
 from edlm_jax.models.head import column_loss, linear_cross_entropy
-from edlm_jax.models.layer import SEPARATE, layer_forward, layer_shapes, rms_norm
+from edlm_jax.models.layer import SEPARATE, layer_forward, layer_shapes, norm, scaled_embedding
 from edlm_jax.models.lora import Lora, initial_adapters, scaled, without_adapters
 from edlm_jax.models.product import look_up, project
 from edlm_jax.models.rope import rotary_tables
@@ -45,7 +45,7 @@ class Layers(nnx.Module):
     def __init__(self, spec: ModelSpec, rngs: nnx.Rngs, param_dtype: str, lora: Lora | None = None):
         self.lora = lora
         for name, shape in layer_shapes(spec).items():
-            setattr(self, name, _init(name, (spec.num_layers, *shape), rngs, param_dtype))
+            setattr(self, name, _init(spec, name, (spec.num_layers, *shape), rngs, param_dtype))
         if lora:
             adapters = initial_adapters(rngs.params(), layer_shapes(spec), spec.num_layers, lora)
             for name, value in adapters.items():
@@ -83,11 +83,11 @@ class Transformer(nnx.Module):
         self.spec = spec
         self.dtype = dtype
         self.tiles = tiles
-        self.embedding_VD = _init("embedding_VD", (spec.vocab_size, spec.width), rngs, param_dtype)
+        self.embedding_VD = _init(spec, "embedding_VD", (spec.vocab_size, spec.width), rngs, param_dtype)
         self.layers = Layers(spec, rngs, param_dtype, lora)
-        self.final_norm_D = _init("final_norm_D", (spec.width,), rngs, param_dtype)
+        self.final_norm_D = _init(spec, "final_norm_D", (spec.width,), rngs, param_dtype)
         if not spec.tied:
-            self.head_DV = _init("head_DV", (spec.width, spec.vocab_size), rngs, param_dtype)
+            self.head_DV = _init(spec, "head_DV", (spec.width, spec.vocab_size), rngs, param_dtype)
 
     @compiled_once("pattern")
     def __call__(
@@ -127,47 +127,60 @@ class Transformer(nnx.Module):
         row = InPieces.on_mesh(pattern, tokens_BT.shape[1])
         arranged: Iterator[Any] = map(row.enter, (tokens_BT, positions_BT, segment_ids_BT, copies_BM))
         tokens_BT, positions_BT, segment_ids_BT, copies_BM = arranged
-        rotary = rotary_tables(positions_BT, self.spec.rope, self.spec.head_dim)
-        B, S = tokens_BT.shape
+        spec, (B, S) = self.spec, tokens_BT.shape
+        ropes = dict.fromkeys(kind.rope for kind in spec.kinds if kind.rope)
+        rotary = {rope: rotary_tables(positions_BT, rope, spec.head_dim) for rope in ropes} | {None: None}
 
-        heads, layers = (self.spec.num_heads, self.spec.num_kv_heads), self.layers.stacked()
-        unroll, x_BTD = self.spec.num_layers <= _UNROLLED, self.embed(tokens_BT)
+        heads, layers = (spec.num_heads, spec.num_kv_heads), self.layers.stacked()
+        unroll, x_BTD = spec.num_layers <= _UNROLLED, self.embed(tokens_BT)
+        in_scan = not unroll and len(spec.kinds) == 1  # layers of several kinds may be left over after it
 
-        def planned(T):
+        def planned(window, T):
             documents = row.read(segment_ids_BT, T), segment_ids_BT
-            sight = Sight(row.for_queries(T), B, T, S, *documents, row.read(copies_BM, T))
+            sight = Sight(row.for_queries(T).within(window), B, T, S, *documents, row.read(copies_BM, T))
             return plan_attention(sight, heads, self.tiles)
 
         if self.layers.gated and isinstance(pattern, CleanContext):
-            alone = plan_attention(clean_sight(row, B, segment_ids_BT), heads, self.tiles)
-            checkpointed = partial(rematerialise, remat=remat, in_scan=not unroll)
-            plans, forward = (planned(pattern.noisy_columns), alone), partial(layer_forward, self.spec, SEPARATE)
-            both = two_streams(forward, row, rotary, plans, checkpointed)
-            streams, _ = jax.lax.scan(both, row.split(x_BTD), layers, unroll=unroll)
+
+            def beside(window):
+                alone = plan_attention(clean_sight(row, window, B, segment_ids_BT), heads, self.tiles)
+                return planned(window, pattern.noisy_columns), alone
+
+            checkpointed = partial(rematerialise, remat=remat, in_scan=in_scan)
+            plans, forward = {window: beside(window) for window in spec.windows}, partial(layer_forward, spec, SEPARATE)
+            both = [
+                two_streams(forward, row, rotary[kind.rope], plans[kind.window], checkpointed) for kind in spec.kinds
+            ]
+            streams = _scan_in_turn(both, row.split(x_BTD), layers, unroll)
             x_BTD = row.read(row.join(*map(self.final_norm, streams)), columns)
             return constrain(row.leave(x_BTD), "BL_")
 
-        def body(x_BTD, layer, plan, columns=None):
+        def body(x_BTD, layer, kind, plan, columns=None):
             read, attention = partial(row.read, count=columns), partial(attend, plan=plan)
-            return constrain(layer_forward(self.spec, SEPARATE, layer, x_BTD, rotary, attention, read), "BL_"), None
+            x_BTD = layer_forward(spec, SEPARATE, layer, x_BTD, rotary[kind.rope], attention, read)
+            return constrain(x_BTD, "BL_"), None
 
         layers, last = without_adapters(layers) if self.layers.gated else layers, None
         if columns is not None:
             layers, last = (jax.tree.map(lambda w: w[part], layers) for part in (slice(-1), -1))  # noqa: B023
-        whole = rematerialise(partial(body, plan=planned(S)), remat, in_scan=not unroll)
-        x_BTD, _ = jax.lax.scan(whole, x_BTD, layers, unroll=unroll)
+        plans = {window: planned(window, S) for window in spec.windows}
+        bodies = [
+            rematerialise(partial(body, kind=kind, plan=plans[kind.window]), remat, in_scan) for kind in spec.kinds
+        ]
+        x_BTD = _scan_in_turn(bodies, x_BTD, layers, unroll)
         if last is not None:
-            rest = partial(body, plan=planned(columns), columns=columns)
+            kind = spec.kind(spec.num_layers - 1)
+            rest = partial(body, kind=kind, plan=planned(kind.window, columns), columns=columns)
             x_BTD, _ = rematerialise(rest, remat, in_scan=False)(x_BTD, last)
         return constrain(row.leave(self.final_norm(x_BTD)), "BL_")
 
     def embed(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Token embeddings in the compute dtype."""
-        return look_up(self.embedding_VD[...], tokens_BT, self.dtype)
+        return scaled_embedding(self.spec, look_up(self.embedding_VD[...], tokens_BT, self.dtype))
 
     def final_norm(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """The norm before the head."""
-        return rms_norm(x_BTD, self.final_norm_D[...], self.spec.norm_eps)
+        return norm(self.spec, x_BTD, self.final_norm_D[...])
 
     @compiled_once()
     def logits(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
@@ -204,6 +217,29 @@ class Transformer(nnx.Module):
         return self.embedding_VD[...].T if self.spec.tied else self.head_DV[...]
 
 
+def _scan_in_turn(bodies, x_BTD, layers, unroll):
+    """One layer after the other, by the bodies in turn: a scan over whole turns, so that each body is compiled once.
+
+    Layers that do not fill a turn are written out after it.
+    """
+    turn, count = len(bodies), len(jax.tree.leaves(layers)[0])
+    if turn == 1:
+        return jax.lax.scan(bodies[0], x_BTD, layers, unroll=unroll)[0]
+    scanned = count // turn * turn
+    turns = jax.tree.map(lambda w: w[:scanned].reshape(-1, turn, *w.shape[1:]), layers)
+
+    def one_turn(x_BTD, layers):
+        for index, body in enumerate(bodies):
+            x_BTD, _ = body(x_BTD, jax.tree.map(lambda w: w[index], layers))  # noqa: B023
+        return x_BTD, None
+
+    if scanned:
+        x_BTD, _ = jax.lax.scan(one_turn, x_BTD, turns, unroll=unroll)
+    for index in range(scanned, count):
+        x_BTD, _ = bodies[index - scanned](x_BTD, jax.tree.map(lambda w: w[index], layers))  # noqa: B023
+    return x_BTD
+
+
 def rematerialise(body, remat: str, in_scan: bool = True):
     """Wraps a layer in `jax.checkpoint` by policy name: none, full, dots, save_attention."""
     if remat not in REMAT_POLICIES:
@@ -214,10 +250,10 @@ def rematerialise(body, remat: str, in_scan: bool = True):
     return jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=not in_scan)
 
 
-def _init(name, shape, rngs, dtype):
-    """Norm scales one, biases zero, matrices normal(0.02) as the families' own configs say."""
-    if "norm" in name:
+def _init(spec, name, shape, rngs, dtype):
+    """Norms that multiply by one, biases zero, matrices normal(0.02) as the families' own configs say."""
+    if "norm" in name and not spec.centered_norms:
         return nnx.Param(jnp.ones(shape, dtype))
-    if "bias" in name:
+    if "norm" in name or "bias" in name:
         return nnx.Param(jnp.zeros(shape, dtype))
     return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype))

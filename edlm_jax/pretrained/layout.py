@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from edlm_jax.models.families import FAMILIES
 from edlm_jax.models.layer import layer_shapes
 from edlm_jax.models.spec import ModelSpec
 
@@ -17,7 +18,7 @@ _TOP = {
     "final_norm_D": ("model.norm.weight", "D"),
     "head_DV": ("lm_head.weight", "V,D"),
 }
-_LAYER = {
+_LAYER = {  # a family may call some otherwise (`Family.names`)
     "attention_norm_D": ("input_layernorm.weight", "D"),
     "q_DNH": ("self_attn.q_proj.weight", "NH,D"),
     "k_DKH": ("self_attn.k_proj.weight", "KH,D"),
@@ -29,6 +30,7 @@ _LAYER = {
     "o_bias_D": ("self_attn.o_proj.bias", "D"),
     "q_norm_H": ("self_attn.q_norm.weight", "H"),
     "k_norm_H": ("self_attn.k_norm.weight", "H"),
+    "attention_out_norm_D": ("post_attention_layernorm.weight", "D"),
     "mlp_norm_D": ("post_attention_layernorm.weight", "D"),
     "gate_DF": ("mlp.gate_proj.weight", "F,D"),
     "up_DF": ("mlp.up_proj.weight", "F,D"),
@@ -36,6 +38,7 @@ _LAYER = {
     "gate_bias_F": ("mlp.gate_proj.bias", "F"),
     "up_bias_F": ("mlp.up_proj.bias", "F"),
     "down_bias_D": ("mlp.down_proj.bias", "D"),
+    "mlp_out_norm_D": ("post_feedforward_layernorm.weight", "D"),
 }
 
 
@@ -99,11 +102,12 @@ class Place:
 
 def places(spec: ModelSpec) -> list[Place]:
     """Every parameter of the model, in the order in which a checkpoint lists them."""
-    shapes, sizes = layer_shapes(spec), tuple(spec.sizes.items())
-    top = [Place((ours,), name, tuple(axes.split(",")), sizes, 0) for ours, (name, axes) in _TOP.items()]
+    shapes, sizes, renamed = layer_shapes(spec), tuple(spec.sizes.items()), FAMILIES[spec.family].names
+    place = lambda path, name, axes, count: Place(path, name, tuple(axes.split(",")), sizes, count)  # noqa: E731
+    top = [place((ours,), *theirs, 0) for ours, theirs in _TOP.items() if ours != "head_DV" or not spec.tied]
     layers = [
-        Place(("layers", ours), f"model.layers.{{layer}}.{name}", tuple(axes.split(",")), sizes, spec.num_layers)
+        place(("layers", ours), f"model.layers.{{layer}}.{renamed.get(ours, name)}", axes, spec.num_layers)
         for ours, (name, axes) in _LAYER.items()
         if ours in shapes
     ]
-    return [place for place in top if place.path != ("head_DV",) or not spec.tied] + layers
+    return top + layers

@@ -40,7 +40,8 @@ def step_flops(spec: ModelSpec, objective: Objective, rows: int, length: int, lo
     through_layers = layout.columns(length)
     through_head = sum(term.columns(layout, length) for term in objective.terms)
     weights = layers * through_layers + spec.width * spec.vocab_size * through_head
-    pairs = spec.num_layers * spec.num_heads * spec.head_dim * layout.pairs(length)
+    seen = sum(layout.pairs(length, spec.kind(layer).window) for layer in range(spec.num_layers))
+    pairs = spec.num_heads * spec.head_dim * seen
     flops = 3.0 * rows * (2 * weights + 4 * pairs)
     if lora:
         adapters = spec.num_layers * sum(map(math.prod, adapter_shapes(layer_shapes(spec), lora).values()))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edlm_jax.attention import Bidirectional, BlockCausal, Causal, CleanContext, attend_dense
+from edlm_jax.attention import Bidirectional, BlockCausal, Causal, CleanContext, SlidingWindow, attend_dense
 from edlm_jax.attention.reference import combine, partial_attention
 from tests.attention.planned import attend
 from tests.seeds import fresh_rng
@@ -26,6 +26,12 @@ CASES = [
     (CleanContext(20, 4, noisy_length=8), 28),
     (CleanContext(13, 4, "token_causal", noisy="causal"), 26),
     (CleanContext(300, 6, noisy="causal"), 600),
+    (SlidingWindow(Causal(), 1), 21),
+    (SlidingWindow(BlockCausal(5), 140), 300),
+    (SlidingWindow(Bidirectional(), 6), 19),
+    (SlidingWindow(CleanContext(300, 6, "token_causal"), 50), 600),
+    (SlidingWindow(CleanContext(40, 8), 3), 80),  # within a block
+    (SlidingWindow(CleanContext(60, 5, noisy_length=150), 22), 210),
 ]
 
 
@@ -67,7 +73,8 @@ def test_attend_equals_the_dense_reference(pattern, length, packed):
     ("clean", "noisy"),
     [("block_causal", "bidirectional"), ("token_causal", "bidirectional"), ("block_causal", "causal")],
 )
-def test_chosen_copies_attend_as_the_columns_that_they_copy(packed, clean, noisy):
+@pytest.mark.parametrize("window", [None, 3, 9])
+def test_chosen_copies_attend_as_the_columns_that_they_copy(packed, clean, noisy, window):
     """In the row that has every block's copy once, a chosen copy is the same query over the same keys."""
     rng, L, C, B = fresh_rng(), 30, 5, 2
     blocks_BN = np.stack([rng.permutation(L // C)[:4] for _ in range(B)])
@@ -78,13 +85,13 @@ def test_chosen_copies_attend_as_the_columns_that_they_copy(packed, clean, noisy
     chosen = [jnp.take_along_axis(x, columns_BT[:, :, None, None], axis=1) for x in whole]
     segments = random_segments(rng, CleanContext(L, C), 2 * L) if packed else None
     own = np.take_along_axis(segments, columns_BT, axis=1) if packed else None
-    pattern = CleanContext(L, C, clean, noisy=noisy)
+    pattern = CleanContext(L, C, clean, noisy=noisy).within(window)
     expected = attend(*whole, pattern=pattern, q_segments_BT=segments, k_segments_BS=segments)
     for queries in (M + L, M):
         ours = attend(
             chosen[0][:, :queries],
             *chosen[1:],
-            pattern=CleanContext(L, C, clean, noisy_length=M, noisy=noisy),
+            pattern=CleanContext(L, C, clean, noisy_length=M, noisy=noisy).within(window),
             q_segments_BT=own[:, :queries] if packed else None,
             k_segments_BS=own,
             copies_BM=jnp.asarray(copies_BM),

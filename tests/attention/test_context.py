@@ -14,6 +14,7 @@ from edlm_jax.attention import (
     Causal,
     CleanContext,
     InPieces,
+    SlidingWindow,
     Tiles,
     attend_dense,
     count_tiles,
@@ -36,6 +37,8 @@ CASES = [  # pattern, columns of a row, mesh (data, fsdp, tensor, context), quer
     (CleanContext(16, 4, noisy_length=32), 48, (2, 1, 1, 4), 32, True),  # two views
     (CleanContext(16, 4, noisy_length=40), 56, (1, 2, 1, 2), None, True),  # two and a half
     (CleanContext(35, 5, "token_causal", noisy="causal"), 70, (1, 1, 1, 7), None, True),
+    (SlidingWindow(CleanContext(24, 4), 9), 48, (1, 1, 1, 2), 24, True),
+    (SlidingWindow(BlockCausal(5), 13), 60, (1, 1, 1, 4), None, True),
 ]
 
 

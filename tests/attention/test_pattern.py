@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edlm_jax.attention import Bidirectional, BlockCausal, Causal, CleanContext
+from edlm_jax.attention import Bidirectional, BlockCausal, Causal, CleanContext, SlidingWindow
 from edlm_jax.errors import InputError
 from tests.seeds import fresh_rng
 
@@ -16,6 +16,8 @@ def test_the_pictures_of_the_docstrings():
     assert (Causal().dense(3, 3) == drawn("# . .\n# # .\n# # #")).all()
     assert (BlockCausal(2).dense(4, 4) == drawn("# # . .\n# # . .\n# # # #\n# # # #")).all()
     assert Bidirectional().dense(3, 5).all()
+    window = "# . . . .\n# # . . .\n# # # . .\n. # # # .\n. . # # #"
+    assert (SlidingWindow(Causal(), 3).dense(5, 5) == drawn(window)).all()
     noisy = "# # . . . . . .\n# # . . . . . .\n. . # # # # . .\n. . # # # # . .\n"
     clean = ". . . . # # . .\n. . . . # # . .\n. . . . # # # #\n. . . . # # # #"
     assert (CleanContext(4, 2).dense(8, 8) == drawn(noisy + clean)).all()
@@ -23,6 +25,19 @@ def test_the_pictures_of_the_docstrings():
     assert (CleanContext(4, 2, "token_causal").dense(8, 8) == drawn(noisy + token_causal)).all()
     left_to_right = "# . . . . . . .\n# # . . . . . .\n. . # . # # . .\n. . # # # # . .\n"
     assert (CleanContext(4, 2, noisy="causal").dense(8, 8) == drawn(left_to_right + clean)).all()
+
+
+@pytest.mark.parametrize("clean", ["block_causal", "token_causal"])
+def test_a_window_hides_what_is_far_in_positions(clean):
+    """Whatever the stream: of a noisy column its clean one counts."""
+    rng = fresh_rng()
+    L, C, window = int(rng.integers(3, 20)), int(rng.integers(1, 6)), int(rng.integers(1, 9))
+    pattern = CleanContext(L, C, clean)
+    mask, near = pattern.dense(2 * L, 2 * L), pattern.within(window).dense(2 * L, 2 * L)
+    assert pattern.within(None) == pattern and pattern.within(window) == SlidingWindow(pattern, window)
+    for q in range(2 * L):
+        for k in range(2 * L):
+            assert near[q, k] == (mask[q, k] and abs(q % L - k % L) < window), (L, C, window, q, k)
 
 
 @pytest.mark.parametrize("clean", ["block_causal", "token_causal"])

@@ -15,6 +15,7 @@ from edlm_jax.attention import (
     Causal,
     CleanContext,
     Pattern,
+    SlidingWindow,
     Tiles,
     attend_dense,
     count_tiles,
@@ -49,6 +50,8 @@ CASES = [  # pattern, T, S, packed documents
     (CleanContext(256, 16), 256, 512, True),  # the last layer: noisy queries alone
     (TwoViews(128, 8), 384, 384, True),
     (CleanContext(150, 7, "token_causal", noisy="causal"), 300, 300, True),
+    (SlidingWindow(Causal(), 140), 300, 300, True),
+    (SlidingWindow(CleanContext(192, 8), 37), 192, 384, True),
 ]
 
 
@@ -59,7 +62,7 @@ def random_case(pattern, T, S, *, B=2, N=4, K=2, H=8, packed=True):
     arrays = tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
     if not packed:
         return arrays, {}
-    length = pattern.length if hasattr(pattern, "length") else S
+    length = pattern.length if hasattr(pattern, "length") else pattern.positions(S).max() + 1
     segments_BS = np.tile(np.sort(rng.integers(0, 4, (B, length)), axis=1), S // length).astype(np.int32)
     return arrays, dict(q_segments_BT=segments_BS[:, :T], k_segments_BS=segments_BS)
 

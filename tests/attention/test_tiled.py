@@ -35,16 +35,18 @@ def test_tiles_equal_the_dense_reference(pattern, T, S, documents):
 
 
 @pytest.mark.parametrize(
-    ("L", "C", "M", "clean", "noisy", "T"),
+    ("L", "C", "M", "clean", "noisy", "T", "window"),
     [
-        (40, 5, 80, "token_causal", "bidirectional", 120),
-        (24, 4, 100, "block_causal", "bidirectional", 100),
-        (40, 5, 80, "token_causal", "causal", 120),
+        (40, 5, 80, "token_causal", "bidirectional", 120, None),
+        (24, 4, 100, "block_causal", "bidirectional", 100, None),
+        (40, 5, 80, "token_causal", "causal", 120, None),
+        (40, 5, 80, "block_causal", "bidirectional", 120, 13),
+        (40, 8, 80, "token_causal", "causal", 80, 3),
     ],
 )
-def test_copies_known_inside_the_step(L, C, M, clean, noisy, T):
-    copies_BM, segments_BT, mask_BTS = chosen_copies(L, C, M, clean, noisy)
-    pattern = CleanContext(L, C, clean, M, noisy)
+def test_copies_known_inside_the_step(L, C, M, clean, noisy, T, window):
+    copies_BM, segments_BT, mask_BTS = chosen_copies(L, C, M, clean, noisy, window)
+    pattern = CleanContext(L, C, clean, M, noisy).within(window)
     arrays, _ = random_case(pattern, T, M + L, packed=False, N=6, K=2, H=24)
     segments = dict(q_segments_BT=segments_BT[:, :T], k_segments_BS=segments_BT)
     ours = value_and_grad(partial(attend, pattern=pattern, copies_BM=jnp.asarray(copies_BM)), arrays, segments)

@@ -17,6 +17,7 @@ from edlm_jax.attention import (
     Causal,
     CleanContext,
     Pattern,
+    SlidingWindow,
     Tiles,
     attend_dense,
     same_segment,
@@ -41,6 +42,8 @@ CASES = [  # pattern, T, S, documents; one shape when padded, so that they share
     (CleanContext(36, 6, "token_causal", noisy_length=90), 126, 126, "scattered"),  # two views and a half
     (CleanContext(57, 1), 114, 114, "sorted"),
     (CleanContext(60, 7, "token_causal", noisy="causal"), 120, 120, "sorted"),
+    (SlidingWindow(Causal(), 30), 113, 113, "scattered"),
+    (SlidingWindow(CleanContext(60, 5), 17), 120, 120, "sorted"),
 ]
 
 
@@ -79,7 +82,7 @@ def test_other_heads_and_tiles():
     check(ours, value_and_grad(partial(attend_dense, pattern=pattern), arrays, segments))
 
 
-def chosen_copies(L, C, M, clean="block_causal", noisy="bidirectional", B=2):
+def chosen_copies(L, C, M, clean="block_causal", noisy="bidirectional", window=None, B=2):
     """(copies_BM, documents, the mask) of noisy blocks that are drawn at random, some twice."""
     rng = fresh_rng()
     copies_BM = (rng.integers(0, L // C, (B, M // C, 1)) * C + np.arange(C)).reshape(B, M).astype(np.int32)
@@ -87,7 +90,8 @@ def chosen_copies(L, C, M, clean="block_causal", noisy="bidirectional", B=2):
     segments_BT = random_documents("sorted", CleanContext(L, C), 2 * L, 2 * L)["k_segments_BS"]
     segments_BT = np.take_along_axis(segments_BT, columns_BT, axis=1)
     # In the row that has every block's noisy copy once these are its columns; but a block is not its own second copy.
-    mask_BTS = CleanContext(L, C, clean, noisy=noisy).dense(2 * L, 2 * L)[columns_BT[:, :, None], columns_BT[:, None]]
+    mask_TT = CleanContext(L, C, clean, noisy=noisy).within(window).dense(2 * L, 2 * L)
+    mask_BTS = mask_TT[columns_BT[:, :, None], columns_BT[:, None]]
     block_T = np.concatenate([np.arange(M) // C, np.full(L, -1)])
     mask_BTS &= ((block_T[:, None] == block_T[None]) | (block_T < 0)[None])[None]
     return copies_BM, segments_BT, mask_BTS & np.asarray(same_segment(segments_BT, segments_BT))
@@ -99,16 +103,18 @@ def dense(q_BTNH, k_BSKH, v_BSKH, mask_BTS, **_):
 
 
 @pytest.mark.parametrize(
-    ("L", "C", "M", "clean", "noisy", "T"),
+    ("L", "C", "M", "clean", "noisy", "T", "window"),
     [
-        (40, 5, 80, "token_causal", "bidirectional", 120),
-        (24, 4, 100, "block_causal", "bidirectional", 100),
-        (40, 5, 80, "token_causal", "causal", 120),
+        (40, 5, 80, "token_causal", "bidirectional", 120, None),
+        (24, 4, 100, "block_causal", "bidirectional", 100, None),
+        (40, 5, 80, "token_causal", "causal", 120, None),
+        (40, 5, 80, "block_causal", "bidirectional", 120, 13),
+        (40, 8, 80, "token_causal", "causal", 80, 3),
     ],
 )
-def test_copies_known_inside_the_step(L, C, M, clean, noisy, T):
-    copies_BM, segments_BT, mask_BTS = chosen_copies(L, C, M, clean, noisy)
-    pattern = CleanContext(L, C, clean, M, noisy)
+def test_copies_known_inside_the_step(L, C, M, clean, noisy, T, window):
+    copies_BM, segments_BT, mask_BTS = chosen_copies(L, C, M, clean, noisy, window)
+    pattern = CleanContext(L, C, clean, M, noisy).within(window)
     arrays, _ = random_case(pattern, T, M + L, packed=False)
     segments = dict(q_segments_BT=segments_BT[:, :T], k_segments_BS=segments_BT)
 

@@ -28,6 +28,8 @@ def test_a_layout_agrees_with_its_pattern(name):
     assert layout.pattern(L) == pattern and len(pattern.positions(T)) == T
     mask_TT = pattern.dense(T, T)
     assert layout.pairs(L) == mask_TT.sum()
+    for window in (C, L - 3, L):
+        assert layout.pairs(L, window) == pattern.within(window).dense(T, T).sum()
     # Next tokens may be learned where no clean column, the row's last ones, sees a later one.
     clean_LL = mask_TT[-L:, -L:]
     assert layout.next_tokens == (layout.clean is not None and not np.triu(clean_LL, 1).any())

@@ -1,6 +1,6 @@
 """Writes the golden files beside this script: tiny random transformers models and their float32 logits.
 
-    python tests/golden/make_golden.py        (needs torch and transformers; the tests that read the files do not)
+    python tests/golden/make_golden.py [CASE ...]   (needs torch and transformers; the tests that read the files do not)
 
 Each case is a directory: config.json as transformers 5 writes it, config_old.json in the form before it, the weights in
 the case's dtype, and expected.npz with tokens, positions and the logits of some columns. rope.json has frequencies.
@@ -11,6 +11,7 @@ than the tests allow; they are rounded to the case's dtype first, so that the fl
 import copy
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,18 @@ _LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_fa
 _LLAMA3 |= dict(original_max_position_embeddings=512)
 _YARN = dict(rope_type="yarn", factor=8.0, original_max_position_embeddings=512)
 _LINEAR = dict(rope_type="linear", factor=4.0)
+_TWO_ROPES = dict(sliding_attention=dict(rope_type="default", rope_theta=1e4))
+_TWO_ROPES |= dict(full_attention=dict(rope_theta=1e6) | _LINEAR)
+_FIRST = dict(num_hidden_layers=3, layer_types=["full_attention", "sliding_attention", "sliding_attention"])
+_GEMMA = dict(
+    head_dim=16,
+    num_hidden_layers=7,
+    layer_types=(["sliding_attention"] * 2 + ["full_attention"]) * 2 + ["sliding_attention"],
+    num_key_value_heads=1,
+    query_pre_attn_scalar=9,
+    sliding_window=6,
+    tie_word_embeddings=True,
+)
 
 # name -> (model_type, changes to _SHAPE, RoPE parameters, stored dtype, bytes per file, end of the positions)
 CASES = {
@@ -48,6 +61,9 @@ CASES = {
     "llama_bias": ("llama", dict(attention_bias=True, mlp_bias=True), dict(rope_theta=1e4), "bfloat16", 10**9, LENGTH),
     "smollm2": ("llama", dict(tie_word_embeddings=True), dict(rope_theta=1e5), "float32", 10**9, LENGTH),
     "mistral": ("mistral", dict(head_dim=12, sliding_window=None), dict(rope_theta=1e6), "bfloat16", 10**9, LENGTH),
+    "mistral_window": ("mistral", dict(head_dim=12, sliding_window=7), dict(rope_theta=1e6), "float32", 10**9, LENGTH),
+    "gemma3": ("gemma3_text", _GEMMA, _TWO_ROPES, "bfloat16", 10**9, LENGTH),
+    "gemma3_irregular": ("gemma3_text", _GEMMA | _FIRST, _TWO_ROPES, "float32", 10**9, LENGTH),
 }
 
 _YARN_MSCALE = dict(mscale=0.7, mscale_all_dim=1.3, beta_fast=24, beta_slow=2, truncate=False)
@@ -77,7 +93,7 @@ def make_model(name: str, seed: int):
         for path, parameter in model.named_parameters():
             draw = torch.randn(parameter.shape, generator=generator)
             if "norm" in path:
-                draw = 1 + 0.3 * draw
+                draw = (CASES[name][0] != "gemma3_text") + 0.3 * draw
             elif path.endswith("bias"):
                 draw = 0.5 * draw
             elif "embed" not in path:
@@ -104,12 +120,19 @@ def old_form(config: dict) -> dict:
     """The same config.json as transformers wrote it before version 5."""
     config = dict(config)
     rope = dict(config.pop("rope_parameters"))
+    if "sliding_attention" in rope:
+        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = dict(rope["full_attention"])
+        if config["layer_types"][2] == "full_attention":
+            config.pop("layer_types")
+            config["sliding_window_pattern"] = 3
     config["rope_theta"] = rope.pop("rope_theta")
     kind = rope.pop("rope_type")
     if kind == "default":
         config["rope_scaling"] = None
-    else:  # "type" is the oldest name, and what linear and yarn checkpoints have
-        config["rope_scaling"] = {"rope_type" if kind == "llama3" else "type": kind} | rope
+    else:  # "type" is the oldest name, and what linear and yarn checkpoints have, but for Gemma's
+        named = kind == "llama3" or config["model_type"] == "gemma3_text"
+        config["rope_scaling"] = {"rope_type" if named else "type": kind} | rope
     config["torch_dtype"] = config.pop("dtype")
     return config
 
@@ -136,8 +159,10 @@ def frequencies(head_dim: int, rope: dict) -> tuple[list[float], float]:
     return values.tolist(), float(factor)
 
 
-def main() -> None:
+def main(names: list[str]) -> None:
     for seed, name in enumerate(CASES):
+        if names and name not in names:
+            continue
         directory = HERE / name
         shutil.rmtree(directory, ignore_errors=True)
         model = make_model(name, seed)
@@ -158,4 +183,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -36,9 +36,7 @@ def test_column_by_column_equals_the_whole_row(case, kernels, monkeypatch):
     B, S = 2, 9
     tokens_BT = fresh_rng().integers(0, spec.vocab_size, (B, S))
     rotary = Rotary.of(spec, S)
-    empty = jnp.zeros((B, spec.num_kv_heads, S, spec.head_dim))
-    cache = KVCache((empty,) * spec.num_layers, (empty,) * spec.num_layers)
-    logits = []
+    cache, logits = KVCache.empty(spec, B, S), []
     for start, stop in ((0, 4), (4, 5), (5, 9)):
         columns_T = jnp.arange(start, stop)
         mask_1TS = jnp.arange(S)[None, None] <= columns_T[None, :, None]
@@ -105,8 +103,7 @@ class Rows:
         """[rows, S, V], forwarded from cut to cut against the cache, behind and before columns that are not seen."""
         spec, (B, S), out = self.weights.spec, (len(rows), self.tokens_BS.shape[1]), []
         length = before + S + after
-        rotary, empty = Rotary.of(spec, S), jnp.zeros((B, spec.num_kv_heads, length, spec.head_dim))
-        cache, columns_S = KVCache((empty,) * spec.num_layers, (empty,) * spec.num_layers), np.arange(length)
+        rotary, cache, columns_S = Rotary.of(spec, S), KVCache.empty(spec, B, length), np.arange(length)
         for start, stop in itertools.pairwise(cuts):
             at_T = np.arange(start, stop)
             mask_TS = (columns_S <= at_T[:, None] + before) & (columns_S >= before)

@@ -18,8 +18,7 @@ def read(case: Path, name: str = "config.json") -> dict:
 
 
 def base(family: str) -> dict:
-    case = {"qwen2": "qwen2_untied", "qwen3": "qwen3", "llama": "llama3", "mistral": "mistral"}[family]
-    return read(CASES[0].parent / case)
+    return read(CASES[0].parent / {"qwen2": "qwen2_untied", "llama": "llama3"}.get(family, family))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -53,13 +52,14 @@ def test_a_changed_spec_writes_its_own_numbers(case):
 
 def test_families_differ_where_they_should():
     specs = {case.name: ModelSpec.from_hf(read(case)) for case in CASES}
-    assert {name for name, spec in specs.items() if spec.qk_norm} == {"qwen3"}
+    assert {name for name, spec in specs.items() if spec.qk_norm} == {"qwen3", "gemma3", "gemma3_irregular"}
     assert {name for name, spec in specs.items() if spec.o_bias} == {"llama_bias"}
     assert {name for name, spec in specs.items() if spec.mlp_bias} == {"llama_bias"}
     assert {name for name, spec in specs.items() if spec.qkv_bias} == {
         *("qwen2_untied", "qwen2_tied", "qwen2_yarn", "llama_bias")
     }
-    assert {name for name, spec in specs.items() if spec.tied} == {"qwen2_tied", "qwen3", "smollm2"}
+    tied = {"qwen2_tied", "qwen3", "smollm2", "gemma3", "gemma3_irregular"}
+    assert {name for name, spec in specs.items() if spec.tied} == tied
     assert specs["qwen3"].head_dim == 16
     assert specs["smollm2"].head_dim == 8
 
@@ -73,7 +73,6 @@ def test_an_absent_head_size_is_the_family_default():
         ModelSpec.from_hf(llama | {"hidden_size": 33})
 
 
-MISTRAL_WINDOW = {"sliding_window": 1024}
 QWEN_WINDOW = {"use_sliding_window": True, "sliding_window": 1024, "layer_types": None, "max_window_layers": 1}
 
 
@@ -91,7 +90,13 @@ QWEN_WINDOW = {"use_sliding_window": True, "sliding_window": 1024, "layer_types"
         ("qwen3", {"layer_types": ["full_attention", "linear_attention"]}, "linear_attention"),
         ("qwen2", QWEN_WINDOW, "sliding window of 1024"),
         ("qwen3", QWEN_WINDOW, "sliding window of 1024"),
-        ("mistral", MISTRAL_WINDOW, "sliding window of 1024"),
+        ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma3", {"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0"),
+        ("gemma3", {"layer_types": ["full_attention"]}, "7 times"),
+        ("gemma3", {"sliding_window": -1}, "sliding_window must be"),
+        ("gemma3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "an entry for sliding_attention"),
+        ("gemma3", {"hidden_activation": "relu"}, "hidden_activation 'relu'"),
+        ("gemma3", {"model_type": "gemma3"}, "model_type 'gemma3'"),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
         ("llama", {"hidden_size": "32"}, "hidden_size"),
         ("llama", {"num_hidden_layers": 0}, "num_hidden_layers"),
@@ -111,15 +116,27 @@ def test_what_we_lack_is_refused_by_name(family, change, named):
 
 def test_a_window_that_never_closes_is_no_window():
     spec = ModelSpec.from_hf(base("mistral"))
-    assert ModelSpec.from_hf(base("mistral") | {"sliding_window": 4096}).rope == spec.rope
+    assert ModelSpec.from_hf(base("mistral") | {"sliding_window": 4096}).kinds == spec.kinds
     absent = base("mistral") | {"max_position_embeddings": 8192}
     del absent["sliding_window"]  # transformers then slides over 4096 tokens
-    with pytest.raises(InputError, match="sliding window of 4096"):
-        ModelSpec.from_hf(absent)
+    assert spec.windows == (None,) and ModelSpec.from_hf(absent).windows == (4096,)
     unused = QWEN_WINDOW | {"use_sliding_window": False}
     assert ModelSpec.from_hf(base("qwen2") | unused).num_layers == 2
     no_layer = QWEN_WINDOW | {"max_window_layers": 2}
     assert ModelSpec.from_hf(base("qwen2") | no_layer).num_layers == 2
+
+
+def test_layers_take_turns():
+    gemma3 = ModelSpec.from_hf(base("gemma3"))
+    assert [gemma3.kind(layer).window for layer in range(7)] == [6, 6, None, 6, 6, None, 6]
+    assert [gemma3.kind(layer).rope.theta for layer in (1, 2)] == [1e4, 1e6] and gemma3.kind(2).rope.factor == 4
+    assert len(gemma3.kinds) == 3 and gemma3.windows == (6, None)
+    released = dict(base("gemma3"), sliding_window_pattern=6)  # as Google's files have it
+    del released["layer_types"]
+    assert [kind.window for kind in ModelSpec.from_hf(released | {"num_hidden_layers": 26}).kinds] == [6] * 5 + [None]
+    wide = ModelSpec.from_hf(base("gemma3") | {"sliding_window": 5000})  # than all positions
+    again = ModelSpec.from_hf(dataclasses.replace(wide, hf_json="{}").to_hf())
+    assert wide.windows == (None,) and again.kinds == wide.kinds
 
 
 @pytest.mark.parametrize(

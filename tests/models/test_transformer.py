@@ -29,10 +29,27 @@ CONFIG = {
 }
 
 
-@pytest.fixture(scope="module", params=[2, 5], ids=["written out", "scanned"])
+GEMMA = {
+    "architectures": ["Gemma3ForCausalLM"],
+    "model_type": "gemma3_text",
+    "head_dim": 8,
+    "sliding_window": 5,
+    "sliding_window_pattern": 2,
+    "query_pre_attn_scalar": 5,
+}
+MODELS = {"written out": {"num_hidden_layers": 2}, "scanned": {"num_hidden_layers": 5}}
+MODELS["in turns"] = MODELS["scanned"] | GEMMA
+MODELS["one turn"] = GEMMA | {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}
+MODELS["one turn"] |= {"num_hidden_layers": 3}
+
+
+@pytest.fixture(scope="module", params=MODELS.values(), ids=MODELS)
 def model(request):
-    spec = ModelSpec.from_hf(CONFIG | {"num_hidden_layers": request.param})
-    return Transformer(spec, rngs=nnx.Rngs(int(fresh_rng().integers(1000))))
+    spec = ModelSpec.from_hf(CONFIG | request.param)
+    model = Transformer(spec, rngs=nnx.Rngs(int(fresh_rng().integers(1000))))
+    for name in ("q_DNH", "k_DKH"):  # so that it matters who is seen
+        getattr(model.layers, name)[...] = getattr(model.layers, name)[...] * 10
+    return model
 
 
 @pytest.mark.parametrize("pattern", [Causal(), BlockCausal(3)])
@@ -68,16 +85,46 @@ def test_what_the_last_layer_leaves_out_changes_nothing(model, clean):
         return (x_BTD[:, :12] * weights_BTD).sum()
 
     gradient = jax.jit(jax.value_and_grad(total), static_argnums=(1, 2))
+    near = lambda x: 3e-5 * max(1, np.abs(x).max())  # noqa: E731
     expected = gradient(state, None)
     for remat in ("none", "full"):
         got = gradient(state, 12, remat)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5, rtol=3e-4), got, expected)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=near(b), rtol=3e-4), got, expected)
 
 
 def test_the_clean_stream_is_the_block_causal_model(model):
     tokens = fresh_rng().integers(0, 53, (2, 12))
     two = model(np.concatenate([np.zeros_like(tokens), tokens], axis=1), pattern=CleanContext(12, 4))
     np.testing.assert_allclose(two[:, 12:], model(tokens, pattern=BlockCausal(4)), atol=2e-6, rtol=2e-5)
+
+
+def test_a_noisy_block_is_one_behind_its_clean_columns(model):
+    """A row of one stream, in which columns are positions: the two streams' window is the one that it has."""
+    rng = fresh_rng()
+    noisy, clean = rng.integers(0, 53, (2, 2, 12))
+    two = model(np.concatenate([noisy, clean], axis=1), pattern=CleanContext(12, 4))
+    for start in (0, 4, 8):
+        row = np.concatenate([clean[:, :start], noisy[:, start : start + 4], clean[:, start + 4 :]], axis=1)
+        alone = model(row, pattern=BlockCausal(4))[:, start : start + 4]
+        np.testing.assert_allclose(two[:, start : start + 4], alone, atol=2e-5, rtol=2e-4)
+
+
+def test_a_window_bounds_what_a_token_depends_on():
+    """Two layers that both slide over 3 positions: column 9 sees 5 on."""
+    config = CONFIG | GEMMA | {"sliding_window": 3, "layer_types": ["sliding_attention"] * 2}
+    model = Transformer(ModelSpec.from_hf(config), rngs=nnx.Rngs(0))
+    tokens = fresh_rng().integers(0, 52, (1, 10))
+    changed = np.where(np.eye(10, dtype=bool), 52, tokens)  # row t has another token in column t
+    moved = np.abs(np.asarray(model(changed)[:, 9] - model(tokens)[:, 9])).max(axis=-1)
+    assert np.flatnonzero(moved > 1e-5).tolist() == [5, 6, 7, 8, 9]
+
+
+def test_embeddings_are_scaled_as_transformers_does():
+    spec = ModelSpec.from_hf(CONFIG | GEMMA)
+    for dtype, scale in (("float32", np.sqrt(np.float32(24))), ("bfloat16", 4.90625)):
+        model = Transformer(spec, rngs=nnx.Rngs(0), dtype=dtype)
+        expected = model.embedding_VD[...].astype(dtype)[np.arange(3)] * jax.numpy.asarray(scale, dtype)
+        np.testing.assert_array_equal(model.embed(np.arange(3)[None])[0], expected)
 
 
 @pytest.mark.parametrize("remat", ["full", "dots", "save_attention"])

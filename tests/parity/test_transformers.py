@@ -121,9 +121,9 @@ def test_losses_are_those_of_torch():
     assert int(weight) == masked_BL.sum()
 
 
-def test_gradients_of_the_ar_loss_are_those_of_torch(tmp_path):
+@pytest.mark.parametrize("name", ["qwen3", "gemma3", "smollm3"])
+def test_gradients_of_the_ar_loss_are_those_of_torch(name, tmp_path):
     """The whole model backwards: every parameter's gradient, through the same layout as its weights."""
-    name = "qwen3"
     theirs = make_golden.make_model(name, SEED)
     make_golden.save(theirs, name, tmp_path)
     tokens = np.random.default_rng(SEED).integers(0, 67, (2, 9))

@@ -4,13 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from edlm_jax.errors import InputError
-from edlm_jax.models.families.family import Family
+from edlm_jax.models.families.family import Family, Kind
+from edlm_jax.models.families.gemma3 import GEMMA3
 from edlm_jax.models.families.llama import LLAMA
 from edlm_jax.models.families.mistral import MISTRAL
 from edlm_jax.models.families.qwen2 import QWEN2
 from edlm_jax.models.families.qwen3 import QWEN3
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (QWEN2, QWEN3, LLAMA, MISTRAL)}
+__all__ = ["FAMILIES", "Family", "Kind", "find_family"]
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (QWEN2, QWEN3, LLAMA, MISTRAL, GEMMA3)}
 
 
 def find_family(config: Mapping[str, Any]) -> Family:

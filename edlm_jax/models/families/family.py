@@ -10,9 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from edlm_jax.errors import InputError
 from edlm_jax.models.config_json import size
+from edlm_jax.models.rope import Rope
 
 if TYPE_CHECKING:
     from edlm_jax.models.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a layer's attention knows of positions."""
+
+    rope: Rope | None  # None: nothing turns
+    window: int | None = None  # only what is less than so many positions away is seen
 
 
 @dataclass(frozen=True)
@@ -25,24 +34,29 @@ class Family:
     qkv_bias: bool = False  # biases on q, k and v, always
     bias_flags: tuple[str, ...] = ()  # those it knows of attention_bias, on q, k, v and o, and mlp_bias
     qk_norm: bool = False  # norms of queries and keys
+    activation_key: str = "hidden_act"
+    names: Mapping[str, str] = field(default_factory=dict)  # of tensors that pretrained/layout.py calls otherwise
 
-    def window(self, config: Mapping[str, Any]) -> int | None:
-        """The sliding window that transformers would use in some layer; null or absent means what it means there."""
-        return None
-
-    def check(self, config: Mapping[str, Any]) -> None:
-        """Refuses by name what the family's config.json may ask for and this decoder does not have."""
+    def fields(self, config: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
+        """The spec's fields that families read each in their way, `kinds` among them; refuses what we lack."""
         other = sorted(set(config.get("layer_types") or ()) - {"full_attention"})
         if other:
             raise InputError(f"config.json: layer_types {', '.join(map(repr, other))} is not supported")
-        window = self.window(config)
-        if window is not None and window < size(config, "max_position_embeddings"):
-            raise InputError(
-                f"config.json: a sliding window of {window} tokens below max_position_embeddings is not supported; "
-                "set sliding_window to null and max_position_embeddings to at most that window to use it without"
-            )
+        return {"kinds": (Kind(Rope.from_hf(config, head_dim)),)}
+
+    def rope(self, spec: "ModelSpec") -> Rope | None:
+        """The one that config.json has in either of its forms (see `Rope.respelled`)."""
+        return next((kind.rope for kind in spec.kinds if kind.rope), None)
 
     def to_hf(self, spec: "ModelSpec") -> dict[str, Any]:
-        """What config.json says of a spec in this family alone."""
-        values = {"attention_bias": spec.o_bias, "mlp_bias": spec.mlp_bias}
-        return {name: values[name] for name in self.bias_flags}
+        """What `fields` reads, and the switches that this family has."""
+        values, rope = {"attention_bias": spec.o_bias, "mlp_bias": spec.mlp_bias}, self.rope(spec)
+        return {name: values[name] for name in self.bias_flags} | ({"rope_parameters": rope.to_hf()} if rope else {})
+
+
+def sliding_window(config: Mapping[str, Any]) -> int | None:
+    """That of config.json; null means none, and so does one that all positions fit into."""
+    if config.get("sliding_window") is None:
+        return None
+    window = size(config, "sliding_window")
+    return None if window >= size(config, "max_position_embeddings") else window
