@@ -22,8 +22,9 @@ GEMMA3 = dict(
     rope_local_base_freq=100.0,
     query_pre_attn_scalar=4,
 )
+SMOLLM3 = dict(architectures=["SmolLM3ForCausalLM"], model_type="smollm3", no_rope_layers=[1, 0])
 MISTRAL = dict(architectures=["MistralForCausalLM"], model_type="mistral", sliding_window=6)
-FAMILIES = dict(gemma3=GEMMA3, mistral=MISTRAL)
+FAMILIES = dict(gemma3=GEMMA3, smollm3=SMOLLM3, mistral=MISTRAL)
 
 
 @pytest.mark.parametrize("kernels", [True, False])
@@ -54,6 +55,7 @@ def test_ar_tokens_are_those_of_the_uncached_forward(family, kernels, monkeypatc
         ("gemma3", "block_causal", "same_position", "fused"),
         ("gemma3", "bidirectional", "shifted", "separate"),
         ("gemma3", "causal", "shifted", "fused"),
+        ("smollm3", "block_causal", "shifted", "fused"),
     ],
 )
 def test_blocks_are_those_of_the_oracle(family, prefill, alignment, commit):

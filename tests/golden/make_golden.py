@@ -40,6 +40,7 @@ _LINEAR = dict(rope_type="linear", factor=4.0)
 _TWO_ROPES = dict(sliding_attention=dict(rope_type="default", rope_theta=1e4))
 _TWO_ROPES |= dict(full_attention=dict(rope_theta=1e6) | _LINEAR)
 _FIRST = dict(num_hidden_layers=3, layer_types=["full_attention", "sliding_attention", "sliding_attention"])
+_IDS = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2)
 _GEMMA = dict(
     head_dim=16,
     num_hidden_layers=7,
@@ -63,6 +64,7 @@ CASES = {
     "mistral": ("mistral", dict(head_dim=12, sliding_window=None), dict(rope_theta=1e6), "bfloat16", 10**9, LENGTH),
     "mistral_window": ("mistral", dict(head_dim=12, sliding_window=7), dict(rope_theta=1e6), "float32", 10**9, LENGTH),
     "gemma3": ("gemma3_text", _GEMMA, _TWO_ROPES, "bfloat16", 10**9, LENGTH),
+    "smollm3": ("smollm3", dict(num_hidden_layers=5, **_IDS), dict(rope_theta=2e6), "bfloat16", 10**9, LENGTH),
     "gemma3_irregular": ("gemma3_text", _GEMMA | _FIRST, _TWO_ROPES, "float32", 10**9, LENGTH),
 }
 

@@ -97,6 +97,8 @@ QWEN_WINDOW = {"use_sliding_window": True, "sliding_window": 1024, "layer_types"
         ("gemma3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "an entry for sliding_attention"),
         ("gemma3", {"hidden_activation": "relu"}, "hidden_activation 'relu'"),
         ("gemma3", {"model_type": "gemma3"}, "model_type 'gemma3'"),
+        ("smollm3", {"no_rope_layers": [1]}, "of 1 layers, there are 5"),
+        ("smollm3", {"use_sliding_window": True}, "use_sliding_window"),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
         ("llama", {"hidden_size": "32"}, "hidden_size"),
         ("llama", {"num_hidden_layers": 0}, "num_hidden_layers"),
@@ -127,10 +129,11 @@ def test_a_window_that_never_closes_is_no_window():
 
 
 def test_layers_take_turns():
-    gemma3 = ModelSpec.from_hf(base("gemma3"))
+    gemma3, smollm3 = ModelSpec.from_hf(base("gemma3")), ModelSpec.from_hf(base("smollm3"))
     assert [gemma3.kind(layer).window for layer in range(7)] == [6, 6, None, 6, 6, None, 6]
     assert [gemma3.kind(layer).rope.theta for layer in (1, 2)] == [1e4, 1e6] and gemma3.kind(2).rope.factor == 4
     assert len(gemma3.kinds) == 3 and gemma3.windows == (6, None)
+    assert [smollm3.kind(layer).rope is None for layer in range(5)] == [False, False, False, True, False]
     released = dict(base("gemma3"), sliding_window_pattern=6)  # as Google's files have it
     del released["layer_types"]
     assert [kind.window for kind in ModelSpec.from_hf(released | {"num_hidden_layers": 26}).kinds] == [6] * 5 + [None]

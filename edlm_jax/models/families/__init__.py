@@ -10,10 +10,11 @@ from edlm_jax.models.families.llama import LLAMA
 from edlm_jax.models.families.mistral import MISTRAL
 from edlm_jax.models.families.qwen2 import QWEN2
 from edlm_jax.models.families.qwen3 import QWEN3
+from edlm_jax.models.families.smollm3 import SMOLLM3
 
 __all__ = ["FAMILIES", "Family", "Kind", "find_family"]
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (QWEN2, QWEN3, LLAMA, MISTRAL, GEMMA3)}
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (QWEN2, QWEN3, LLAMA, MISTRAL, GEMMA3, SMOLLM3)}
 
 
 def find_family(config: Mapping[str, Any]) -> Family:
