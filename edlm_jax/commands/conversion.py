@@ -86,7 +86,7 @@ class _Job:
         spec, tokenizer = self.start
         tasks, refused = self.tasks  # before the weights
         return {
-            "source": self.c.init.path,
+            "source": self.run.start.path,
             "family": spec.family,
             "parameters": sum(leaf.size for leaf in nnx.to_flat_state(nnx.state(self.ar, nnx.Param)).leaves),
             "layers": spec.num_layers,

@@ -1,11 +1,11 @@
 """Questions that every machine with Python can ask a chat model: about its standard library's documentation, and about
 things. A hash of a question's subject decides whether all that is asked about it is held out."""
 
-import hashlib
 import random
 import re
 
-from edlm_jax.data.stdlib import TEST_SHARE, StdlibSource
+from edlm_jax.data.split import belongs_to_test, check_split
+from edlm_jax.data.stdlib import StdlibSource
 
 _DOCUMENTED = re.compile(r'^ *(?:def|class) (\w+)[^\n]*:\n +"""([A-Z][^\n"]{20,160})$', re.MULTILINE)
 _ABOUT_CODE = (
@@ -33,12 +33,9 @@ _THINGS = (
 
 def questions(split: str, count: int, seed: int = 0) -> list[str]:
     """`count` of them in one line each, drawn from the "train" or the "test" split; fewer where there are no more."""
+    check_split(split, "questions")
     documented = {found for text in StdlibSource() for found in _DOCUMENTED.findall(text["text"])}
     asked = [(text, form.format(name=name, text=text)) for name, text in sorted(documented) for form in _ABOUT_CODE]
     asked += [(name, form.format(name=name)) for name in _THINGS for form in _ABOUT_THINGS] * 10
-    kept = [question for subject, question in asked if _held_out(subject) == (split == "test")]
+    kept = [question for subject, question in asked if belongs_to_test(subject) == (split == "test")]
     return list(dict.fromkeys(random.Random(seed).sample(kept, len(kept))))[:count]
-
-
-def _held_out(subject: str) -> bool:
-    return hashlib.blake2b(subject.encode(), digest_size=4).digest()[-1] % TEST_SHARE == 0

@@ -36,8 +36,8 @@ def write_gguf(
             add(writer, key, value)
     found = {gguf_name(spec, name): (name, tensor) for name, tensor in tensors.items()}
     found = {ours: as_stored(spec, name, tensor, kind) for ours, (name, tensor) in found.items()}
-    if spec.rope.kind == "llama3":
-        found["rope_freqs.weight"] = (llama3_factors(spec.rope, spec.head_dim), Type.F32)
+    if (rope := spec.kind(0).rope).kind == "llama3":
+        found["rope_freqs.weight"] = (llama3_factors(rope, spec.head_dim), Type.F32)
     change(found)
     for name, (data, its) in found.items():
         writer.add_tensor(name, data, raw_dtype=its)
@@ -74,6 +74,7 @@ def llama3_factors(rope: Rope, head_dim: int) -> np.ndarray:
 
 def describe(spec: ModelSpec, name: str) -> dict[str, Any]:
     """The model's metadata."""
+    rope = spec.kind(0).rope
     found = {
         "block_count": spec.num_layers,
         "context_length": spec.max_length,
@@ -84,14 +85,14 @@ def describe(spec: ModelSpec, name: str) -> dict[str, Any]:
         "attention.key_length": spec.head_dim,
         "attention.value_length": spec.head_dim,
         "attention.layer_norm_rms_epsilon": spec.norm_eps,
-        "rope.freq_base": spec.rope.theta,
+        "rope.freq_base": rope.theta,
         "rope.dimension_count": spec.head_dim,
         "vocab_size": spec.vocab_size,
     }
-    if spec.rope.kind in ("linear", "yarn"):
-        found |= {"rope.scaling.type": spec.rope.kind, "rope.scaling.factor": spec.rope.factor}
-    if spec.rope.kind == "yarn":
-        found["rope.scaling.original_context_length"] = spec.rope.original_length
+    if rope.kind in ("linear", "yarn"):
+        found |= {"rope.scaling.type": rope.kind, "rope.scaling.factor": rope.factor}
+    if rope.kind == "yarn":
+        found["rope.scaling.original_context_length"] = rope.original_length
     return {f"{name}.{key}": value for key, value in found.items()}
 
 

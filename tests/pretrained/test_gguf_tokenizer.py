@@ -29,7 +29,7 @@ TEXTS = [
     "<|im_start|>user\nhi<|im_end|>\n<tool> <|im_start|>",
     "\u00a0\u200b x" + "A" * 50,
 ]
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|fim_pad|>"]
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 TEMPLATE += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

@@ -1,4 +1,4 @@
-"""A directory with all of a GGUF file but its weights: what reads a model's config.json and tokenizer needs no more."""
+"""A directory with what is in a GGUF file: config.json, the tokenizer's files, and a link to the weights."""
 
 import functools
 import json
@@ -22,6 +22,7 @@ def _write(file: GgufFile) -> Path:
     _kept.append(tempfile.TemporaryDirectory(prefix="edlm-gguf-"))
     directory = Path(_kept[-1].name, file.path.name)
     directory.mkdir()
+    (directory / "model.gguf").symlink_to(file.path)
     (directory / "config.json").write_text(json.dumps(hf_config(file), indent=2) + "\n", encoding="utf-8")
     if "tokenizer.ggml.model" in file.metadata:
         write_tokenizer(file, directory)
