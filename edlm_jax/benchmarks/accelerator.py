@@ -44,10 +44,10 @@ def parts(out: Path) -> list[Part]:
     return [
         Part("device", ("bench", "device"), 0.1),
         Part("kernels", ("bench", "kernels"), 0.15, ("--length=60",)),
-        Part("attention", ("bench", "attention", "--config=qwen3_0_6b"), 0.2, _SMALL),
-        Part("train_0_6b", (*train, "--config=qwen3_0_6b", *_BATCH), 0.2, (*_SMALL, "--steps=2")),
+        Part("attention", ("bench", "attention", "--config=qwen3_0_6b:planned"), 0.2, _SMALL),
+        Part("train_0_6b", (*train, "--config=qwen3_0_6b:planned", *_BATCH), 0.2, (*_SMALL, "--steps=2")),
         Part("train_1_5b", (*train, "--config=efficient_dlm_1p5b", *_BATCH), 0.25, (*_SMALL, "--steps=2")),
-        Part("forward_0_6b", ("bench", "forward", "--config=qwen3_0_6b"), 0.15, (*_SMALL, "--repeats=1")),
+        Part("forward_0_6b", ("bench", "forward", "--config=qwen3_0_6b:planned"), 0.15, (*_SMALL, "--repeats=1")),
         Part("forward_4b", ("bench", "forward", "--config=efficient_dlm_4b"), 0.2, (*_SMALL, "--repeats=1")),
         Part("quickstart", convert, 0.4, _QUICK),
         Part("decode", ("bench", "decode", model), 0.2, ("--batch-sizes=1", "--prompts=1", "--repeats=1")),

@@ -31,8 +31,8 @@ FAULTS = [
     Fault(
         "clean positions go on after the noisy ones",
         "edlm_jax/attention/pattern.py",
-        "[noisy_M, np.arange(self.length, dtype=np.int32)]",
-        "[noisy_M, np.arange(self.length, dtype=np.int32) + self.length]",
+        "(column - self.noisy_columns * (column >= self.noisy_columns)) % self.length",
+        "column",
     ),
     Fault(
         "documents see earlier ones",
@@ -43,8 +43,8 @@ FAULTS = [
     Fault(
         "short rows leak the own clean block",
         "edlm_jax/attention/split.py",
-        "np.arange(seen)[None, None] // C < copies_BT[:, :, None] // C",
-        "np.arange(seen)[None, None] // C <= copies_BT[:, :, None] // C",
+        "columns_11S // C < copies_BT[:, :, None] // C",
+        "columns_11S // C <= copies_BT[:, :, None] // C",
     ),
     Fault(
         "the tiles' backward pass forgets the softmax's sum",
@@ -79,8 +79,8 @@ FAULTS = [
     Fault(
         "the bound weighs all draws alike",
         "edlm_jax/diffusion/masks.py",
-        "n_N1 / jnp.maximum(k_N1, 1), corruptible_NC.shape",
-        "jnp.ones_like(n_N1), corruptible_NC.shape",
+        "1 / (n_N1 / jnp.maximum(k_N1, 1)), corruptible_NC.shape",
+        "jnp.ones(n_N1.shape), corruptible_NC.shape",
     ),
     Fault(
         "neighbouring rows share their noise",
@@ -127,8 +127,8 @@ FAULTS = [
     Fault(
         "keys are normed by the queries' scale",
         "edlm_jax/models/layer.py",
-        'rms_norm(k_BSKH, p["k_norm_H"]',
-        'rms_norm(k_BSKH, p["q_norm_H"]',
+        'norm(spec, k_BSKH, p["k_norm_H"]',
+        'norm(spec, k_BSKH, p["q_norm_H"]',
     ),
     Fault(
         "fused queries lie in another order",
