@@ -43,7 +43,7 @@ def test_half_life_zero_hides_the_rightmost():
 
 def test_weights_are_those_of_the_paper():
     """With one position to hide, it is position i with probability w_i / sum w."""
-    C, lam = 8, 0.5
+    C, lam = 8, 0.25
     masked, level = draw(B=6000, L=C, C=C, half_life=lam)
     one = masked.sum(1) == 1
     t = level[one, 0]

@@ -4,7 +4,7 @@
     python -m tests.faults.run --fault=prompt tests/data    # other tests, against the faults with this in their name
 
 The tests of the fault's own room run first and the first failure ends a run. What was compiled for one fault serves the
-next, so that 47 faults take about as long as ten runs without any.
+next: a fault that is seen took 14 to 205 seconds on one core of an AMD EPYC that others used, too.
 """
 
 import argparse
