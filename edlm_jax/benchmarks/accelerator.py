@@ -6,10 +6,13 @@ the next one starts.
 """
 
 import json
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
+from os import killpg
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +75,20 @@ def measure_all(out: Path, minutes: float, tiny: bool) -> dict[str, Any]:
 
 def _run(part: Part, tiny: bool, limit: float) -> dict[str, Any]:
     words = [*part.command, *(part.tiny if tiny else ())]
-    command = [sys.executable, "-m", "edlm_jax.commands.main", *words, "--json"]
+    command, result = [sys.executable, "-m", "edlm_jax.commands.main", *words, "--json"], {}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+        out, said = process.communicate(timeout=limit)
+        result = json.loads(out)
+        failed = f"exit code {process.returncode}" if process.returncode else None
     except subprocess.TimeoutExpired:
-        return dict(command=f"edlm {' '.join(words)}", failed=f"took longer than its {limit:.0f} s")
-    try:
-        return json.loads(done.stdout)
+        failed = f"took longer than its {limit:.0f} s"
     except json.JSONDecodeError:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        return dict(command=f"edlm {' '.join(words)}", failed=lines[-1][:300])
+        failed = (said.strip().splitlines() or [f"exit code {process.returncode}"])[-1][:300]
+    finally:
+        with suppress(ProcessLookupError):  # a peer's process would hold the device's memory
+            killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return result | dict(command=f"edlm {' '.join(words)}") | (dict(failed=failed) if failed else {})

@@ -15,7 +15,6 @@ other work. Made from docs/compile/*.json by `python -m edlm_jax.benchmarks.comp
 _GPUS = """
 ## GPUs
 
-Peaks above three quarters of a memory need `XLA_PYTHON_CLIENT_MEM_FRACTION=0.95`: jax takes 0.75 of it by default.
 The kernels are attention's own; shared memory is the largest of a block, of what the device allows, and spills are the
 most bytes of a thread.
 """

@@ -58,12 +58,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from edlm_jax.decoding import Decoder, check_settings
     from edlm_jax.evaluation.batches import prompt_seeds
     from edlm_jax.pretrained import Text, load_pretrained, load_spec, load_tokenizer
+    from edlm_jax.pretrained.chat import encode_prompt
 
     spec, tokenizer = load_spec(args.model), load_tokenizer(args.model)
     decoding = settings(args, spec, Text.of(spec, tokenizer), args.chat)
     check_settings(spec, seed=args.seed, **decoding)
     mesh = chosen_mesh(args)
-    tokens = [_encode(tokenizer, prompt, args.chat) for prompt in prompts]
+    tokens = [encode_prompt(tokenizer, prompt, args.chat) for prompt in prompts]
     refused = _refuse(spec, prompts, tokens, decoding)
     if len(prompts) == 1 and refused:
         raise InputError(refused[0]["reason"])
@@ -194,14 +195,8 @@ def _refuse(spec, prompts: list[str], tokens: list[list[int]], decoding: dict[st
     return [{"index": index, "prompt": prompts[index], "reason": reason} for index, reason in reasons.items()]
 
 
-def _encode(tokenizer, prompt: str, chat: bool) -> list[int]:
-    from edlm_jax.pretrained.chat import encode_chat
-    from edlm_jax.pretrained.encode import encode_text
-
-    return encode_chat(tokenizer, [{"role": "user", "content": prompt}]) if chat else encode_text(tokenizer, prompt)
-
-
 def read_prompts(args: argparse.Namespace) -> list[str]:
+    """Those of --prompt, then those of --prompts-file or of stdin; InputError if there are none."""
     prompts = list(args.prompt)
     if args.prompts_file or (not prompts and not sys.stdin.isatty()):
         prompts += _read_lines(args.prompts_file or "-")

@@ -13,8 +13,7 @@ from edlm_jax.data.questions import questions
 from edlm_jax.decoding import Decoder, Mode, check_settings
 from edlm_jax.decoding.modes import Autoregressive, PromptLookup
 from edlm_jax.pretrained import Text, load_pretrained, load_spec, load_tokenizer, save_pretrained
-from edlm_jax.pretrained.chat import encode_chat
-from edlm_jax.pretrained.encode import encode_text
+from edlm_jax.pretrained.chat import encode_prompt
 from edlm_jax.reports.plot_lossless import plot_lossless
 from edlm_jax.reports.report import describe_machine, write_report
 
@@ -53,7 +52,7 @@ def _port(source: str, target: Path) -> dict[str, Any]:
     spec, tokenizer = load_spec(source), load_tokenizer(source)
     check_settings(spec, Autoregressive(), limit=1)
     model = load_pretrained(source, DTYPE)
-    Decoder(model)([_encode(tokenizer, "Hello")], Autoregressive(), limit=1)
+    Decoder(model)([encode_prompt(tokenizer, "Hello", bool(tokenizer.chat_template))], Autoregressive(), limit=1)
     seconds = time.perf_counter() - start
     shutil.rmtree(target, ignore_errors=True)
     save_pretrained(model, target)
@@ -64,7 +63,8 @@ def _speed(directory: Path, count: int, max_new_tokens: int, repeats: int) -> di
     """Tokens per forward and second of every mode, beside transformers' where torch is, and whose tokens are AR's."""
     spec, tokenizer = load_spec(directory), load_tokenizer(directory)
     decoder = Decoder(load_pretrained(directory, DTYPE), take=True)
-    prompts = [_encode(tokenizer, question) for question in questions("test", count)]
+    chat = bool(tokenizer.chat_template)
+    prompts = [encode_prompt(tokenizer, question, chat) for question in questions("test", count)]
     ends, modes, ways, found = Text.of(spec, tokenizer).ends, _modes(), {}, {}
     for name, mode in modes.items():
         ways[name] = lambda batch, mode=mode: decoder(batch, mode, limit=max_new_tokens, ends=ends).tokens
@@ -83,8 +83,3 @@ def _speed(directory: Path, count: int, max_new_tokens: int, repeats: int) -> di
         entry["same_text"] = sum(a == b for a, b in zip(tokens, reference, strict=True))
         entry["tokens_per_second"] = rates[name]
     return {"lossless": found, "new_tokens": sum(map(len, reference))}
-
-
-def _encode(tokenizer, text: str) -> list[int]:
-    message = [{"role": "user", "content": text}]
-    return encode_chat(tokenizer, message) if tokenizer.chat_template else encode_text(tokenizer, text)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edlm_jax.errors import InputError
-from edlm_jax.pretrained.encode import encode_more, encode_rendered, quote
+from edlm_jax.pretrained.encode import encode_more, encode_rendered, encode_text, quote
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,6 +20,11 @@ Part = tuple[str, bool]  # text with quotations marked (encode.py), and whether 
 def encode_chat(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], tools: Any = None) -> list[int]:
     """The prompt that asks for the next turn."""
     return encode_rendered(tokenizer, render(tokenizer, messages, tools, add_generation_prompt=True))
+
+
+def encode_prompt(tokenizer: "PreTrainedTokenizerBase", text: str, chat: bool) -> list[int]:
+    """A text to go on with; with `chat`, what a user says."""
+    return encode_chat(tokenizer, [{"role": "user", "content": text}]) if chat else encode_text(tokenizer, text)
 
 
 def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], tools: Any = None, **how) -> str:

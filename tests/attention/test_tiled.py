@@ -13,7 +13,7 @@ from edlm_jax.attention import CleanContext, Tiles, attend_dense, tiled
 from edlm_jax.attention.tiled import _widths
 from tests.attention.planned import attend
 from tests.attention.test_splash import check, random_case, value_and_grad
-from tests.attention.test_triton import CASES, chosen_copies, dense, lowered, random_documents
+from tests.attention.test_triton import CASES, COPIES, chosen_copies, dense, lowered, random_documents
 
 MODULE = import_module("edlm_jax.attention.attend")  # the package has a function of that name
 SHORT, TILES = MODULE._SHORT["cpu"], tiled.TILES
@@ -34,16 +34,7 @@ def test_tiles_equal_the_dense_reference(pattern, T, S, documents):
     check(ours, value_and_grad(partial(attend_dense, pattern=pattern), arrays, segments))
 
 
-@pytest.mark.parametrize(
-    ("L", "C", "M", "clean", "noisy", "T", "window"),
-    [
-        (40, 5, 80, "token_causal", "bidirectional", 120, None),
-        (24, 4, 100, "block_causal", "bidirectional", 100, None),
-        (40, 5, 80, "token_causal", "causal", 120, None),
-        (40, 5, 80, "block_causal", "bidirectional", 120, 13),
-        (40, 8, 80, "token_causal", "causal", 80, 3),
-    ],
-)
+@pytest.mark.parametrize(("L", "C", "M", "clean", "noisy", "T", "window"), COPIES)
 def test_copies_known_inside_the_step(L, C, M, clean, noisy, T, window):
     copies_BM, segments_BT, mask_BTS = chosen_copies(L, C, M, clean, noisy, window)
     pattern = CleanContext(L, C, clean, M, noisy).within(window)

@@ -82,6 +82,15 @@ def test_other_heads_and_tiles():
     check(ours, value_and_grad(partial(attend_dense, pattern=pattern), arrays, segments))
 
 
+COPIES = [
+    (40, 5, 80, "token_causal", "bidirectional", 120, None),
+    (24, 4, 100, "block_causal", "bidirectional", 100, None),
+    (40, 5, 80, "token_causal", "causal", 120, None),
+    (40, 5, 80, "block_causal", "bidirectional", 120, 13),
+    (40, 8, 80, "token_causal", "causal", 80, 3),
+]  # chosen noisy blocks: sizes, streams, queries, window
+
+
 def chosen_copies(L, C, M, clean="block_causal", noisy="bidirectional", window=None, B=2):
     """(copies_BM, documents, the mask) of noisy blocks that are drawn at random, some twice."""
     rng = fresh_rng()
@@ -102,16 +111,7 @@ def dense(q_BTNH, k_BSKH, v_BSKH, mask_BTS, **_):
     return combine([partial_attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS)], q_BTNH)
 
 
-@pytest.mark.parametrize(
-    ("L", "C", "M", "clean", "noisy", "T", "window"),
-    [
-        (40, 5, 80, "token_causal", "bidirectional", 120, None),
-        (24, 4, 100, "block_causal", "bidirectional", 100, None),
-        (40, 5, 80, "token_causal", "causal", 120, None),
-        (40, 5, 80, "block_causal", "bidirectional", 120, 13),
-        (40, 8, 80, "token_causal", "causal", 80, 3),
-    ],
-)
+@pytest.mark.parametrize(("L", "C", "M", "clean", "noisy", "T", "window"), COPIES)
 def test_copies_known_inside_the_step(L, C, M, clean, noisy, T, window):
     copies_BM, segments_BT, mask_BTS = chosen_copies(L, C, M, clean, noisy, window)
     pattern = CleanContext(L, C, clean, M, noisy).within(window)

@@ -19,6 +19,7 @@ from pathlib import Path
 from flax import nnx
 
 from configs.quickstart import AR_MODEL
+from configs.qwen3_0_6b import QWEN3_0_6B
 from edlm_jax.benchmarks.attention import take_turns
 from edlm_jax.benchmarks.forward import forward_seconds
 from edlm_jax.decoding import Decoder, generate
@@ -26,21 +27,6 @@ from edlm_jax.models import ModelSpec, Transformer
 from edlm_jax.models.spec import Conversion
 from edlm_jax.reports.report import describe_machine
 
-QWEN3_0_6B = dict(
-    model_type="qwen3",
-    vocab_size=151936,
-    hidden_size=1024,
-    num_hidden_layers=28,
-    num_attention_heads=16,
-    num_key_value_heads=8,
-    head_dim=128,
-    intermediate_size=3072,
-    max_position_embeddings=40960,
-    rms_norm_eps=1e-6,
-    rope_theta=1000000.0,
-    hidden_act="silu",
-    tie_word_embeddings=True,
-)
 MODELS = {"quickstart": json.loads(Path(AR_MODEL, "config.json").read_text()), "qwen3-0.6b": QWEN3_0_6B}
 BLOCK_LENGTH, NEW_TOKENS, PROMPT = 8, 64, list(range(10, 26))
 ACCEPTED = (2, 4, 8)

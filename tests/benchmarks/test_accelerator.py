@@ -2,11 +2,10 @@
 
 import json
 
-import pytest
-
 from edlm_jax.benchmarks import accelerator
 from edlm_jax.benchmarks.accelerator import Part, measure_all, parts
 from edlm_jax.benchmarks.kernel_errors import kernel_errors
+from edlm_jax.commands.config import load_config
 from edlm_jax.commands.main import main
 
 SLOW = {"train_1_5b", "forward_0_6b", "forward_4b"}  # other parts are like them, with other shapes
@@ -50,12 +49,23 @@ def test_a_wrong_kernel_is_found(monkeypatch):
     assert not any(kernel_errors(length=24, rows=1)["right"].values())
 
 
-@pytest.mark.parametrize("name", [part.name for part in parts(accelerator.Path("x"))])
-def test_commands_parse(name, capsys):
-    """The configs of parts that the tests do not run exist, and take the overrides."""
-    part = next(part for part in parts(accelerator.Path("x")) if part.name == name)
-    from edlm_jax.commands.config import load_config
+def test_a_wrong_kernel_is_no_success(tmp_path, monkeypatch):
+    """Its numbers stay, beside the exit code that says so."""
+    program = tmp_path / "edlm"
+    program.write_text("#!/bin/sh\necho '{\"right\": {\"float32\": false}}'\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(accelerator.sys, "executable", str(program))
+    monkeypatch.setattr(accelerator, "parts", lambda out: [Part("kernels", ("bench", "kernels"), 0.9)])
+    assert measure_all(tmp_path / "out", 1, tiny=False)["kernels"]["failed"] == "exit code 1"
+    assert json.loads((tmp_path / "out" / "kernels.json").read_text())["right"] == {"float32": False}
 
-    words = [*part.command, *part.tiny]
-    for config in (word.removeprefix("--config=") for word in words if word.startswith("--config=")):
-        load_config(config, [word for word in words if word.startswith("--config.")])
+
+def test_the_configs_of_parts_that_are_not_run_here_take_their_overrides(tmp_path):
+    loaded = {}
+    for part in parts(tmp_path):
+        words = [*part.command, *part.tiny]
+        for config in (word.removeprefix("--config=") for word in words if word.startswith("--config=")):
+            loaded[part.name] = load_config(config, [word for word in words if word.startswith("--config.")])
+    assert loaded.keys() >= SLOW
+    for name in SLOW:
+        assert loaded[name].init.hf_config.hidden_size == 64 and loaded[name].data.length == 128

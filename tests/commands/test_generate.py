@@ -10,11 +10,12 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from edlm_jax import pretrained
-from edlm_jax.commands.generate import _encode, _Printer
+from edlm_jax.commands.generate import _Printer
 from edlm_jax.commands.main import main
 from edlm_jax.decoding import MODES
 from edlm_jax.errors import InputError
 from edlm_jax.pretrained import Text
+from edlm_jax.pretrained.chat import encode_prompt
 from tests.chain import byte_tokenizer, copy_with, save_chain, save_tokenizer, steps, word_tokenizer
 from tests.conftest import TINY
 from tests.data.conftest import CHAT_TEMPLATE, END, make_tokenizer
@@ -46,12 +47,12 @@ def test_an_answer_has_no_white_space_around_it(capsys):
 def test_chat_uses_the_template():
     tokenizer = make_tokenizer(eos_token=END)
     with pytest.raises(InputError, match="a chat template, and this one has none"):
-        _encode(tokenizer, "hi", True)
+        encode_prompt(tokenizer, "hi", True)
     tokenizer.chat_template = CHAT_TEMPLATE
     expected = f"<|im_start|>user\nhi{END}\n<|im_start|>assistant\n"
-    assert tokenizer.decode(_encode(tokenizer, "hi", True)) == expected
-    assert _encode(tokenizer, expected, False) == _encode(tokenizer, "hi", True)
-    assert _encode(tokenizer, f"hi{END}", True).count(tokenizer.eos_token_id) == 1
+    assert tokenizer.decode(encode_prompt(tokenizer, "hi", True)) == expected
+    assert encode_prompt(tokenizer, expected, False) == encode_prompt(tokenizer, "hi", True)
+    assert encode_prompt(tokenizer, f"hi{END}", True).count(tokenizer.eos_token_id) == 1
 
 
 def test_what_a_tokenizer_adds_behind_a_text_does_not_close_the_prompt(tmp_path, capsys):
@@ -71,8 +72,8 @@ def test_a_prompt_begins_once():
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|im_start|> $A", special_tokens=[("<|im_start|>", start)]
     )
-    ids = _encode(tokenizer, "<|im_start|>hi", False)
-    assert ids.count(start) == 1 and ids == _encode(tokenizer, "hi", False)
+    ids = encode_prompt(tokenizer, "<|im_start|>hi", False)
+    assert ids.count(start) == 1 and ids == encode_prompt(tokenizer, "hi", False)
 
 
 CHAT = (

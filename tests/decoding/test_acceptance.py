@@ -48,6 +48,13 @@ def prefix(p_CV, masked, level):
     return kept
 
 
+def test_a_threshold_of_one_keeps_one_token_where_float32_rounds_many_to_one():
+    logits_BCV = jnp.asarray(100.0 * np.eye(5)[fresh_rng().integers(5, size=(3, 4))], jnp.float32)
+    proposal = Draw().propose(logits_BCV, None, None, 0.0, banned_id=None)
+    assert (proposal.confidence_BC == 1).all()
+    np.testing.assert_array_equal(parse_rule("threshold:1")(proposal, jnp.ones((3, 4), bool)).sum(1), 1)
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_rules_are_what_they_say(name):
     oracle = globals()[name]

@@ -61,9 +61,10 @@ def test_refuses(changes, reason):
 
 @pytest.mark.parametrize("half_life", [None, 0.0, 1, float("inf")])
 def test_accepts(half_life):
-    Run.of(make({"objective.half_life": half_life}))
-    Run.of(make({"objective.pattern": "semi_block", "objective.ar_weight": 1.0}))
-    Run.of(make({"objective.random_block_lengths": (4, 8, 16)}))
+    assert Run.of(make({"objective.half_life": half_life})).numbers.half_life == (half_life or 0)
+    both = Run.of(make({"objective.pattern": "semi_block", "objective.ar_weight": 1.0})).objective
+    assert [term.name for term in both.terms] == ["ar", "diffusion"]
+    assert Run.of(make({"objective.random_block_lengths": (4, 8, 16)})).block_lengths.choices == (4, 8, 16)
 
 
 def test_refuses_types_and_names_that_the_lock_does_not_see():
