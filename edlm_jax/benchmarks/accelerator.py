@@ -16,6 +16,7 @@ from os import killpg
 from pathlib import Path
 from typing import Any
 
+from edlm_jax.files import write_whole
 from edlm_jax.reports.progress import Progress
 
 
@@ -66,7 +67,7 @@ def measure_all(out: Path, minutes: float, tiny: bool) -> dict[str, Any]:
             limit = min(60 * minutes * part.share, end - time.monotonic())
             start = time.monotonic()
             result = _run(part, tiny, limit) if limit > 1 else {"failed": "no time was left"}
-            (out / f"{part.name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            write_whole(out / f"{part.name}.json", json.dumps(result, indent=2) + "\n")
             seconds = round(time.monotonic() - start, 1)
             found[part.name] = dict(seconds=seconds, failed=result.get("failed"))
             progress.done(number + 1, f"{part.name} {result.get('failed', 'measured')}, {seconds:.0f} s")

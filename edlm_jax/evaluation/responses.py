@@ -22,6 +22,7 @@ from edlm_jax.data.documents import Document
 from edlm_jax.decoding import Decoder
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.batches import Decoded, decode_each
+from edlm_jax.files import write_whole
 from edlm_jax.pretrained.chat import encode_chat
 from edlm_jax.pretrained.encode import encode_text
 
@@ -82,9 +83,7 @@ class ResponseFile:
             os.close(self._file)
             raise InputError(f"another process writes {path}; wait for it, or choose another --out") from None
         if not beside.exists():
-            new = beside.with_name(beside.name + ".new")
-            new.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            os.replace(new, beside)
+            write_whole(beside, json.dumps(record, indent=2) + "\n")
         self._read()
 
     def __enter__(self) -> "ResponseFile":

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edlm_jax.files import write_whole
 from edlm_jax.models.layer import layer_shapes
 from edlm_jax.models.lora import Lora, adapter_shapes, merge
 from edlm_jax.models.spec import ModelSpec
@@ -148,7 +149,7 @@ class MetricsFiles:
             from tensorboardX import SummaryWriter  # slow to import
 
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
-            self._path.write_text("".join(f"{line}\n" for line in _lines_until(self._path, step)), encoding="utf-8")
+            write_whole(self._path, "".join(f"{line}\n" for line in _lines_until(self._path, step)))
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """One line, one point per curve. A value that is no number is written as null: JSON has no NaN."""
