@@ -5,8 +5,11 @@ a curriculum of block lengths 2.71 against 2.65.
 
 Efficient-DLM (arXiv 2512.14067) converts the model instead, and what it decodes is another text.
 
-Here: the drafter of configs/quickstart_lossless.py, an arm for each thing that is changed of it. Its adapters act on
-noisy columns alone, so what is decoded never changes: the accuracy is AR's, and what is compared is tokens a forward.
+Here: the drafter of configs/quickstart_lossless.py after half of its steps, an arm for each thing that is changed of
+it. Its adapters act on noisy columns alone, so what is decoded never changes: the accuracy is AR's, and what is
+compared is tokens a forward. A cycle of self-speculation is two forwards: one drafts and settles a token that AR gives,
+one verifies; draft n is right where the second settles n + 1 tokens or more. A cycle of quadratic speculation is one
+forward.
 
     edlm study --config=configs/studies/lossless.py --workdir=runs/studies/lossless
 
@@ -21,12 +24,14 @@ from ml_collections import ConfigDict
 from edlm_jax.studies.cells import study_config
 
 LOSSLESS = runpy.run_path(str(Path(__file__).parents[1] / "quickstart_lossless.py"))["get_config"]
-STEPS = LOSSLESS().steps
+STEPS = LOSSLESS().steps // 2
 
 
 def get_config() -> ConfigDict:
     """The drafter, decoded in both modes that draft for themselves."""
     c = study_config(LOSSLESS())
+    c.base.steps = STEPS
+    c.base.evaluation.tasks = (dict(c.base.evaluation.tasks[0], size=256),)
     c.base.checkpoint.keep_last = 1
     c.eval_modes = ("self_speculation", "quadratic_speculation")
     return c

@@ -1,6 +1,7 @@
 """What decoding returns: tokens and honest counts, the same for every mode."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 
 import jax
@@ -42,6 +43,12 @@ class Generation:
     def tokens_per_forward(self) -> float:
         """Generated tokens per denoising forward (TPF)."""
         return sum(map(len, self.tokens)) / max(self.denoise_forwards, 1)
+
+
+def forwards_by_tokens(accepted_at: Iterable[Sequence[int]], forwards: int) -> list[int]:
+    """How many of the rows' denoising forwards settled no token, one, two and so on: how far drafts were right."""
+    settled = Counter(count for row in accepted_at for count in Counter(row).values())
+    return [forwards - settled.total(), *(settled[count] for count in range(1, max(settled, default=0) + 1))]
 
 
 def on_host(arrays: Sequence[jax.Array]) -> list[np.ndarray]:

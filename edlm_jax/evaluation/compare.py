@@ -10,6 +10,7 @@ import numpy as np
 
 from edlm_jax.data.sources import open_source
 from edlm_jax.decoding import Mode
+from edlm_jax.decoding.generation import forwards_by_tokens
 from edlm_jax.decoding.modes import Autoregressive, Diffusion
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.tasks import check_task, decoded_questions
@@ -68,6 +69,7 @@ def summarise(kinds: Sequence[str], outcomes: Sequence[Outcome]) -> dict[str, An
         "denoise_forwards": denoise,
         "commit_forwards": commit,
         "new_tokens": new_tokens,
+        "forwards_by_tokens": forwards_by_tokens((outcome.accepted_at for outcome in outcomes), denoise),
     }
     by_kind = {"kinds": {kind: float(right[members].mean()) for kind, members in places.items()}}
     return {"accuracy": float(right.mean())} | (decoded if denoise else {}) | by_kind

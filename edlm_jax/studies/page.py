@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from edlm_jax.decoding.modes import options_of
 from edlm_jax.reports.report import Rows, markdown_table
 from edlm_jax.studies.results import PLACE, Results
 
@@ -42,6 +43,19 @@ def measure_rows(results: Results) -> Rows:
     return header, rows
 
 
+def settled_rows(results: Results) -> Rows:
+    """Arms down, modes that draft across with the number of tokens: the share of forwards that settle that many."""
+    drafts = [place for place in places(results) if "drafts" in options_of(place[PLACE.index("mode")])]
+    settled = [{_place(point): point.get("settled", []) for point in arm["points"]} for arm in results["arms"]]
+    columns = [(p, n) for p in drafts for n in range(2, 1 + max(len(of_arm.get(p, [])) for of_arm in settled))]
+    header = ["arm", *(f"{place_name(place, drafts)}, {count} or more".strip(", ") for place, count in columns)]
+    rows = []
+    for arm, of_arm in zip(results["arms"], settled, strict=True):
+        found = [of_arm.get(place, [])[count - 1 :] for place, count in columns]
+        rows.append([arm["arm"], *(_statistic(shares[0]) if shares else "" for shares in found)])
+    return header, rows
+
+
 def page(results: Results) -> str:
     """The whole page in Markdown."""
     name = results["study"]
@@ -52,6 +66,9 @@ def page(results: Results) -> str:
     caption = "Exact match on held-out tasks, mean ± standard error over seeds; after @, tokens per forward.\n"
     parts += [caption, markdown_table(*accuracy_rows(results)), f"![{name}]({name}.png)\n"]
     parts += [_explain(results), markdown_table(*measure_rows(results))]
+    header, rows = settled_rows(results)
+    if header[1:]:
+        parts += ["Share of forwards that settle so many tokens or more.\n", markdown_table(header, rows)]
     return "\n".join(parts)
 
 

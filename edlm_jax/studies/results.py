@@ -47,11 +47,20 @@ def summarise(arm: str, runs: Sequence[dict]) -> dict[str, Any]:
         "changes": runs[0]["changes"],
         "seeds": [run["seed"] for run in runs],
         "points": [
-            dict(zip(PLACE, place, strict=True)) | {name: mean_and_error([p[name] for p in points]) for name in METRICS}
+            dict(zip(PLACE, place, strict=True))
+            | {name: mean_and_error([p[name] for p in points]) for name in METRICS}
+            | {"settled": _settled([p["forwards_by_tokens"] for p in points if "forwards_by_tokens" in p])}
             for place, points in by_place.items()
         ],
         "measures": _summarise_measures([measures for run in runs for measures in run["measures"]]),
     }
+
+
+def _settled(forwards_by_tokens: Sequence[Sequence[int]]) -> list[dict[str, float | None]]:
+    """The share of forwards that settled at least one token, two, ..."""
+    most = max(map(len, forwards_by_tokens), default=0)
+    share = lambda counts, least: sum(counts[least:]) / sum(counts)  # noqa: E731
+    return [mean_and_error([share(counts, least) for counts in forwards_by_tokens]) for least in range(1, most)]
 
 
 def _summarise_measures(found: Sequence[dict]) -> list[dict[str, Any]]:

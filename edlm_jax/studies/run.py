@@ -28,7 +28,7 @@ from edlm_jax.training.initial import read_spec
 from edlm_jax.training.run import Run
 from edlm_jax.training.train import train
 
-_MEASURED = ("accuracy", "tokens_per_forward")
+_MEASURED = ("accuracy", "tokens_per_forward", "forwards_by_tokens")
 
 
 class Study:

@@ -11,10 +11,11 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from edlm_jax.commands.config import load_study
 from edlm_jax.commands.main import main
+from edlm_jax.decoding.generation import forwards_by_tokens
 from edlm_jax.errors import InputError
 from edlm_jax.studies import run as study_run
 from edlm_jax.studies.cells import cell_range, expand
-from edlm_jax.studies.page import accuracy_rows, measure_rows, page, place_name, places
+from edlm_jax.studies.page import accuracy_rows, measure_rows, page, place_name, places, settled_rows
 from edlm_jax.studies.plot import curves
 from edlm_jax.studies.results import mean_and_error, summarise
 
@@ -249,6 +250,15 @@ def test_curves_run_over_what_the_study_is_about():
     assert [place_name(place, places(results_of("x", arms))) for place in places(results_of("x", arms))] == [
         "diffusion, threshold 1", "ar"
     ]  # fmt: skip
+
+
+def test_the_page_says_how_far_drafts_were_right():
+    accepted_at = [[1, 1, 1, 2, 2, 4], [1, 2, 2, 2, 2]]  # four forwards, of which one settled nothing, and two
+    assert forwards_by_tokens(accepted_at, 6) == [1, 2, 1, 1, 1]
+    drafted = lambda counts: point(None, 0.5, 1.0, mode="self_speculation") | {"forwards_by_tokens": counts}  # noqa: E731
+    runs = [[drafted([1, 2, 1]), point(1.0, 0.5, 1.0)], [drafted([0, 0, 4]), point(1.0, 0.5, 1.0)]]
+    header, rows = settled_rows(results_of("x", {"a": runs, "b": [[point(1.0, 0.5, 1.0)]]}))
+    assert (header, rows) == (["arm", "2 or more"], [["a", "0.625 ± 0.375"], ["b", ""]])
 
 
 def test_what_no_study_can_be_is_refused(study_file, tiny_config, tmp_path, capsys):

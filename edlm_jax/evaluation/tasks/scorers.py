@@ -96,4 +96,4 @@ def answer_text(tokens: Sequence[int], prompt: Sequence[int], text: Text) -> str
 
 
 def _outcome(right: bool, row: Decoded) -> Outcome:
-    return Outcome(right, len(row.tokens), row.denoise_forwards, row.commit_forwards)
+    return Outcome(right, len(row.tokens), row.denoise_forwards, row.commit_forwards, row.accepted_at)

@@ -41,6 +41,7 @@ class Outcome(NamedTuple):
     new_tokens: int = 0
     denoise_forwards: int = 0
     commit_forwards: int = 0
+    accepted_at: Sequence[int] = ()  # for each token, the forward that settled it
 
 
 @dataclass(frozen=True)
