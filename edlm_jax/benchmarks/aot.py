@@ -128,7 +128,7 @@ def decoder_report(spec: ModelSpec, dtype: str, devices: list[jax.Device]) -> di
         prompts_BP=jnp.zeros((rows, PROMPT), jnp.int32),
         pad_B=jnp.zeros(rows, jnp.int32),
         first_block_BC=jnp.zeros((rows, C), jnp.int32),
-        given_B=jnp.zeros(rows, jnp.int32),
+        first_B=jnp.full(rows, PROMPT),
         seeds_B=jnp.zeros(rows, jnp.uint32),
         ends_E=read_ends(None),
         limit=NEW_TOKENS,

@@ -1,6 +1,7 @@
 """The jitted decoder: modes as values, acceptance rules, sampling; `generate` is its thin front."""
 
 from edlm_jax.decoding.acceptance import Rule, parse_rule
+from edlm_jax.decoding.batching import Engine, Event, RequestSettings
 from edlm_jax.decoding.decoder import Decoder, check_settings, refuse_prompts
 from edlm_jax.decoding.generate import generate
 from edlm_jax.decoding.generation import Generation
@@ -10,8 +11,11 @@ from edlm_jax.decoding.sampling import Sampling
 __all__ = [
     "MODES",
     "Decoder",
+    "Engine",
+    "Event",
     "Generation",
     "Mode",
+    "RequestSettings",
     "Rule",
     "Sampling",
     "check_settings",

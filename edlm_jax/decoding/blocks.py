@@ -18,6 +18,7 @@ needs shifted logits). The block's first denoising forward then knows that token
 """
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +62,15 @@ class BlockSettings:
         """Does a commit, or the prefill, give the next block's first token?"""
         return self.commit == "first_token"
 
+    @property
+    def unit(self) -> int:
+        """What prompts end at a multiple of."""
+        return self.block_length
+
+    def spanning(self, prompt: int, columns: int) -> Self:
+        """With room to so many columns behind a prompt of this many."""
+        return replace(self, num_blocks=(columns - prompt) // self.block_length)
+
     def program(self, weights: DecodingWeights, request: "Request") -> "BlockProgram":
         """The traced functions; modes that decode blocks in another way have a subclass of these settings."""
         return BlockProgram(weights, request, self)
@@ -98,15 +108,16 @@ class BlockState:
 @dataclass(frozen=True)
 class Request:
     """What is decoded: `pad_B` counts the padding columns before each prompt, a row ends at any token of `ends_E`, and
-    `limit` caps its new tokens.
+    `limit` caps its new tokens, the first of which lies in column `first_B`.
 
-    Where blocks are counted from position 0, a row's first block begins with the last `given_B` tokens of its prompt.
+    Where blocks are counted from position 0, a row's first block begins with the last tokens of its prompt. The last
+    four fields may be each row's own (batching.py).
     """
 
     prompts_BP: jax.Array | np.ndarray
     pad_B: jax.Array | np.ndarray
     first_block_BC: jax.Array | np.ndarray  # given tokens, then masks
-    given_B: jax.Array | np.ndarray
+    first_B: jax.Array | np.ndarray
     seeds_B: jax.Array | np.ndarray
     ends_E: jax.Array | np.ndarray
     limit: int
@@ -117,10 +128,12 @@ class Request:
         """What a state holds: of a row that is not done, its finished blocks."""
         final = (state.tokens_BX, state.accepted_at_BX, state.start_B, state.done_B, state.denoise_B, state.commit_B)
         tokens_BX, accepted_at_BX, start_B, done_B, denoise_B, commit_B = on_host(final)
-        P, ends, tokens, accepted_at = self.prompts_BP.shape[1], self.ends_E.tolist(), [], []
-        rows = zip(tokens_BX, accepted_at_BX, start_B, done_B, P + self.given_B, strict=True)
-        for row, at, start, done, begin in rows:
-            new = row[begin : begin + self.limit if done else max(start, begin)].tolist()
+        limit_B = np.broadcast_to(np.ravel(self.limit), done_B.shape)
+        ends_BE = np.broadcast_to(self.ends_E.reshape(-1, self.ends_E.shape[-1]), (len(done_B), self.ends_E.shape[-1]))
+        tokens, accepted_at = [], []
+        rows = zip(tokens_BX, accepted_at_BX, start_B, done_B, self.first_B, limit_B, ends_BE.tolist(), strict=True)
+        for row, at, start, done, begin, limit, ends in rows:
+            new = row[begin : begin + limit if done else max(start, begin)].tolist()
             length = length_to_end(new, ends)
             tokens.append(new[:length])
             accepted_at.append(at[begin : begin + length].tolist())
@@ -275,7 +288,7 @@ class BlockProgram:
 
     def ends(self, block_BC, start_B):
         """bool[B, C]: where a row ends, once no mask stands before; what was given ends nothing and does not count."""
-        index_BC = start_B[:, None] + jnp.arange(block_BC.shape[1])[None] - self.P - self.request.given_B[:, None]
+        index_BC = start_B[:, None] + jnp.arange(block_BC.shape[1])[None] - self.request.first_B[:, None]
         return (index_BC == self.request.limit - 1) | is_end(block_BC, self.request.ends_E) & (index_BC >= 0)
 
     def forward(self, s: BlockState, first_B, T, where_B=None, read=None):

@@ -73,6 +73,17 @@ class Decoder:
         """index -> reason of the prompts that a call with these settings would refuse."""
         return refuse_prompts(self.spec, prompts, mode, **settings)
 
+    def completed(self, mode: Mode | None) -> Mode:
+        """The mode as this model decodes by it (default: its own); InputError where it cannot."""
+        return self._call(1, mode, limit=1)[0]
+
+    def _call(self, count: int, mode: Mode | None, **settings):
+        mode, *rest = _read_call(self.spec, count, mode, **settings)
+        if self.weights.gated and not mode.lossless:
+            known = ", ".join(name for name, kind in MODES.items() if kind.lossless)
+            raise InputError(f"{mode.name} verifies no drafts, but adapters act on drafts alone; use {known}")
+        return mode, *rest
+
     def columns(self, mode: Mode) -> int:
         """Of a row in the widest forward of a turn."""
         mode, call, _ = _read_call(self.spec, 1, mode, limit=1)
@@ -106,10 +117,7 @@ class Decoder:
             modes without blocks, for a person who watches; tokens that may begin a stop string wait.
         """
         count, settings = len(prompts), dict(sampling=sampling, seed=seed, ends=ends, stop=stop, detokenize=detokenize)
-        mode, call, stop = _read_call(self.spec, count, mode, limit=limit, **settings)
-        if self.weights.gated and not mode.lossless:
-            known = ", ".join(name for name, kind in MODES.items() if kind.lossless)
-            raise InputError(f"{mode.name} verifies no drafts, but adapters act on drafts alone; use {known}")
+        mode, call, stop = self._call(count, mode, limit=limit, **settings)
         for reason in self.refuse(prompts, mode, limit=limit).values():
             raise InputError(reason)
         if not prompts:

@@ -24,8 +24,8 @@ def read_ends(eos_id: int | Sequence[int] | None) -> np.ndarray:
 
 
 def is_end(tokens_BT, ends_E) -> jax.Array:
-    """bool[B, T]: the tokens that are one of the ends."""
-    return (tokens_BT[..., None] == ends_E[None, None]).any(axis=-1)
+    """bool[B, T]: the tokens that are one of the ends, which may be each row's own, int32[B, 1, E]."""
+    return (tokens_BT[..., None] == (ends_E if ends_E.ndim == 3 else ends_E[None, None])).any(axis=-1)
 
 
 def length_to_end(tokens: Sequence[int], ends: Sequence[int]) -> int:

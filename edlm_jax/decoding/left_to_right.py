@@ -7,7 +7,7 @@ column, so a slow row never holds the others.
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,15 @@ class RowSettings:
     shifted: bool
     draw: Draw
 
+    @property
+    def unit(self) -> int:
+        """What prompts end at a multiple of."""
+        return 1
+
+    def spanning(self, prompt: int, columns: int) -> Self:
+        """With room to so many columns behind a prompt of this many."""
+        return replace(self, room=columns - prompt)
+
     def program(self, weights: DecodingWeights, request: "RowRequest") -> "LeftToRight":
         """The traced functions of the mode."""
         raise NotImplementedError
@@ -42,7 +51,7 @@ class RowSettings:
 @dataclass(frozen=True)
 class RowRequest:
     """What is decoded: `pad_B` counts the padding columns before each prompt, a row ends at any token of `ends_E`, and
-    `limit` caps its new tokens.
+    `limit` caps its new tokens. The last four fields may be each row's own (batching.py).
     """
 
     prompts_BP: jax.Array | np.ndarray
@@ -55,11 +64,11 @@ class RowRequest:
 
     def collect(self, grown: "Grown") -> Generation:
         """What is settled; there are no commits, for a causal cache takes tokens as they come."""
-        final = (grown.tokens_BX, grown.settled_at_BX, grown.count_B, grown.forwards_B)
-        tokens_BX, at_BX, count_B, forwards_B = on_host(final)
-        P = self.prompts_BP.shape[1]
-        tokens = [row[P : P + count].tolist() for row, count in zip(tokens_BX, count_B, strict=True)]
-        accepted_at = [row[P : P + count].tolist() for row, count in zip(at_BX, count_B, strict=True)]
+        final = (grown.tokens_BX, grown.settled_at_BX, grown.start_B, grown.count_B, grown.forwards_B)
+        tokens_BX, at_BX, start_B, count_B, forwards_B = on_host(final)
+        new = [slice(start - count, start) for start, count in zip(start_B, count_B, strict=True)]
+        tokens = [row[part].tolist() for row, part in zip(tokens_BX, new, strict=True)]
+        accepted_at = [row[part].tolist() for row, part in zip(at_BX, new, strict=True)]
         return Generation(tokens, accepted_at, forwards_B.tolist(), [0] * len(tokens))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from edlm_jax.errors import InputError
 from edlm_jax.models.spec import CONFIDENCES, Conversion
@@ -74,14 +75,19 @@ class Draw:
     def choose(self, logits_BTV, keys_BT, temperature) -> jax.Array:
         """int32[B, T]: the best tokens, or one drawn at each position by the position's own key."""
         if not self.greedy:
+            temperature, *best = self.numbers(temperature)
             noise_BTV = gumbel(keys_BT, logits_BTV.shape[-1])
-            logits_BTV = _narrow(logits_BTV, temperature, self.top_k, self.top_p) + temperature * noise_BTV
+            logits_BTV = _narrow(logits_BTV, temperature, *best) + temperature * noise_BTV
         return jnp.argmax(logits_BTV, axis=-1).astype(jnp.int32)
 
     def log_p(self, logits_BTV, temperature) -> jax.Array:
         """float32[B, T, V]: log-probabilities that tokens are drawn by."""
-        narrow_BTV = _narrow(logits_BTV, temperature, self.top_k, self.top_p)
-        return jax.nn.log_softmax(narrow_BTV / jnp.maximum(temperature, 1e-6))
+        temperature, *best = self.numbers(temperature)
+        return jax.nn.log_softmax(_narrow(logits_BTV, temperature, *best) / jnp.maximum(temperature, 1e-6))
+
+    def numbers(self, temperature):
+        """(temperature, top_k, top_p)."""
+        return temperature, self.top_k, self.top_p
 
     def propose(self, logits_BCV, keys_B, count_B, temperature, *, banned_id: int | None) -> Proposal:
         """Tokens for each position; `banned_id`, the mask token, is never one.
@@ -95,7 +101,8 @@ class Draw:
         if not self.greedy:
             keys_B = jax.vmap(jax.random.fold_in)(keys_B, count_B)
             noise_BCV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BCV.shape[1:]))(keys_B)
-            narrow_BCV = _narrow(logits_BCV, temperature, self.top_k, self.top_p)
+            temperature, *best = self.numbers(temperature)
+            narrow_BCV = _narrow(logits_BCV, temperature, *best)
             # Temperature 0 inside a sampling program is greedy: the noise is dropped instead of dividing by zero.
             scores_BCV = narrow_BCV + temperature * noise_BCV
             if self.drawn_confidence:
@@ -112,6 +119,31 @@ class Draw:
         )
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RowSampling:
+    """How each row draws, as `Sampling` says it."""
+
+    temperature_B11: jax.Array | np.ndarray
+    top_k_B11: jax.Array | np.ndarray
+    top_p_B11: jax.Array | np.ndarray
+
+
+@dataclass(frozen=True)
+class RowDraw(Draw):
+    """Draws by a `RowSampling` in the temperature's place: each row as it would alone, greedy ones among them."""
+
+    greedy: bool = False
+
+    def log_p(self, logits_BTV, temperature) -> jax.Array:
+        """Greedily, the best token has it all."""
+        best_BTV = jnp.log(jax.nn.one_hot(jnp.argmax(logits_BTV, axis=-1), logits_BTV.shape[-1]))
+        return jnp.where(temperature.temperature_B11 > 0, super().log_p(logits_BTV, temperature), best_BTV)
+
+    def numbers(self, temperature):
+        return temperature.temperature_B11, temperature.top_k_B11, temperature.top_p_B11
+
+
 def gumbel(keys_BT, V: int) -> jax.Array:
     """float32[B, T, V]: noise of each position's own key."""
     return jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (V,))))(keys_BT)
@@ -119,6 +151,8 @@ def gumbel(keys_BT, V: int) -> jax.Array:
 
 def _narrow(logits_BCV, temperature, top_k, top_p):
     """Minus infinity outside the `top_k` best tokens and the smallest set that holds `top_p` at this temperature."""
+    if not isinstance(top_k, int):
+        return _narrow_rows(logits_BCV, temperature, top_k, top_p)
     if top_k:
         least_BC1 = jax.lax.top_k(logits_BCV, min(top_k, logits_BCV.shape[-1]))[0][..., -1:]
         logits_BCV = jnp.where(logits_BCV >= least_BC1, logits_BCV, -jnp.inf)
@@ -129,3 +163,16 @@ def _narrow(logits_BCV, temperature, top_k, top_p):
         least_BC1 = jnp.min(jnp.where(inside_BCV, best_first_BCV, jnp.inf), axis=-1, keepdims=True)
         logits_BCV = jnp.where(logits_BCV >= least_BC1, logits_BCV, -jnp.inf)
     return logits_BCV
+
+
+def _narrow_rows(logits_BCV, temperature_B11, top_k_B11, top_p_B11):
+    """The same by numbers of each row: one sort for both, and none of a row that asks for neither changes anything."""
+    best_first_BCV = -jnp.sort(-logits_BCV, axis=-1)
+    last_B11 = jnp.where(top_k_B11 > 0, jnp.minimum(top_k_B11, logits_BCV.shape[-1]), logits_BCV.shape[-1]) - 1
+    last_BC1 = jnp.broadcast_to(last_B11, (*logits_BCV.shape[:2], 1))
+    least_BC1 = jnp.take_along_axis(best_first_BCV, last_BC1, axis=-1)
+    best_first_BCV = jnp.where(best_first_BCV >= least_BC1, best_first_BCV, -jnp.inf)
+    p_BCV = jax.nn.softmax(best_first_BCV / jnp.maximum(temperature_B11, 1e-6))
+    inside_BCV = (jnp.cumsum(p_BCV, axis=-1) - p_BCV < top_p_B11) | (top_p_B11 >= 1)
+    least_BC1 = jnp.min(jnp.where(inside_BCV, best_first_BCV, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits_BCV >= least_BC1, logits_BCV, -jnp.inf)

@@ -94,7 +94,7 @@ class _DMax(BlockProgram):
         proposal = c.draw.propose(logits_BCV, self.keys_B, denoise_B, request.temperature, banned_id=c.mask_id)
         block_BC = window(s.tokens_BX, s.start_B, C)
         masked_BC = c.is_noise(block_BC)
-        index_BC = s.start_B[:, None] + jnp.arange(C)[None] - self.P - request.given_B[:, None]
+        index_BC = s.start_B[:, None] + jnp.arange(C)[None] - request.first_B[:, None]
         active_BC = (index_BC >= 0) & ~s.done_B[:, None]
         written_BC = active_BC & (~masked_BC | _run(proposal.confidence_BC, masked_BC, request.rule.threshold))
         changed_BC = written_BC & (proposal.tokens_BC != block_BC)

@@ -193,7 +193,7 @@ class BlockMode(MaskMode):
             prompts_BP=prompts_BP,
             pad_B=pad_B,
             first_block_BC=np.array([row + [mask_id] * (C - len(row)) for row in given], np.int32),
-            given_B=np.array([len(row) for row in given], np.int32),
+            first_B=np.array([prompts_BP.shape[1] + len(row) for row in given], np.int32),
             seeds_B=call.seeds_B,
             ends_E=call.ends_E,
             limit=call.limit,
