@@ -20,10 +20,10 @@ from ml_collections import ConfigDict
 
 from edlm_jax.studies.cells import study_config
 
-QUICKSTART = runpy.run_path(str(Path(__file__).parents[1] / "quickstart.py"))["get_config"]
+CONFIGS = Path(__file__).parents[1]
+QUICKSTART = runpy.run_path(str(CONFIGS / "quickstart.py"))["get_config"]
+FLARE, OPDLM = (runpy.run_path(str(CONFIGS / f"quickstart_{name}.py"))["CHANGES"] for name in ("flare", "opdlm"))
 STEPS = QUICKSTART().steps
-JOINT = {"objective.pattern": "semi_block", "objective.ar_weight": 1.0, "objective.diffusion_weight": 0.0}
-SHIFTED = {"objective.alignment": "shifted"}
 
 
 def get_config() -> ConfigDict:
@@ -40,9 +40,6 @@ def get_config() -> ConfigDict:
 def sweep(add) -> None:
     """The paper's recipe, and three that keep the AR stream."""
     add("paper: ce / t, same position", {})
-    views = {"objective.noise": "complementary", "objective.half_life": float("inf"), "objective.noisy_length": 256}
-    add("FLARE: AR + two views, blocks of 4", JOINT | SHIFTED | views | {
-        "objective.cross_entropy_weight": 1.0, "objective.block_length": 4,
-    })
-    add("KL to the AR rows", JOINT | {"objective.kl_weight": 1.0})
-    add("KL to the AR rows, shifted", JOINT | SHIFTED | {"objective.kl_weight": 1.0})
+    add("FLARE: AR + two views, blocks of 4", FLARE)
+    add("KL to the AR rows", OPDLM)
+    add("KL to the AR rows, shifted", OPDLM | {"objective.alignment": "shifted"})

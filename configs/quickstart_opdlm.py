@@ -1,0 +1,42 @@
+"""OPDLM (arXiv 2606.06712) on the quickstart's model: learn the AR rows' distributions, on given text, then on its own.
+
+    edlm convert --config=configs/quickstart_opdlm.py --workdir=runs/opdlm
+    edlm generate --model=runs/opdlm/model --source="$SOURCE" --out=runs/opdlm/own.jsonl --max-new-tokens=48
+    edlm convert --config=configs/quickstart_opdlm.py:own --workdir=runs/opdlm_own
+
+with SOURCE='dict(kind="tasks", split="train", seed=3, size=4000)': prompts that neither stage has seen. The own text is
+what block diffusion decodes, so that the second stage meets the states that decoding meets.
+
+The teacher are the clean rows of the same forward pass, held by an AR loss at weight 1: all weights are trained, and no
+other copy of them is at hand. The first stage is an arm of the study of what a conversion costs, which has the figures:
+docs/studies/conversion_cost.md. The second: not yet run.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+QUICKSTART = runpy.run_path(str(Path(__file__).parent / "quickstart.py"))["get_config"]
+CHANGES = {
+    "objective.pattern": "semi_block",
+    "objective.ar_weight": 1.0,
+    "objective.diffusion_weight": 0.0,
+    "objective.kl_weight": 1.0,
+}
+STAGES = ("given", "own")
+
+
+def get_config(stage: str = "given") -> ConfigDict:
+    """The quickstart with the changes; the second stage starts from the first one's model, and reads what it wrote."""
+    if stage not in STAGES:
+        raise ValueError(f"stage {stage!r} is unknown; choose one of {', '.join(STAGES)}")
+    c = QUICKSTART()
+    c.update_from_flattened_dict(CHANGES)
+    if stage == "own":
+        c.init.path = "runs/opdlm/model"
+        c.init.mask_embedding = "keep"
+        c.data.sources = (dict(kind="jsonl", path="runs/opdlm/own.jsonl"),)
+        c.steps = 400
+        c.optimizer.learning_rate = 5e-4
+    return c
