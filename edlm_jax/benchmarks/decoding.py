@@ -6,8 +6,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from edlm_jax.decoding.ends import length_to_end
+from edlm_jax.models import ModelSpec
 
 Way = Callable[[list[list[int]]], list[list[int]]]  # prompts -> new tokens of each
+
+
+def random_prompts(spec: ModelSpec, count: int, length: int) -> list[list[int]]:
+    """So many prompts of random tokens, the mask token not among them; always the same ones."""
+    mask_id = spec.conversion and spec.conversion.mask_token_id
+    allowed = [token for token in range(spec.vocab_size) if token != mask_id]
+    return [random.Random(row).choices(allowed, k=length) for row in range(count)]
 
 
 def compare_rates(

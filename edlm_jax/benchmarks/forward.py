@@ -19,7 +19,7 @@ from edlm_jax.models.backend import describe
 from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, forward_cached
 from edlm_jax.models.layer import layer_shapes
 
-COLUMNS, ROWS, CACHED = (1, 2, 3, 4, 6, 8, 12, 16), (1, 8, 32), 256
+COLUMNS, CACHED = (1, 2, 3, 4, 6, 8, 12, 16), 256
 _STREAM, _SIDE = 2**28, 2048  # bytes of the array that is read and the side of the matrices, for what a machine can do
 
 
@@ -42,7 +42,9 @@ def forward_seconds(
     return {T: statistics.median(values) for T, values in times.items()}
 
 
-def measure_forward(spec: ModelSpec, dtype: str, stored: str, repeats: int) -> dict[str, Any]:
+def measure_forward(
+    spec: ModelSpec, dtype: str, stored: str, batch_sizes: Sequence[int], repeats: int
+) -> dict[str, Any]:
     """Milliseconds by rows and columns with random weights, and what this machine's memory and products allow.
 
     The weights are numbers of `stored`, the checkpoint's dtype: where decoding keeps bfloat16 narrow, so does this.
@@ -67,7 +69,7 @@ def measure_forward(spec: ModelSpec, dtype: str, stored: str, repeats: int) -> d
     }
     cache_bytes = 2 * spec.num_layers * cached * spec.num_kv_heads * spec.head_dim * weights.dtype.itemsize
     scores = 4 * spec.num_layers * cached * spec.num_heads * spec.head_dim
-    for rows in ROWS:
+    for rows in batch_sizes:
         seconds = forward_seconds(weights, COLUMNS, cached=cached, rows=rows, repeats=repeats)
         found["forward_ms"][rows] = {T: 1e3 * value for T, value in seconds.items()}
         found["forward_ratio"][rows] = {T: value / seconds[1] for T, value in seconds.items()}

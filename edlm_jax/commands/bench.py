@@ -31,9 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="of train: measured steps (20)")
     parser.add_argument("--model", metavar="DIR", help="of decode, as all below: a converted model; of forward: any")
     parser.add_argument("--baseline", metavar="DIR", help="the AR model to compare with (default: the model itself)")
-    parser.add_argument("--batch-sizes", default="1,8,32", metavar="N,N", help="rows decoded at a time (1,8,32)")
+    what = "rows at a time, of forward too (1,8,32)"
+    parser.add_argument("--batch-sizes", default="1,8,32", metavar="N,N", help=what)
     parser.add_argument("--prompts", type=int, default=32, metavar="N", help="generated tasks to decode (32)")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="at most this many a prompt (64)")
+    what = "random prompts of so many tokens, and no end: every row then gets all its new tokens"
+    parser.add_argument("--prompt-tokens", type=int, metavar="N", help=what)
     parser.add_argument("--thresholds", default="0.95,0.9", metavar="P,P", help="of diffusion (0.95,0.9)")
     parser.add_argument(
         "--modes",
@@ -121,7 +124,7 @@ def _decode(args):
     thresholds = read_numbers(args.thresholds, float, "thresholds", 0)
     if max(sizes) > args.prompts:
         raise InputError(f"--batch-sizes: a batch of {max(sizes)} needs as many --prompts, not {args.prompts}")
-    from edlm_jax.benchmarks.decoding import compare_rates, waiting
+    from edlm_jax.benchmarks.decoding import compare_rates, random_prompts, waiting
     from edlm_jax.benchmarks.forward import forward_seconds
     from edlm_jax.decoding import Decoder, Mode, check_settings, refuse_prompts
     from edlm_jax.decoding.modes import Autoregressive, Diffusion, parse_mode
@@ -134,10 +137,13 @@ def _decode(args):
     if specs["diffusion"].conversion is None and not args.modes:
         raise InputError(f"{args.model} was never converted")
     text = Text.of(specs["diffusion"], load_common_tokenizer(args.model, specs["ar"], args.baseline))
-    (task,) = load_tasks([{"kind": "tasks", "split": "test", "size": args.prompts}], text.tokenizer)
-    prompts = [question.prompt for question in task.questions]
+    if args.prompt_tokens:
+        prompts, ends = random_prompts(specs["diffusion"], args.prompts, args.prompt_tokens), ()
+    else:
+        (task,) = load_tasks([{"kind": "tasks", "split": "test", "size": args.prompts}], text.tokenizer)
+        prompts, ends = [question.prompt for question in task.questions], text.ends
     longest = max(map(len, prompts))
-    common = dict(limit=args.max_new_tokens, ends=text.ends)
+    common = dict(limit=args.max_new_tokens, ends=ends)
     modes: dict[str, Mode] = {"ar": Autoregressive()}
     if args.modes:
         modes |= {str(mode): mode for mode in map(parse_mode, args.modes.split())}
@@ -163,7 +169,7 @@ def _decode(args):
         name: [sum(row) for row in zip(result.row_denoise_forwards, result.row_commit_forwards, strict=True)]
         for name, result in found.items()
     }
-    peer, no_peer = _peer(baseline, dtype=args.dtype, max_new_tokens=args.max_new_tokens, eos_id=text.ends)
+    peer, no_peer = _peer(baseline, dtype=args.dtype, max_new_tokens=args.max_new_tokens, eos_id=ends)
     rates = {size: compare_rates(ways | peer, prompts, size, args.repeats) for size in sizes}
     conversion = specs["diffusion"].conversion
     C = conversion.block_length if conversion else max(columns.values())
@@ -196,7 +202,8 @@ def _forward(args):
 
     config = read_config(find_directory(args.model)) if args.model else dict(_run(args).start.hf_config)
     stored = config.get("dtype") or config.get("torch_dtype") or "float32"
-    found = measure_forward(ModelSpec.from_hf(config), chosen_dtype(args), stored, args.repeats)
+    rows = read_numbers(args.batch_sizes, int, "batch-sizes")
+    found = measure_forward(ModelSpec.from_hf(config), chosen_dtype(args), stored, rows, args.repeats)
     return {"model": args.model or args.config, **found}
 
 

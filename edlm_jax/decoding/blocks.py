@@ -303,5 +303,7 @@ class BlockProgram:
         block_end_BT1 = first_B[:, None, None] + (columns_T // C * C + C)[None, :, None]
         mask_BTS = (columns_11S >= self.pad_B[:, None, None]) & (columns_11S < block_end_BT1)
         where_BT = self.written(s, first_B, T, where_B)
-        x_BTD, cache = forward_cached(self.weights, s.cache, inputs_BT, rotary_BT, first_B, mask_BTS, where_BT, read)
+        wanted_BT = ~s.done_B[:, None] & (True if where_B is None else where_B[:, None] | (columns_T >= C)[None])
+        how = dict(where_BT=where_BT, read=read, wanted_BT=wanted_BT)
+        x_BTD, cache = forward_cached(self.weights, s.cache, inputs_BT, rotary_BT, first_B, mask_BTS, **how)
         return x_BTD, replace(s, cache=cache)

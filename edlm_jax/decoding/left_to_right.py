@@ -156,7 +156,7 @@ class LeftToRight:
         zeros_B = jnp.zeros(B, jnp.int32)
         return Grown(tokens_BX, jnp.zeros_like(tokens_BX), cache, zeros_B + P, zeros_B, zeros_B, zeros_B > 0, ()), x_BTD
 
-    def forward(self, cache: KVCache, tokens_BT, start_B, seen_BTT, offset_T=None, drafts: int = 0):
+    def forward(self, rows: Grown, tokens_BT, start_B, seen_BTT, offset_T=None, drafts: int = 0):
         """(x_BTD, cache): a window of T columns from start_B on, which sees what lies before it and `seen` of itself.
 
         `offset_T` are the positions of its columns, counted from start_B's own (default: 0, 1, 2, ...); the last
@@ -165,8 +165,8 @@ class LeftToRight:
         B, T = tokens_BT.shape
         offset_BT = jnp.broadcast_to(np.arange(T) if offset_T is None else offset_T, (B, T))
         seen_BTT = jnp.broadcast_to(seen_BTT, (B, T, T))
-        rows, how = (self.rotary, self.pad_B, start_B), dict(seen_BTT=seen_BTT, offset_BT=offset_BT, drafts=drafts)
-        return forward_window(self.weights, cache, tokens_BT, *rows, **how)
+        how = dict(seen_BTT=seen_BTT, offset_BT=offset_BT, drafts=drafts, wanted_BT=~rows.done_B[:, None])
+        return forward_window(self.weights, rows.cache, tokens_BT, self.rotary, self.pad_B, start_B, **how)
 
     def logits(self, x_BTD):
         """float32[B, T, V], of the mask token minus infinity: it is never chosen."""

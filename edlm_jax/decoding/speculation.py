@@ -77,7 +77,7 @@ class Speculation(LeftToRight):
         """One causal forward over the window; what stands is settled, and a token more."""
         last_B, T = rows.start_B - 1, self.D + 1
         window_BT = jnp.concatenate([window(rows.tokens_BX, last_B, 1), drafts.tokens_BD], axis=1)
-        x_BTD, cache = self.forward(rows.cache, window_BT, last_B, np.tri(T, dtype=bool)[None])
+        x_BTD, cache = self.forward(rows, window_BT, last_B, np.tri(T, dtype=bool)[None])
         return self.settle_verified(replace(rows, cache=cache), drafts, self.logits(x_BTD))[0]
 
     def settle_verified(self, rows: Grown, drafts: Drafts, logits_BTV) -> tuple[Grown, jax.Array]:

@@ -20,11 +20,12 @@ def forward_window(
     seen_BTT,
     offset_BT,
     drafts: int = 0,
+    wanted_BT=None,
 ):
     """(x_BTD, cache): a window from start_B on sees what the cache holds before it, and `seen` of itself.
 
     Its columns are written to the cache side by side; their positions are start_B's plus `offset_BT`, so that several
-    guesses at the same tokens can lie in one window. The last `drafts` columns are noisy ones: `models.cache.forward`.
+    guesses at the same tokens can lie in one window. `drafts` and `wanted_BT`: as in `models.cache.forward_cached`.
     """
     T, S = tokens_BT.shape[1], cache.k_BKSH[0].shape[2]
     columns_11S = jnp.arange(S)[None, None]
@@ -33,7 +34,7 @@ def forward_window(
     put_columns = jax.vmap(lambda old_TS, new_TT, start: jax.lax.dynamic_update_slice_in_dim(old_TS, new_TT, start, 1))
     rotary_BT = rotary.at(jnp.maximum(start_B[:, None] + offset_BT - pad_B[:, None], 0))
     mask_BTS = put_columns(before_BTS, seen_BTT, start_B)
-    return forward_cached(weights, cache, tokens_BT, rotary_BT, start_B, mask_BTS, drafts=drafts)
+    return forward_cached(weights, cache, tokens_BT, rotary_BT, start_B, mask_BTS, drafts=drafts, wanted_BT=wanted_BT)
 
 
 def window(x_BX, start_B, length: int):

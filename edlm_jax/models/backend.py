@@ -3,7 +3,7 @@
 Chosen once, when a model is made ready for decoding (`choose`); modes and layers do not know of it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,10 @@ class Xla:
     def lay(self, name: str, w):
         """A parameter of the laid out model as it is held; the letters of its name say which axes it has."""
         return constrain(w, name.rsplit("_", 1)[-1], DECODING)
+
+    def only(self, wanted_BT, weights, mask_BTS=None):
+        """Weights and mask of a forward of which nobody reads other columns; here these cost what all do."""
+        return weights, mask_BTS
 
     def attend(self, q_BTNH, k_BKSH, v_BKSH, mask_BTS):
         """Attention over a cache under a mask."""
@@ -53,6 +57,14 @@ class CpuKernels(Xla):
         summed = {"qkv_DKMH": 1, "o_NHD": 2, "gate_up_DPF": 1, "down_FD": 1, "head_DV": 1}
         summed |= {name: w.ndim - 1 if name.endswith("R") else 1 for name in ADAPTER_NAMES}
         return cpu.pack(w, summed[name]) if name in summed else cpu.Scale(w) if "norm" in name else w
+
+    def only(self, wanted_BT, weights, mask_BTS=None):
+        """Weights and mask of a forward of which nobody reads other columns: they take no product and see nothing."""
+        if mask_BTS is not None:
+            mask_BTS = mask_BTS & wanted_BT[..., None]
+        packed = lambda w: isinstance(w, cpu.Packed)  # noqa: E731
+        told = lambda w: replace(w, wanted_BT=wanted_BT) if packed(w) else w  # noqa: E731
+        return jax.tree.map(told, weights, is_leaf=packed), mask_BTS
 
     def attend(self, q_BTNH, k_BKSH, v_BKSH, mask_BTS):
         """Attention over a cache under a mask."""

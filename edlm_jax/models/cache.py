@@ -219,6 +219,7 @@ def prefill(
     `read_mask_BTS`: only so many last columns are read, and this is what they see. `drafts`: as in `forward`.
     """
     keys, values, backend, spec = [], [], weights.backend, weights.spec
+    weights, _ = backend.only(segments_BT > 0, weights)
     attend_all = {window: backend.attend_prompt(spec, pattern.within(window), segments_BT) for window in spec.windows}
     positions_BT = rotary_BT.positions_BT
 
@@ -251,13 +252,16 @@ def forward_cached(
     where_BT=None,
     read: int | None = None,
     drafts: int = 0,
+    wanted_BT=None,
 ):
     """(x_BTD, cache): writes the new columns at `start`, an int or int32[B], then attends to the cache under the mask.
 
     `where_BT` says which of them to write (default: all); the others keep what the cache has there. `read` and
-    `drafts`: as in `forward`.
+    `drafts`: as in `forward`. `wanted_BT` (or [B, 1]): what other columns give and write, nobody reads (default: all).
     """
     keys, values, backend, spec = list(cache.k_BKSH), list(cache.v_BKSH), weights.backend, weights.spec
+    if wanted_BT is not None:
+        weights, mask_BTS = backend.only(wanted_BT, weights, mask_BTS)
     positions_BS = cache.positions_BS
     if positions_BS is not None:
         new_BT11 = jnp.broadcast_to(rotary_BT.positions_BT, tokens_BT.shape[:2])[:, :, None, None]

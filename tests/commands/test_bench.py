@@ -39,22 +39,22 @@ def test_bench_decode(tiny_converted_dir, capsys):
 
 
 def test_bench_decode_compares_modes_with_ar(tiny_converted_dir, capsys):
-    arguments = ["--batch-sizes=2", "--prompts=2", "--max-new-tokens=6", "--repeats=1"]
+    arguments = ["--batch-sizes=2", "--prompts=2", "--prompt-tokens=5", "--max-new-tokens=6", "--repeats=1"]
     arguments += ["--modes=prompt_lookup self_speculation:drafts=2", f"--model={tiny_converted_dir}"]
     assert main(["bench", "decode", *arguments, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["columns"] == {"ar": 1, "prompt_lookup": 4, "self_speculation:drafts=2": 3}
     assert set(result["prompts_as_ar"].values()) == {result["prompts"]} == {2}
     assert result["tokens_per_second"]["2"].keys() >= result["columns"].keys()
-    assert result["forward_seconds"].keys() == {"1", "3", "4"}
+    assert result["forward_seconds"].keys() == {"1", "3", "4"} and result["waiting"]["2"]["ar"] == 0  # no end
 
 
 def test_bench_forward_needs_a_config_alone(tmp_path, capsys, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps(TINY | {"dtype": "bfloat16"}))
     monkeypatch.setattr("edlm_jax.benchmarks.forward.COLUMNS", (1, 3))
-    monkeypatch.setattr("edlm_jax.benchmarks.forward.ROWS", (1, 2))
     monkeypatch.setattr("edlm_jax.benchmarks.forward._SIDE", 64)
-    assert main(["bench", "forward", f"--model={tmp_path}", "--repeats=1", "--json"]) == 0
+    arguments = [f"--model={tmp_path}", "--repeats=1", "--batch-sizes=1,2"]
+    assert main(["bench", "forward", *arguments, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     for rows in ("1", "2"):
         ms, ratio = result["forward_ms"][rows], result["forward_ratio"][rows]
@@ -64,7 +64,7 @@ def test_bench_forward_needs_a_config_alone(tmp_path, capsys, monkeypatch):
     layer, head = 32 * (32 + 32) + 32 * 32 + 32 * 96 + 48 * 32, 32 * 259
     packed = 2 * (2 * layer + 32 * 288)
     assert result["weight_bytes"] == (packed if available() else 4 * (2 * layer + head))
-    assert main(["bench", "forward", f"--model={tmp_path}", "--repeats=1"]) == 0
+    assert main(["bench", "forward", *arguments]) == 0
     printed = capsys.readouterr().out
     assert "bound by" in printed and ("found no C++ compiler" in printed) == (not available())
 

@@ -15,6 +15,7 @@ from edlm_jax.attention import Bidirectional, BlockCausal, Causal
 from edlm_jax.decoding.blocks import PromptThenBlock
 from edlm_jax.models import ModelSpec, Transformer, backend
 from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, forward_cached, prefill
+from edlm_jax.models.layer import norm
 from edlm_jax.parallel import cpu
 from tests.conftest import TINY
 from tests.seeds import fresh_rng
@@ -72,6 +73,24 @@ def test_a_columns_bits_are_its_own(width, heads, head_dim, ffn):
         "a padded prefill in a batch": rows.prefilled([1, 2], before=3)[1:],
     }.items():
         np.testing.assert_array_equal(others, alone, err_msg=name)
+
+
+@pytest.mark.skipif(not cpu.available(), reason="this installation found no C++ compiler")
+def test_columns_that_nobody_reads_take_no_part():
+    """Of a wanted column the bits stay; the others go through all layers as they came."""
+    model = Transformer(ModelSpec.from_hf(TINY), rngs=nnx.Rngs(0))
+    spec, weights, (B, T, S) = model.spec, DecodingWeights.of(model), (4, 5, 12)
+    tokens_BT = fresh_rng().integers(0, spec.vocab_size, (B, T))
+    mask_BTS = jnp.arange(S)[None, None] <= 3 + jnp.arange(T)[None, :, None] + jnp.zeros((B, 1, 1), int)
+    wanted_BT = np.array([[1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]], bool)  # first ones first
+    rotary_BT = Rotary.of(spec, S).at(3 + jnp.arange(T)[None])
+    run = jax.jit(lambda wanted_BT: forward_cached(
+        weights, KVCache.empty(spec, B, S), tokens_BT, rotary_BT, 3, mask_BTS, wanted_BT=wanted_BT
+    )[0])  # fmt: skip
+    whole_BTD, some_BTD = np.array(run(np.ones_like(wanted_BT))), np.array(run(wanted_BT))
+    np.testing.assert_array_equal(some_BTD[wanted_BT], whole_BTD[wanted_BT])
+    as_they_came_BTD = norm(spec, weights.embed(tokens_BT), weights.final_norm_D)
+    np.testing.assert_array_equal(some_BTD[~wanted_BT], np.array(as_they_came_BTD)[~wanted_BT])
 
 
 @pytest.mark.skipif(not cpu.available(), reason="this installation found no C++ compiler")

@@ -1,5 +1,6 @@
 """Decoding's CPU kernels: right to float32's last digits, and to the bit the same whatever stands beside a row."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -41,6 +42,9 @@ def test_product_has_the_same_bits_for_1_to_64_rows(rng, D, F, narrow):
         first = rng.integers(0, 100 - rows)
         part_MF = cpu.product(x_MD[first : first + rows], packed)
         np.testing.assert_array_equal(part_MF, whole_MF[first : first + rows], err_msg=f"{rows} rows")
+    wanted_M = rng.random(100) < 0.3
+    some_1MF = cpu.product(x_MD[None], dataclasses.replace(packed, wanted_BT=jnp.asarray(wanted_M)[None]))
+    np.testing.assert_array_equal(some_1MF[0], np.where(wanted_M[:, None], whole_MF, 0))
 
 
 def test_product_takes_any_axes_and_gives_its_columns_back(rng):

@@ -49,13 +49,14 @@ class _Autoregressive(LeftToRight):
     def turn(self, rows: Grown) -> Grown:
         last_B1 = window(rows.tokens_BX, rows.start_B - 1, 1)
         if not self.P:  # they began alone
-            x_B1D, cache = self.forward(rows.cache, last_B1, rows.start_B - 1, np.ones((1, 1, 1), bool))
+            x_B1D, cache = self.forward(rows, last_B1, rows.start_B - 1, np.ones((1, 1, 1), bool))
             return self._add(rows, x_B1D, cache)
         last = rows.start_B.max() - 1
         columns_S = jnp.arange(self.S)[None]
         mask_B1S = ((columns_S >= self.pad_B[:, None]) & (columns_S <= last))[:, None]
         rotary_B1 = self.rotary.at((last - self.pad_B)[:, None])
-        return self._add(rows, *forward_cached(self.weights, rows.cache, last_B1, rotary_B1, last, mask_B1S))
+        at = (last_B1, rotary_B1, last, mask_B1S)
+        return self._add(rows, *forward_cached(self.weights, rows.cache, *at, wanted_BT=~rows.done_B[:, None]))
 
     def _add(self, rows: Grown, x_B1D, cache) -> Grown:
         rows = replace(rows, cache=cache)

@@ -67,7 +67,7 @@ class _Mars(LeftToRight):
         C, cached_B = self.settings.block_length, rows.aside
         tokens_BT = window(rows.tokens_BX, cached_B, 2 * C)
         causal_1TT = np.tri(2 * C, dtype=bool)[None]
-        x_BTD, cache = self.forward(rows.cache, tokens_BT, cached_B, causal_1TT)
+        x_BTD, cache = self.forward(rows, tokens_BT, cached_B, causal_1TT)
         first_B = rows.start_B - cached_B - self.settings.shifted
         x_BCD = jnp.take_along_axis(x_BTD, (first_B[:, None] + jnp.arange(C)[None])[..., None], axis=1)
         return self._accept(replace(rows, cache=cache), x_BCD)

@@ -140,7 +140,8 @@ class _PSD(BlockProgram):
         offset_BT = jnp.arange(G * C)[None] % C + jnp.where(next_BT, C, 0)
         rows = (self.rotary, self.pad_B, s.start_B - jnp.where(s.pending_B, C, 0))
         tokens_BT = guesses_BGC.reshape(B, G * C)
-        x_BTD, cache = forward_window(self.weights, s.cache, tokens_BT, *rows, seen_BTT=seen_BTT, offset_BT=offset_BT)
+        how = dict(seen_BTT=seen_BTT, offset_BT=offset_BT, wanted_BT=~s.done_B[:, None])
+        x_BTD, cache = forward_window(self.weights, s.cache, tokens_BT, *rows, **how)
         logits_BGCV = self.weights.logits(x_BTD).reshape(B, G, C, -1)
         if c.shifted:
             before_BV = jnp.where(s.pending_B[:, None], logits_BGCV[:, 0, -1], s.before_BV)

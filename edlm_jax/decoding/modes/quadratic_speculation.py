@@ -70,7 +70,7 @@ class _Quadratic(SelfDrafting):
         noise_BT = jnp.concatenate([self.noise(rows.count_B + place, M) for place in range(C)], axis=1)
         tokens_BT = jnp.concatenate([known_B1, drafts.tokens_BD, noise_BT], axis=1)
         seen_TT, offset_T = _window_of(C, M, self.causal)
-        x_BTD, cache = self.forward(rows.cache, tokens_BT, last_B, seen_TT[None], offset_T, drafts=C * M)
+        x_BTD, cache = self.forward(rows, tokens_BT, last_B, seen_TT[None], offset_T, drafts=C * M)
         rows, right_B = self.settle_verified(replace(rows, cache=cache), drafts, self.logits(x_BTD[:, :C]))
         after_BCMD = x_BTD[:, C:].reshape(-1, C, M, x_BTD.shape[-1])
         after_BMD = jnp.take_along_axis(after_BCMD, right_B[:, None, None, None], axis=1)[:, 0]

@@ -86,7 +86,7 @@ class _Linear(SelfDrafting):
         """(rows that paid for the forward, with the next token where AR has said it; drafts of what follows)."""
         last_B, first_B = rows.start_B - 1, rows.count_B
         window_BT = jnp.concatenate([window(rows.tokens_BX, last_B, 1), self.noise(first_B, self.noisy)], axis=1)
-        x_BTD, cache = self.forward(rows.cache, window_BT, last_B, self._seen()[None], drafts=self.noisy)
+        x_BTD, cache = self.forward(rows, window_BT, last_B, self._seen()[None], drafts=self.noisy)
         rows, shifted = replace(rows, cache=cache), self.settings.shifted
         if self.apart:
             logits_BTV = self.logits(jnp.concatenate([x_BTD[:, :1], self.read(x_BTD[:, 1:])], axis=1))

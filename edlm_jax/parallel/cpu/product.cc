@@ -25,6 +25,7 @@ struct Task {
   int64_t x_stride, rows, width, columns;
   const void* w;
   float* out;
+  const int64_t* to;  // the row of `out` that each row's sums are
 
   int64_t strips() const { return (columns + kStrip - 1) / kStrip; }
   int64_t blocks() const { return (rows + kBlock - 1) / kBlock; }
@@ -94,7 +95,7 @@ EDLM_INLINE void sum_rows(const Task& t, int64_t row, int64_t strip, const W* w,
   }
   const int64_t first = strip * kStrip;
   const int64_t size = sizeof(float) * std::min<int64_t>(kStrip, t.columns - first);
-  for (int r = 0; r < R; ++r) std::memcpy(t.out + (row + r) * t.columns + first, sums[r], size);
+  for (int r = 0; r < R; ++r) std::memcpy(t.out + t.to[row + r] * t.columns + first, sums[r], size);
 }
 
 template <class I, class W, int R = I::sums / 2>
@@ -150,36 +151,51 @@ template <class W>
 constexpr Multiply<W>*multiply_avx2 = nullptr, *multiply_avx512 = nullptr;
 #endif
 
-// Rows a multiple of some large power of two apart fall on the same few lines of the nearest cache.
-std::vector<float> spread(Task& t) {
+// Takes the rows that are computed, and spreads them where that helps: rows a multiple of some large power of two apart
+// fall on the same few lines of the nearest cache.
+std::vector<float> gather(Task& t, const std::vector<int64_t>& to) {
   constexpr int64_t kLines = 128, kPad = 16;  // floats
-  if (t.rows == 1 || t.width % kLines) return {};
-  std::vector<float> x(t.rows * (t.width + kPad));
-  for (int64_t r = 0; r < t.rows; ++r) {
-    std::memcpy(x.data() + r * (t.width + kPad), t.x + r * t.width, t.width * sizeof(float));
+  const int64_t rows = to.size(), stride = t.width + (t.width % kLines ? 0 : kPad);
+  t.to = to.data();
+  if (rows == t.rows && (rows == 1 || stride == t.width)) return {};
+  std::vector<float> x(rows * stride);
+  for (int64_t r = 0; r < rows; ++r) {
+    std::memcpy(x.data() + r * stride, t.x + to[r] * t.width, t.width * sizeof(float));
   }
   t.x = x.data();
-  t.x_stride = t.width + kPad;
+  t.x_stride = stride;
+  t.rows = rows;
   return x;
 }
 
 template <class W>
-void run(ffi::ThreadPool& pool, Task t) {
+void run(ffi::ThreadPool& pool, Task t, const std::vector<int64_t>& to) {
   static auto* const multiply = widest<Multiply<W>>(multiply_avx512<W>, multiply_avx2<W>, multiply_plain<W>);
-  const auto owned = spread(t);
+  const auto owned = gather(t, to);
   const int64_t items = t.strips() * t.blocks();
   const int64_t cost = t.width * kStrip * (std::min(t.rows, kBlock) + 3);  // 3: the reading
   deal(pool, items, cost, [t](int64_t begin, int64_t end) { multiply(t, begin, end); });
 }
 
-ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffer w, ffi::ResultBuffer<ffi::F32> out) {
+// `wanted` [M] says which rows are computed, all if it is empty; the others are zero.
+ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffer w, ffi::Buffer<ffi::PRED> wanted,
+                   ffi::ResultBuffer<ffi::F32> out) {
   const auto shape = x.dimensions(), strips = w.dimensions();
-  Task t{x.typed_data(), shape[1], shape[0], shape[1], out->dimensions()[1], w.untyped_data(), out->typed_data()};
+  Task t{x.typed_data(), shape[1], shape[0], shape[1], out->dimensions()[1], w.untyped_data(), out->typed_data(),
+         nullptr};
   if (strips[0] != t.strips() || strips[1] != t.width) return ffi::Error::InvalidArgument("shapes do not fit");
+  std::vector<int64_t> to;
+  for (int64_t row = 0; row < t.rows; ++row) {
+    if (wanted.element_count() == 0 || wanted.typed_data()[row]) {
+      to.push_back(row);
+    } else {
+      std::memset(t.out + row * t.columns, 0, t.columns * sizeof(float));
+    }
+  }
   if (w.element_type() == ffi::F32) {
-    run<float>(pool, t);
+    run<float>(pool, t, to);
   } else if (w.element_type() == ffi::U16) {
-    run<uint32_t>(pool, t);
+    run<uint32_t>(pool, t, to);
   } else {
     return ffi::Error::InvalidArgument("weights must be float32 or bits of bfloat16");
   }
@@ -189,10 +205,11 @@ ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffer
 }  // namespace
 }  // namespace edlm
 
-EDLM_EXPORT(edlm_product);
-XLA_FFI_DEFINE_HANDLER_SYMBOL(edlm_product, edlm::product,
+EDLM_EXPORT(edlm_product_of_rows);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(edlm_product_of_rows, edlm::product,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<xla::ffi::ThreadPool>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::PRED>>()
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>());

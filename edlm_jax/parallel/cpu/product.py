@@ -27,6 +27,7 @@ class Packed:
 
     strips: jax.Array
     out: tuple[int, ...] = field(metadata=dict(static=True))  # the axes of the result that F is made of
+    wanted_BT: jax.Array | None = None  # columns that products compute; they leave the others zero (None: all)
 
     @property
     def nbytes(self) -> int:
@@ -50,12 +51,14 @@ def pack(w: jax.Array, summed: int = 1) -> Packed:
 
 
 def product(x: jax.Array, w: Packed) -> jax.Array:
-    """float32[..., *w.out]: the product over the last axis of x."""
+    """float32[..., *w.out]: the product over the last axis of x, of x [B, T, D] over the last T columns wanted of w."""
     rows, D = x.shape[:-1], x.shape[-1]
     out = jax.ShapeDtypeStruct((math.prod(rows), math.prod(w.out)), jnp.float32)
     if 0 in out.shape:
         return jnp.zeros((*rows, *w.out))
-    return jax.ffi.ffi_call("edlm_product", out)(x.reshape(-1, D), w.strips).reshape(*rows, *w.out)
+    wanted = jnp.zeros(0, bool) if w.wanted_BT is None else jnp.broadcast_to(w.wanted_BT[:, -x.shape[1] :], rows)
+    call = jax.ffi.ffi_call("edlm_product_of_rows", out)
+    return call(x.reshape(-1, D), w.strips, wanted.reshape(-1)).reshape(*rows, *w.out)
 
 
 @jax.jit
