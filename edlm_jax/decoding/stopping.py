@@ -13,7 +13,7 @@ from edlm_jax.decoding.generation import Generation
 from edlm_jax.errors import InputError
 from edlm_jax.pretrained.text import Read, Text, read_after
 
-_PART = "\ufffd"  # what a character reads as while some of its bytes are missing
+PART = "\ufffd"  # what a character reads as while some of its bytes are missing
 
 
 def check_stop(stop: str | Sequence[str], detokenize: Read | Text | None) -> tuple[str, ...]:
@@ -65,7 +65,7 @@ class Reader:
     def _count_settled(self, row: int, tokens: list[int]) -> int:
         count = len(tokens)
         for stop, read in self.stop:
-            text = self._text(row, tokens, read).rstrip(_PART)
+            text = self._text(row, tokens, read).rstrip(PART)
             begun = (n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n]))
             count = min(count, self._tokens_before(row, tokens, len(text) - next(begun, 0), read))
         return count

@@ -1,0 +1,208 @@
+"""The HTTP side: OpenAI's completions, chat completions and models, health, and metrics."""
+
+import asyncio
+import contextlib
+import hmac
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from edlm_jax.serving.answers import Form, usage
+from edlm_jax.serving.loop import Loop, Piece, Row
+from edlm_jax.serving.requests import ApiError, Ask, read_ask, read_body
+
+_BODY = 2**21  # bytes of a request: more than any prompt that fits
+_BODY_SECONDS = 30  # that a client may take to send it
+Pieces = AsyncIterator[tuple[int, Piece]]
+
+
+def make_app(loop: Loop, name: str, key: str | None = None) -> Starlette:
+    """The application of a model; its life begins and ends the loop's.
+
+    Args:
+      name: what requests may name as their model.
+      key: what clients must send as their bearer token; None: nothing.
+    """
+    made = int(time.time())
+    model = {"id": name, "object": "model", "created": made, "owned_by": "edlm_jax"}
+
+    async def models(request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [model]})
+
+    async def one_model(request: Request) -> Response:
+        asked = request.path_params["name"]
+        if asked != name:
+            raise ApiError(404, f"the model {asked!r} is not served here, {name!r} is", "model", "model_not_found")
+        return JSONResponse(model)
+
+    async def completions(request: Request) -> Response:
+        return await _answer(request, loop, name, chat=False)
+
+    async def chat_completions(request: Request) -> Response:
+        return await _answer(request, loop, name, chat=True)
+
+    async def health(request: Request) -> Response:
+        return JSONResponse({"status": loop.failed or "ok"}, 503 if loop.failed else 200)
+
+    async def metrics(request: Request) -> Response:
+        from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+        return Response(generate_latest(loop.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @contextlib.asynccontextmanager
+    async def life(app: Starlette):
+        loop.start()
+        yield
+        await run_in_threadpool(loop.close)
+
+    routes = [
+        ("/v1/models", models, "GET"),
+        ("/v1/models/{name:path}", one_model, "GET"),
+        ("/v1/completions", completions, "POST"),
+        ("/v1/chat/completions", chat_completions, "POST"),
+    ]
+    guarded = [Route(path, _guarded(endpoint, path, loop, key), methods=[how]) for path, endpoint, how in routes]
+    open_to_all = [Route("/health", health), Route("/metrics", metrics)]
+    handlers: dict[Any, Any] = {HTTPException: _refused, Exception: _failed}
+    return Starlette(routes=[*guarded, *open_to_all], exception_handlers=handlers, lifespan=life)
+
+
+def _guarded(endpoint: Callable[[Request], Awaitable[Response]], path: str, loop: Loop, key: str | None):
+    """The endpoint for those who have the key; its errors in OpenAI's form, its answers counted."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            sent = request.headers.get("authorization", "").encode("latin-1")
+            if key is not None and not hmac.compare_digest(sent, b"Bearer " + key.encode()):
+                raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+            response = await endpoint(request)
+        except ApiError as error:
+            response = JSONResponse(error.body, error.status, error.headers)
+        except ClientDisconnect:
+            response = Response(status_code=499)  # nobody reads it; counted as nginx does
+        loop.metrics.requests.labels(path, response.status_code).inc()
+        return response
+
+    return answer
+
+
+async def _refused(request: Request, error: HTTPException) -> Response:
+    """No such path or method."""
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return JSONResponse(ApiError(error.status_code, message).body, error.status_code, error.headers)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """A mistake of ours; what it was is in the log."""
+    return JSONResponse(ApiError(500, "the server failed; its log says why").body, 500)
+
+
+async def _answer(request: Request, loop: Loop, name: str, chat: bool) -> Response:
+    body = await _read(request)
+    ask = await run_in_threadpool(read_ask, body, chat, loop.engine, loop.text, name)
+    if len(ask.prompts) > loop.engine.slots + loop.queue:
+        raise ApiError(400, f"{len(ask.prompts)} choices at once are more than ever fit here; ask for fewer", "n")
+    pieces: asyncio.Queue[tuple[int, Piece] | None] = asyncio.Queue()
+    here = asyncio.get_running_loop()
+
+    def tell(index: int) -> Callable[[Piece], None]:
+        return lambda piece: here.call_soon_threadsafe(pieces.put_nowait, (index, piece))
+
+    rows = [
+        Row(prompt, settings, ask.stop, ask.stream, chat, tell(index))
+        for index, (prompt, settings) in enumerate(zip(ask.prompts, ask.settings, strict=True))
+    ]
+    loop.submit(rows)
+    form, told = Form(chat, name), _pieces(request.receive, loop, rows, pieces)
+    if ask.stream:
+        return _Stream(told, form, ask, rows)
+    texts, ends = [""] * len(rows), [""] * len(rows)
+    async with contextlib.aclosing(told):
+        async for index, piece in told:
+            texts[index], ends[index] = piece.text, str(piece.finished)
+    return JSONResponse(form.whole(texts, ends, usage(rows, ask.n)))
+
+
+async def _read(request: Request) -> dict[str, Any]:
+    """The body. A page in a browser cannot send this type to another origin without being asked first."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise ApiError(415, "the content-type must be application/json")
+    raw = b""
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            async for part in request.stream():
+                raw += part
+                if len(raw) > _BODY:
+                    raise ApiError(413, f"the body is longer than {_BODY} bytes")
+    except TimeoutError:
+        raise ApiError(408, f"the body did not come in {_BODY_SECONDS} s") from None
+    return read_body(raw)
+
+
+async def _pieces(receive: Receive, loop: Loop, rows: list[Row], pieces: asyncio.Queue) -> Pieces:
+    """What the rows tell until all have ended. Whoever stops reading or is disconnected frees their slots."""
+
+    async def watch():
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        pieces.put_nowait(None)
+
+    watcher, left = asyncio.create_task(watch()), len(rows)
+    try:
+        while left:
+            told = await pieces.get()
+            if told is None:
+                raise ClientDisconnect
+            if told[1].finished == "failed":
+                raise ApiError(500, f"the engine failed: {loop.failed}")
+            left -= told[1].finished is not None
+            yield told
+    finally:
+        watcher.cancel()
+        if left:
+            loop.cancel(rows)
+
+
+class _Stream(Response):
+    """Server-sent events: chunks as their text is settled, the counts where they are asked for, then [DONE]."""
+
+    def __init__(self, told: Pieces, form: Form, ask: Ask, rows: list[Row]):
+        super().__init__(media_type="text/event-stream", headers={"cache-control": "no-cache"})
+        del self.headers["content-length"]
+        self.told, self.form, self.ask, self.rows = told, form, ask, rows
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends them; to a client that has gone nothing more."""
+        body = dict(type="http.response.body", more_body=True)
+        await send(dict(type="http.response.start", status=200, headers=self.raw_headers))
+        with contextlib.suppress(ClientDisconnect):
+            async with contextlib.aclosing(self._events()) as events:
+                async for event in events:
+                    text = event if isinstance(event, str) else json.dumps(event, ensure_ascii=False)
+                    await send(body | dict(body=f"data: {text}\n\n".encode()))
+            await send(dict(type="http.response.body", body=b""))
+
+    async def _events(self) -> AsyncIterator[dict[str, Any] | str]:
+        form, ask = self.form, self.ask
+        uncounted = {"usage": None} if ask.tell_usage else {}
+        try:
+            async with contextlib.aclosing(self.told):
+                for index in range(len(self.rows) if form.chat else 0):
+                    yield form.begin(index) | uncounted
+                async for index, piece in self.told:
+                    yield form.piece(index, piece.text, piece.finished) | uncounted
+            if ask.tell_usage:
+                yield form.counted(usage(self.rows, ask.n))
+        except ApiError as error:
+            yield error.body
+            return
+        yield "[DONE]"

@@ -1,0 +1,87 @@
+"""Rows of the engine's thread tell the texts of the decoder alone, whatever comes and goes beside them."""
+
+import time
+
+import pytest
+
+from edlm_jax.decoding import RequestSettings, parse_mode
+from edlm_jax.serving.loop import Row
+from edlm_jax.serving.requests import ApiError
+from tests.seeds import fresh_rng
+from tests.serving.served import ENDS, SLOTS, make_decoder, make_loop, make_text
+
+
+def draw_row(rng, decoder, mode, text):
+    """(a row as it may come, the pieces that it tells, the decoder's own answer)."""
+    prompt = rng.integers(0, 250, rng.choice([3, 6])).tolist()
+    limit, seed = int(rng.choice([5, 22])), int(rng.integers(2**32))  # few limits: the decoder compiles for each
+    settings = RequestSettings(limit, seed, ENDS, temperature=0.8)
+    how = dict(limit=limit, sampling=settings.sampling, seed=[seed], ends=ENDS, detokenize=text)
+    stop = ("never",)
+    free = decoder([prompt], mode, stop=stop, **how)
+    if rng.random() < 0.6 and len(free.texts[0]) > 3:
+        begin = int(rng.integers(len(free.texts[0]) - 2))
+        stop = ("never", free.texts[0][begin : begin + 2])
+    pieces = []
+    streamed, stripped = rng.random(2) < 0.5
+    row = Row(prompt, settings, stop if len(stop) > 1 else (), bool(streamed), bool(stripped), pieces.append)
+    return row, pieces, decoder([prompt], mode, stop=stop, **how)
+
+
+@pytest.mark.filterwarnings("ignore:.*reads next tokens")
+@pytest.mark.parametrize("text", ["diffusion:threshold=0.5", "ar", "self_speculation"])
+def test_rows_tell_the_decoders_texts(text):
+    """Stop strings, halves of characters, cancelled rows: no text is mixed up, and no slot is lost."""
+    rng, mode, decoder = fresh_rng(), parse_mode(text), make_decoder()
+    loop = make_loop(decoder, mode, queue=99)
+    drawn = [draw_row(rng, decoder, mode, make_text()) for _ in range(14)]
+    loop.start()
+    cancelled = []
+    for row, _, _ in drawn:
+        loop.submit([row])
+        if rng.random() < 0.3:
+            time.sleep(rng.uniform(0, 0.05))
+            cancelled.append(drawn[rng.integers(len(drawn))][0])
+            loop.cancel(cancelled[-1:])
+    loop.close()
+    for row, pieces, expected in drawn:
+        told, shown = "".join(piece.text for piece in pieces), expected.texts[0]
+        shown = shown.strip() if row.stripped else shown
+        if row in cancelled:
+            assert shown.startswith(told)
+            continue
+        assert told == shown
+        assert row.streamed or len(pieces) == 1
+        assert [piece.finished for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
+        assert row.result.tokens == expected.tokens and row.result.accepted_at == expected.accepted_at
+        whole = len(expected.tokens[0]) == row.settings.limit and expected.tokens[0][-1] not in ENDS
+        assert pieces[-1].finished == ("length" if whole else "stop")
+        assert expected.denoise_forwards == row.result.denoise_forwards
+    assert loop.engine.free == SLOTS and not loop._live and not loop._waiting
+    assert loop.metrics.totals()["rows"] == len(drawn)
+
+
+def test_the_queue_is_bounded_and_a_broken_engine_says_so(monkeypatch):
+    """More rows than slots and queue hold are refused all together; rows in slots when the engine breaks are told."""
+    loop, pieces = make_loop(make_decoder(), queue=2), []
+    rows = [Row([1, 2, 3], RequestSettings(20), (), False, False, pieces.append) for _ in range(SLOTS + 3)]
+    with pytest.raises(ApiError, match="too many") as refused:
+        loop.submit(rows)
+    assert refused.value.status == 429 and int(refused.value.headers["retry-after"]) >= 1
+    loop.submit(rows[:-1])
+    with pytest.raises(ApiError, match="too many"):
+        loop.submit(rows[-1:])
+    loop.cancel(rows[:1])
+    loop.submit(rows[-1:])
+
+    def broken():
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(loop.engine, "step", broken)
+    loop.start()
+    loop.close()
+    assert [piece.finished for piece in pieces] == ["failed"] * (SLOTS + 2)
+    assert loop.failed == "MemoryError: no room"
+    with pytest.raises(ApiError, match="no room") as refused:
+        loop.submit(rows[:1])
+    assert refused.value.status == 503
