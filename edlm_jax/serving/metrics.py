@@ -1,5 +1,6 @@
 """What a server counts, in Prometheus' form. Tokens over denoising forwards is tokens per forward."""
 
+import jax
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -18,6 +19,10 @@ class Metrics:
         self.tokens = Counter("edlm_tokens", "Tokens that rows generated", **of)
         self.forwards = Counter("edlm_forwards", "Forwards of rows: denoise or commit", ("kind",), **of)
         self.steps = Counter("edlm_steps", "Steps of the engine", **of)
+        self.compilations = Counter("edlm_compilations", "Programs compiled, by the warm-up too", **of)
+        jax.monitoring.register_event_duration_secs_listener(
+            lambda name, *_, **__: self.compilations.inc() if name.endswith("/backend_compile_duration") else None
+        )
         self.live = Gauge("edlm_rows_live", "Rows in slots", **of)
         self.waiting = Gauge("edlm_rows_waiting", "Rows that wait for a slot", **of)
         self.slots = Gauge("edlm_slots", "Slots of the engine", **of)
