@@ -187,7 +187,7 @@ class _Stream(Response):
         with contextlib.suppress(ClientDisconnect):
             async with contextlib.aclosing(self._events()) as events:
                 async for event in events:
-                    text = event if isinstance(event, str) else json.dumps(event, ensure_ascii=False)
+                    text = event if isinstance(event, str) else json.dumps(event)  # ASCII: some split lines at U+2028
                     await send(body | dict(body=f"data: {text}\n\n".encode()))
             await send(dict(type="http.response.body", body=b""))
 

@@ -125,7 +125,6 @@ def _check_fields(body: Mapping[str, Any], chat: bool) -> None:
 
 def _settings(body, chat: bool, prompts, engine: Engine, ends) -> list[RequestSettings]:
     """Of each row; where the engine would refuse one, an ApiError with its reason."""
-    columns = min(engine.columns, engine.spec.max_length)
     names = ("max_completion_tokens", "max_tokens") if chat else ("max_tokens",)
     limit = next((_whole(body, field, 1, 1, 2**31) for field in names if field in body), None)
     seed = _whole(body, "seed", None, -(2**63), 2**64 - 1)
@@ -141,11 +140,12 @@ def _settings(body, chat: bool, prompts, engine: Engine, ends) -> list[RequestSe
     seeds = row_seeds(secrets.randbits(64) if seed is None else seed % 2**64, len(prompts))
     made = []
     for prompt, row_seed in zip(prompts, seeds.tolist(), strict=True):
-        own = limit or (max(columns - len(prompt), 1) if chat else _COMPLETION_TOKENS)
+        own = limit or (max(engine.columns - len(prompt), 1) if chat else _COMPLETION_TOKENS)
         made.append(RequestSettings(own, row_seed, **shared))
         if reason := engine.refuse(prompt, made[-1]):
             param = ("messages" if chat else "prompt") if reason.startswith("the prompt") else None
-            raise ApiError(400, reason, param, "context_length_exceeded" if len(prompt) + own > columns else None)
+            long = len(prompt) + own > engine.columns
+            raise ApiError(400, reason, param, "context_length_exceeded" if long else None)
     return made
 
 
