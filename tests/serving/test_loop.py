@@ -56,7 +56,8 @@ def test_rows_tell_the_decoders_texts(text):
         assert row.result.tokens == expected.tokens and row.result.accepted_at == expected.accepted_at
         whole = len(expected.tokens[0]) == row.settings.limit and expected.tokens[0][-1] not in ENDS
         assert pieces[-1].finished == ("length" if whole else "stop")
-        assert expected.denoise_forwards == row.result.denoise_forwards
+        more = row.result.denoise_forwards - expected.denoise_forwards
+        assert more >= 0 if row.stop else more == 0  # the decoder looks for stop strings after the prefill, too
     assert loop.engine.free == SLOTS and not loop._live and not loop._waiting
     assert loop.metrics.totals()["rows"] == len(drawn)
 
