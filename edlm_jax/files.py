@@ -1,6 +1,10 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and JSON that is read."""
 
+import json
 from pathlib import Path
+from typing import Any
+
+from edlm_jax.errors import InputError
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -8,3 +12,11 @@ def write_whole(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file says; InputError where it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from None

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 from edlm_jax.attention.pattern import Pattern
 from edlm_jax.attention.sight import Sight, Tiles
+from edlm_jax.attention.tiled import pad
 from edlm_jax.errors import InputError
 from edlm_jax.parallel.per_device import by_rows_and_heads, head_axes
 
@@ -80,10 +80,10 @@ class _TileMask(splash.Mask):
 def run_kernel(q_BTNH, k_BSKH, v_BSKH, segments, kernel):
     """One device's attention; `segments` is (those of the queries, those of the keys) or None."""
     T, H = q_BTNH.shape[1], q_BTNH.shape[3]
-    q_BNTH, k_BKSH, v_BKSH = (pad_columns(x.swapaxes(1, 2), axis=2) for x in (q_BTNH * H**-0.5, k_BSKH, v_BSKH))
+    q_BNTH, k_BKSH, v_BKSH = (pad(x.swapaxes(1, 2), 2, _LANES) for x in (q_BTNH * H**-0.5, k_BSKH, v_BSKH))
     if segments is not None:
         q_BT, k_BS = segments
-        segments = splash.SegmentIds(pad_columns(q_BT, axis=1, mode="edge"), pad_columns(k_BS, axis=1))
+        segments = splash.SegmentIds(pad(q_BT, 1, _LANES, mode="edge"), pad(k_BS, 1, _LANES))
     out_BNTH = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, segment_ids=ids))(q_BNTH, k_BKSH, v_BKSH, segments)
     return out_BNTH[:, :, :T].swapaxes(1, 2)
 
@@ -140,10 +140,3 @@ def _tile(length: int, most: int) -> int:
     """The largest multiple of 128 up to `most` that divides the padded length."""
     padded = _padded(length)
     return max(size for size in range(_LANES, max(most, _LANES) + 1, _LANES) if padded % size == 0)
-
-
-def pad_columns(x, *, axis, mode="constant"):
-    """With zeros, or `mode`, up to the next multiple of the vector unit's width."""
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, _padded(x.shape[axis]) - x.shape[axis])
-    return jnp.pad(x, widths, mode=mode)

@@ -26,6 +26,13 @@ NEVER = -(2.0**100)
 TILES = Tiles(128, 128)  # of 64 and of 256 took as long or longer on two cores
 
 
+def pad(x, axis, size, mode="constant"):
+    """Up to a whole number of tiles, with zeros or as `mode` says."""
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, -x.shape[axis] % size)
+    return jnp.pad(x, widths, mode=mode)
+
+
 class Tour(NamedTuple):
     """What the loops are told: whom each query sees, and which tiles of keys each tile of queries visits."""
 
@@ -53,8 +60,8 @@ def plan_tiled(sight: Sight, tiles: Tiles | None = None):
 def plan_tour(runs_BRT, q_ids_BT, k_ids_BS, tiles: Tiles) -> Tour:
     """The tour of queries to the runs of keys that `key_runs` gave."""
     # Queries that pad the last tile are like the last one: a softmax over nothing is NaN. Nobody's run holds the keys.
-    runs_BRT, q_ids_BT = (_pad(x, -1, tiles.queries, mode="edge") for x in (runs_BRT, q_ids_BT))
-    k_ids_BS = _pad(k_ids_BS, 1, tiles.keys)
+    runs_BRT, q_ids_BT = (pad(x, -1, tiles.queries, mode="edge") for x in (runs_BRT, q_ids_BT))
+    k_ids_BS = pad(k_ids_BS, 1, tiles.keys)
     order_BIJ, ends_BI2 = visits(runs_BRT, q_ids_BT, k_ids_BS, *tiles).order()
     cut = lambda x, size: x.reshape(*x.shape[:-1], -1, size)  # noqa: E731
     width_V = ends_BI2[..., 1].reshape(-1)
@@ -69,8 +76,8 @@ def attend_tour(q_BTNH, k_BSKH, v_BSKH, tour: Tour):
     (B, T, N, H), K = q_BTNH.shape, k_BSKH.shape[2]
     Q, S = tour.q_ids_BIQ.shape[2], tour.k_ids_BJS.shape[2]
     # Heads in front of columns, for all tiles at once: the products are then plain batched ones, twice as fast on CPU.
-    q_BIQKGH = _pad(q_BTNH * H**-0.5, 1, Q).reshape(B, -1, Q, K, N // K, H)
-    k_BJKSH, v_BJKSH = (_pad(x, 1, S).reshape(B, -1, S, K, H).swapaxes(2, 3) for x in (k_BSKH, v_BSKH))
+    q_BIQKGH = pad(q_BTNH * H**-0.5, 1, Q).reshape(B, -1, Q, K, N // K, H)
+    k_BJKSH, v_BJKSH = (pad(x, 1, S).reshape(B, -1, S, K, H).swapaxes(2, 3) for x in (k_BSKH, v_BSKH))
     out_BIKGQH = _attend(jnp.moveaxis(q_BIQKGH, 2, 4), k_BJKSH, v_BJKSH, tour)
     return jnp.moveaxis(out_BIKGQH, 4, 2).reshape(B, -1, N, H)[:, :T]
 
@@ -170,13 +177,6 @@ def _at(x, row, tile):
 
 def _put(row, tile, whole, part):
     return jax.lax.dynamic_update_slice(whole, part[None, None], (row, tile) + (0,) * (whole.ndim - 2))
-
-
-def _pad(x, axis, size, mode="constant"):
-    """Up to whole tiles."""
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, -x.shape[axis] % size)
-    return jnp.pad(x, widths, mode=mode)
 
 
 def _product(subscripts, a, b):

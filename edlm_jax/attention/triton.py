@@ -22,7 +22,7 @@ from jax.experimental import pallas as pl
 
 from edlm_jax.attention.intervals import key_runs, may_look, visits
 from edlm_jax.attention.sight import Sight, Tiles
-from edlm_jax.attention.tiled import NEVER
+from edlm_jax.attention.tiled import NEVER, pad
 from edlm_jax.errors import InputError
 from edlm_jax.parallel.per_device import by_rows, by_rows_and_heads
 
@@ -82,9 +82,9 @@ def _plan_local(sight: Sight, tiles: Tiles, by_row) -> _Plan:
     # Queries that pad the last tile are like the last one: a softmax over nothing is NaN. Nobody's run holds the keys.
     runs_BRT = key_runs(sight.pattern, len(q_ids_BT), np.arange(sight.q_len), sight.k_len, copies_BM)
     mask = _Mask(
-        _pad(runs_BRT, 2, tiles.queries, mode="edge"),
-        _pad(q_ids_BT, 1, tiles.queries, mode="edge"),
-        _pad(k_ids_BS, 1, tiles.keys),
+        pad(runs_BRT, 2, tiles.queries, mode="edge"),
+        pad(q_ids_BT, 1, tiles.queries, mode="edge"),
+        pad(k_ids_BS, 1, tiles.keys),
     )
     found = visits(*mask, *tiles)
     return _Plan(mask, found.order(), found.by_key().order())
@@ -95,7 +95,7 @@ def _attend_local(tiles, interpret, q_BTNH, k_BSKH, v_BSKH, plan):
     head_size = max(pl.next_power_of_2(H), _SMALLEST)
     sizes = (tiles.queries, tiles.keys, tiles.keys)
     q_BTNH, k_BSKH, v_BSKH = (
-        _pad(_pad(x, 1, size), 3, head_size) for x, size in zip((q_BTNH, k_BSKH, v_BSKH), sizes, strict=True)
+        pad(pad(x, 1, size), 3, head_size) for x, size in zip((q_BTNH, k_BSKH, v_BSKH), sizes, strict=True)
     )
     return _attention(q_BTNH, k_BSKH, v_BSKH, plan, _Settings(tiles, H**-0.5, interpret))[:, :T, :, :H]
 
@@ -295,9 +295,3 @@ def _call(kernel, settings, **how):
 
 def _like(x):
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
-
-
-def _pad(x, axis, multiple, mode="constant"):
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, -x.shape[axis] % multiple)
-    return jnp.pad(x, widths, mode=mode)

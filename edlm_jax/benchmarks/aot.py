@@ -16,18 +16,17 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from edlm_jax.attention import BlockCausal, InPieces, Tiles, count_tiles
+from edlm_jax.attention import InPieces, Tiles, count_tiles
 from edlm_jax.attention.splash import TILES, has_partial_tiles
 from edlm_jax.attention.triton import TILES as GPU_TILES
 from edlm_jax.benchmarks.gpus import shared_limit
 from edlm_jax.benchmarks.hlo import collectives, shapes
 from edlm_jax.benchmarks.kernels import kernels
 from edlm_jax.benchmarks.topologies import topology_devices
-from edlm_jax.decoding.acceptance import Threshold
-from edlm_jax.decoding.blocks import BlockSettings, Request
 from edlm_jax.decoding.ends import read_ends
 from edlm_jax.decoding.engine import decode_whole
-from edlm_jax.decoding.sampling import Draw
+from edlm_jax.decoding.modes import Call, Diffusion
+from edlm_jax.decoding.sampling import Sampling
 from edlm_jax.diffusion import Layout
 from edlm_jax.models.cache import DecodingWeights
 from edlm_jax.models.spec import ModelSpec
@@ -40,6 +39,8 @@ from edlm_jax.training.metrics import step_flops
 from edlm_jax.training.run import Run
 from edlm_jax.training.step import make_train_step
 
+# What jax's error says of a program that does not fit; it has the status in no other form (as of jax 0.10.2).
+_FULL = "RESOURCE_EXHAUSTED"
 PROMPT, NEW_TOKENS = 1024, 512  # columns of what the decoder is compiled for
 
 
@@ -115,34 +116,15 @@ def decoder_report(spec: ModelSpec, dtype: str, devices: list[jax.Device]) -> di
     with jax.set_mesh(mesh):
         weights = jax.eval_shape(lambda params: DecodingWeights.of(nnx.merge(graphdef, params)), params)
     weights = with_shardings(weights, param_shardings(mesh, weights, DECODING))
-    settings = BlockSettings(
-        block_length=C,
-        num_blocks=NEW_TOKENS // C,
-        mask_id=spec.conversion.mask_token_id,
-        shifted=spec.conversion.alignment == "shifted",
-        draw=Draw(),
-        commit="fused",
-        prefill=BlockCausal(C),
-    )
-    request = Request(
-        prompts_BP=jnp.zeros((rows, PROMPT), jnp.int32),
-        pad_B=jnp.zeros(rows, jnp.int32),
-        first_block_BC=jnp.zeros((rows, C), jnp.int32),
-        first_B=jnp.full(rows, PROMPT),
-        seeds_B=jnp.zeros(rows, jnp.uint32),
-        ends_E=read_ends(None),
-        limit=NEW_TOKENS,
-        rule=Threshold(np.float32(0.9)),
-        temperature=0.0,
-    )
+    call = Call(spec, NEW_TOKENS, Sampling(), read_ends(None), np.zeros(rows, np.uint32))
+    mode = Diffusion(prefill="block_causal", grid="response", commit="fused").completed(spec)
+    run = mode.start(weights, [[0] * PROMPT] * rows, call)
     is_by_row = lambda x: np.shape(x)[:1] == (rows,)  # noqa: E731
     by_row = lambda x: NamedSharding(mesh, PartitionSpec("data") if is_by_row(x) else PartitionSpec())  # noqa: E731
-    request = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), sharding=by_row(x)), request
-    )
+    abstract = lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), sharding=by_row(x))  # noqa: E731
     decode = jax.jit(decode_whole.function, static_argnames="settings")
     with jax.set_mesh(mesh):
-        report = _compile(decode, mesh, weights, request, settings)
+        report = _compile(decode, mesh, weights, jax.tree.map(abstract, run.request), run.settings)
     return report | dict(mesh=dict(mesh.shape), rows=rows, prompt=PROMPT, new_tokens=NEW_TOKENS, block_length=C)
 
 
@@ -156,7 +138,7 @@ def _compile(function, mesh: Mesh, *args, **kwargs) -> dict[str, Any]:
         try:
             compiled = lowered.compile(compiler_options=dict(xla_dump_to=dump) if on_gpu else None)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if _FULL not in str(error):
                 raise
             return dict(fits=False, reason=" ".join(str(error).split())[:300])
         seconds = dict(trace_seconds=traced - start, compile_seconds=time.perf_counter() - traced)

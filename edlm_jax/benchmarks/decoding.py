@@ -1,14 +1,11 @@
-"""How fast decoding is, side by side: AR, diffusion and, where torch is there, transformers' own generate."""
+"""Beside the speed of decoding: prompts, how long rows wait, and transformers' own generate, where torch is there."""
 
 import random
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 from edlm_jax.decoding.ends import length_to_end
+from edlm_jax.evaluation.speed import Call
 from edlm_jax.models import ModelSpec
-
-Way = Callable[[list[list[int]]], list[list[int]]]  # prompts -> new tokens of each
 
 
 def random_prompts(spec: ModelSpec, count: int, length: int) -> list[list[int]]:
@@ -16,33 +13,6 @@ def random_prompts(spec: ModelSpec, count: int, length: int) -> list[list[int]]:
     mask_id = spec.conversion and spec.conversion.mask_token_id
     allowed = [token for token in range(spec.vocab_size) if token != mask_id]
     return [random.Random(row).choices(allowed, k=length) for row in range(count)]
-
-
-def compare_rates(
-    ways: Mapping[str, Way], prompts: Sequence[list[int]], batch_size: int, repeats: int
-) -> dict[str, float]:
-    """Generated tokens per second of each way, prompts taken `batch_size` at a time.
-
-    Ways take turns, in an order drawn anew each time, and a batch's time is the median of its repeats. Each turn is two
-    calls of which the second counts: the first one compiles, allocates, and brings back into the caches what the way
-    before has driven out.
-    """
-    batches = [list(prompts[i : i + batch_size]) for i in range(0, len(prompts) - batch_size + 1, batch_size)]
-    tokens, seconds = dict.fromkeys(ways, 0), dict.fromkeys(ways, 0.0)
-    for batch in batches:
-        times: dict[str, list[float]] = {name: [] for name in ways}
-        made: dict[str, int] = {}
-        for repeat in range(repeats):
-            for name in random.Random(repeat).sample(list(ways), len(ways)):
-                ways[name](batch)
-                start = time.perf_counter()
-                new = ways[name](batch)
-                times[name].append(time.perf_counter() - start)
-                made[name] = sum(map(len, new))
-        for name in ways:
-            tokens[name] += made[name]
-            seconds[name] += statistics.median(times[name])
-    return {name: tokens[name] / seconds[name] for name in ways}
 
 
 def waiting(forwards_R: Sequence[int], batch_size: int) -> float:
@@ -55,7 +25,7 @@ def waiting(forwards_R: Sequence[int], batch_size: int) -> float:
     return 1 - sum(forwards_R[:whole]) / (batch_size * sum(slowest))
 
 
-def transformers_way(directory: str, *, dtype: str, max_new_tokens: int, eos_id: Sequence[int]) -> Way:
+def transformers_way(directory: str, *, dtype: str, max_new_tokens: int, eos_id: Sequence[int]) -> Call:
     """transformers' greedy generate of an AR model's directory, prompts padded on the left; needs torch."""
     import torch
     from transformers import AutoModelForCausalLM

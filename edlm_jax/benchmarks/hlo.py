@@ -1,5 +1,6 @@
 """What a compiled program's HLO text says: its collectives, how often they run, and its widest arrays."""
 
+import math
 import re
 from collections import defaultdict
 
@@ -96,7 +97,5 @@ def _started_bytes(base: str, kind: str) -> int:
 
 
 def _array_bytes(array: tuple[str, str]) -> int:
-    count = 1
-    for size in filter(None, array[1].split(",")):
-        count *= int(size)
-    return count * _BITS.get(array[0], 32) // 8
+    kind, sizes = array
+    return math.prod(map(int, filter(None, sizes.split(",")))) * _BITS.get(kind, 32) // 8

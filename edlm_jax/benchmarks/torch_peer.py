@@ -64,12 +64,7 @@ def time_torch_step(run: Run, steps: int, attention: str, device: str) -> dict[s
     spec = planned_spec(run.start)
     batch = packed_batch(spec.vocab_size, run.data.batch_size, run.data.length, run.data.block_length)
     step = torch_step(run, spec, batch, attention=attention, device=device)
-    seconds = []
-    for _ in range(_WARM_UP + steps):
-        start = time.perf_counter()
-        loss = step()
-        seconds.append(time.perf_counter() - start)
-    median = statistics.median(seconds[_WARM_UP:])
+    median, loss = _median_seconds(step, steps)
     return dict(
         seconds_per_step=median,
         tokens_per_second=run.data.batch_size * run.data.length / median,
@@ -99,14 +94,23 @@ def flex_attention_time(run: Run, repeats: int, device: str) -> dict[str, Any]:
         for heads in (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
     ]
     attention = torch.compile(flex_attention) if device == "cuda" else flex_attention
-    seconds = []
-    for _ in range(_WARM_UP + repeats):
-        start = time.perf_counter()
+
+    def call() -> None:
         attention(*arrays, block_mask=mask, enable_gqa=spec.num_heads > spec.num_kv_heads).sum().backward()
         if device == "cuda":
             torch.cuda.synchronize()
+
+    return dict(milliseconds=1e3 * _median_seconds(call, repeats)[0], torch=torch.__version__)
+
+
+def _median_seconds(call: Callable, repeats: int) -> tuple[float, Any]:
+    """(the median of so many calls, after some that warm up; what the last one gave)."""
+    seconds = []
+    for _ in range(_WARM_UP + repeats):
+        start = time.perf_counter()
+        found = call()
         seconds.append(time.perf_counter() - start)
-    return dict(milliseconds=1e3 * statistics.median(seconds[_WARM_UP:]), torch=torch.__version__)
+    return statistics.median(seconds[_WARM_UP:]), found
 
 
 def torch_step(run: Run, spec: ModelSpec, batch: Batch, *, attention: str, device: str) -> Callable[[], float]:

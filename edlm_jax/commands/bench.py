@@ -124,10 +124,11 @@ def _decode(args):
     thresholds = read_numbers(args.thresholds, float, "thresholds", 0)
     if max(sizes) > args.prompts:
         raise InputError(f"--batch-sizes: a batch of {max(sizes)} needs as many --prompts, not {args.prompts}")
-    from edlm_jax.benchmarks.decoding import compare_rates, random_prompts, waiting
+    from edlm_jax.benchmarks.decoding import random_prompts, waiting
     from edlm_jax.benchmarks.forward import forward_seconds
     from edlm_jax.decoding import Decoder, Mode, check_settings, refuse_prompts
     from edlm_jax.decoding.modes import Autoregressive, Diffusion, parse_mode
+    from edlm_jax.evaluation.speed import compare_rates
     from edlm_jax.evaluation.tasks import load_tasks
     from edlm_jax.models.backend import describe
     from edlm_jax.pretrained import Text, load_pretrained, load_spec

@@ -36,10 +36,8 @@ def recorded_configs() -> dict[str, Path]:
 
 def load_config(path: str, overrides: Sequence[str] = ()):
     """The locked ConfigDict of NAME, FILE or either with :ARGUMENT, with each override, --config.a.b=value, applied."""
-    config = _load(*path.partition(":")[::2])
-    for override in overrides:
-        _check_known(config, override)
-    return _apply(config, overrides)
+    file, _, argument = path.partition(":")
+    return _apply(_get_config(file, _run_file(file), *filter(None, [argument])), overrides)
 
 
 def load_run(path: str, overrides: Sequence[str] = ()):
@@ -54,14 +52,8 @@ def load_study(path: str, overrides: Sequence[str] = ()):
     namespace = _run_file(path)
     if "sweep" not in namespace:
         raise InputError(f"{path} is not a study: it has no sweep(add), see configs/studies/")
-    config = _get_config(path, namespace)
-    for override in overrides:
-        _check_known(config, override)
-    return Path(path).stem, namespace["__doc__"] or "", _apply(config, overrides), namespace["sweep"]
-
-
-def _load(path: str, argument: str):
-    return _get_config(path, _run_file(path), *([argument] if argument else []))
+    config = _apply(_get_config(path, namespace), overrides)
+    return Path(path).stem, namespace["__doc__"] or "", config, namespace["sweep"]
 
 
 def _run_file(path: str) -> dict:
@@ -92,6 +84,8 @@ def _apply(config, overrides: Sequence[str]):
     from absl import flags
     from ml_collections import config_flags
 
+    for override in overrides:
+        _check_known(config, override)
     values = flags.FlagValues()  # our own: the process-wide one belongs to whoever calls us
     argv = ["edlm", *overrides]
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)

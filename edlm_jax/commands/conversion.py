@@ -16,6 +16,7 @@ from edlm_jax.diffusion.streams import AUTOREGRESSIVE
 from edlm_jax.errors import InputError, StoppedError
 from edlm_jax.evaluation.compare import (
     AR,
+    Origin,
     check_evaluation,
     compare_accuracy,
     compare_speed,
@@ -23,13 +24,11 @@ from edlm_jax.evaluation.compare import (
     results_by_mode,
 )
 from edlm_jax.evaluation.heldout import heldout_loss
-from edlm_jax.evaluation.tasks import choose_questions, load_tasks, need_decoded
 from edlm_jax.evaluation.tasks.task import Way
-from edlm_jax.pretrained import Text, load_pretrained, save_pretrained
+from edlm_jax.pretrained import load_pretrained, save_pretrained
 from edlm_jax.reports.plot_report import plot_report
 from edlm_jax.reports.report import describe_machine, read_losses, write_report
 from edlm_jax.training.checkpoint import check_workdir, load_trained
-from edlm_jax.training.initial import read_spec
 from edlm_jax.training.run import Run
 from edlm_jax.training.train import train
 
@@ -54,12 +53,14 @@ def convert(run: Run, workdir: Path, name: str) -> dict[str, Any]:
     ported = stages.run("port", job.port)
     training = stages.run("train", job.train, resumes=True)
     stages.run("export", job.export)
-    measured = [stages.run("accuracy", job.accuracy), stages.run("speed", job.speed)]
+    asked = lambda: (job.ways, job.tasks[0], job.text)  # noqa: E731
+    accuracy = stages.run("accuracy", lambda: compare_accuracy(*asked(), run.evaluation.batch_size))
+    speed = stages.run("speed", lambda: compare_speed(*asked(), run.evaluation.timed_prompts))
     heldout, drift = stages.run("held-out loss", job.heldout), stages.run("drift", job.drift)
     report = {
         "name": name,
         "ported": ported,
-        **job.by_mode(measured),
+        **results_by_mode(job.modes, accuracy, speed),
         "heldout_loss": heldout,
         "weight_drift": drift,
         "training": training,
@@ -74,12 +75,12 @@ def convert(run: Run, workdir: Path, name: str) -> dict[str, Any]:
     return report
 
 
-class _Job:
+class _Job(Origin):
     """The work of each stage; what it needs from an earlier one it reads from disk, so a job can begin anywhere."""
 
     def __init__(self, run: Run, workdir: Path):
-        self.run, self.workdir, self.exported = run, workdir, workdir / "model"
-        self.modes = [AR, *diffusion_at(run.evaluation.thresholds)]
+        super().__init__(run, [AR, *diffusion_at(run.evaluation.thresholds)])
+        self.workdir, self.exported = workdir, workdir / "model"
 
     def port(self) -> dict[str, Any]:
         """Read the AR checkpoint strictly, and say what it is and which token will be the mask."""
@@ -111,14 +112,6 @@ class _Job:
         save_pretrained(model, self.exported, dtype=self.run.start.dtype)
         return {"directory": str(self.exported)}
 
-    def accuracy(self) -> list[dict[str, Any]]:
-        """How many of the held-out tasks' questions are answered right."""
-        return compare_accuracy(self.ways, self.tasks[0], self.text, self.run.evaluation.batch_size)
-
-    def speed(self) -> list[dict[str, Any]]:
-        """Tokens per second at batch 1."""
-        return compare_speed(self.ways, self.tasks[0], self.text, self.run.evaluation.timed_prompts)
-
     def heldout(self) -> dict[str, float]:
         """Nats per held-out token of both models, each under its own objective."""
         data, tokenizer = self.run.data, self.text.tokenizer
@@ -133,36 +126,10 @@ class _Job:
         """How far the weights moved, before an export rounds them."""
         return weight_drift(load_pretrained(self.run.start.path, dtype="float32"), load_trained(self.workdir))
 
-    def by_mode(self, measured: list[list[dict[str, Any]]]) -> dict[str, Any]:
-        """The measurements of all ways of decoding as the report has them."""
-        return results_by_mode(self.modes, *measured)
-
-    @functools.cached_property
-    def ar(self):
-        """The AR model, as ported."""
-        return load_pretrained(self.run.start.path, dtype=self.run.start.dtype)
-
     @functools.cached_property
     def converted(self):
         """The converted model, as exported."""
         return load_pretrained(self.exported, dtype=self.run.start.dtype)
-
-    @functools.cached_property
-    def text(self):
-        """How both read, and where they end."""
-        return Text.of(*self.start)
-
-    @functools.cached_property
-    def start(self):
-        """(spec, tokenizer) of what is trained."""
-        return read_spec(self.run.start)
-
-    @functools.cached_property
-    def tasks(self):
-        """(the held-out tasks, those refused)."""
-        spec, tokenizer = self.start
-        tasks = need_decoded(load_tasks(self.run.evaluation.tasks, tokenizer))
-        return choose_questions(tasks, [(spec, mode) for mode in self.modes])
 
     @functools.cached_property
     def ways(self):

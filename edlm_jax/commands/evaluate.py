@@ -150,8 +150,8 @@ def _tasks(args, specs, source, text, thresholds, block_lengths):
 def _sweep(args, specs, source, text, thresholds, block_lengths):
     from edlm_jax.decoding import Decoder
     from edlm_jax.decoding.modes import make_mode
-    from edlm_jax.evaluation.compare import AR
-    from edlm_jax.evaluation.sweep import sweep, sweep_points
+    from edlm_jax.evaluation.compare import AR, diffusion_at
+    from edlm_jax.evaluation.sweep import sweep
     from edlm_jax.evaluation.tasks import choose_questions, load_tasks, need_decoded
     from edlm_jax.evaluation.tasks.task import Way
 
@@ -167,7 +167,7 @@ def _sweep(args, specs, source, text, thresholds, block_lengths):
     def measure(models):
         decoder = Decoder(models["diffusion"], take=True)
         ways = [Way(Decoder(models["ar"], take=True), AR)] if "ar" in models else []
-        ways += [Way(decoder, point) for point in sweep_points(thresholds, block_lengths)]
+        ways += [Way(decoder, point) for point in diffusion_at(thresholds, block_lengths)]
         return sweep(ways, tasks, text, batch_size=args.batch_size, timed_prompts=args.timed_prompts)
 
     return measure, refused, True

@@ -7,11 +7,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from edlm_jax.benchmarks.decoding import compare_rates, transformers_way
+from edlm_jax.benchmarks.decoding import transformers_way
 from edlm_jax.commands.stages import Stages
 from edlm_jax.data.questions import questions
 from edlm_jax.decoding import Decoder, Mode, check_settings
 from edlm_jax.decoding.modes import Autoregressive, PromptLookup
+from edlm_jax.evaluation.speed import compare_rates
 from edlm_jax.pretrained import Text, load_pretrained, load_spec, load_tokenizer, save_pretrained
 from edlm_jax.pretrained.chat import encode_prompt
 from edlm_jax.reports.plot_lossless import plot_lossless

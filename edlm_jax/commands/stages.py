@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edlm_jax.files import write_whole
+from edlm_jax.files import read_json, write_whole
 
 
 class Stages:
@@ -21,7 +21,7 @@ class Stages:
         self.path, self.names = path, names
         self._record: dict[str, Any] = {"config": config, "stages": {}}
         if path.exists():
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = read_json(path)
             same = record["config"] == config
             self._record["stages"] = {
                 name: stage if same else {"seconds": stage["seconds"], "done": False}

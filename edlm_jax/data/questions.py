@@ -31,11 +31,11 @@ _THINGS = (
 ).split(", ")
 
 
-def questions(split: str, count: int, seed: int = 0) -> list[str]:
+def questions(split: str, count: int) -> list[str]:
     """`count` of them in one line each, drawn from the "train" or the "test" split; fewer where there are no more."""
     check_split(split, "questions")
     documented = {found for text in StdlibSource() for found in _DOCUMENTED.findall(text["text"])}
     asked = [(text, form.format(name=name, text=text)) for name, text in sorted(documented) for form in _ABOUT_CODE]
     asked += [(name, form.format(name=name)) for name in _THINGS for form in _ABOUT_THINGS] * 10
     kept = [question for subject, question in asked if belongs_to_test(subject) == (split == "test")]
-    return list(dict.fromkeys(random.Random(seed).sample(kept, len(kept))))[:count]
+    return list(dict.fromkeys(random.Random(0).sample(kept, len(kept))))[:count]

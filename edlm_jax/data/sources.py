@@ -28,7 +28,6 @@ from edlm_jax.data.array_record import TokenRecords
 from edlm_jax.data.documents import Document
 from edlm_jax.data.files import FileParts, find_files
 from edlm_jax.data.stdlib import StdlibSource
-from edlm_jax.data.tasks import KINDS as TASK_KINDS
 from edlm_jax.data.tasks import TaskSource
 from edlm_jax.errors import InputError
 
@@ -200,11 +199,6 @@ def open_array_record(path: str) -> Sequence:
     return TokenRecords(find_files(path, ".array_record"))
 
 
-def open_tasks(kinds: tuple = TASK_KINDS, split: str = "train", seed: int = 0, size: int = 1_000_000) -> Sequence:
-    """Generated exact-answer tasks."""
-    return TaskSource(kinds=kinds, split=split, seed=seed, size=size)
-
-
 def open_stdlib(split: str = "train") -> Sequence:
     """The Python standard library's sources."""
     return StdlibSource(split=split)
@@ -217,7 +211,7 @@ OPENERS: dict[str, Callable[..., Sequence]] = {
     "hf_dataset": open_hf_dataset,
     "tfds": open_tfds,
     "array_record": open_array_record,
-    "tasks": open_tasks,
+    "tasks": TaskSource,
     "stdlib": open_stdlib,
 }
 

@@ -115,7 +115,7 @@ def generate_example(kind: str, seed: int, index: int, split: str = "train") -> 
 class TaskSource(Sequence):
     """A random-access source of `size` examples that goes round its kinds."""
 
-    def __init__(self, kinds: Sequence[str] = KINDS, seed: int = 0, size: int = 1_000_000, split: str = "train"):
+    def __init__(self, kinds: tuple = KINDS, seed: int = 0, size: int = 1_000_000, split: str = "train"):
         self.kinds, self.seed, self.size, self.split = tuple(kinds) or KINDS, seed, size, split
         unknown = [kind for kind in self.kinds if kind not in GENERATORS]
         if unknown:

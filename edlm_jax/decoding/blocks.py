@@ -37,9 +37,11 @@ from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, forward_cach
 class BlockSettings:
     """What a compiled program depends on, beside the kind of rule.
 
-    The rule's number, temperature, seeds, the ends and the length limit are arguments of it.
+    The rule's number, temperature, seeds, the ends and the length limit are arguments of it. Modes that are told more
+    have a subclass.
     """
 
+    kind: type["BlockProgram"]  # the traced functions
     block_length: int
     num_blocks: int
     mask_id: int
@@ -72,8 +74,8 @@ class BlockSettings:
         return replace(self, num_blocks=(columns - prompt) // self.block_length)
 
     def program(self, weights: DecodingWeights, request: "Request") -> "BlockProgram":
-        """The traced functions; modes that decode blocks in another way have a subclass of these settings."""
-        return BlockProgram(weights, request, self)
+        """The traced functions of one decoding."""
+        return self.kind(weights, request, self)
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,9 @@ _LOOK = 8  # cycles between two looks of someone who watches; a choice: few enou
 
 @dataclass(frozen=True)
 class RowSettings:
-    """What a compiled program depends on; each mode has its own subclass, which names its program."""
+    """What a compiled program depends on; modes that are told more have a subclass."""
 
+    kind: type["LeftToRight"]  # the traced functions
     block_length: int
     room: int  # columns for new tokens
     mask_id: int | None  # None: stepwise decoding of an AR model
@@ -43,8 +44,8 @@ class RowSettings:
         return replace(self, room=columns - prompt)
 
     def program(self, weights: DecodingWeights, request: "RowRequest") -> "LeftToRight":
-        """The traced functions of the mode."""
-        raise NotImplementedError
+        """The traced functions of one decoding."""
+        return self.kind(weights, request, self)
 
 
 @jax.tree_util.register_dataclass

@@ -26,14 +26,11 @@ class SubBlockSettings(BlockSettings):
     """Diffusion in blocks of blocks."""
 
     sub_block_length: int
-    dual_cache: bool
-
-    def program(self, weights, request):
-        """Without the dual cache every forward is of the whole block."""
-        return (_DualCache if self.dual_cache else _SubBlocks)(weights, request, self)
 
 
-class _SubBlocks(BlockProgram):
+class SubBlocks(BlockProgram):
+    """Every forward is of the whole block."""
+
     def open(self, block_BC):
         """The masks of the first sub-block that has any."""
         U, masked_BC = self.settings.sub_block_length, self.settings.is_noise(block_BC)
@@ -49,7 +46,9 @@ class DualCacheState(BlockState):
     cached_B: jax.Array
 
 
-class _DualCache(_SubBlocks):
+class DualCache(SubBlocks):
+    """Forwards the active sub-block alone where it can."""
+
     def start(self, s: BlockState) -> DualCacheState:
         return DualCacheState(**vars(s), cached_B=jnp.zeros_like(s.done_B))
 

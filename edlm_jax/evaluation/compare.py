@@ -1,8 +1,7 @@
 """The AR model and its conversion on the same tasks: accuracy, tokens per forward and speed in one engine."""
 
-import itertools
+import functools
 import random
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,12 +12,16 @@ from edlm_jax.decoding import Mode
 from edlm_jax.decoding.generation import forwards_by_tokens
 from edlm_jax.decoding.modes import Autoregressive, Diffusion
 from edlm_jax.errors import InputError
-from edlm_jax.evaluation.tasks import check_task, decoded_questions
+from edlm_jax.evaluation.speed import compare_rates
+from edlm_jax.evaluation.tasks import check_task, choose_questions, decoded_questions, load_tasks, need_decoded
 from edlm_jax.evaluation.tasks.task import Outcome, Task, Way
-from edlm_jax.pretrained import Text
+from edlm_jax.models import Transformer
+from edlm_jax.pretrained import Text, load_pretrained
+from edlm_jax.training.initial import read_spec
 from edlm_jax.training.run import Run
 
 AR = Autoregressive()
+_REPEATS = 3  # timings of each prompt
 
 
 def check_evaluation(run: Run) -> None:
@@ -40,9 +43,38 @@ def check_evaluation(run: Run) -> None:
         open_source(source)
 
 
-def diffusion_at(thresholds: Sequence[float]) -> list[Diffusion]:
-    """Block diffusion at each threshold."""
-    return [Diffusion(threshold=threshold) for threshold in thresholds]
+class Origin:
+    """What a run begins with, each read when it is first asked for."""
+
+    def __init__(self, run: Run, modes: Sequence[Mode]):
+        self.run, self.modes = run, modes
+
+    @functools.cached_property
+    def start(self):
+        """(spec, tokenizer) of what is trained."""
+        return read_spec(self.run.start)
+
+    @functools.cached_property
+    def text(self) -> Text:
+        """How it reads, and where it ends."""
+        return Text.of(*self.start)
+
+    @functools.cached_property
+    def ar(self) -> Transformer:
+        """The AR model, as ported."""
+        return load_pretrained(self.run.start.path, dtype=self.run.start.dtype)
+
+    @functools.cached_property
+    def tasks(self) -> tuple[list[Task], list[dict[str, str]]]:
+        """(the run's tasks with the questions that can be asked in every mode, those refused)."""
+        spec, tokenizer = self.start
+        tasks = need_decoded(load_tasks(self.run.evaluation.tasks, tokenizer))
+        return choose_questions(tasks, [(spec, mode) for mode in self.modes])
+
+
+def diffusion_at(thresholds: Sequence[float], block_lengths: Sequence[int | None] = (None,)) -> list[Diffusion]:
+    """Block diffusion at each threshold in blocks of each length; None is the model's own."""
+    return [Diffusion(threshold=t, block_length=length) for length in block_lengths for t in thresholds]
 
 
 def compare_accuracy(ways: Sequence[Way], tasks: Sequence[Task], text: Text, batch_size: int) -> list[dict[str, Any]]:
@@ -80,7 +112,7 @@ def compare_speed(
     tasks: Sequence[Task],
     text: Text,
     timed_prompts: int,
-    on_prompt: Callable[[int], None] | None = None,
+    on_prompt: Callable[[int], None] = lambda count: None,
 ) -> list[dict[str, float]]:
     """One dict per way: tokens per second at batch 1, over prompts drawn from all that is decoded; else nothing."""
     questions = decoded_questions(tasks)
@@ -89,39 +121,10 @@ def compare_speed(
     prompts = [question.prompt for question in random.Random(0).sample(questions, min(timed_prompts, len(questions)))]
     room = min(way.decoder.spec.max_length for way in ways) - max(map(len, prompts))
     limit = min(max(question.limit for question in questions), room)
-    speeds = measure_speed(ways, prompts, limit=limit, ends=text.ends, on_prompt=on_prompt)
-    return [{"tokens_per_second": speed} for speed in speeds]
-
-
-def measure_speed(
-    ways: Sequence[Way],
-    prompts: Sequence[list[int]],
-    *,
-    limit: int,
-    ends: Sequence[int],
-    repeats: int = 3,
-    on_prompt: Callable[[int], None] | None = None,
-) -> list[float]:
-    """Generated tokens per second at batch 1 in each way, compilation excluded.
-
-    The ways take turns on each prompt, so that a machine that slows down slows all of them; a prompt's time is the
-    median of its repeats. `on_prompt` is called with the number of prompts that are finished.
-    """
-    seconds, new_tokens = [0.0] * len(ways), [0] * len(ways)
-    for count, prompt in enumerate(prompts, 1):
-        times_WR = np.zeros((len(ways), repeats))
-        for repeat, (index, way) in itertools.product(range(-1, repeats), enumerate(ways)):
-            start = time.perf_counter()
-            result = way.decoder([prompt], way.mode, limit=limit, ends=ends)
-            if repeat >= 0:
-                times_WR[index, repeat] = time.perf_counter() - start
-            else:  # this pass may have compiled: it only counts the tokens
-                new_tokens[index] += len(result.tokens[0])
-        for index, median in enumerate(np.median(times_WR, axis=1)):
-            seconds[index] += float(median)
-        if on_prompt is not None:
-            on_prompt(count)
-    return [tokens / time_spent for tokens, time_spent in zip(new_tokens, seconds, strict=True)]
+    how = dict(limit=limit, ends=text.ends)
+    calls = {str(way.mode): lambda batch, way=way: way.decoder(batch, way.mode, **how).tokens for way in ways}
+    rates = compare_rates(calls, prompts, 1, _REPEATS, on_prompt)
+    return [{"tokens_per_second": rates[str(way.mode)]} for way in ways]
 
 
 def results_by_mode(modes: Sequence[Mode], *measured: Sequence[dict[str, Any]]) -> dict[str, Any]:

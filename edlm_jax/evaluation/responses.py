@@ -22,7 +22,7 @@ from edlm_jax.data.documents import Document
 from edlm_jax.decoding import Decoder
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.batches import Decoded, decode_each
-from edlm_jax.files import write_whole
+from edlm_jax.files import read_json, write_whole
 from edlm_jax.pretrained.chat import encode_chat
 from edlm_jax.pretrained.encode import encode_text
 
@@ -115,7 +115,7 @@ class ResponseFile:
             if self.path.exists() and self.path.stat().st_size:
                 raise InputError(f"{self.path} is there without {beside.name}; choose another --out")
             return
-        old = json.loads(beside.read_text(encoding="utf-8"))
+        old = read_json(beside)
         if changed := [name for name in [*record, *old] if record.get(name) != old.get(name)]:
             name = changed[0]
             what = f"{name}={old.get(name)}, not {record.get(name)}" if name != "model" else "another model"

@@ -4,17 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from edlm_jax.decoding import Mode
-from edlm_jax.decoding.modes import Diffusion
 from edlm_jax.evaluation.compare import AR, compare_accuracy, compare_speed
 from edlm_jax.evaluation.tasks import decoded_questions
 from edlm_jax.evaluation.tasks.task import Task, Way
 from edlm_jax.pretrained import Text
 from edlm_jax.reports.progress import Progress
-
-
-def sweep_points(thresholds: Sequence[float], block_lengths: Sequence[int]) -> list[Diffusion]:
-    """Block diffusion at each threshold in blocks of each length."""
-    return [Diffusion(threshold=t, block_length=length) for length in block_lengths for t in thresholds]
 
 
 def sweep(

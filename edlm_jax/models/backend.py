@@ -15,7 +15,7 @@ from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.parallel import cpu
 from edlm_jax.parallel.devices import platform
-from edlm_jax.parallel.sharding import DECODING, constrain
+from edlm_jax.parallel.sharding import DECODING, constrain, letters
 
 _QUERIES = 512  # of a prompt at a time, on CPU
 
@@ -26,7 +26,7 @@ class Xla:
 
     def lay(self, name: str, w):
         """A parameter of the laid out model as it is held; the letters of its name say which axes it has."""
-        return constrain(w, name.rsplit("_", 1)[-1], DECODING)
+        return constrain(w, letters(name), DECODING)
 
     def only(self, wanted_BT, weights, mask_BTS=None):
         """Weights and mask of a forward of which nobody reads other columns; here these cost what all do."""

@@ -14,6 +14,7 @@ from edlm_jax.models.product import project, rounded
 from edlm_jax.models.rope import rotate
 from edlm_jax.models.spec import ACTIVATIONS, ModelSpec
 from edlm_jax.parallel import cpu
+from edlm_jax.parallel.sharding import letters
 
 
 def layer_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
@@ -25,7 +26,7 @@ def layer_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     names += ["attention_out_norm_D", "mlp_out_norm_D"] * spec.branch_norms
     names += ["gate_bias_F", "up_bias_F", "down_bias_D"] * spec.mlp_bias
     sizes = spec.sizes
-    return {name: tuple(sizes[letter] for letter in name.rsplit("_", 1)[1]) for name in names}
+    return {name: tuple(sizes[letter] for letter in letters(name)) for name in names}
 
 
 class Inputs(NamedTuple):

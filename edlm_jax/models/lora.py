@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from edlm_jax.models.product import project
+from edlm_jax.parallel.sharding import letters
 
 ADAPTERS = {  # matrix: its A and its B
     "q_DNH": ("q_a_DR", "q_b_RNH"),
@@ -63,8 +64,8 @@ def adapter_shapes(shapes: Mapping[str, tuple[int, ...]], lora: Lora) -> dict[st
     """Name and shape of every adapter of a layer whose parameters have these shapes."""
     found = {}
     for matrix, (a, b) in lora.adapters.items():
-        sizes = dict(zip(_letters(matrix), shapes[matrix], strict=True)) | {"R": lora.rank}
-        found |= {name: tuple(sizes[letter] for letter in _letters(name)) for name in (a, b)}
+        sizes = dict(zip(letters(matrix), shapes[matrix], strict=True)) | {"R": lora.rank}
+        found |= {name: tuple(sizes[letter] for letter in letters(name)) for name in (a, b)}
     return found
 
 
@@ -73,7 +74,7 @@ def initial_adapters(key: jax.Array, shapes: Mapping[str, tuple[int, ...]], num_
     adapters = {}
     for index, (name, shape) in enumerate(adapter_shapes(shapes, lora).items()):
         shape = (num_layers, *shape)
-        is_a = _letters(name).endswith("R")
+        is_a = letters(name).endswith("R")
         draw = jax.random.normal(jax.random.fold_in(key, index), shape) / math.sqrt(math.prod(shape[1:-1]))
         adapters[name] = draw if is_a else jnp.zeros(shape)
     return adapters
@@ -91,7 +92,7 @@ def low_rank(p: Mapping, matrix: str, x_BTI: jax.Array) -> jax.Array | int:
         return 0
     last = min(p.get(_LAST, x_BTI.shape[1]), x_BTI.shape[1])
     x_BTI, closed = x_BTI[:, x_BTI.shape[1] - last :], x_BTI.shape[1] - last
-    y_BTO = project(project(x_BTI, p[a], summed=len(_letters(a)) - 1), p[b])
+    y_BTO = project(project(x_BTI, p[a], summed=len(letters(a)) - 1), p[b])
     return jnp.pad(y_BTO, ((0, 0), (closed, 0), *((0, 0),) * (y_BTO.ndim - 2))) if closed else y_BTO
 
 
@@ -112,7 +113,7 @@ def merge(params: dict, lora: Lora | None) -> dict:
     layers = without_adapters(params["layers"])
     for matrix, names in lora.adapters.items():
         a, b = (params["layers"][name] for name in names)
-        delta = jnp.einsum(f"L{_letters(names[0])},L{_letters(names[1])}->L{_letters(matrix)}", a, b)
+        delta = jnp.einsum(f"L{letters(names[0])},L{letters(names[1])}->L{letters(matrix)}", a, b)
         layers[matrix] = layers[matrix] + lora.scale * delta
     return params | {"layers": layers}
 
@@ -131,7 +132,3 @@ def partition(params: dict, lora: Lora | None) -> tuple[dict, dict]:
 def combine(trained: dict, frozen: dict) -> dict:
     """The parameters of a `partition`."""
     return trained | frozen | {"layers": trained["layers"] | frozen["layers"]} if frozen else trained
-
-
-def _letters(name: str) -> str:
-    return name.rsplit("_", 1)[1]

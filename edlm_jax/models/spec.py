@@ -22,7 +22,7 @@ GRIDS = ("response", "position")
 CONFIDENCES = ("raw", "drawn")
 COMMITS = ("fused", "separate", "first_token")
 PRIORS = ("masks", "uniform_tokens")
-_CHOICES = dict(
+CHOICES = dict(  # of a conversion's fields
     pattern=CONVERSIONS,
     alignment=ALIGNMENTS,
     prefill=PREFILLS,
@@ -61,7 +61,7 @@ class Conversion:
             raise InputError(f"conversion: mask_token_id must not be negative, it is {self.mask_token_id}")
         if self.block_length < 1:
             raise InputError(f"conversion: block_length must be positive, it is {self.block_length}")
-        for name, choices in _CHOICES.items():
+        for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise InputError(f"conversion: {name} {getattr(self, name)!r} is not one of {', '.join(choices)}")
         if self.commit == "first_token" and self.alignment != "shifted":

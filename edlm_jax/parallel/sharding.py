@@ -35,18 +35,19 @@ TRAINING = ShardingRules()
 DECODING = ShardingRules(D=())
 
 
-def partition_spec(name: str, ndim: int, rules: ShardingRules = TRAINING) -> PartitionSpec:
-    """The spec of an array whose name ends in its shape letters; axes before them (stacked layers) are whole.
-
-    `partition_spec("q_DNH", 4)` is `PartitionSpec(None, "fsdp", "tensor", None)`.
-    """
-    return _spec([_axes(letter, rules) for letter in name.rsplit("_", 1)[-1].rjust(ndim, "_")])
+def letters(name: str) -> str:
+    """The shape letters that a name ends in, `DNH` of `q_DNH`; "" of a name without any."""
+    _, _, suffix = name.rpartition("_")
+    return suffix if "_" in name and suffix.isalpha() and suffix.isupper() else ""
 
 
 def named_sharding(mesh: Mesh, name: str, shape: tuple[int, ...], rules: ShardingRules = TRAINING):
-    """`partition_spec` on a mesh, less axes that do not divide a dimension (4 key heads on 8 devices stay whole)."""
-    letters = name.rsplit("_", 1)[-1].rjust(len(shape), "_")
-    return NamedSharding(mesh, _dividing_spec(mesh, letters, shape, rules))
+    """The sharding of an array whose name ends in its shape letters; axes before them (stacked layers) are whole.
+
+    That of `q_DNH` with four axes is (None, "fsdp", "tensor", None), less mesh axes that do not divide a dimension: 4
+    key heads on 8 devices stay whole.
+    """
+    return NamedSharding(mesh, _dividing_spec(mesh, letters(name).rjust(len(shape), "_"), shape, rules))
 
 
 def param_shardings(mesh: Mesh, params, rules: ShardingRules = TRAINING):
@@ -58,17 +59,13 @@ def param_shardings(mesh: Mesh, params, rules: ShardingRules = TRAINING):
 
     def leaf(path, x):
         names = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
-        named = [name for name in names if _is_named(name)]
+        named = [name for name in names if letters(name)]
         return named_sharding(mesh, named[-1], x.shape, rules) if named else NamedSharding(mesh, PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(leaf, params)
 
 
-def _is_named(name: str) -> bool:
-    return "_" in name and name.rsplit("_", 1)[-1].isalpha() and name.rsplit("_", 1)[-1].isupper()
-
-
-def constrain(x: jax.Array, letters: str, rules: ShardingRules = TRAINING) -> jax.Array:
+def constrain(x: jax.Array, axes: str, rules: ShardingRules = TRAINING) -> jax.Array:
     """An activation split as its letters say, `_` whole, on the mesh that is set, as far as its axes divide.
 
     Without it the compiler may follow the weights instead: rows whole, the width split, and all rows on every device.
@@ -76,7 +73,7 @@ def constrain(x: jax.Array, letters: str, rules: ShardingRules = TRAINING) -> ja
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, _dividing_spec(mesh, letters, x.shape, rules))
+    return jax.lax.with_sharding_constraint(x, _dividing_spec(mesh, axes, x.shape, rules))
 
 
 def dividing(mesh: Mesh | AbstractMesh, axes: Axes, size: int) -> Axes:
@@ -85,14 +82,7 @@ def dividing(mesh: Mesh | AbstractMesh, axes: Axes, size: int) -> Axes:
     return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else ()
 
 
-def _dividing_spec(mesh, letters: str, shape: tuple[int, ...], rules: ShardingRules) -> PartitionSpec:
-    return _spec([dividing(mesh, _axes(letter, rules), size) for letter, size in zip(letters, shape, strict=True)])
-
-
-def _axes(letter: str, rules: ShardingRules) -> Axes:
-    return getattr(rules, letter, ())
-
-
-def _spec(axes: list[Axes]) -> PartitionSpec:
-    """One mesh axis stands by itself and none as None: the form in which jax writes specs."""
-    return PartitionSpec(*((of[0] if len(of) == 1 else of) or None for of in axes))
+def _dividing_spec(mesh, axes: str, shape: tuple[int, ...], rules: ShardingRules) -> PartitionSpec:
+    split = [dividing(mesh, getattr(rules, axis, ()), size) for axis, size in zip(axes, shape, strict=True)]
+    # One mesh axis stands by itself and none as None: the form in which jax writes specs.
+    return PartitionSpec(*((of[0] if len(of) == 1 else of) or None for of in split))

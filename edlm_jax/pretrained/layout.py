@@ -12,6 +12,7 @@ import numpy as np
 from edlm_jax.models.families import FAMILIES
 from edlm_jax.models.layer import layer_shapes
 from edlm_jax.models.spec import ModelSpec
+from edlm_jax.parallel.sharding import letters
 
 _TOP = {
     "embedding_VD": ("model.embed_tokens.weight", "V,D"),
@@ -55,7 +56,7 @@ class Place:
     @property
     def letters(self) -> str:
         """The axes of one layer of our parameter."""
-        return self.path[-1].rsplit("_", 1)[1]
+        return letters(self.path[-1])
 
     @property
     def layer_shape(self) -> tuple[int, ...]:

@@ -1,12 +1,12 @@
 """From what a person typed (a directory, a GGUF file or a hub id) to a directory with a config.json."""
 
 import functools
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from edlm_jax.errors import InputError
+from edlm_jax.files import read_json
 from edlm_jax.pretrained.gguf.directory import directory_of
 from edlm_jax.pretrained.gguf.file import is_gguf
 from edlm_jax.pretrained.released import translate
@@ -67,10 +67,7 @@ def read_raw_config(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         reason = f"{directory} is not a Hugging Face model directory: it has no config.json"
         raise InputError(only_gguf(directory) or reason)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
+    config = read_json(path)
     if not isinstance(config, dict):
         raise InputError(f"{path} is not a JSON object")
     return config

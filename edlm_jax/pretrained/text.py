@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edlm_jax.errors import InputError
+from edlm_jax.files import read_json
 from edlm_jax.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -78,11 +79,7 @@ def _listed(spec: ModelSpec) -> Iterator[int]:
     """The ids under `eos_token_id`, one or a list, in generation_config.json and config.json."""
     path = Path(spec.source, "generation_config.json")
     if spec.source and path.is_file():
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{path} is not JSON: {error}") from None
-        yield from listed_ends(config, path)
+        yield from listed_ends(read_json(path), path)
     yield from listed_ends(json.loads(spec.hf_json), "config.json")
 
 

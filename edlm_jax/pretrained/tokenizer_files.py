@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edlm_jax.errors import InputError
+from edlm_jax.files import read_json
 from edlm_jax.pretrained.source import tokenizer_files
 from edlm_jax.pretrained.text import listed_ends
 
@@ -18,11 +18,7 @@ WHOLE = "PreTrainedTokenizerFast"  # for any other such class: all that it is mu
 def stand_in(directory: Path) -> str | None:
     """The class of transformers in place of the code that a directory's tokenizer asks for; None: it asks for none."""
     path = directory / "tokenizer_config.json"
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
-    return _stand_in(settings)
+    return _stand_in(read_json(path) if path.is_file() else {})
 
 
 def copy_tokenizer(source: str | Path, target: Path, config: Mapping[str, Any]) -> None:

@@ -2,10 +2,7 @@
 
 from pathlib import Path
 
-import matplotlib
-from matplotlib.figure import Figure
-
-from edlm_jax.reports.plot_report import AR_COLOUR, DRIFT_COLOURS, STYLE
+from edlm_jax.reports.picture import AR_COLOUR, draw_drift, picture
 from edlm_jax.reports.report import Report
 
 _COLOURS = {"diffusion": "#2a9d8f", "ar": AR_COLOUR}
@@ -14,13 +11,12 @@ _COLOURS = {"diffusion": "#2a9d8f", "ar": AR_COLOUR}
 def plot_diagnosis(found: Report, path: Path) -> None:
     """Draw what was measured."""
     panels = {"loss": _loss, "calibration": _calibration, "decode_order": _order}
-    panels |= {"weight_drift": _drift, "gradient_variance": _variance}
+    panels |= {"weight_drift": lambda axes, found: draw_drift(axes, found["weight_drift"])}
+    panels |= {"gradient_variance": _variance}
     shown = {name: draw for name, draw in panels.items() if name in found or name in ("loss", "calibration")}
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.3 * len(shown), 3.8), layout="constrained")
+    with picture(path, 4.3 * len(shown), 3.8) as figure:
         for axes, draw in zip(figure.subplots(1, len(shown)), shown.values(), strict=True):
             draw(axes, found)
-        figure.savefig(path, dpi=130)
 
 
 def _loss(axes, found: Report) -> None:
@@ -44,13 +40,6 @@ def _order(axes, found: Report) -> None:
     axes.plot(order["forward_by_position"], "o-", markersize=3, color=_COLOURS["diffusion"])
     title = f"Order of decoding, tau {order['kendall_tau']:.2f}"
     axes.set(title=title, xlabel="position in the block", ylabel="forwards after the block's first", ylim=(0, None))
-
-
-def _drift(axes, found: Report) -> None:
-    for group, drift in found["weight_drift"].items():
-        axes.plot(drift["relative"], "o-", color=DRIFT_COLOURS[group], label=group)
-    axes.set(title="Weight drift", xlabel="layer", ylabel="|change| / |before|", ylim=(0, None))
-    axes.legend()
 
 
 def _variance(axes, found: Report) -> None:

@@ -2,10 +2,7 @@
 
 from pathlib import Path
 
-import matplotlib
-from matplotlib.figure import Figure
-
-from edlm_jax.reports.plot_report import AR_COLOUR, STYLE
+from edlm_jax.reports.picture import AR_COLOUR, picture
 from edlm_jax.reports.report import Report
 
 
@@ -13,8 +10,7 @@ def plot_lossless(report: Report, path: Path) -> None:
     """Draw the report."""
     ways = report["lossless"]
     baseline = ways["AR"]["tokens_per_second"]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9, 3.6), layout="constrained")
+    with picture(path, 9, 3.6) as figure:
         figure.suptitle(f"{report['name']}: the same text, faster", fontsize=14, x=0.01, ha="left")
         panels = {"tokens_per_second": "tokens/s at batch 1", "tokens_per_forward": "tokens per forward"}
         for axes, (key, title) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
@@ -25,4 +21,3 @@ def plot_lossless(report: Report, path: Path) -> None:
             axes.set(title=title, xlim=(0, 1.45 * max(values)))
             axes.grid(axis="y", visible=False)
             axes.invert_yaxis()
-        figure.savefig(path, dpi=130)

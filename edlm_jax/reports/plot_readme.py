@@ -8,18 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
-
-from edlm_jax.reports.plot_report import AR_COLOUR, STYLE
+from edlm_jax.reports.picture import AR_COLOUR, picture
 
 MODES = {"diffusion": "o", "self_speculation": "^", "quadratic_speculation": "D", "psd": "v"}
 
 
 def plot_readme(quickstart: dict[str, Any], modes: dict[str, Any], path: Path) -> None:
     """Draw the quickstart's report beside the modes' study, of one jointly trained model."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8, 3.4), layout="constrained")
+    with picture(path, 8, 3.4) as figure:
         axes = figure.subplots()
         axes.axhline(quickstart["ar"]["accuracy"], color=AR_COLOUR, linestyle="--", linewidth=1)
         axes.plot([1], [quickstart["ar"]["accuracy"]], "s", color=AR_COLOUR, label="AR, one token a forward")
@@ -32,7 +28,6 @@ def plot_readme(quickstart: dict[str, Any], modes: dict[str, Any], path: Path) -
             axes.plot(*zip(*points, strict=True), marker=marker, linewidth=1, alpha=0.85, label=name)
         axes.set(xlabel="tokens per denoising forward", ylabel="exact match", ylim=(0.78, 1.02))
         axes.legend(fontsize=8, loc="lower left")
-        figure.savefig(path, dpi=130)
 
 
 if __name__ == "__main__":

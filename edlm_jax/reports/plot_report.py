@@ -4,30 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
-from matplotlib.figure import Figure
 
+from edlm_jax.reports.picture import AR_COLOUR, draw_drift, picture
 from edlm_jax.reports.report import Report
-
-AR_COLOUR = "#3d405b"
-DRIFT_COLOURS = {"attention": "#e07a5f", "ffn": "#81b29a"}
-STYLE = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "grid.color": "#e6e6e6",
-    "legend.frameon": False,
-    "font.size": 9,
-}
 
 
 def plot_report(report: Report, losses: Sequence[tuple[int, float]], path: Path) -> None:
     """Draw the report; `losses` is the training curve as (step, loss)."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(13.5, 7.8), layout="constrained")
+    with picture(path, 13.5, 7.8) as figure:
         figure.suptitle(f"{report['name']}: AR model and its conversion", fontsize=14, x=0.01, ha="left")
         panels = figure.subplot_mosaic([["trade", "speed", "loss"], ["kinds", "kinds", "drift"]])
         colours = _threshold_colours(len(report["diffusion"]))
@@ -35,8 +19,7 @@ def plot_report(report: Report, losses: Sequence[tuple[int, float]], path: Path)
         _speed(panels["speed"], report, colours)
         _kinds(panels["kinds"], report, colours)
         _loss(panels["loss"], losses)
-        _drift(panels["drift"], report)
-        figure.savefig(path, dpi=130)
+        draw_drift(panels["drift"], report["weight_drift"])
 
 
 def _threshold_colours(count: int) -> list:
@@ -102,13 +85,3 @@ def _smooth(values: Sequence[float], decay: float = 0.9) -> list[float]:
         total, weight = decay * total + value, decay * weight + 1.0
         smooth.append(total / weight)
     return smooth
-
-
-def _drift(axes, report: Report) -> None:
-    for group, drift in report["weight_drift"].items():
-        layers = range(len(drift["relative"]))
-        axes.plot(layers, drift["relative"], "o-", color=DRIFT_COLOURS[group], label=group)
-    axes.set_xticks(list(layers))
-    axes.set_ylim(bottom=0)
-    axes.set(title="Weight drift from the AR model", xlabel="layer", ylabel="|change| / |before|")
-    axes.legend()

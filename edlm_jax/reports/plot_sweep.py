@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import matplotlib
-from matplotlib.figure import Figure
 
-from edlm_jax.reports.plot_report import AR_COLOUR, STYLE
+from edlm_jax.reports.picture import AR_COLOUR, picture
 from edlm_jax.reports.report import Report
 
 PANELS = {
@@ -18,8 +17,7 @@ def plot_sweep(report: Report, path: Path) -> None:
     """Draw the sweep; numbers beside the points are confidence thresholds."""
     lengths = list(dict.fromkeys(entry["block_length"] for entry in report["sweep"]))
     scale = matplotlib.colormaps["viridis"]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(11, 4.6), layout="constrained")
+    with picture(path, 11, 4.6) as figure:
         for axes, (field, (title, label)) in zip(figure.subplots(1, 2, sharey=True), PANELS.items(), strict=True):
             for index, length in enumerate(lengths):
                 colour = scale(0.1 + 0.8 * index / max(len(lengths) - 1, 1))
@@ -31,7 +29,6 @@ def plot_sweep(report: Report, path: Path) -> None:
             axes.set(title=title, xlabel=label)
         figure.axes[0].set_ylabel("exact match")
         figure.axes[1].legend(title="block length", title_fontsize=8)
-        figure.savefig(path, dpi=130)
 
 
 def _curve(axes, entries: list[dict], field: str, colour) -> None:

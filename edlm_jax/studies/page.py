@@ -61,7 +61,8 @@ def page(results: Results) -> str:
     name = results["study"]
     parts = [_head(name, results["doc"])]
     quick = "a quick form (one seed, two steps: no result), " if results["quick"] else ""
-    cells = f"{results['finished']} of {results['cells_in_all']} cells in {_minutes(results):.0f} minutes"
+    minutes = sum(cell["seconds"] for cell in results["cells"]) / 60
+    cells = f"{results['finished']} of {results['cells_in_all']} cells in {minutes:.0f} minutes"
     parts.append(f"Run: {quick}{cells}; {_machine(results)}\n")
     caption = "Exact match on held-out tasks, mean ± standard error over seeds; after @, tokens per forward.\n"
     parts += [caption, markdown_table(*accuracy_rows(results)), f"![{name}]({name}.png)\n"]
@@ -115,10 +116,6 @@ def _explain(results: Results) -> str:
     """The measures that the page has."""
     names = {name for arm in results["arms"] for measures in arm["measures"] for name in measures}
     return " ".join(text for word, text in _MEANING.items() if any(word in name for name in names)) + "\n"
-
-
-def _minutes(results: Results) -> float:
-    return sum(cell["seconds"] for cell in results["cells"]) / 60
 
 
 def _head(name: str, doc: str) -> str:

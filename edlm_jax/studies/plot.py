@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from edlm_jax.reports.plot_report import AR_COLOUR, STYLE
+from edlm_jax.reports.picture import AR_COLOUR, DRIFT_COLOURS, picture
 from edlm_jax.studies.results import PLACE, Results
 
 LABELS = {
@@ -23,12 +22,10 @@ _MARKERS, _LINES = "os^DvPX", ("-", "--", ":", "-.", (0, (1, 3)))
 
 def plot_study(results: Results, path: Path) -> None:
     """Draw the curves."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(12, 5), layout="constrained")
+    with picture(path, 12, 5) as figure:
         accuracy, drift = figure.subplots(1, 2, width_ratios=(2, 1))
         _accuracy(accuracy, results)
         _drift(drift, results)
-        figure.savefig(path, dpi=130)
 
 
 def curves(results: Results) -> Curves:
@@ -80,7 +77,7 @@ def _accuracy(axes, results: Results) -> None:
 
 def _drift(axes, results: Results) -> None:
     """The last measured step's, a pair of bars for each arm."""
-    for offset, (group, colour) in enumerate((("attention", "#e07a5f"), ("ffn", "#81b29a"))):
+    for offset, (group, colour) in enumerate(DRIFT_COLOURS.items()):
         values = [arm["measures"][-1][f"drift_{group}"]["mean"] for arm in results["arms"]]
         axes.barh([i + 0.4 * offset for i in range(len(values))], values, height=0.38, color=colour, label=group)
     axes.set_yticks([i + 0.2 for i in range(len(results["arms"]))], [arm["arm"] for arm in results["arms"]], fontsize=7)

@@ -1,6 +1,5 @@
 """results.json: the measurements of all cells, and of each arm the mean and its standard error over seeds."""
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edlm_jax.errors import InputError
+from edlm_jax.files import read_json
 
 PLACE = ("step", "mode", "block_length", "threshold")  # where an arm is measured
 METRICS = ("accuracy", "tokens_per_forward")
@@ -88,11 +88,9 @@ def mean_and_error(values: Sequence[float]) -> dict[str, float | None]:
 def read_results(path: Path) -> Results:
     """A results.json."""
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = read_json(path)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
     if not isinstance(results, dict) or "arms" not in results:
         raise InputError(f"{path} is not the results.json of a study")
     return results

@@ -1,7 +1,6 @@
 """Runs the cells of a study: train, measure, keep the result; what is finished is not repeated."""
 
 import dataclasses
-import functools
 import itertools
 import json
 import time
@@ -15,16 +14,14 @@ from jax import monitoring
 from edlm_jax.decoding import Decoder
 from edlm_jax.decoding.modes import Mode, make_mode, options_of
 from edlm_jax.errors import InputError, StoppedError
-from edlm_jax.evaluation.compare import AR, compare_accuracy
-from edlm_jax.evaluation.tasks import choose_questions, load_tasks, need_decoded
+from edlm_jax.evaluation.compare import AR, Origin, compare_accuracy
 from edlm_jax.evaluation.tasks.task import Way
-from edlm_jax.pretrained import Text, load_pretrained
+from edlm_jax.files import read_json
 from edlm_jax.reports.report import describe_machine, write_report
 from edlm_jax.studies.cells import Cell, Plan
 from edlm_jax.studies.measures import drift_of, of_model, of_training
 from edlm_jax.studies.results import Results, collect
 from edlm_jax.training.checkpoint import load_trained
-from edlm_jax.training.initial import read_spec
 from edlm_jax.training.run import Run
 from edlm_jax.training.train import train
 
@@ -40,7 +37,8 @@ class Study:
 
     def __init__(self, plan: Plan, workdir: Path):
         self.plan, self.base, self.measures, self.cells = plan, plan.base, plan.measures, plan.cells
-        self.workdir = workdir
+        self.workdir, modes = workdir, [make_mode(name) for name in ("ar", *plan.measures.eval_modes)]
+        self.origin = Origin(plan.base, modes)
 
     def keep_programs(self) -> None:
         """Begins to keep compiled programs, unless the process keeps them elsewhere. Comes before the first of them."""
@@ -64,7 +62,7 @@ class Study:
         path = self._directory(cell) / "cell.json"
         if not path.exists():
             return None
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = read_json(path)
         if result["config"] != self._measured_config(cell.run):
             raise InputError(f"{path} was made under another config; choose another --workdir or remove that directory")
         return result
@@ -74,9 +72,10 @@ class Study:
         path, config = self.workdir / "ar.json", self._measured_config(self.base)
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            measured = of_model(self.measures, self.base, self._ar, self._text.tokenizer)
-            write_report(self._score(Way(Decoder(self._ar), AR, self._ar)) | measured | {"config": config}, path)
-        result = json.loads(path.read_text(encoding="utf-8"))
+            ar = self.origin.ar
+            measured = of_model(self.measures, self.base, ar, self.origin.text.tokenizer)
+            write_report(self._score(Way(Decoder(ar), AR, ar)) | measured | {"config": config}, path)
+        result = read_json(path)
         if result.pop("config", None) != config:
             raise InputError(f"{path} was made under another config; choose another --workdir or remove that file")
         return result
@@ -125,8 +124,8 @@ class Study:
             }
             for mode, length in self._modes(cell)
         ]
-        measures = drift_of(self._ar, model) | of_model(self.measures, cell.run, model, self._text.tokenizer)
-        return points, {"step": step} | measures
+        measures = of_model(self.measures, cell.run, model, self.origin.text.tokenizer)
+        return points, {"step": step} | drift_of(self.origin.ar, model) | measures
 
     def _modes(self, cell: Cell) -> list[tuple[Mode, int]]:
         """Every mode, in blocks of every length if it has blocks, at every threshold if it has one."""
@@ -142,7 +141,7 @@ class Study:
         return modes
 
     def _score(self, way: Way) -> dict[str, float]:
-        (score,) = compare_accuracy([way], self._tasks, self._text, self.base.evaluation.batch_size)
+        (score,) = compare_accuracy([way], self.origin.tasks[0], self.origin.text, self.base.evaluation.batch_size)
         return {name: score[name] for name in _MEASURED}
 
     def _directory(self, cell: Cell) -> Path:
@@ -151,24 +150,6 @@ class Study:
     def _measured_config(self, run: Run) -> dict[str, Any]:
         """As JSON gives it back."""
         return json.loads(json.dumps(dict(training=_plain(run)) | dataclasses.asdict(self.measures)))
-
-    @functools.cached_property
-    def _ar(self):
-        return load_pretrained(self.base.start.path, dtype=self.base.start.dtype)
-
-    @functools.cached_property
-    def _text(self):
-        return Text.of(*self._start)
-
-    @functools.cached_property
-    def _start(self):
-        return read_spec(self.base.start)
-
-    @functools.cached_property
-    def _tasks(self):
-        spec, tokenizer = self._start
-        ways = [(spec, make_mode(name)) for name in ("ar", *self.measures.eval_modes)]
-        return choose_questions(need_decoded(load_tasks(self.base.evaluation.tasks, tokenizer)), ways)[0]
 
 
 class Compilations:

@@ -17,7 +17,7 @@ from flax import nnx
 from edlm_jax.attention import Tiles
 from edlm_jax.data.shards import BatchIterator
 from edlm_jax.errors import InputError
-from edlm_jax.files import write_whole
+from edlm_jax.files import read_json, write_whole
 from edlm_jax.models.lora import Lora, merge
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
@@ -26,7 +26,7 @@ from edlm_jax.parallel.sharding import param_shardings
 from edlm_jax.pretrained.tokenizer_files import copy_tokenizer
 from edlm_jax.training.arrays import array_handler, restore_args
 from edlm_jax.training.config import RESUMABLE, differing_keys, with_new_fields
-from edlm_jax.training.data_state import DataHandler, DataRestore, DataSave
+from edlm_jax.training.data_state import DataHandler, DataItem
 from edlm_jax.training.step import TrainState
 
 _POLICY = ocp.checkpoint_managers
@@ -67,7 +67,7 @@ class Checkpoints:
         items = dict(
             params=ocp.args.PyTreeSave(state.params),
             optimizer=ocp.args.PyTreeSave(dict(step=state.step, opt_state=state.opt_state)),
-            data=DataSave(data),
+            data=DataItem(data),
         )
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
@@ -76,7 +76,7 @@ class Checkpoints:
         items = dict(
             params=restore_args(abstract.params),
             optimizer=restore_args(dict(step=abstract.step, opt_state=abstract.opt_state)),
-            data=DataRestore(data),
+            data=DataItem(data),
         )
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
@@ -115,7 +115,7 @@ def check_workdir(workdir: Path, config: str) -> None:
         return
     if latest_step(workdir) is None:  # a run that ended before its first checkpoint: nothing is lost
         return
-    names = differing_keys(json.loads(config), with_new_fields(_read_json(workdir / "config.json")))
+    names = differing_keys(json.loads(config), with_new_fields(read_json(workdir / "config.json")))
     if names:
         raise InputError(
             f"{workdir} holds a run with another config ({', '.join(names)} differ); choose another --workdir, or "
@@ -141,7 +141,7 @@ def trained_spec(workdir: Path) -> tuple[ModelSpec, Lora | None]:
     """What a work directory's checkpoints are of, and their adapters; reads none of them."""
     if not (workdir / "model.json").exists() or not (workdir / "checkpoints").is_dir():
         raise InputError(f"{workdir} is not the work directory of a training run (no model.json and checkpoints in it)")
-    described, tokenizer = _read_json(workdir / "model.json"), workdir / "tokenizer"
+    described, tokenizer = read_json(workdir / "model.json"), workdir / "tokenizer"
     source = str(tokenizer.absolute()) if tokenizer.is_dir() else described["source"]  # older runs keep none
     known = described.get("lora")  # nor say that they have no adapters
     lora = Lora(**known | {"targets": tuple(known.get("targets", ()))}) if known else None
@@ -202,10 +202,3 @@ def _write_tokenizer(directory: Path, spec: ModelSpec) -> None:
     copy_tokenizer(spec.source, temporary, spec.to_hf())
     shutil.rmtree(directory, ignore_errors=True)
     temporary.rename(directory)
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from None

@@ -21,13 +21,13 @@ _SIZES = "documents.json"
 class DataHandler(ocp.CheckpointHandler):
     """Orbax's way of saving a BatchIterator; restoring sets one back in place."""
 
-    def save(self, directory: Path, args: "DataSave") -> None:
+    def save(self, directory: Path, args: "DataItem") -> None:
         """Processes that read the same shard write the same file."""
         for shard, state in args.item.get_state().items():
             (directory / _file_name(shard)).write_text(json.dumps(state))
         (directory / _SIZES).write_text(json.dumps([tally.size for tally in args.item.tallies]))
 
-    def restore(self, directory: Path, args: "DataRestore") -> BatchIterator:
+    def restore(self, directory: Path, args: "DataItem") -> BatchIterator:
         """The iterator that was passed, at that moment."""
         args.item.set_state(
             {shard: json.loads((directory / _file_name(shard)).read_text()) for shard in args.item.shards}
@@ -35,18 +35,10 @@ class DataHandler(ocp.CheckpointHandler):
         return args.item
 
 
-@ocp.args.register_with_handler(DataHandler, for_save=True)
+@ocp.args.register_with_handler(DataHandler, for_save=True, for_restore=True)
 @dataclasses.dataclass
-class DataSave(ocp.args.CheckpointArgs):
-    """Saves the state of `item`."""
-
-    item: BatchIterator
-
-
-@ocp.args.register_with_handler(DataHandler, for_restore=True)
-@dataclasses.dataclass
-class DataRestore(ocp.args.CheckpointArgs):
-    """Sets `item` back."""
+class DataItem(ocp.args.CheckpointArgs):
+    """The iterator whose state is saved, or which is set back."""
 
     item: BatchIterator
 

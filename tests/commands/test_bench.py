@@ -4,21 +4,10 @@ import json
 
 import pytest
 
-from edlm_jax.benchmarks.decoding import compare_rates, waiting
+from edlm_jax.benchmarks.decoding import waiting
 from edlm_jax.commands.main import main
 from edlm_jax.parallel.cpu import available
 from tests.conftest import TINY
-
-
-def test_rates_count_new_tokens_of_whole_batches():
-    calls = []
-
-    def way(length):
-        return lambda batch: calls.append(len(batch)) or [[0] * length for _ in batch]
-
-    rates = compare_rates({"short": way(1), "long": way(1000)}, [[1]] * 7, batch_size=3, repeats=2)
-    assert calls == [3] * (2 * 2 * 4)  # two whole batches, two ways, two turns of two calls
-    assert rates["long"] > rates["short"] > 0
 
 
 def test_rows_wait_for_the_slowest_of_their_batch():

@@ -12,8 +12,8 @@ from flax import nnx
 from scipy import stats
 
 from edlm_jax.decoding import Decoder, Sampling, generate, parse_mode
-from edlm_jax.decoding.modes.quadratic_speculation import QuadraticSettings, QuadraticSpeculation
-from edlm_jax.decoding.modes.self_speculation import LinearSettings, SelfSpeculation
+from edlm_jax.decoding.modes.quadratic_speculation import QuadraticSpeculation
+from edlm_jax.decoding.modes.self_speculation import SelfSpeculation
 from edlm_jax.models import Conversion, ModelSpec, Transformer
 from edlm_jax.models.backend import Xla
 from tests.decoding.tiny import CONFIG, make_model, prompts
@@ -32,8 +32,8 @@ SAMPLINGS = {
 
 
 DRAFTERS = {  # what is drafted, and where the model reads its masks
-    "self_speculation": (SelfSpeculation, LinearSettings, "shifted"),
-    "quadratic_speculation:drafts=2": (QuadraticSpeculation, QuadraticSettings, "same_position"),
+    "self_speculation": (SelfSpeculation, "shifted"),
+    "quadratic_speculation:drafts=2": (QuadraticSpeculation, "same_position"),
 }
 
 
@@ -107,7 +107,7 @@ def p_value(counts, probabilities):
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
 @pytest.mark.parametrize("mode", DRAFTERS)
 def test_frequencies_are_the_models_own_probabilities(mode, sampling, optimized):
-    decoder, model = make_tiny(DRAFTERS[mode][2])
+    decoder, model = make_tiny(DRAFTERS[mode][1])
     counts, tokens_per_forward = count_texts(decoder, parse_mode(mode), sampling, DRAWS)
     assert p_value(counts, ar_probabilities(model, sampling)) > 0.001
     forwards = 4 if "quadratic" in mode else 7  # of a row whose drafts all fall
@@ -116,18 +116,17 @@ def test_frequencies_are_the_models_own_probabilities(mode, sampling, optimized)
 
 @pytest.mark.parametrize("mode", DRAFTERS)
 def test_a_wrong_test_of_drafts_is_found(mode, optimized):
-    kind, settings, alignment = DRAFTERS[mode]
-
-    class Faulty(settings):
-        def program(self, weights, request):
-            program = super().program(weights, request)
-            program.accept = lambda log_p_BD, log_q_BD, u_BD: log_p_BD >= log_q_BD  # what AR finds likelier, always
-            return program
+    kind, alignment = DRAFTERS[mode]
 
     class FaultyMode(kind):
         def start(self, weights, prompts, call):
             run = super().start(weights, prompts, call)
-            return dataclasses.replace(run, settings=Faulty(**vars(run.settings)))
+
+            class Faulty(run.settings.kind):
+                def accept(self, log_p_BD, log_q_BD, u_BD):
+                    return log_p_BD >= log_q_BD  # what AR finds likelier, always
+
+            return dataclasses.replace(run, settings=dataclasses.replace(run.settings, kind=Faulty))
 
     (decoder, model), sampling = make_tiny(alignment), Sampling(1.0)
     counts, _ = count_texts(decoder, FaultyMode(), sampling, DRAWS // 4)
@@ -152,7 +151,7 @@ def test_looked_up_drafts_give_the_text_of_ar_with_the_same_seed(sampling):
 @pytest.mark.parametrize(("mode", "drafts"), zip(DRAFTERS, [6, 1], strict=True))
 def test_a_drawn_row_depends_on_its_seed_alone(mode, drafts):
     rng = fresh_rng()
-    decoder, given = Decoder(make_model(DRAFTERS[mode][2], scale=8.0)), prompts(rng, [2, 11, 6])
+    decoder, given = Decoder(make_model(DRAFTERS[mode][1], scale=8.0)), prompts(rng, [2, 11, 6])
     mode = parse_mode(f"{mode.partition(':')[0]}:drafts={drafts}")
     how = dict(max_new_tokens=12, mode=mode, temperature=0.9, top_k=30, top_p=0.95)
     batch = generate(decoder, given, seed=[5, 6, 7], **how)

@@ -6,8 +6,7 @@ import pytest
 
 from edlm_jax.commands.main import main
 from edlm_jax.decoding import Decoder
-from edlm_jax.evaluation.compare import compare_accuracy
-from edlm_jax.evaluation.sweep import sweep_points
+from edlm_jax.evaluation.compare import compare_accuracy, diffusion_at
 from edlm_jax.evaluation.tasks import load_tasks
 from edlm_jax.evaluation.tasks.task import Way
 from edlm_jax.pretrained import Text, load_pretrained, load_tokenizer
@@ -30,7 +29,7 @@ def test_every_point_of_a_sweep_is_measured(tiny_converted_dir, tiny_ar_dir, tmp
     model = load_pretrained(tiny_converted_dir, "float32")
     decoder, text = Decoder(model), Text.of(model.spec, load_tokenizer(tiny_converted_dir))
     tasks = load_tasks([dict(kind="tasks", split="test", size=3)], text.tokenizer)
-    for entry, mode in zip(report["sweep"], sweep_points([1.0, 0.0], [2, 4]), strict=True):
+    for entry, mode in zip(report["sweep"], diffusion_at([1.0, 0.0], [2, 4]), strict=True):
         (alone,) = compare_accuracy([Way(decoder, mode)], tasks, text, 2)
         assert all(entry[name] == alone[name] for name in ("denoise_forwards", "new_tokens"))
         assert entry["tokens_per_second"] > 0

@@ -8,10 +8,9 @@ from tokenizers import normalizers
 
 from edlm_jax.commands.main import main
 from edlm_jax.decoding import Generation
-from edlm_jax.decoding.modes import Diffusion
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation import compare
-from edlm_jax.evaluation.compare import compare_accuracy, measure_speed
+from edlm_jax.evaluation.compare import compare_accuracy
 from edlm_jax.evaluation.tasks import load_tasks
 from edlm_jax.evaluation.tasks.task import Way
 from edlm_jax.pretrained import Text, load_tokenizer
@@ -118,27 +117,6 @@ def test_sources_without_answers_are_refused(tmp_path, tokenizer):
     (tmp_path / "prose.txt").write_text("no question here")
     with pytest.raises(InputError, match="a prompt and a response"):
         load_tasks([dict(kind="text", path=str(tmp_path / "prose.txt"))], tokenizer)
-
-
-def test_speed_counts_generated_tokens_and_leaves_the_first_pass_out(monkeypatch):
-    clock = iter(range(10_000))
-    monkeypatch.setattr(compare.time, "perf_counter", lambda: next(clock))
-    calls = []
-
-    class Decoder:
-        def __init__(self, ticks):
-            self.ticks = ticks
-
-        def __call__(self, prompts, mode, **limits):
-            calls.append((self.ticks, mode.name))
-            for _ in range(100 if len(calls) <= 2 else self.ticks):  # both compile in their first pass
-                next(clock)
-            return Generation([[1] * (10 * self.ticks)], [[]], [1], [0])
-
-    ways = [Way(Decoder(1), compare.AR), Way(Decoder(4), Diffusion())]
-    speeds = measure_speed(ways, [[7], [8, 9]], limit=3, ends=(EOS,), repeats=3)
-    assert speeds == [10 / 2, 40 / 5]  # a call of n ticks takes n + 1 of this clock
-    assert calls == [(1, "ar"), (4, "diffusion")] * 8  # in turns
 
 
 def test_results_are_sorted_by_mode():

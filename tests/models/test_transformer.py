@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from edlm_jax.attention import BlockCausal, Causal, CleanContext
 from edlm_jax.errors import InputError
 from edlm_jax.models import ModelSpec, Transformer
-from edlm_jax.parallel.sharding import MESH_AXES, param_shardings, partition_spec
+from edlm_jax.parallel.sharding import MESH_AXES, named_sharding, param_shardings
 from tests.seeds import fresh_rng
 
 CONFIG = {
@@ -154,9 +154,9 @@ def test_computing_in_bfloat16_keeps_float32_logits_and_weights():
 
 
 def test_shardings_follow_the_shape_in_the_name(model):
-    assert partition_spec("q_DNH", 4) == P(None, "fsdp", "tensor", None)
-    assert partition_spec("embedding_VD", 2) == P("tensor", "fsdp")
     mesh = jax.make_mesh((1, 1, 1, 1), MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 4)
+    assert named_sharding(mesh, "q_DNH", (5, 8, 4, 2)).spec == P(None, "fsdp", "tensor", None)
+    assert named_sharding(mesh, "embedding_VD", (8, 6)).spec == P("tensor", "fsdp")
     specs = jax.tree.map(lambda sharding: sharding.spec, nnx.to_pure_dict(param_shardings(mesh, nnx.split(model)[1])))
     assert specs["layers"]["down_FD"] == P(None, "tensor", "fsdp")
     assert specs["final_norm_D"] == P("fsdp")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edlm_jax.attention import Causal
-from edlm_jax.decoding.left_to_right import Grown, LeftToRight, RowSettings
+from edlm_jax.decoding.left_to_right import Grown, LeftToRight
 from edlm_jax.decoding.modes.mode import Call, Mode, run_rows
 from edlm_jax.decoding.windows import window
 from edlm_jax.models.cache import forward_cached
@@ -27,20 +27,13 @@ class Autoregressive(Mode):
     causal: ClassVar[bool] = True
 
     def start(self, weights, prompts, call: Call):
-        return run_rows(weights, prompts, call, AutoregressiveSettings, self)
-
-
-@dataclass(frozen=True)
-class AutoregressiveSettings(RowSettings):
-    """The window is the last token."""
-
-    def program(self, weights, request):
-        """One token a turn."""
-        return _Autoregressive(weights, request, self)
+        return run_rows(weights, prompts, call, self, _Autoregressive)
 
 
 class _Autoregressive(LeftToRight):
-    width = 1
+    """One token a turn."""
+
+    width = 1  # the last token
 
     def begin(self) -> Grown:
         rows, x_B1D = self.prefill(Causal())

@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from edlm_jax.decoding.acceptance import Rule, Threshold
-from edlm_jax.decoding.blocks import BlockSettings
+from edlm_jax.decoding.blocks import BlockProgram, BlockSettings
 from edlm_jax.decoding.modes.mode import BlockMode, Call, option, read_rule, read_switch
 from edlm_jax.decoding.sampling import Sampling
-from edlm_jax.decoding.sub_blocks import SubBlockSettings
+from edlm_jax.decoding.sub_blocks import DualCache, SubBlocks, SubBlockSettings
 from edlm_jax.errors import InputError
 from edlm_jax.models import ModelSpec
 
@@ -46,9 +46,10 @@ class Diffusion(BlockMode):
             raise InputError(f"sub_block_length {U} must divide the block length {self.block_length}")
 
     def start(self, weights, prompts, call: Call):
-        fields = self.fields(call, self.commit)
-        if self.sub_block_length is None:
-            settings = BlockSettings(**fields)
+        U = self.sub_block_length
+        if U is None:
+            settings = BlockSettings(**self.fields(BlockProgram, call, self.commit))
         else:
-            settings = SubBlockSettings(**fields, sub_block_length=self.sub_block_length, dual_cache=self.dual_cache)
+            kind = DualCache if self.dual_cache else SubBlocks
+            settings = SubBlockSettings(**self.fields(kind, call, self.commit), sub_block_length=U)
         return self.run(weights, prompts, call, settings, self.acceptance)

@@ -27,7 +27,7 @@ from edlm_jax.decoding.acceptance import Threshold
 from edlm_jax.decoding.blocks import BlockProgram, BlockSettings, BlockState
 from edlm_jax.decoding.modes.mode import BlockMode, Call, option
 from edlm_jax.decoding.sampling import Sampling
-from edlm_jax.decoding.windows import put, window
+from edlm_jax.decoding.windows import put, put_whole, window
 from edlm_jax.errors import InputError
 
 _SURE = 0.9  # the paper's confidence of a whole block that needs no further look
@@ -53,17 +53,8 @@ class DMax(BlockMode):
             raise InputError("dmax may revise any token, a block's first, too; set commit to 'fused' or 'separate'")
 
     def start(self, weights, prompts, call: Call):
-        settings = DMaxSettings(**self.fields(call, self.commit))
+        settings = BlockSettings(**self.fields(_DMax, call, self.commit))
         return self.run(weights, prompts, call, settings, Threshold(self.threshold))
-
-
-@dataclass(frozen=True)
-class DMaxSettings(BlockSettings):
-    """The request's rule is a threshold."""
-
-    def program(self, weights, request):
-        """Soft inputs and revisions."""
-        return _DMax(weights, request, self)
 
 
 @jax.tree_util.register_dataclass
@@ -76,6 +67,8 @@ class DMaxState(BlockState):
 
 
 class _DMax(BlockProgram):
+    """Soft inputs and revisions; the request's rule is a threshold."""
+
     def start(self, s: BlockState) -> DMaxState:
         return DMaxState(**vars(s), p_BX=jnp.ones(s.tokens_BX.shape), steps_B=jnp.zeros_like(s.start_B))
 
@@ -105,13 +98,12 @@ class _DMax(BlockProgram):
         finished_B = full_B & self.ends(block_BC, s.start_B).any(axis=1)
         moves_B = full_B & ~finished_B
         p_BC = jnp.where(written_BC & ~full_B[:, None], proposal.confidence_BC, 1.0)
-        everywhere_BC = jnp.ones_like(masked_BC)
         at_BC = jnp.broadcast_to(denoise_B[:, None], block_BC.shape)
         return replace(
             s,
-            tokens_BX=put(s.tokens_BX, block_BC, s.start_B, everywhere_BC),
+            tokens_BX=put_whole(s.tokens_BX, block_BC, s.start_B),
             accepted_at_BX=put(s.accepted_at_BX, at_BC, s.start_B, changed_BC),
-            p_BX=put(s.p_BX, p_BC, s.start_B, everywhere_BC),
+            p_BX=put_whole(s.p_BX, p_BC, s.start_B),
             steps_B=jnp.where(moves_B, 0, steps_B),
             start_B=s.start_B + jnp.where(moves_B, C, 0),
             pending_B=moves_B,

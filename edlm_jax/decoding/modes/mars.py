@@ -22,7 +22,7 @@ import numpy as np
 
 from edlm_jax.attention import Causal
 from edlm_jax.decoding.acceptance import Threshold
-from edlm_jax.decoding.left_to_right import Grown, LeftToRight, RowSettings
+from edlm_jax.decoding.left_to_right import Grown, LeftToRight
 from edlm_jax.decoding.modes.mode import Call, MaskMode, option, run_rows
 from edlm_jax.decoding.sampling import Sampling
 from edlm_jax.decoding.windows import window
@@ -41,19 +41,12 @@ class Mars(MaskMode):
         super().check(spec, sampling)
 
     def start(self, weights, prompts, call: Call):
-        return run_rows(weights, prompts, call, MarsSettings, self, self.threshold)
-
-
-@dataclass(frozen=True)
-class MarsSettings(RowSettings):
-    """`aside` of its rows is the first column that is not in the cache."""
-
-    def program(self, weights, request):
-        """Masks that slide."""
-        return _Mars(weights, request, self)
+        return run_rows(weights, prompts, call, self, _Mars, threshold=self.threshold)
 
 
 class _Mars(LeftToRight):
+    """Masks that slide; `aside` of its rows is the first column that is not in the cache."""
+
     def __init__(self, weights, request, settings):
         self.width = 2 * settings.block_length
         super().__init__(weights, request, settings)

@@ -16,18 +16,17 @@ import numpy as np
 
 from edlm_jax.attention import PLAIN
 from edlm_jax.decoding.acceptance import parse_rule
-from edlm_jax.decoding.blocks import Request
+from edlm_jax.decoding.blocks import BlockProgram, Request
 from edlm_jax.decoding.engine import Run
-from edlm_jax.decoding.left_to_right import RowRequest, RowSettings
+from edlm_jax.decoding.left_to_right import LeftToRight, RowRequest, RowSettings
 from edlm_jax.decoding.prompts import pad_prompts, split_prompts
 from edlm_jax.decoding.sampling import Draw, Sampling
 from edlm_jax.errors import InputError
 from edlm_jax.models import ModelSpec
 from edlm_jax.models.cache import DecodingWeights
-from edlm_jax.models.spec import COMMITS, GRIDS, PREFILLS
+from edlm_jax.models.spec import CHOICES, PREFILLS
 
 Option = TypeVar("Option")
-_CHOICES = {"prefill": PREFILLS, "grid": GRIDS, "commit": COMMITS}
 
 
 def option(default: Any, read: Any, help: str, flag: str | None = None) -> Any:
@@ -78,7 +77,7 @@ class Mode:
 
     def check(self, spec: ModelSpec, sampling: Sampling) -> None:
         """Raises InputError for what the completed mode cannot do, warns of what the checkpoint did not train."""
-        for name, choices in _CHOICES.items():
+        for name, choices in CHOICES.items():
             value = getattr(self, name, None)
             if value is not None and value not in choices:
                 raise InputError(f"{name} {value!r} is unknown; choose one of {', '.join(choices)}")
@@ -170,10 +169,11 @@ class BlockMode(MaskMode):
                     stacklevel=4,
                 )
 
-    def fields(self, call: Call, commit: str) -> dict[str, Any]:
+    def fields(self, kind: type[BlockProgram], call: Call, commit: str) -> dict[str, Any]:
         """What all block programs' settings have."""
         C = known(self.block_length)
         return dict(
+            kind=kind,
             block_length=C,
             # Counted from position 0, up to block_length - 1 tokens of the prompt lie in the first block.
             num_blocks=-(-(call.limit + (C - 1) * (self.grid == "position")) // C),
@@ -207,19 +207,21 @@ def run_rows(
     weights: DecodingWeights,
     prompts,
     call: Call,
-    settings: Callable[..., RowSettings],
     mode: Mode,
+    kind: type[LeftToRight],
+    settings: Callable[..., RowSettings] = RowSettings,
+    *,
     threshold: float = 1.0,
     **own_settings,
 ) -> Run:
-    """Prompts as a program takes them that settles tokens from left to right."""
+    """Prompts as a program of this kind takes them, which settles tokens from left to right."""
     prompts_BP, pad_B = pad_prompts(prompts, 1, call.spec.max_length)
     temperature = float(call.sampling.temperature)
     request = RowRequest(prompts_BP, pad_B, call.seeds_B, call.ends_E, call.limit, float(threshold), temperature)
     conversion, own = call.spec.conversion, vars(mode)
     mask_id = own.get("mask_id", conversion.mask_token_id if conversion else None)
     fixed = dict(block_length=own.get("block_length"), mask_id=mask_id, shifted=call.shifted, draw=call.draw)
-    return Run(weights, request, settings(room=call.limit, **fixed | own_settings))
+    return Run(weights, request, settings(kind=kind, room=call.limit, **fixed | own_settings))
 
 
 def known(value: Option | None) -> Option:

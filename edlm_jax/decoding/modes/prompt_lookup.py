@@ -39,21 +39,19 @@ class PromptLookup(Mode):
         super().check(spec, sampling)
 
     def start(self, weights, prompts, call: Call):
-        return run_rows(weights, prompts, call, PromptLookupSettings, self, **vars(self))
+        return run_rows(weights, prompts, call, self, _PromptLookup, LookupSettings, **vars(self))
 
 
 @dataclass(frozen=True)
-class PromptLookupSettings(SpeculativeSettings):
+class LookupSettings(SpeculativeSettings):
     """How many tokens are looked up."""
 
     lookup: int
 
-    def program(self, weights, request):
-        """Look up, then verify."""
-        return _PromptLookup(weights, request, self)
-
 
 class _PromptLookup(Speculation):
+    """Looks up, then verifies."""
+
     def turn(self, rows: Grown) -> Grown:
         return self.verify(rows, Drafts(look_up(rows, self.pad_B, self.settings.lookup, self.D)[0]))
 

@@ -53,7 +53,7 @@ class PSD(BlockMode):
         super().check(spec, sampling)
 
     def start(self, weights, prompts, call: Call):
-        settings = PSDSettings(**self.fields(call, "fused"), depth=self.depth)
+        settings = PSDSettings(**self.fields(_PSD, call, "fused"), depth=self.depth)
         return self.run(weights, prompts, call, settings, self.acceptance)
 
 
@@ -62,10 +62,6 @@ class PSDSettings(BlockSettings):
     """Diffusion with guesses."""
 
     depth: int
-
-    def program(self, weights, request):
-        """Guesses side by side."""
-        return _PSD(weights, request, self)
 
 
 @jax.tree_util.register_dataclass

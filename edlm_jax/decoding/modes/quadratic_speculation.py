@@ -39,19 +39,12 @@ class QuadraticSpeculation(DraftMode):
     name: ClassVar[str] = "quadratic_speculation"
 
     def start(self, weights, prompts, call: Call):
-        return run_rows(weights, prompts, call, QuadraticSettings, self, drafts=self.drafts)
-
-
-@dataclass(frozen=True)
-class QuadraticSettings(SpeculativeSettings):
-    """`aside` of its rows holds the next `Drafts`."""
-
-    def program(self, weights, request):
-        """Verify and draft in one."""
-        return _Quadratic(weights, request, self)
+        return run_rows(weights, prompts, call, self, _Quadratic, SpeculativeSettings, drafts=self.drafts)
 
 
 class _Quadratic(SelfDrafting):
+    """Verifies and drafts in one; `aside` of its rows holds the next `Drafts`."""
+
     def columns(self, weights, settings) -> int:
         self.noisy = self.block(settings)
         return (settings.drafts + 1) * (self.noisy + 1)

@@ -24,8 +24,8 @@ import numpy as np
 
 from edlm_jax.decoding.left_to_right import Grown
 from edlm_jax.decoding.modes.mode import Call, DraftMode, option, run_rows
-from edlm_jax.decoding.modes.prompt_lookup import look_up
-from edlm_jax.decoding.speculation import Drafts, SelfDrafting, SpeculativeSettings
+from edlm_jax.decoding.modes.prompt_lookup import LookupSettings, look_up
+from edlm_jax.decoding.speculation import Drafts, SelfDrafting
 from edlm_jax.decoding.windows import window
 from edlm_jax.errors import InputError
 
@@ -43,21 +43,13 @@ class SelfSpeculation(DraftMode):
         super().check(spec, sampling)
 
     def start(self, weights, prompts, call: Call):
-        return run_rows(weights, prompts, call, LinearSettings, self, drafts=self.drafts, lookup=self.lookup)
-
-
-@dataclass(frozen=True)
-class LinearSettings(SpeculativeSettings):
-    """Drafts of one block, verified by a forward of their own."""
-
-    lookup: int
-
-    def program(self, weights, request):
-        """Draft, then verify."""
-        return _Linear(weights, request, self)
+        own = dict(drafts=self.drafts, lookup=self.lookup)
+        return run_rows(weights, prompts, call, self, _Linear, LookupSettings, **own)
 
 
 class _Linear(SelfDrafting):
+    """Drafts of one block, verified by a forward of their own."""
+
     def columns(self, weights, settings) -> int:
         # Behind a token that does not see it noise has the length of its training: a block.
         self.noisy = self.block(settings) if self.apart else settings.drafts
