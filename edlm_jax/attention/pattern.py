@@ -208,6 +208,18 @@ class SlidingWindow(Pattern):
         return self.pattern.positions(length)
 
 
+@dataclass(frozen=True)
+class PromptThenBlock(Pattern):
+    """A prompt of `length` columns that attends to itself by `prefill`, then one block that sees all of both."""
+
+    length: int
+    prefill: Pattern
+
+    def allowed(self, q, k):
+        """The block sees everything; the prompt never sees the block."""
+        return (q >= self.length) | ((k < self.length) & self.prefill.allowed(q, k))
+
+
 def unbounded(pattern: Pattern) -> tuple[Pattern, int | None]:
     """(the pattern without its window, the window or None)"""
     return (pattern.pattern, pattern.window) if isinstance(pattern, SlidingWindow) else (pattern, None)

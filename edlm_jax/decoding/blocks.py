@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edlm_jax.attention import Pattern
+from edlm_jax.attention.pattern import Pattern, PromptThenBlock
 from edlm_jax.decoding.acceptance import Rule
 from edlm_jax.decoding.ends import is_end, length_to_end
 from edlm_jax.decoding.generation import Generation, on_host
@@ -76,18 +76,6 @@ class BlockSettings:
     def program(self, weights: DecodingWeights, request: "Request") -> "BlockProgram":
         """The traced functions of one decoding."""
         return self.kind(weights, request, self)
-
-
-@dataclass(frozen=True)
-class PromptThenBlock(Pattern):
-    """A prompt of `length` columns that attends to itself by `prefill`, then one block that sees all of both."""
-
-    length: int
-    prefill: Pattern
-
-    def allowed(self, q, k):
-        """The block sees everything; the prompt never sees the block."""
-        return (q >= self.length) | ((k < self.length) & self.prefill.allowed(q, k))
 
 
 @jax.tree_util.register_dataclass

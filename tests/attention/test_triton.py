@@ -23,8 +23,8 @@ from edlm_jax.attention import (
     same_segment,
 )
 from edlm_jax.attention.intervals import _read_runs, key_runs, may_look, visits
+from edlm_jax.attention.pattern import PromptThenBlock
 from edlm_jax.attention.reference import combine, partial_attention
-from edlm_jax.decoding.blocks import PromptThenBlock
 from edlm_jax.errors import InputError
 from tests.attention.planned import attend, attend_triton
 from tests.attention.test_splash import check, random_case, value_and_grad

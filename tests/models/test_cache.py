@@ -12,7 +12,7 @@ from flax import nnx
 
 from edlm_jax import load_pretrained
 from edlm_jax.attention import Bidirectional, BlockCausal, Causal
-from edlm_jax.decoding.blocks import PromptThenBlock
+from edlm_jax.attention.pattern import PromptThenBlock
 from edlm_jax.models import ModelSpec, Transformer, backend
 from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, forward_cached, prefill
 from edlm_jax.models.layer import norm

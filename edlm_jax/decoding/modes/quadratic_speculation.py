@@ -24,8 +24,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from edlm_jax.attention import Causal
-from edlm_jax.decoding.blocks import PromptThenBlock
+from edlm_jax.attention.pattern import Causal, PromptThenBlock
 from edlm_jax.decoding.left_to_right import Grown
 from edlm_jax.decoding.modes.mode import Call, DraftMode, run_rows
 from edlm_jax.decoding.speculation import Drafts, SelfDrafting, SpeculativeSettings
