@@ -35,7 +35,7 @@ _SMALL += ("--config.init.hf_config.num_hidden_layers=1", "--config.init.hf_conf
 _SMALL += ("--config.init.hf_config.hidden_size=64", "--config.init.hf_config.intermediate_size=64")
 _SMALL += ("--config.init.hf_config.num_attention_heads=2", "--config.init.hf_config.num_key_value_heads=2")
 _SMALL += ("--config.init.mask_token_id=5",)
-_BATCH = ("--config.data.batch_size=16", "--config.optimizer.accumulation=0")  # one row a device at a time
+_BATCH = ("--config.data.batch_size=16", "--config.optimizer.accumulation=0")  # ours as many rows as fit, torch one
 _QUICK = ("--config.steps=4", "--config.optimizer.warmup_steps=0", "--config.evaluation.timed_prompts=1")
 _QUICK += ("--config.evaluation.tasks=({'kind': 'tasks', 'split': 'test', 'size': 2},)", "--config.data.eval_batches=1")
 

@@ -4,6 +4,7 @@ The compiler is libtpu's or XLA's for GPUs, so memory, collectives and kernels a
 without the devices.
 """
 
+import functools
 import math
 import tempfile
 import time
@@ -31,16 +32,14 @@ from edlm_jax.diffusion import Layout
 from edlm_jax.models.cache import DecodingWeights
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.parallel.devices import describe
-from edlm_jax.parallel.mesh import BATCH_SPEC, decoding_mesh, micro_batches
+from edlm_jax.parallel.mesh import decoding_mesh
 from edlm_jax.parallel.sharding import DECODING, param_shardings
 from edlm_jax.training.checkpoint import abstract_model, with_shardings
-from edlm_jax.training.initial import abstract_state, planned_spec
+from edlm_jax.training.fitting import compile_if_it_fits, fewest_micro_batches, fits, lower_step, with_micro_batches
+from edlm_jax.training.initial import planned_spec
 from edlm_jax.training.metrics import step_flops
 from edlm_jax.training.run import Run
-from edlm_jax.training.step import make_train_step
 
-# What jax's error says of a program that does not fit; it has the status in no other form (as of jax 0.10.2).
-_FULL = "RESOURCE_EXHAUSTED"
 PROMPT, NEW_TOKENS = 1024, 512  # columns of what the decoder is compiled for
 
 
@@ -68,21 +67,22 @@ def compile_report(run: Run, topology: str, num_slices: int = 1, hosts: int = 1)
 
 def train_step_report(run: Run, spec: ModelSpec, mesh: Mesh) -> dict[str, Any]:
     """The optimizer step of `edlm train` on this mesh."""
-    objective = run.objective.of_model(spec)
-    graphdef, state = abstract_state(run.start, run.optimizer, spec, mesh)
-    shardings = jax.tree.map(lambda x: x.sharding, state)
-    step = make_train_step(
-        graphdef, objective, run.optimizer, shardings, lora=run.start.lora, remat=run.remat
-    )
-    B, L = run.data.batch_size, run.data.length
-    column = jax.ShapeDtypeStruct((B, L), jnp.int32, sharding=NamedSharding(mesh, BATCH_SPEC))
-    batch = {name: column for name in ("tokens", "segment_ids", "positions", "loss_mask")}
-    with jax.set_mesh(mesh):
-        count = micro_batches(run.optimizer.accumulation, B)
-        report = _compile(step, mesh, state, batch, run.numbers, block_length=objective.layout.block_length)
+
+    @functools.cache
+    def in_micro_batches(count: int) -> dict[str, Any]:
+        start = time.perf_counter()
+        lowered = lower_step(with_micro_batches(run, count), spec, mesh)
+        return _compile(lowered, mesh, time.perf_counter() - start) | dict(micro_batches=count)
+
+    def leaves_room(count: int) -> bool:
+        report = in_micro_batches(count)
+        return "reason" not in report and fits(report["peak_bytes"], describe(kind).memory_bytes)
+
+    kind = mesh.devices.flat[0].device_kind
+    report = in_micro_batches(fewest_micro_batches(run, mesh, leaves_room))
+    objective, B, L = run.objective.of_model(spec), run.data.batch_size, run.data.length
     flops = step_flops(spec, objective, B, L, run.start.lora)
-    devices = math.prod(mesh.shape.values())
-    report |= dict(batch_size=B, length=L, micro_batches=count, model_flops=flops, flops_per_device=flops / devices)
+    report = report | dict(batch_size=B, length=L, model_flops=flops, flops_per_device=flops / mesh.size)
     on_gpu = mesh.devices.flat[0].platform == "gpu"
     layout, tiles = objective.layout, run.start.tiles or (GPU_TILES if on_gpu else TILES)
     if not layout.noisy_length:  # chosen copies are attended to by the exact split, without tiles
@@ -123,25 +123,21 @@ def decoder_report(spec: ModelSpec, dtype: str, devices: list[jax.Device]) -> di
     by_row = lambda x: NamedSharding(mesh, PartitionSpec("data") if is_by_row(x) else PartitionSpec())  # noqa: E731
     abstract = lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), sharding=by_row(x))  # noqa: E731
     decode = jax.jit(decode_whole.function, static_argnames="settings")
+    start = time.perf_counter()
     with jax.set_mesh(mesh):
-        report = _compile(decode, mesh, weights, jax.tree.map(abstract, run.request), run.settings)
+        lowered = decode.lower(weights, jax.tree.map(abstract, run.request), run.settings)
+    report = _compile(lowered, mesh, time.perf_counter() - start)
     return report | dict(mesh=dict(mesh.shape), rows=rows, prompt=PROMPT, new_tokens=NEW_TOKENS, block_length=C)
 
 
-def _compile(function, mesh: Mesh, *args, **kwargs) -> dict[str, Any]:
-    device = mesh.devices.flat[0]
-    start = time.perf_counter()
-    lowered = function.lower(*args, **kwargs)
-    traced = time.perf_counter()
+def _compile(lowered: jax.stages.Lowered, mesh: Mesh, trace_seconds: float) -> dict[str, Any]:
+    device, start = mesh.devices.flat[0], time.perf_counter()
+    on_gpu = device.platform == "gpu"
     with tempfile.TemporaryDirectory() as dump:
-        on_gpu = device.platform == "gpu"
-        try:
-            compiled = lowered.compile(compiler_options=dict(xla_dump_to=dump) if on_gpu else None)
-        except jax.errors.JaxRuntimeError as error:
-            if _FULL not in str(error):
-                raise
-            return dict(fits=False, reason=" ".join(str(error).split())[:300])
-        seconds = dict(trace_seconds=traced - start, compile_seconds=time.perf_counter() - traced)
+        compiled = compile_if_it_fits(lowered, compiler_options=dict(xla_dump_to=dump) if on_gpu else None)
+        if isinstance(compiled, str):
+            return dict(fits=False, reason=compiled)
+        seconds = dict(trace_seconds=trace_seconds, compile_seconds=time.perf_counter() - start)
         found = dict(kernels=kernels(Path(dump)), shared_limit=shared_limit(device.device_kind)) if on_gpu else {}
     memory, text = compiled.memory_analysis(), compiled.as_text()
     sizes = dict(

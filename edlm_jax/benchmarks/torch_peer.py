@@ -21,7 +21,6 @@ from edlm_jax.benchmarks.training import packed_batch
 from edlm_jax.diffusion import Batch, Corruption, example_keys
 from edlm_jax.errors import InputError
 from edlm_jax.models.spec import ModelSpec
-from edlm_jax.parallel.mesh import micro_batches
 from edlm_jax.training.initial import planned_spec
 from edlm_jax.training.objective import Objective
 from edlm_jax.training.run import Run
@@ -132,7 +131,7 @@ def torch_step(run: Run, spec: ModelSpec, batch: Batch, *, attention: str, devic
     model = model.float().to(device).train()
     if run.remat != "none":
         model.gradient_checkpointing_enable()
-    o, count = run.optimizer, micro_batches(run.optimizer.accumulation, run.data.batch_size)
+    o, count = run.optimizer, run.optimizer.accumulation or run.data.batch_size
     settings = dict(lr=o.learning_rate, betas=(o.beta1, o.beta2), eps=o.eps, weight_decay=o.weight_decay)
     optimizer = torch.optim.AdamW(model.parameters(), fused=device == "cuda", **settings)
     parts = peer_inputs(objective, batch, noise, count, attention=attention, device=device)

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 
 from edlm_jax.models.lora import Lora, partition
-from edlm_jax.parallel.mesh import local_rows, micro_batches, to_global
+from edlm_jax.parallel.mesh import local_rows, to_global
 from edlm_jax.reports.progress import Progress
+from edlm_jax.training.fitting import fit
 from edlm_jax.training.initial import abstract_state, initial_params, initial_state, planned_spec
 from edlm_jax.training.metrics import mfu_meter, step_flops
 from edlm_jax.training.run import Run
@@ -27,6 +28,7 @@ def time_train_step(run: Run, steps: int) -> dict[str, Any]:
     """
     mesh, spec = run.make_mesh(), planned_spec(run.start)
     start = dataclasses.replace(run.start, path="")  # no weights are read: which they are changes no time
+    run = fit(dataclasses.replace(run, start=start), spec, mesh)
     B, L = run.data.batch_size, run.data.length
     objective = run.objective.of_model(spec)
     graphdef, abstract = abstract_state(start, run.optimizer, spec, mesh)
@@ -40,7 +42,7 @@ def time_train_step(run: Run, steps: int) -> dict[str, Any]:
         compiled = train_step.lower(state, batch, run.numbers, block_length=objective.layout.block_length).compile()
         compile_seconds = time.perf_counter() - began
         progress.done(1, f"compiled in {compile_seconds:.0f} s")
-        count, seconds = micro_batches(run.optimizer.accumulation, B), []
+        seconds = []
         for index in range(_WARM_UP + steps):
             began = time.perf_counter()
             state, metrics = compiled(state, batch, run.numbers)
@@ -61,7 +63,7 @@ def time_train_step(run: Run, steps: int) -> dict[str, Any]:
         mesh={axis: size for axis, size in mesh.shape.items()},
         batch_size=B,
         length=L,
-        micro_batches=count,
+        micro_batches=run.optimizer.accumulation,
         compile_seconds=compile_seconds,
         loss=loss,
         peak_bytes=_peak_bytes(compiled),

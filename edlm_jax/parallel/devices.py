@@ -40,6 +40,11 @@ def describe(kind: str) -> Device:
     return DEVICES.get(kind, Device())
 
 
+def memory_of(device: jax.Device) -> int | None:
+    """The bytes that a program may have on a device that is here; None where nobody says (CPU)."""
+    return (device.memory_stats() or {}).get("bytes_limit") or describe(device.device_kind).memory_bytes
+
+
 def default_dtype() -> str:
     """What to compute in unless told: on CPU bfloat16 is slower than float32, and its text is another sooner."""
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"

@@ -74,12 +74,6 @@ def on_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
-def micro_batches(accumulation: int, rows: int) -> int:
-    """Into how many micro-batches a batch of `rows` is split: `accumulation`, or, if that is 0, as many as can be."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return accumulation or rows // (1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"])
-
-
 def check_batch(batch: dict[str, np.ndarray], *, grid: int) -> None:
     """Refuses rows that are packed without alignment: two documents in one block would share its noise and its grid."""
     segments_BL = batch["segment_ids"]

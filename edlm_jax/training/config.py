@@ -101,7 +101,7 @@ def default_config() -> ConfigDict:
         eps=1e-8,
         weight_decay=0.1,  # on matrices: not on norms, biases and the embedding
         clip_norm=1.0,  # of the global gradient; 0 = off
-        accumulation=1,  # micro-batches of a step; 0 = as many as leave each device group one row
+        accumulation=1,  # micro-batches of a step; 0 = the fewest that fit into memory (fitting.py)
     )
     c.checkpoint = config_dict.create(
         every=1000,  # steps; the last step is always saved; 0 = only the last

@@ -13,7 +13,6 @@ from flax import nnx
 
 from edlm_jax.diffusion import Batch, Corruption, example_keys
 from edlm_jax.models.lora import Lora, combine, partition
-from edlm_jax.parallel.mesh import micro_batches
 from edlm_jax.training.objective import Objective
 from edlm_jax.training.optimizer import Optimizer, make_optimizer, make_schedule
 
@@ -75,8 +74,8 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(numbers.seed), state.step)
         corruption = drawn.corrupt(example_keys(key, batch["tokens"].shape[0]), batch)
         weights = drawn.weights(batch, corruption)
-        count = micro_batches(optimizer.accumulation, batch["tokens"].shape[0])
-        accumulate = functools.partial(_accumulate, graphdef, drawn, count, remat, partition(shardings.params, lora)[0])
+        how = drawn, optimizer.accumulation, remat, partition(shardings.params, lora)[0]
+        accumulate = functools.partial(_accumulate, graphdef, *how)
         trained, frozen = partition(state.params, lora)
         sums, grads = accumulate(trained, frozen, batch, corruption, weights)
         updates, opt_state = make_optimizer(rated).update(grads, state.opt_state, trained)
