@@ -20,10 +20,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from edlm_jax.attention import InPieces, Tiles, count_tiles
 from edlm_jax.attention.splash import TILES, has_partial_tiles
 from edlm_jax.attention.triton import TILES as GPU_TILES
+from edlm_jax.benchmarks.bounds import link_bytes, speed_bound
+from edlm_jax.benchmarks.forward import matrix_parameters
 from edlm_jax.benchmarks.gpus import shared_limit
 from edlm_jax.benchmarks.hlo import collectives, shapes
 from edlm_jax.benchmarks.kernels import kernels
 from edlm_jax.benchmarks.topologies import topology_devices
+from edlm_jax.benchmarks.traffic import traffic
 from edlm_jax.decoding.ends import read_ends
 from edlm_jax.decoding.engine import decode_whole
 from edlm_jax.decoding.modes import Call, Diffusion
@@ -83,6 +86,15 @@ def train_step_report(run: Run, spec: ModelSpec, mesh: Mesh) -> dict[str, Any]:
     objective, B, L = run.objective.of_model(spec), run.data.batch_size, run.data.length
     flops = step_flops(spec, objective, B, L, run.start.lora)
     report = report | dict(batch_size=B, length=L, model_flops=flops, flops_per_device=flops / mesh.size)
+    if report["fits"]:
+        again = flops / 3 if run.remat == "full" else 0.0  # the forward pass, once more
+        report["at_best"] = speed_bound(
+            describe(kind),
+            flops=(flops + again) / mesh.size,
+            memory_bytes=report["memory_traffic_bytes"],
+            link_bytes=link_bytes(report["collectives"]),
+            useful_flops=flops / mesh.size,
+        )
     on_gpu = mesh.devices.flat[0].platform == "gpu"
     layout, tiles = objective.layout, run.start.tiles or (GPU_TILES if on_gpu else TILES)
     if not layout.noisy_length:  # chosen copies are attended to by the exact split, without tiles
@@ -127,6 +139,11 @@ def decoder_report(spec: ModelSpec, dtype: str, devices: list[jax.Device]) -> di
     with jax.set_mesh(mesh):
         lowered = decode.lower(weights, jax.tree.map(abstract, run.request), run.settings)
     report = _compile(lowered, mesh, time.perf_counter() - start)
+    if report["fits"]:
+        # A denoising forward reads the weights, which are most of the arguments, and multiplies them with a block.
+        flops = 2.0 * C * matrix_parameters(spec) / tensor
+        costs = dict(memory_bytes=report["argument_bytes"], link_bytes=0, useful_flops=flops)
+        report["denoise_at_best"] = speed_bound(describe(devices[0].device_kind), flops=flops, **costs)
     return report | dict(mesh=dict(mesh.shape), rows=rows, prompt=PROMPT, new_tokens=NEW_TOKENS, block_length=C)
 
 
@@ -145,7 +162,8 @@ def _compile(lowered: jax.stages.Lowered, mesh: Mesh, trace_seconds: float) -> d
         temporary_bytes=memory.temp_size_in_bytes,
         peak_bytes=memory.peak_memory_in_bytes,
     )
+    moved = dict(collectives=collectives(text), memory_traffic_bytes=traffic(text))
     widest = sorted(shapes(text), key=math.prod, reverse=True)[:8]
     fits = sizes["peak_bytes"] <= describe(device.device_kind).memory_bytes
     fits &= all(kernel["shared_bytes"] <= found["shared_limit"] for kernel in found.get("kernels", ()))
-    return dict(fits=fits, **sizes, **seconds, collectives=collectives(text), widest_arrays=widest, **found)
+    return dict(fits=fits, **sizes, **seconds, **moved, widest_arrays=widest, **found)

@@ -9,7 +9,9 @@ _HEAD = """# What compiles and fits
 Training step and decoder of each config, compiled by the TPU and the GPU compiler for devices that were not there
 (`edlm compile`). Memory, collectives and kernels are the compiler's, model FLOPs follow from the shapes; nothing was
 run, so nothing here is a speed. Rows are of 4096 tokens. Collectives are of one device and one step, loops of known
-length counted out; the decoder's are not shown. The seconds to compile are of two CPU cores, some of them shared with
+length counted out; the decoder's are not shown. "At best" is a bound, never a measurement: what the step computes,
+moves in memory and sends over links, each over the published peak of the device, as if all overlapped; the longest
+binds. The seconds to compile are of two CPU cores, some of them shared with
 other work. Made from docs/compile/*.json by `python -m edlm_jax.benchmarks.compile_table docs/compile`.
 """
 _GPUS = """
@@ -19,7 +21,8 @@ The kernels are attention's own; shared memory is the largest of a block, of wha
 most bytes of a thread.
 """
 _COLUMNS = ("config", "devices", "mesh", "rows x micro-batches", "peak / memory, GiB", "arguments, temporaries")
-_COLUMNS += ("decoder peak", "model FLOPs", "tiles / fewest", "collectives, GiB", "compiled in")
+_COLUMNS += ("decoder peak", "model FLOPs", "tiles / fewest", "collectives, GiB")
+_COLUMNS += ("at best, ms: products, memory, links", "bound, MFU", "denoising at best, ms", "compiled in")
 _KERNELS = ("shared memory", "spills")
 
 
@@ -54,12 +57,22 @@ def _cells(report: dict) -> list[str]:
         f"{step['model_flops']:.2e}",
         f"{step['attention_tiles']['over_ideal']:.2f}",
         found or "none",
+        *_bounds(step.get("at_best"), decoder.get("denoise_at_best")),
         f"{step['compile_seconds']:.0f} s",
     ]
     if kernels := step.get("kernels"):
         shared, spills = (max(kernel[name] for kernel in kernels) for name in ("shared_bytes", "spill_bytes"))
         cells += [f"{shared} / {step['shared_limit']}", str(spills)]
     return cells
+
+
+def _bounds(step: dict | None, denoise: dict | None) -> list[str]:
+    if not step or not denoise:
+        return ["", "", ""]
+    parts = ("products", "memory", "links")
+    forward = max(denoise[f"{part}_ms"] for part in parts)
+    times = ", ".join(f"{step[f'{part}_ms']:.0f}" for part in parts)
+    return [times, f"{step['bound_by']}, {step['mfu_at_best']:.2f}", f"{forward:.2g}, {denoise['bound_by']}"]
 
 
 def main(directory: str) -> None:

@@ -54,7 +54,7 @@ def measure_forward(
     matrices = [x for x in jax.tree.leaves((weights.layers, weights.head_DV)) if x.ndim > 1]
     if weights.head_DV is None:
         matrices.append(weights.embedding_VD)
-    read, parameters = sum(x.nbytes for x in matrices), _parameters(spec)
+    read, parameters = sum(x.nbytes for x in matrices), matrix_parameters(spec)
     found = {
         "dtype": dtype,
         "products": describe(weights.backend, weights.dtype),
@@ -107,8 +107,8 @@ def _random(spec, dtype, stored):
     return nnx.merge(graph, jax.tree.map(lambda x: x.astype(stored).astype(dtype), params))
 
 
-def _parameters(spec):
-    """Of all matrices that a token is multiplied with."""
+def matrix_parameters(spec: ModelSpec) -> int:
+    """Numbers in all matrices that a token is multiplied with."""
     layer = sum(int(np.prod(shape)) for shape in layer_shapes(spec).values() if len(shape) > 1)
     return spec.num_layers * layer + spec.width * spec.vocab_size
 

@@ -3,16 +3,40 @@
 import math
 import re
 from collections import defaultdict
+from typing import NamedTuple
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "f16": 16, "s16": 16, "u16": 16, "s8": 8, "u8": 8, "s64": 64}
 _BITS |= {"u64": 64, "f64": 64, "f8e4m3fn": 8, "f8e5m2": 8}
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_PLACED = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")  # with its layout, which may name a memory: S(1)
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
+_CONTROL = {"while", "conditional", "call", "async-start"}  # whose computations run by themselves
 _TRIPS = re.compile(r'"?known_trip_count"?:\{"?n"?:"?(\d+)"?\}')
+
+
+class Instruction(NamedTuple):
+    """A line of a computation."""
+
+    root: bool
+    result: str
+    kind: str  # its type
+    op: str
+    rest: str  # of the line, behind the operation's bracket
+
+    @property
+    def operands(self) -> list[str]:
+        """Their names."""
+        return re.findall(r"%([\w.-]+)", self.rest.split(")")[0])
+
+    @property
+    def called(self) -> list[str]:
+        """The computations that it calls."""
+        branches = (re.findall(r"[\w.-]+", names) for names in _BRANCHES.findall(self.rest))
+        return [*_CALLED.findall(self.rest), *(name for names in branches for name in names)]
 
 
 def collectives(text: str) -> dict[str, dict[str, int]]:
@@ -21,17 +45,18 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
     Loops count as often as they are known to turn, those of unknown length (chunks of the loss, blocks of a decoding)
     once. Bytes are those of the larger side: what an all-gather gives, what a reduce-scatter takes.
     """
-    bodies, entry = _computations(text)
+    bodies, entry = computations(text)
     found: dict[str, dict[str, int]] = defaultdict(lambda: dict(count=0, bytes=0))
-    for name, times in _runs(bodies, entry).items():
-        sizes = {result: _bytes(kind) for result, kind, _, _ in bodies[name]}
-        for result, kind, op, rest in bodies[name]:
+    for name, times in runs(bodies, entry).items():
+        sizes = {i.result: _bytes(i.kind) for i in bodies[name]}
+        for i in bodies[name]:
+            op = i.op
             base = op.removesuffix("-start")
             if base == "all-reduce" and "reduce-scatter" in name:  # TPUs have it as a fusion of that name
                 op = base = "reduce-scatter"
             if base in KINDS:
-                operands = [sizes.get(operand, 0) for operand in re.findall(r"%([\w.-]+)", rest.split(")")[0])]
-                size = max(sizes[result], sum(operands)) if op == base else _started_bytes(base, kind)
+                operands = [sizes.get(operand, 0) for operand in i.operands]
+                size = max(sizes[i.result], sum(operands)) if op == base else _started_bytes(base, i.kind)
                 found[base]["count"] += times
                 found[base]["bytes"] += times * size
     return {kind: found[kind] for kind in KINDS if kind in found}
@@ -42,35 +67,32 @@ def shapes(text: str) -> set[tuple[int, ...]]:
     return {tuple(map(int, dims.split(","))) for _, dims in _ARRAY.findall(text) if dims}
 
 
-def _computations(text):
-    """(name -> [(result, type, op, rest of the line)], name of the entry)"""
-    bodies, entry, current = {}, None, None
+def computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    """(the instructions of each by its name, the name of the entry)"""
+    bodies, entry, current = {}, "", None
     for line in text.splitlines():
         if match := _COMPUTATION.match(line):
             current = bodies.setdefault(match[2], [])
             entry = match[2] if match[1] else entry
         elif current is not None and (match := _INSTRUCTION.match(line)):
-            current.append(match.groups())
+            current.append(Instruction(bool(match[1]), *match.groups()[1:]))
     return bodies, entry
 
 
-def _runs(bodies, entry) -> dict[str, int]:
+def runs(bodies: dict[str, list[Instruction]], entry: str, *, inside_fusions: bool = True) -> dict[str, int]:
     """How often each computation runs: the sum over its callers, times the turns of a loop."""
-    runs: dict[str, int] = defaultdict(int)
+    found: dict[str, int] = defaultdict(int)
 
     def visit(name, times):
-        runs[name] += times
-        for _, _, op, rest in bodies[name]:
-            called = _CALLED.findall(rest)
-            for names in _BRANCHES.findall(rest):
-                called += re.findall(r"[\w.-]+", names)
-            turns = _turns(bodies, rest) if op == "while" else 1
-            for other in called:
+        found[name] += times
+        for i in bodies[name]:
+            turns = _turns(bodies, i.rest) if i.op == "while" else 1
+            for other in i.called if inside_fusions or i.op in _CONTROL else ():
                 if other in bodies:
                     visit(other, times * turns)
 
     visit(entry, 1)
-    return runs
+    return found
 
 
 def _turns(bodies, rest: str) -> int:
@@ -78,8 +100,14 @@ def _turns(bodies, rest: str) -> int:
     if trips := _TRIPS.search(rest):
         return int(trips[1])
     condition = bodies[re.search(r"condition=%?([\w.-]+)", rest)[1]]
-    limits = [text for _, kind, op, text in condition if op == "constant" and kind.startswith("s32[]")]
+    limits = [i.rest for i in condition if i.op == "constant" and i.kind.startswith("s32[]")]
     return int(limits[0].split(")")[0]) if len(limits) == 1 else 1
+
+
+def array_bytes(kind: str, *, first: bool = False) -> int:
+    """Of a type's arrays (or the first) in the device's main memory."""
+    found = _PLACED.findall(kind)[: 1 if first else None]
+    return sum(_array_bytes((dtype, dims)) for dtype, dims, layout in found if "S(" not in layout)
 
 
 def _bytes(kind: str) -> int:

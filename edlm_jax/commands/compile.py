@@ -69,6 +69,12 @@ def _show_program(program: dict[str, Any], memory: int) -> None:
     print(f"    temporaries          {gib(program['temporary_bytes'])}")
     for kind, found in program["collectives"].items():
         print(f"  {kind:22} {found['count']} of {gib(found['bytes'])} in all")
+    for name in ("at_best", "denoise_at_best"):
+        if bound := program.get(name):
+            times = ", ".join(f"{part} {bound[f'{part}_ms']:.3g}" for part in ("products", "memory", "links"))
+            what = "a step" if name == "at_best" else "a denoising forward"
+            ends = f"{bound['bound_by']} bind, MFU {bound['mfu_at_best']:.2f}"
+            print(f"  at best (a bound)      {what}: {times} ms; {ends}")
     if "model_flops" in program:
         print(f"  model FLOPs            {program['model_flops']:.3e}, {program['flops_per_device']:.3e} a device")
         print(f"  micro-batches          {program['micro_batches']}")

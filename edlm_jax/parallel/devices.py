@@ -9,29 +9,34 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class Device:
-    """One device as jax counts them (vendors' data sheets). None: not looked up, so nothing is computed from it."""
+    """One device as jax counts them (vendors' data sheets). None: not looked up, so nothing is computed from it.
+
+    Links are those inside a slice or a machine, all of a device's together, one way.
+    """
 
     memory_bytes: int | None = None
     peak_flops: float | None = None  # dense bfloat16 FLOP/s
+    memory_rate: float | None = None  # bytes/s
+    link_rate: float | None = None  # bytes/s
     per_chip: int = 1  # a TPU7x chip is two devices
 
 
 # By jax's device_kind.
 DEVICES = {
-    "TPU v4": Device(32 * _GIB, 275e12),
-    "TPU v5 lite": Device(16 * _GIB, 197e12),
-    "TPU v5": Device(95 * _GIB, 459e12),
-    "TPU v5p": Device(95 * _GIB, 459e12),
-    "TPU v6 lite": Device(32 * _GIB, 918e12),
-    "TPU7x": Device(96 * _GIB, 2307e12, per_chip=2),
-    "NVIDIA A100-SXM4-40GB": Device(40 * _GIB, 312e12),
-    "NVIDIA A100-SXM4-80GB": Device(80 * _GIB, 312e12),
-    "NVIDIA H100 80GB HBM3": Device(80 * _GIB, 989e12),
-    "NVIDIA H200": Device(141 * _GIB, 989e12),
-    "NVIDIA B200": Device(192 * _GIB, 2250e12),
-    "NVIDIA GeForce RTX 4090": Device(24 * _GIB, 165e12),
-    "NVIDIA L4": Device(24 * _GIB, 121e12),
-    "Tesla T4": Device(16 * _GIB, 65e12),
+    "TPU v4": Device(32 * _GIB, 275e12, 1228e9, 300e9),
+    "TPU v5 lite": Device(16 * _GIB, 197e12, 819e9, 200e9),
+    "TPU v5": Device(95 * _GIB, 459e12, 2765e9, 600e9),
+    "TPU v5p": Device(95 * _GIB, 459e12, 2765e9, 600e9),
+    "TPU v6 lite": Device(32 * _GIB, 918e12, 1640e9, 448e9),
+    "TPU7x": Device(96 * _GIB, 2307e12 / 2, 7380e9 / 2, 1200e9 / 2, per_chip=2),
+    "NVIDIA A100-SXM4-40GB": Device(40 * _GIB, 312e12, 1555e9, 300e9),
+    "NVIDIA A100-SXM4-80GB": Device(80 * _GIB, 312e12, 2039e9, 300e9),
+    "NVIDIA H100 80GB HBM3": Device(80 * _GIB, 989e12, 3350e9, 450e9),
+    "NVIDIA H200": Device(141 * _GIB, 989e12, 4800e9, 450e9),
+    "NVIDIA B200": Device(192 * _GIB, 2250e12, 8000e9, 900e9),
+    "NVIDIA GeForce RTX 4090": Device(24 * _GIB, 165e12, 1008e9, 32e9),
+    "NVIDIA L4": Device(24 * _GIB, 121e12, 300e9, 32e9),
+    "Tesla T4": Device(16 * _GIB, 65e12, 300e9, 16e9),
 }
 
 

@@ -82,7 +82,8 @@ def fit(run: Run, spec: ModelSpec, mesh: Mesh, workdir: Path | None = None) -> R
         program = compile_if_it_fits(lower_step(with_micro_batches(run, count), spec, mesh))
         return not isinstance(program, str) and fits(program.memory_analysis().peak_memory_in_bytes, memory)
 
-    path, place = workdir and workdir / "micro_batches.json", f"{mesh.devices.flat[0].device_kind} as {dict(mesh.shape)}"
+    path = workdir and workdir / "micro_batches.json"
+    place = f"{mesh.devices.flat[0].device_kind} as {dict(mesh.shape)}"
     known = json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {}
     count = known.get(place) or fewest_micro_batches(run, mesh, fits_here if memory else lambda count: False)
     agree(count, "micro-batches that fit")
