@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
     c.steps = 143_000  # 300B tokens
     c.remat = "full"
     c.optimizer.warmup_steps = 1430
-    c.optimizer.accumulation = 0
+    c.optimizer.accumulation = 0  # the fewest micro-batches that fit
     c.mesh.data = 0
     c.checkpoint.every = 1000
     return c

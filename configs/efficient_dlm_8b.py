@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
     c.steps = 119_000  # 500B tokens
     c.remat = "full"
     c.optimizer.warmup_steps = 1190
-    c.optimizer.accumulation = 0
+    c.optimizer.accumulation = 0  # the fewest micro-batches that fit
     c.mesh.data = 0
     c.checkpoint.every = 1000
     return c

@@ -9,7 +9,8 @@ _HEAD = """# What compiles and fits
 Training step and decoder of each config, compiled by the TPU and the GPU compiler for devices that were not there
 (`edlm compile`). Memory, collectives and kernels are the compiler's, model FLOPs follow from the shapes; nothing was
 run, so nothing here is a speed. Rows are of 4096 tokens. Collectives are of one device and one step, loops of known
-length counted out; the decoder's are not shown. "At best" is a bound, never a measurement: what the step computes,
+length counted out; the decoder's are not shown. Rows with no bound were compiled with one row a device at a time,
+before micro-batches filled memory. "At best" is a bound, never a measurement: what the step computes,
 moves in memory and sends over links, each over the published peak of the device, as if all overlapped; the longest
 binds. The seconds to compile are of two CPU cores, some of them shared with
 other work. Made from docs/compile/*.json by `python -m edlm_jax.benchmarks.compile_table docs/compile`.
