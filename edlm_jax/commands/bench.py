@@ -3,6 +3,9 @@
   decode    tokens/s of AR and diffusion in one engine, and of transformers' generate where torch is installed: same
             prompts, whole calls, warm, generated tokens only; and seconds of one forward of 1, C and 2C columns. Or of
             --modes beside AR: columns of a forward, tokens per forward, and how many prompts get AR's tokens
+  serve     an engine under load, by --concurrency: tokens/s, seconds to the first token and of each further one; AR,
+            diffusion in whole and half blocks, by load the best of these, self-speculation; or of --modes. A picture
+            of it and its numbers go to --out
   forward   milliseconds of a forward by columns and rows, with random weights (config.json alone is enough), beside
             what memory and what products allow on this machine
   train     the jitted training step of a config on the devices that are here, with random weights and packed rows:
@@ -43,9 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODE MODE",
         help="to compare with AR in place of diffusion, between spaces: 'prompt_lookup self_speculation:drafts=3'",
     )
+    clients = "of serve: clients, each with one request at a time (1,2,4,8,16,32,64)"
+    parser.add_argument("--concurrency", default="1,2,4,8,16,32,64", metavar="N,N", help=clients)
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="times each batch is decoded (5)")
     parser.add_argument("--length", type=int, default=900, metavar="N", help="of kernels: columns of a stream (900)")
-    what = "of all: where results go (runs/accelerator)"
+    what = "of all and serve: where results go (runs/accelerator)"
     parser.add_argument("--out", default="runs/accelerator", metavar="DIR", help=what)
     parser.add_argument("--minutes", type=float, default=25, metavar="N", help="of all: the most it may take (25)")
     parser.add_argument("--tiny", action="store_true", help="of all: tiny shapes, to try it on any machine")
@@ -193,6 +198,41 @@ def _decode(args):
     }
 
 
+def _serve(args):
+    """Each mode in an engine of its own, and several in one."""
+    if not args.model:
+        raise InputError("edlm bench serve needs --model=DIR")
+    concurrency = read_numbers(args.concurrency, int, "concurrency")
+    from pathlib import Path
+
+    from edlm_jax.benchmarks.serving import measure_serving, trace_requests
+    from edlm_jax.decoding import Decoder, Engine, check_settings, parse_mode
+    from edlm_jax.decoding.load import write_paces
+    from edlm_jax.pretrained import load_pretrained, load_spec, load_tokenizer
+    from edlm_jax.reports.plot_serving import plot_serving
+
+    spec = load_spec(args.model)
+    C = spec.conversion.block_length if spec.conversion else 0
+    blocks = ["diffusion", f"diffusion:block_length={C // 2}"] if C > 1 else []
+    texts = args.modes.split() if args.modes else ["ar", *blocks, *["self_speculation"] * bool(C)]
+    modes = {text: parse_mode(text) for text in dict.fromkeys(texts)}
+    for mode in modes.values():
+        check_settings(spec, mode, limit=1)
+    requests = trace_requests(load_tokenizer(args.model), args.prompts)
+    decoder = Decoder(load_pretrained(args.model, dtype=chosen_dtype(args)), take=True)
+    size = dict(slots=max(concurrency), columns=max(len(prompt) + answer for prompt, answer in requests))
+    engines = {text: Engine(decoder, mode, **size) for text, mode in modes.items()}
+    by_load = Engine(decoder, [modes[text] for text in texts if text in ("ar", *blocks) or args.modes], **size)
+    found = measure_serving(engines | {"by load": by_load}, requests, concurrency, args.prompts)
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    paces = dict(zip(map(str, by_load.modes), by_load.paces, strict=True))
+    result = dict(model=args.model, requests=args.prompts, serving=found)
+    write_paces(paces, str(out / "paces.json"))
+    plot_serving(found, out / "serve.png")
+    return result
+
+
 def _forward(args):
     """Milliseconds by columns and rows, and the machine's bounds."""
     if not args.model and not args.config:
@@ -209,7 +249,7 @@ def _forward(args):
 
 
 _MEASURES = {"decode": _decode, "forward": _forward, "train": _train, "attention": _attention, "kernels": _kernels}
-_MEASURES |= {"device": _device, "all": _all}
+_MEASURES |= {"serve": _serve, "device": _device, "all": _all}
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:

@@ -99,4 +99,5 @@ def _load(args: argparse.Namespace):
     model = pretrained.load_pretrained(path, dtype=chosen_dtype(args), mesh=chosen_mesh(args))
     columns = min(args.columns, spec.max_length)
     engine = Engine(Decoder(model, take=True), mode, slots=args.slots, columns=columns)
+    engine.warm()
     return Loop(engine, text, Metrics(), args.queue)

@@ -1,11 +1,12 @@
 """The jitted decoder: modes as values, acceptance rules, sampling; `generate` is its thin front."""
 
 from edlm_jax.decoding.acceptance import Rule, parse_rule
-from edlm_jax.decoding.batching import Engine, Event, RequestSettings
+from edlm_jax.decoding.batching import Engine, Event
 from edlm_jax.decoding.decoder import Decoder, check_settings, refuse_prompts
 from edlm_jax.decoding.generate import generate
 from edlm_jax.decoding.generation import Generation
 from edlm_jax.decoding.modes import MODES, Mode, parse_mode
+from edlm_jax.decoding.requests import RequestSettings
 from edlm_jax.decoding.sampling import Sampling
 
 __all__ = [

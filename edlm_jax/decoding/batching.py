@@ -6,50 +6,25 @@
         for event in engine.step():
             print(event.slot, event.tokens, event.finished)
 
-The engine's state is the mode's own, with a row a slot: what begins and turns rows is the mode's program (engine.py),
-told each row's limit, ends, threshold and sampling apart. A row's tokens are those that a `Decoder` gives for it alone.
-A prompt is prefilled whole when it is inserted, and every length of prompt compiles for itself.
+The engine's state is the mode's own (lane.py), told each row's limit, ends, threshold and sampling apart. A row's
+tokens are those that a `Decoder` gives for it alone. With several modes a row is decoded by the one that gives most
+tokens a second with as many rows as are live when its turn comes (load.py): one that has begun goes on as it began, for
+what its cache holds is what its mode put there.
 """
 
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-import jax
-import numpy as np
-
-from edlm_jax.decoding.acceptance import Threshold
-from edlm_jax.decoding.compiled import compiled
 from edlm_jax.decoding.decoder import Decoder
-from edlm_jax.decoding.ends import read_ends
-from edlm_jax.decoding.engine import Run, advance, begin
-from edlm_jax.decoding.modes import Call, Mode
-from edlm_jax.decoding.prompts import refuse_prompt
-from edlm_jax.decoding.sampling import RowDraw, RowSampling, Sampling
+from edlm_jax.decoding.lane import Lane
+from edlm_jax.decoding.load import Pace, Yield, choose
+from edlm_jax.decoding.modes import Mode
+from edlm_jax.decoding.requests import RequestSettings, has_threshold, refuse
 from edlm_jax.errors import InputError
 from edlm_jax.models import Transformer
-from edlm_jax.parallel.mesh import on_mesh
 
-_ENDS = 8  # ids that end a row: the room for them is compiled in
-
-
-@dataclass(frozen=True)
-class RequestSettings:
-    """How one request is decoded, apart from all others."""
-
-    limit: int  # the most new tokens
-    seed: int = 0  # below 2**32, the row's own: what `Decoder` is given as `seed=[seed]`
-    ends: Sequence[int] = ()  # at most 8 ids; the row ends at any of them, which is its last token
-    temperature: float = 0.0  # 0: greedy
-    top_k: int = 0  # 0: all
-    top_p: float = 1.0
-    threshold: float | None = None  # None: the mode's own; of modes that have a threshold
-
-    @property
-    def sampling(self) -> Sampling:
-        """The part that says how tokens are drawn."""
-        return Sampling(self.temperature, self.top_k, self.top_p)
+_WAITS, _MOST_WAIT = 64, 4  # columns of prefill in a step for each prompt that waits, up to so many of them
 
 
 @dataclass(frozen=True)
@@ -65,11 +40,14 @@ class Event:
 
 
 @dataclass
-class _Row:
-    """What the host knows of a slot in use."""
+class _Live:
+    """What is known of a slot in use."""
 
+    prompt: Sequence[int]
     settings: RequestSettings
-    seen: int = 0  # tokens that were told
+    lane: Lane | None = None  # None: it waits
+    prefill: Iterator[int] = iter(())  # what is left of it
+    told: int = 0  # tokens
 
 
 class Engine:
@@ -80,50 +58,73 @@ class Engine:
 
     Args:
       model: a model or its `Decoder`.
-      mode: how all rows are decoded, with its options; default: diffusion, or AR where the model was never converted.
+      mode: how rows are decoded, with its options; default: diffusion, or AR where the model was never converted. Of
+        several each row gets the one that suits the load.
       slots: the most rows at once.
       columns: a prompt and its new tokens fit into so many together.
+      least: rows that are computed at the least, whoever is there: with `slots` nothing is compiled for fewer.
+      paces: of several modes, what their forwards cost (`load.read_paces`); default: `warm` measures it.
 
     Raises:
-      InputError: what the mode cannot do with this model.
+      InputError: what a mode cannot do with this model.
     """
 
-    def __init__(self, model: Transformer | Decoder, mode: Mode | None = None, *, slots: int = 32, columns: int = 512):
+    def __init__(
+        self,
+        model: Transformer | Decoder,
+        mode: Mode | Sequence[Mode] | None = None,
+        *,
+        slots: int = 32,
+        columns: int = 512,
+        least: int = 1,
+        paces: Sequence[Pace] = (),
+    ):
         decoder = model if isinstance(model, Decoder) else Decoder.of(model)
         if slots < 1 or columns < 2:
-            raise InputError(f"slots and columns must be positive, not {slots} and {columns}")
-        self.spec, self.weights, self.slots, self.columns = decoder.spec, decoder.weights, slots, columns
-        self.mode = decoder.completed(mode)
-        self._rows: dict[int, _Row] = {}
-        self._requests: Any = None  # of all slots, on the host
-        self._state: Any = None  # of all slots, on the device
-        self._settings: Any = None
+            raise InputError(f"slots must be positive and columns at least 2, not {slots} and {columns}")
+        if decoder.weights.spare(1):
+            raise InputError("the engine's rows lie on one device, or on several that share its matrices: data=1")
+        modes = [mode] if mode is None or isinstance(mode, Mode) else list(mode)
+        self.spec, self.slots, self.columns, self.paces = decoder.spec, slots, columns, list(paces)
+        self.modes = [decoder.completed(mode) for mode in modes]
+        size = dict(least=least, slots=slots, columns=columns)
+        self._lanes = [Lane(decoder.weights, mode, **size) for mode in self.modes]
+        self._yields = [Yield(lane.most) for lane in self._lanes]
+        self._live: dict[int, _Live] = {}
+        self._waiting: deque[int] = deque()  # slots whose prompts are not prefilled
+
+    @property
+    def mode(self) -> Mode:
+        """The first of the modes."""
+        return self.modes[0]
 
     @property
     def live(self) -> int:
         """Slots in use."""
-        return len(self._rows)
+        return len(self._live)
 
     @property
     def free(self) -> int:
         """Slots that a request can be put into."""
         return self.slots - self.live
 
+    def warm(self) -> None:
+        """Compiles all that requests may need, before the first; of several modes, measures what forwards cost."""
+        if len(self._lanes) > 1 and not self.paces:
+            self.paces = [lane.pace() for lane in self._lanes]
+        else:
+            for lane in self._lanes:
+                lane.rehearse()
+
     def refuse(self, prompt: Sequence[int], settings: RequestSettings) -> str | None:
         """Why this request can never be decoded here, in one line; None where it can. Full slots are no reason."""
-        try:
-            self._check(settings)
-        except InputError as error:
-            return str(error)
-        if reason := refuse_prompt(self.spec, prompt, settings.limit, self.mode.banned_id):
-            return f"the prompt {reason}"
-        if len(prompt) + settings.limit > self.columns:
-            asked = f"{len(prompt)} tokens and {settings.limit} new ones"
-            return f"the prompt is too long: {asked} exceed the {self.columns} of a slot; shorten it or ask for fewer"
-        return None
+        if settings.threshold is not None and not any(map(has_threshold, self.modes)):
+            return f"{', '.join(map(str, self.modes))} accepts by no threshold; leave the request's out"
+        reasons = (refuse(self.spec, mode, prompt, settings, self.columns) for mode in self.modes)
+        return next(filter(None, reasons), None)
 
     def insert(self, prompt: Sequence[int], settings: RequestSettings) -> int:
-        """The slot of a new row, which the next `step` begins with.
+        """The slot of a new row. The next steps prefill it, in its turn, beside the decoding of others.
 
         Raises:
           InputError: what `refuse` says, or that no slot is free.
@@ -132,108 +133,70 @@ class Engine:
             raise InputError(reason)
         if not self.free:
             raise InputError(f"all {self.slots} slots are in use; wait until a step ends one, or release one")
-        slot = next(slot for slot in range(self.slots) if slot not in self._rows)
-        run = self._run(list(prompt), settings)
-        self._settings = run.settings.spanning(0, self._room(run.settings))
-        with on_mesh(self.weights.mesh):
-            row = begin(self.weights, run.request, run.settings)
-            if self._state is None:
-                empty = lambda x: np.zeros((self.slots, *np.shape(x)[1:]), x.dtype)  # noqa: E731
-                self._requests = jax.tree.map(empty, replace(run.request, prompts_BP=run.request.prompts_BP[:, :0]))
-                self._state = jax.tree.map(empty, row)
-            self._state = _put(self._state, row, np.int32(slot))
-        for all_rows, value in zip(jax.tree.leaves(self._requests), jax.tree.leaves(run.request), strict=True):
-            all_rows[slot] = value[0, : all_rows.shape[1]] if all_rows.ndim == 2 else value[0]
-        self._rows[slot] = _Row(settings)
+        slot = next(slot for slot in range(self.slots) if slot not in self._live)
+        self._live[slot] = _Live(prompt, settings)
+        self._waiting.append(slot)
         return slot
 
     def step(self) -> list[Event]:
-        """Takes every row a turn or a few further; an event for each row with new tokens or an end.
+        """Prefills a little of what waits, then takes every row a turn or a few further.
 
-        The slot of a row with `finished` is free again when this returns. Without live rows: [].
+        An event for each row with new tokens or an end; a row's tokens come a block at a time, or one or a few in the
+        modes without blocks. The slot of a row with `finished` is free again when this returns. Without live rows: [].
         """
-        if not self._rows:
-            return []
-        begun, done_B = self._state, np.ones(self.slots, bool)
-        slots = list(self._rows)
-        done_B[slots] = np.asarray(begun.done_B)[slots]
-        with on_mesh(self.weights.mesh):
-            self._state = advance(self.weights, self._requests, self._settings, replace(begun, done_B=done_B))
-        result, done_B = self._requests.collect(self._state), np.asarray(self._state.done_B)
-        events = []
-        for slot in slots:
-            row, tokens = self._rows[slot], result.tokens[slot]
-            finished = None
-            if done_B[slot]:
-                finished = "end" if tokens and tokens[-1] in row.settings.ends else "limit"
-                del self._rows[slot]
-            if finished or len(tokens) > row.seen:
-                new, at = tokens[row.seen :], result.accepted_at[slot][row.seen :]
-                counts = result.row_denoise_forwards[slot], result.row_commit_forwards[slot]
-                events.append(Event(slot, new, at, finished, *counts))
-                row.seen = len(tokens)
-        return events
+        self._prefill()
+        return [event for index, lane in enumerate(self._lanes) if lane.live for event in self._decode(index, lane)]
 
     def release(self, slot: int) -> None:
         """Frees a slot at once, whatever its row has; it costs no further forward. A free slot may be released."""
-        self._rows.pop(slot, None)
+        row = self._live.pop(slot, None)
+        if slot in self._waiting:
+            self._waiting.remove(slot)
+        elif row is not None and row.lane is not None:
+            row.lane.drop(slot)
 
-    def _check(self, settings: RequestSettings) -> None:
-        if settings.limit < 1:
-            raise InputError(f"the limit of new tokens must be positive, not {settings.limit}")
-        if not 0 <= settings.seed < 2**32:
-            raise InputError(f"a seed must lie in [0, 2**32), not {settings.seed}")
-        if len(read_ends(settings.ends)) > _ENDS:
-            raise InputError(f"a row may end at {_ENDS} tokens, not {len(settings.ends)}")
-        with warnings.catch_warnings(action="ignore"):
-            settings.sampling.check()
-            self.mode.check(self.spec, settings.sampling)
-        if settings.threshold is not None:
-            if not hasattr(self.mode, "threshold") or getattr(self.mode, "rule", None):
-                raise InputError(f"{self.mode} accepts by no threshold; leave the request's out")
-            Threshold(settings.threshold).check()
+    def _prefill(self) -> None:
+        """As many columns as a step of those that decode has, or a piece or so for each that waits; at least a piece.
 
-    def _run(self, prompt: list[int], settings: RequestSettings) -> Run:
-        """The row's own decoding, in the columns of the engine."""
-        mode, ends_E = self.mode, read_ends(settings.ends)
-        if settings.threshold is not None:
-            mode = replace(mode, threshold=settings.threshold)
-        call = Call(self.spec, settings.limit, settings.sampling, ends_E, np.array([settings.seed], np.uint32))
-        run = mode.start(self.weights, [prompt], call)
-        conversion = self.spec.conversion
-        if not self.mode.greedy:
-            draw = RowDraw(drawn_confidence=conversion is not None and conversion.confidence == "drawn")
-            run = replace(run, settings=replace(run.settings, draw=draw))
-        return by_row(run, settings.sampling, self._room(run.settings))
+        Where many wait, slots that nothing fills cost more than a step that takes longer.
+        """
+        room = max(sum(lane.live * lane.width for lane in self._lanes), _WAITS * min(len(self._waiting), _MOST_WAIT))
+        while self._waiting:
+            slot = self._waiting[0]
+            row = self._live[slot]
+            if row.lane is None:
+                row.lane = self._lanes[self._choose()]
+                row.prefill = row.lane.prefill(slot, row.lane.row(row.prompt, row.settings))
+            room -= next(row.prefill)
+            if slot in row.lane.rows:
+                self._waiting.popleft()
+            if room <= 0 and any(lane.live for lane in self._lanes):
+                return
 
-    def _room(self, settings) -> int:
-        unit = settings.unit
-        return (-(-self.columns // unit) + 2) * unit
+    def _choose(self) -> int:
+        if len(self._lanes) == 1:
+            return 0
+        if not self.paces:
+            self.warm()
+        return choose(self.live, self.paces, [found.mean for found in self._yields])
 
-
-def by_row(run: Run, sampling: Sampling, columns: int) -> Run:
-    """A run of one row in so many columns, with less padding, and with all that a row may have for itself by row."""
-    request, settings = run.request, run.settings
-    P, unit = request.prompts_BP.shape[1], settings.unit
-    cut = min(int(request.pad_B[0]) // unit * unit, P - unit)
-    number = lambda value, kind: np.full((1, 1, 1), value, kind)  # noqa: E731
-    numbers = number(sampling.temperature, np.float32), number(sampling.top_k, np.int32)
-    own = {name: getattr(request, name) - cut for name in ("pad_B", "first_B") if hasattr(request, name)}
-    for name in ("rule", "threshold"):
-        if hasattr(request, name):
-            own[name] = jax.tree.map(lambda x: np.full((1, 1), x, np.float32), getattr(request, name))
-    request = replace(
-        request,
-        prompts_BP=request.prompts_BP[:, cut:],
-        ends_E=request.ends_E[None, None],
-        limit=np.full((1, 1), request.limit, np.int32),
-        temperature=RowSampling(*numbers, number(sampling.top_p, np.float32)),
-        **own,
-    )
-    return Run(run.weights, request, settings.spanning(P - cut, columns))
-
-
-@compiled(donate_argnames="rows")
-def _put(rows, row, slot):
-    """All rows with this one in its slot."""
-    return jax.tree.map(lambda all_rows, x: jax.lax.dynamic_update_index_in_dim(all_rows, x[0], slot, 0), rows, row)
+    def _decode(self, index: int, lane: Lane) -> list[Event]:
+        settled, events = lane.step(), []
+        for at, slot in enumerate(lane.rows):
+            if slot is None:
+                continue
+            row, columns, finished = self._live[slot], settled.columns[at], None
+            new = slice(columns.start + row.told, columns.stop)
+            tokens, accepted_at = settled.tokens_BX[at, new].tolist(), settled.accepted_at_BX[at, new].tolist()
+            counts = int(settled.denoise_B[at]), int(settled.commit_B[at])
+            row.told += len(tokens)
+            if lane.done_B[at]:
+                last = settled.tokens_BX[at, columns.stop - 1]
+                finished = "end" if last in row.settings.ends else "limit"
+                lane.drop(slot)
+                del self._live[slot]
+                for i, found in enumerate(self._yields):
+                    found.add(*([row.told, sum(counts)] if i == index else []))
+            if finished or tokens:
+                events.append(Event(slot, tokens, accepted_at, finished, *counts))
+        return events

@@ -27,9 +27,9 @@ import numpy as np
 from edlm_jax.attention.pattern import Pattern, PromptThenBlock
 from edlm_jax.decoding.acceptance import Rule
 from edlm_jax.decoding.ends import is_end, length_to_end
-from edlm_jax.decoding.generation import Generation, on_host
+from edlm_jax.decoding.generation import Settled, on_host
 from edlm_jax.decoding.sampling import Draw
-from edlm_jax.decoding.windows import put_whole, window
+from edlm_jax.decoding.windows import forward_prompt, put_whole, window
 from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, forward_cached, prefill
 
 
@@ -64,14 +64,9 @@ class BlockSettings:
         """Does a commit, or the prefill, give the next block's first token?"""
         return self.commit == "first_token"
 
-    @property
-    def unit(self) -> int:
-        """What prompts end at a multiple of."""
-        return self.block_length
-
-    def spanning(self, prompt: int, columns: int) -> Self:
-        """With room to so many columns behind a prompt of this many."""
-        return replace(self, num_blocks=(columns - prompt) // self.block_length)
+    def spanning(self, columns: int) -> Self:
+        """For rows of so many columns, whose prompts are prefilled in pieces."""
+        return replace(self, num_blocks=columns // self.block_length)
 
     def program(self, weights: DecodingWeights, request: "Request") -> "BlockProgram":
         """The traced functions of one decoding."""
@@ -98,10 +93,8 @@ class BlockState:
 @dataclass(frozen=True)
 class Request:
     """What is decoded: `pad_B` counts the padding columns before each prompt, a row ends at any token of `ends_E`, and
-    `limit` caps its new tokens, the first of which lies in column `first_B`.
-
-    Where blocks are counted from position 0, a row's first block begins with the last tokens of its prompt. The last
-    four fields may be each row's own (batching.py).
+    `limit` caps its new tokens, from column `first_B` on: where blocks are counted from position 0, a row's first block
+    begins with the last tokens of its prompt. The last four fields may be each row's own (requests.py).
     """
 
     prompts_BP: jax.Array | np.ndarray
@@ -114,20 +107,18 @@ class Request:
     rule: Rule
     temperature: float
 
-    def collect(self, state: BlockState) -> Generation:
+    def settled(self, state: BlockState) -> Settled:
         """What a state holds: of a row that is not done, its finished blocks."""
         final = (state.tokens_BX, state.accepted_at_BX, state.start_B, state.done_B, state.denoise_B, state.commit_B)
         tokens_BX, accepted_at_BX, start_B, done_B, denoise_B, commit_B = on_host(final)
-        limit_B = np.broadcast_to(np.ravel(self.limit), done_B.shape)
-        ends_BE = np.broadcast_to(self.ends_E.reshape(-1, self.ends_E.shape[-1]), (len(done_B), self.ends_E.shape[-1]))
-        tokens, accepted_at = [], []
-        rows = zip(tokens_BX, accepted_at_BX, start_B, done_B, self.first_B, limit_B, ends_BE.tolist(), strict=True)
-        for row, at, start, done, begin, limit, ends in rows:
-            new = row[begin : begin + limit if done else max(start, begin)].tolist()
-            length = length_to_end(new, ends)
-            tokens.append(new[:length])
-            accepted_at.append(at[begin : begin + length].tolist())
-        return Generation(tokens, accepted_at, denoise_B.tolist(), commit_B.tolist())
+        limit_B, columns = np.broadcast_to(np.ravel(self.limit), done_B.shape), []
+        ends_B1E = np.broadcast_to(self.ends_E, (len(done_B), 1, self.ends_E.shape[-1]))
+        for row, first in enumerate(self.first_B):
+            count = max(start_B[row] - first, 0)
+            if done_B[row]:
+                count = length_to_end(tokens_BX[row, first : first + limit_B[row]].tolist(), ends_B1E[row, 0].tolist())
+            columns.append(slice(first, first + count))
+        return Settled(tokens_BX, accepted_at_BX, columns, denoise_B, commit_B)
 
 
 class BlockProgram:
@@ -137,7 +128,7 @@ class BlockProgram:
         self.weights, self.request, self.settings, self.pad_B = weights, request, settings, request.pad_B
         self.keys_B = jax.vmap(jax.random.key)(request.seeds_B)
         self.P = request.prompts_BP.shape[1]
-        self.S = self.P + settings.num_blocks * settings.block_length
+        self.X = self.S = self.P + settings.num_blocks * settings.block_length
         self.width = settings.block_length * (1 + settings.fused_commit)  # columns of a turn's widest forward
         self.rotary = Rotary.of(weights.spec, self.S)
 
@@ -180,20 +171,24 @@ class BlockProgram:
         pattern = PromptThenBlock(P, c.prefill)
         x_BRD, cache = prefill(self.weights, tokens_BX[:, :T], rotary_BT, pattern, segments_BT, **kept)
         logits_BCV = self.weights.logits(x_BRD[:, :C])
-        zeros_B = jnp.zeros(B, jnp.int32)
-        state = BlockState(
-            tokens_BX=tokens_BX,
-            accepted_at_BX=jnp.zeros(tokens_BX.shape, jnp.int32),
-            cache=cache,
-            start_B=zeros_B + P,
-            pending_B=zeros_B > 0,
-            done_B=zeros_B > 0,
-            denoise_B=zeros_B,
-            commit_B=zeros_B,
-            before_BV=logits_BCV[:, 0] if c.shifted else jnp.zeros((B, 0)),
-        )
-        state = self.start(state)
+        state = self.fresh(tokens_BX, jnp.full(B, P, jnp.int32), cache, logits_BCV[:, 0])
         return self.lead(state) if c.first_token else self.accept(state, logits_BCV)
+
+    def piece(self, cache: KVCache, tokens_BX, start_B, at_B, length: int) -> BlockState:
+        """So many columns of rows' prompts, from `at` on; after the last ones, rows without a denoising forward yet."""
+        where = tokens_BX, self.rotary, self.settings.prefill, self.pad_B, start_B, at_B, length
+        x_B1D, cache = forward_prompt(self.weights, cache, *where)
+        state = self.fresh(tokens_BX, start_B, cache, self.weights.logits(x_B1D)[:, 0])
+        return self.lead(state) if self.settings.first_token else state
+
+    def fresh(self, tokens_BX, start_B, cache: KVCache, before_BV) -> BlockState:
+        """Rows with nothing settled."""
+        zeros_B = jnp.zeros(len(start_B), jnp.int32)
+        at_BX, before_BV = jnp.zeros_like(tokens_BX), before_BV if self.settings.shifted else before_BV[:, :0]
+        none_B = zeros_B > 0
+        return self.start(
+            BlockState(tokens_BX, at_BX, cache, start_B, none_B, none_B, zeros_B, zeros_B, before_BV)
+        )
 
     def denoise(self, s: BlockState) -> BlockState:
         """One step of every row's current block, nothing being pending."""

@@ -77,12 +77,12 @@ class Decoder:
         """The mode as this model decodes by it (default: its own); InputError where it cannot."""
         return self._call(1, mode, limit=1)[0]
 
-    def _call(self, count: int, mode: Mode | None, **settings):
-        mode, *rest = _read_call(self.spec, count, mode, **settings)
+    def _call(self, count: int, mode: Mode | None, **settings) -> tuple[Mode, Call, tuple[str, ...]]:
+        mode, call, stop = _read_call(self.spec, count, mode, **settings)
         if self.weights.gated and not mode.lossless:
             known = ", ".join(name for name, kind in MODES.items() if kind.lossless)
             raise InputError(f"{mode.name} verifies no drafts, but adapters act on drafts alone; use {known}")
-        return mode, *rest
+        return mode, call, stop
 
     def columns(self, mode: Mode) -> int:
         """Of a row in the widest forward of a turn."""

@@ -65,4 +65,4 @@ class Run:
 
     def collect(self, state) -> Generation:
         """What a state holds so far."""
-        return self.request.collect(state)
+        return self.request.settled(state).generation()

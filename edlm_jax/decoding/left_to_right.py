@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edlm_jax.attention import Pattern
+from edlm_jax.attention import Causal, Pattern
+from edlm_jax.decoding.acceptance import Threshold
 from edlm_jax.decoding.ends import is_end
-from edlm_jax.decoding.generation import Generation, on_host
+from edlm_jax.decoding.generation import Settled, on_host
 from edlm_jax.decoding.sampling import Draw
-from edlm_jax.decoding.windows import forward_window, put
+from edlm_jax.decoding.windows import forward_prompt, forward_window, put
 from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, prefill
 
 _LOOK = 8  # cycles between two looks of someone who watches; a choice: few enough to stop soon, enough to stay compiled
@@ -34,14 +35,9 @@ class RowSettings:
     shifted: bool
     draw: Draw
 
-    @property
-    def unit(self) -> int:
-        """What prompts end at a multiple of."""
-        return 1
-
-    def spanning(self, prompt: int, columns: int) -> Self:
-        """With room to so many columns behind a prompt of this many."""
-        return replace(self, room=columns - prompt)
+    def spanning(self, columns: int) -> Self:
+        """For rows of so many columns, whose prompts are prefilled in pieces."""
+        return replace(self, room=columns)
 
     def program(self, weights: DecodingWeights, request: "RowRequest") -> "LeftToRight":
         """The traced functions of one decoding."""
@@ -52,7 +48,7 @@ class RowSettings:
 @dataclass(frozen=True)
 class RowRequest:
     """What is decoded: `pad_B` counts the padding columns before each prompt, a row ends at any token of `ends_E`, and
-    `limit` caps its new tokens. The last four fields may be each row's own (batching.py).
+    `limit` caps its new tokens. The last four fields may be each row's own (requests.py).
     """
 
     prompts_BP: jax.Array | np.ndarray
@@ -60,17 +56,15 @@ class RowRequest:
     seeds_B: jax.Array | np.ndarray
     ends_E: jax.Array | np.ndarray
     limit: int
-    threshold: float
+    rule: Threshold
     temperature: float
 
-    def collect(self, grown: "Grown") -> Generation:
+    def settled(self, grown: "Grown") -> Settled:
         """What is settled; there are no commits, for a causal cache takes tokens as they come."""
         final = (grown.tokens_BX, grown.settled_at_BX, grown.start_B, grown.count_B, grown.forwards_B)
         tokens_BX, at_BX, start_B, count_B, forwards_B = on_host(final)
-        new = [slice(start - count, start) for start, count in zip(start_B, count_B, strict=True)]
-        tokens = [row[part].tolist() for row, part in zip(tokens_BX, new, strict=True)]
-        accepted_at = [row[part].tolist() for row, part in zip(at_BX, new, strict=True)]
-        return Generation(tokens, accepted_at, forwards_B.tolist(), [0] * len(tokens))
+        columns = [slice(start - count, start) for start, count in zip(start_B, count_B, strict=True)]
+        return Settled(tokens_BX, at_BX, columns, forwards_B, np.zeros_like(forwards_B))
 
 
 @jax.tree_util.register_dataclass
@@ -117,12 +111,27 @@ class LeftToRight:
         self.weights, self.request, self.settings, self.pad_B = weights, request, settings, request.pad_B
         self.keys_B = jax.vmap(jax.random.key)(request.seeds_B)
         self.P = request.prompts_BP.shape[1]
-        self.S = self.P + settings.room + self.width - 1  # a window begins at the last settled token
+        self.X = self.S = self.P + settings.room + self.width - 1  # a window begins at the last settled token
         self.rotary = Rotary.of(weights.spec, self.S)
 
     def begin(self) -> Grown:
         """Prefills and settles the first tokens."""
-        raise NotImplementedError
+        return self.enter(*self.prefill(Causal()))
+
+    def piece(self, cache: KVCache, tokens_BX, start_B, at_B, length: int) -> Grown:
+        """So many columns of rows' prompts, from `at` on; after the last ones, rows as they begin."""
+        where = tokens_BX, self.rotary, Causal(), self.pad_B, start_B, at_B, length
+        x_B1D, cache = forward_prompt(self.weights, cache, *where)
+        return self.enter(self.fresh(tokens_BX, start_B, cache), x_B1D)
+
+    def enter(self, rows: Grown, x_B1D) -> Grown:
+        """Rows behind their prefilled prompts, with the first tokens: the next one, as AR gives it."""
+        return self.settle(rows, self.choose(self.logits(x_B1D), rows.count_B), 1, forwards=1)
+
+    def fresh(self, tokens_BX, start_B, cache: KVCache) -> Grown:
+        """Rows with nothing settled."""
+        zeros_B = jnp.zeros(len(start_B), jnp.int32)
+        return Grown(tokens_BX, jnp.zeros_like(tokens_BX), cache, start_B, zeros_B, zeros_B, zeros_B > 0, ())
 
     def turn(self, rows: Grown) -> Grown:
         """Settles at least one token of each row that is not done."""
@@ -154,8 +163,7 @@ class LeftToRight:
         rotary_BT = self.rotary.at(jnp.maximum(columns_T - self.pad_B[:, None], 0))
         kept = dict(keep=P, length=self.S, drafts=T, read_mask_BTS=None if T else segments_BT[:, None] > 0)
         x_BTD, cache = prefill(self.weights, tokens_BT, rotary_BT, pattern, segments_BT, **kept)
-        zeros_B = jnp.zeros(B, jnp.int32)
-        return Grown(tokens_BX, jnp.zeros_like(tokens_BX), cache, zeros_B + P, zeros_B, zeros_B, zeros_B > 0, ()), x_BTD
+        return self.fresh(tokens_BX, jnp.full(B, P, jnp.int32), cache), x_BTD
 
     def forward(self, rows: Grown, tokens_BT, start_B, seen_BTT, offset_T=None, drafts: int = 0):
         """(x_BTD, cache): a window of T columns from start_B on, which sees what lies before it and `seen` of itself.

@@ -4,6 +4,7 @@ Shapes: B rows, C positions, V vocabulary.
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -74,11 +75,16 @@ class Draw:
 
     def choose(self, logits_BTV, keys_BT, temperature) -> jax.Array:
         """int32[B, T]: the best tokens, or one drawn at each position by the position's own key."""
-        if not self.greedy:
-            temperature, *best = self.numbers(temperature)
-            noise_BTV = gumbel(keys_BT, logits_BTV.shape[-1])
-            logits_BTV = _narrow(logits_BTV, temperature, *best) + temperature * noise_BTV
-        return jnp.argmax(logits_BTV, axis=-1).astype(jnp.int32)
+        scores_BTV = self.scores(logits_BTV, lambda: gumbel(keys_BT, logits_BTV.shape[-1]), temperature)
+        return jnp.argmax(scores_BTV, axis=-1).astype(jnp.int32)
+
+    def scores(self, logits_BTV, noise: Callable[[], jax.Array], temperature) -> jax.Array:
+        """float32[B, T, V]: the highest of a position is its token; the noise is that of Gumbel-max."""
+        if self.greedy:
+            return logits_BTV
+        temperature, *best = self.numbers(temperature)
+        # Temperature 0 inside a sampling program is greedy: the noise is dropped instead of dividing by zero.
+        return _narrow(logits_BTV, temperature, *best) + temperature * noise()
 
     def log_p(self, logits_BTV, temperature) -> jax.Array:
         """float32[B, T, V]: log-probabilities that tokens are drawn by."""
@@ -89,6 +95,10 @@ class Draw:
         """(temperature, top_k, top_p)."""
         return temperature, self.top_k, self.top_p
 
+    def if_drawn(self, temperature, drawn: Callable, greedy: Callable):
+        """`drawn()`, where anything is drawn, or what it gives where nothing is."""
+        return greedy() if self.greedy else drawn()
+
     def propose(self, logits_BCV, keys_B, count_B, temperature, *, banned_id: int | None) -> Proposal:
         """Tokens for each position; `banned_id`, the mask token, is never one.
 
@@ -97,18 +107,15 @@ class Draw:
         if banned_id is not None:
             logits_BCV = jnp.where(jnp.arange(logits_BCV.shape[-1]) == banned_id, -jnp.inf, logits_BCV)
         log_p_BCV = jax.nn.log_softmax(logits_BCV)
-        scores_BCV = logits_BCV
-        if not self.greedy:
-            keys_B = jax.vmap(jax.random.fold_in)(keys_B, count_B)
-            noise_BCV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BCV.shape[1:]))(keys_B)
-            temperature, *best = self.numbers(temperature)
-            narrow_BCV = _narrow(logits_BCV, temperature, *best)
-            # Temperature 0 inside a sampling program is greedy: the noise is dropped instead of dividing by zero.
-            scores_BCV = narrow_BCV + temperature * noise_BCV
-            if self.drawn_confidence:
-                drawn_BCV = jax.nn.log_softmax(narrow_BCV / jnp.maximum(temperature, 1e-6))
-                log_p_BCV = jnp.where(temperature > 0, drawn_BCV, log_p_BCV)
-        tokens_BC = jnp.argmax(scores_BCV, axis=-1).astype(jnp.int32)
+
+        def noise_BCV():
+            folded_B = jax.vmap(jax.random.fold_in)(keys_B, count_B)
+            return jax.vmap(lambda key: jax.random.gumbel(key, logits_BCV.shape[1:]))(folded_B)
+
+        tokens_BC = jnp.argmax(self.scores(logits_BCV, noise_BCV, temperature), axis=-1).astype(jnp.int32)
+        if self.drawn_confidence:
+            drawn_BCV = self.log_p(logits_BCV, temperature)
+            log_p_BCV = jnp.where(self.numbers(temperature)[0] > 0, drawn_BCV, log_p_BCV)
         chosen_BC = jnp.take_along_axis(log_p_BCV, tokens_BC[..., None], axis=-1)[..., 0]
         two_best_BC2 = jax.lax.top_k(log_p_BCV, 2)[0]
         return Proposal(
@@ -131,17 +138,32 @@ class RowSampling:
 
 @dataclass(frozen=True)
 class RowDraw(Draw):
-    """Draws by a `RowSampling` in the temperature's place: each row as it would alone, greedy ones among them."""
+    """Draws by a `RowSampling` in the temperature's place: each row as it would alone, greedy ones among them.
+
+    Where all rows are greedy nothing is drawn, sorted or weighed.
+    """
 
     greedy: bool = False
 
+    def scores(self, logits_BTV, noise, temperature) -> jax.Array:
+        drawn = lambda: super(RowDraw, self).scores(logits_BTV, noise, temperature)  # noqa: E731
+        return self.if_drawn(temperature, drawn, lambda: logits_BTV)
+
     def log_p(self, logits_BTV, temperature) -> jax.Array:
         """Greedily, the best token has it all."""
-        best_BTV = jnp.log(jax.nn.one_hot(jnp.argmax(logits_BTV, axis=-1), logits_BTV.shape[-1]))
-        return jnp.where(temperature.temperature_B11 > 0, super().log_p(logits_BTV, temperature), best_BTV)
+
+        def drawn():
+            best_BTV = jnp.log(jax.nn.one_hot(jnp.argmax(logits_BTV, axis=-1), logits_BTV.shape[-1]))
+            drawn_BTV = super(RowDraw, self).log_p(logits_BTV, temperature)
+            return jnp.where(temperature.temperature_B11 > 0, drawn_BTV, best_BTV)
+
+        return self.if_drawn(temperature, drawn, lambda: jnp.zeros_like(logits_BTV))
 
     def numbers(self, temperature):
         return temperature.temperature_B11, temperature.top_k_B11, temperature.top_p_B11
+
+    def if_drawn(self, temperature, drawn, greedy):
+        return jax.lax.cond((temperature.temperature_B11 > 0).any(), drawn, greedy)
 
 
 def gumbel(keys_BT, V: int) -> jax.Array:
@@ -173,6 +195,6 @@ def _narrow_rows(logits_BCV, temperature_B11, top_k_B11, top_p_B11):
     least_BC1 = jnp.take_along_axis(best_first_BCV, last_BC1, axis=-1)
     best_first_BCV = jnp.where(best_first_BCV >= least_BC1, best_first_BCV, -jnp.inf)
     p_BCV = jax.nn.softmax(best_first_BCV / jnp.maximum(temperature_B11, 1e-6))
-    inside_BCV = (jnp.cumsum(p_BCV, axis=-1) - p_BCV < top_p_B11) | (top_p_B11 >= 1)
+    inside_BCV = (jnp.cumsum(p_BCV, axis=-1) < top_p_B11 + p_BCV) | (top_p_B11 >= 1)
     least_BC1 = jnp.min(jnp.where(inside_BCV, best_first_BCV, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logits_BCV >= least_BC1, logits_BCV, -jnp.inf)

@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edlm_jax.attention import Causal
 from edlm_jax.decoding.left_to_right import Grown, LeftToRight, RowSettings
 from edlm_jax.decoding.sampling import gumbel
 from edlm_jax.decoding.windows import window
@@ -61,11 +60,6 @@ class Speculation(LeftToRight):
         """Of a cycle's widest forward."""
         return settings.drafts + 1
 
-    def begin(self) -> Grown:
-        """The prompt's next token, as AR gives it."""
-        rows, x_B1D = self.prefill(Causal())
-        return self.settle(rows, self.choose(self.logits(x_B1D), rows.count_B), 1, forwards=1)
-
     def draw(self, logits_BDV, first_B) -> Drafts:
         """Drafts of the new tokens from number `first` on."""
         draw, temperature = self.settings.draw, self.request.temperature
@@ -82,17 +76,22 @@ class Speculation(LeftToRight):
 
     def settle_verified(self, rows: Grown, drafts: Drafts, logits_BTV) -> tuple[Grown, jax.Array]:
         """(rows with what stands and a token more, int32[B] drafts that stand), by the logits of the window."""
+        same = lambda: self._compare(rows.count_B, drafts, logits_BTV)  # noqa: E731
         if drafts.log_q_BDV is None:
-            new_BT = self.choose(logits_BTV, rows.count_B)
-            stands_BD = drafts.tokens_BD == new_BT[:, :-1]
-            right_B = jnp.cumprod(stands_BD, axis=1).sum(axis=1)
+            new_BT, right_B = same()
         else:
-            new_BT, right_B = self._reject(rows.count_B, drafts, logits_BTV)
+            reject = lambda: self._reject(rows.count_B, drafts, logits_BTV)  # noqa: E731
+            new_BT, right_B = self.settings.draw.if_drawn(self.request.temperature, reject, same)
         return self.settle(rows, new_BT, right_B + 1, forwards=1), right_B
 
     def accept(self, log_p_BD, log_q_BD, u_BD):
         """bool[B, D]: the drafts that stand, if those before them do, by their probabilities and a uniform number."""
         return u_BD < jnp.exp(log_p_BD - log_q_BD)
+
+    def _compare(self, first_B, drafts: Drafts, logits_BTV):
+        new_BT = self.choose(logits_BTV, first_B)
+        stands_BD = drafts.tokens_BD == new_BT[:, :-1]
+        return new_BT, jnp.cumprod(stands_BD, axis=1).sum(axis=1)
 
     def _reject(self, first_B, drafts: Drafts, logits_BTV):
         log_p_BTV = self.settings.draw.log_p(logits_BTV, self.request.temperature)

@@ -6,6 +6,7 @@ Shapes: B rows, T columns of the window, X token columns, S cache columns.
 import jax
 import jax.numpy as jnp
 
+from edlm_jax.attention import Bidirectional, Pattern
 from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, forward_cached
 
 
@@ -35,6 +36,27 @@ def forward_window(
     rotary_BT = rotary.at(jnp.maximum(start_B[:, None] + offset_BT - pad_B[:, None], 0))
     mask_BTS = put_columns(before_BTS, seen_BTT, start_B)
     return forward_cached(weights, cache, tokens_BT, rotary_BT, start_B, mask_BTS, drafts=drafts, wanted_BT=wanted_BT)
+
+
+def forward_prompt(
+    weights: DecodingWeights, cache: KVCache, tokens_BX, rotary: Rotary, pattern: Pattern, pad_B, end_B, at_B, length
+):
+    """(x_B1D of the column before `end`, cache): so many columns of a prompt that ends there, from `at` on.
+
+    They see the prompt by its pattern, as far as the cache holds it; both ways, all of it must be there. x means
+    something where the piece ends with that column or, both ways, holds it.
+    """
+    columns_BT = at_B[:, None] + jnp.arange(length)[None]
+    columns_11S = jnp.arange(cache.k_BKSH[0].shape[2])[None, None]
+    inside_B1S = (columns_11S >= pad_B[:, None, None]) & (columns_11S < end_B[:, None, None])
+    mask_BTS = pattern.allowed(columns_BT[..., None], columns_11S) & inside_B1S
+    rotary_BT = rotary.at(jnp.maximum(columns_BT - pad_B[:, None], 0))
+    read = length if isinstance(pattern, Bidirectional) else 1
+    new = window(tokens_BX, at_B, length), rotary_BT, at_B, mask_BTS
+    wanted_BT = (columns_BT >= pad_B[:, None]) & (columns_BT < end_B[:, None])
+    x_BRD, cache = forward_cached(weights, cache, *new, read=read, wanted_BT=wanted_BT)
+    last_B = jnp.clip(end_B - 1 - at_B, 0, read - 1)
+    return jnp.take_along_axis(x_BRD, last_B[:, None, None], axis=1), cache
 
 
 def window(x_BX, start_B, length: int):

@@ -1,11 +1,15 @@
-"""Many prompts decoded batch by batch: one batch shape, so that one compiled program serves a whole file."""
+"""Many prompts decoded with so many rows at a time, in few compiled programs."""
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from edlm_jax.decoding import Decoder
-from edlm_jax.decoding.prompts import row_seeds
+from edlm_jax.decoding import Decoder, Engine, Generation, Mode, RequestSettings, Sampling
+from edlm_jax.decoding.ends import read_ends
+from edlm_jax.decoding.prompts import bucket, row_seeds
+from edlm_jax.decoding.requests import MOST_ENDS
+from edlm_jax.decoding.stopping import Reader, check_stop
 from edlm_jax.errors import InputError
 
 
@@ -32,9 +36,9 @@ def decode_batches(
     """Every prompt's result, in the order of the prompts.
 
     Args:
-      batch_size: rows decoded at a time; the last batch is filled up with rows that count for nothing.
+      batch_size: rows decoded at a time; a batch is filled up with rows that count for nothing.
       seeds: one a prompt (default: those of seed 0), so that a prompt draws the same noise in any batch.
-      on_batch: called after each batch with the number of prompts that are finished.
+      on_batch: called now and then with the number of prompts that are finished.
       decoding: the decoder's other arguments: mode, limit, ends ...
 
     Raises:
@@ -56,19 +60,76 @@ def decode_each(
     seeds: Sequence[int] | None = None,
     **decoding,
 ) -> Iterator[dict[int, Decoded]]:
-    """As `decode_batches`, batch by batch: the results by their prompts' indices."""
-    for reason in decoder.refuse(prompts, **decoding).values():  # before the first batch, and by its own index
+    """As `decode_batches`: yields results by their prompts' indices, as they come.
+
+    More prompts than rows go through the engine, where a row that ends makes room for the next prompt; fewer are one
+    batch, which compiles less. The results are the same.
+    """
+    for reason in decoder.refuse(prompts, **decoding).values():  # before the first row, and by its own index
         raise InputError(reason)
     seeds = prompt_seeds(0, len(prompts)) if seeds is None else seeds
+    if len(prompts) > batch_size and _suits_the_engine(decoder, **decoding):
+        yield from _in_slots(decoder, prompts, seeds, batch_size, **decoding)
+        return
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths together: little padding
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         filled = list(itertools.islice(itertools.cycle(chosen), batch_size))
         result = decoder([prompts[i] for i in filled], seed=[seeds[i] for i in filled], **decoding)
-        texts = result.texts or [None] * batch_size
-        counts = (result.row_denoise_forwards, result.row_commit_forwards, result.accepted_at)
-        rows = zip(result.tokens, texts, *counts, strict=True)
-        yield {i: Decoded(*row) for i, row in zip(chosen, rows, strict=False)}
+        yield dict(zip(chosen, _rows(result), strict=False))
+
+
+def _suits_the_engine(decoder: Decoder, *, sampling: Sampling = Sampling(), ends=None, **_) -> bool:  # noqa: B008 (frozen)
+    """Its rows lie on one device, end at few tokens, and are as sure as the checkpoint's own code says."""
+    return not decoder.weights.spare(1) and len(read_ends(ends)) <= MOST_ENDS and sampling.confidence is None
+
+
+def _in_slots(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    slots: int,
+    *,
+    mode: Mode | None = None,
+    limit: int,
+    sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+    ends=None,
+    stop=(),
+    detokenize=None,
+) -> Iterator[dict[int, Decoded]]:
+    """The results, about as many at a time as there are slots."""
+    stop = check_stop(stop, detokenize)
+    columns = min(bucket(max(map(len, prompts)) + limit, 64), decoder.spec.max_length)
+    engine = Engine(decoder, mode, slots=slots, columns=columns, least=slots)
+    how = dict(temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
+    ids = [int(token) for token in read_ends(ends) if token >= 0]
+    waiting, growing, ready = deque(range(len(prompts))), {}, {}
+    while waiting or engine.live:
+        while waiting and engine.free:
+            index = waiting.popleft()
+            slot = engine.insert(prompts[index], RequestSettings(limit, seeds[index], ids, **how))
+            growing[slot] = index, Reader(stop, detokenize, [prompts[index]]) if detokenize else None, [], []
+        for event in engine.step():
+            index, reader, tokens, accepted_at = growing[event.slot]
+            tokens += event.tokens
+            accepted_at += event.accepted_at
+            row = Generation([tokens], [accepted_at], [event.denoise_forwards], [event.commit_forwards])
+            if reader and (stop or event.finished):
+                row = reader.read(row)
+            stopped = bool(stop) and bool(reader.stopped_B[0])
+            if stopped and not event.finished:
+                engine.release(event.slot)
+            if stopped or event.finished:
+                (ready[index],) = _rows(row)
+        if len(ready) >= slots or not (waiting or engine.live):
+            yield ready
+            ready = {}
+
+
+def _rows(result: Generation) -> list[Decoded]:
+    counts = (result.row_denoise_forwards, result.row_commit_forwards, result.accepted_at)
+    texts = result.texts or [None] * len(result.tokens)
+    return [Decoded(*row) for row in zip(result.tokens, texts, *counts, strict=True)]
 
 
 def prompt_seeds(seed: int, count: int) -> list[int]:

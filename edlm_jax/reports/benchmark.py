@@ -28,6 +28,16 @@ def _show_decode(result):
         print(f"transformers: {result['transformers']}")
 
 
+def _show_serve(result):
+    for clients, ways in result["serving"].items():
+        head = f"{f'clients: {clients}':32}{'tokens/s':>11}{'tokens/forward':>16}"
+        print(head + "  ms to the first token, and of each further one (half, and 19 of 20, take less)")
+        kinds = ("first_token_p50", "first_token_p95", "token_p50", "token_p95")
+        for name, found in ways.items():
+            times = "".join(f"{1e3 * found[kind]:10.2f}" for kind in kinds)
+            print(f"{name:32}{found['tokens_per_second']:11.1f}{found['tokens_per_forward']:16.2f}{times}")
+
+
 def _show_forward(result):
     print(f"{result['dtype']}, products by {result['products']}")
     stream, products = result["stream_bytes_per_second"], result["product_flops_per_second"]
@@ -97,4 +107,4 @@ def _show_train(result):
 
 
 _SHOWN = {"decode": _show_decode, "forward": _show_forward, "train": _show_train, "attention": _show_attention}
-_SHOWN |= {"kernels": _show_kernels, "device": _show_device, "all": _show_all}
+_SHOWN |= {"serve": _show_serve, "kernels": _show_kernels, "device": _show_device, "all": _show_all}

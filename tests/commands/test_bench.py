@@ -38,6 +38,17 @@ def test_bench_decode_compares_modes_with_ar(tiny_converted_dir, capsys):
     assert result["forward_seconds"].keys() == {"1", "3", "4"} and result["waiting"]["2"]["ar"] == 0  # no end
 
 
+def test_bench_serve(tiny_converted_dir, tmp_path, capsys):
+    """Two clients and one, a mode alone and by load; answers have the trace's lengths."""
+    arguments = ["--modes=ar prompt_lookup", "--concurrency=1,2", "--prompts=2", f"--out={tmp_path}", "--json"]
+    assert main(["bench", "serve", f"--model={tiny_converted_dir}", *arguments]) == 0
+    result = json.loads(capsys.readouterr().out)
+    for ways in result["serving"].values():
+        assert ways.keys() == {"ar", "prompt_lookup", "by load"} and ways["ar"]["tokens_per_forward"] == 1.0
+        assert all(0 < found["first_token_p50"] <= found["first_token_p95"] for found in ways.values())
+    assert (tmp_path / "serve.png").exists() and json.loads((tmp_path / "paces.json").read_text())["ar"]["block"] == 0
+
+
 def test_bench_forward_needs_a_config_alone(tmp_path, capsys, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps(TINY | {"dtype": "bfloat16"}))
     monkeypatch.setattr("edlm_jax.benchmarks.forward.COLUMNS", (1, 3))

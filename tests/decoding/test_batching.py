@@ -1,19 +1,24 @@
 """The engine's rows are the decoder's, whatever comes, goes and is asked beside them."""
 
+from dataclasses import replace
+
 import pytest
 
 from edlm_jax.decoding import Decoder, Engine, RequestSettings, parse_mode
+from edlm_jax.decoding.lane import Lane
 from edlm_jax.errors import InputError
+from tests.compilations import compiled
 from tests.decoding.tiny import make_model, prompts
 from tests.seeds import fresh_rng
 
-MODES = ["diffusion:threshold=0.5", "ar", "self_speculation", "quadratic_speculation", "prompt_lookup"]
+LIMIT = 18
+MODES = ["ar", "diffusion:threshold=0.5", "self_speculation", "quadratic_speculation"]
 OTHERS = [
-    "diffusion:threshold=0.5,grid=position",
-    "diffusion:threshold=0.5,commit=separate",
-    "diffusion:rule=fixed:2",
-    "diffusion:threshold=0.5,sub_block_length=2,dual_cache=yes",
+    "diffusion:threshold=0.5,grid=position,commit=separate",
+    "diffusion:threshold=0.5,prefill=bidirectional",
+    "diffusion:rule=fixed:2,sub_block_length=2,dual_cache=yes",
     "self_speculation:lookup=2",
+    "prompt_lookup",
     "psd",
     "dmax:threshold=0.5",
     "mars:threshold=0.5",
@@ -21,59 +26,91 @@ OTHERS = [
 
 
 def draw_settings(rng, mode):
-    """A request's settings as they may come, none like the last."""
-    sampled = not mode.greedy and rng.random() < 0.6
-    how = dict(temperature=float(rng.uniform(0.3, 1.5))) if sampled else {}
-    if sampled and rng.random() < 0.5:
-        how |= dict(top_k=int(rng.integers(0, 20)), top_p=float(rng.uniform(0.3, 1)))
+    """A request's settings as they may come, none like the last; one top-k, for the decoder compiles each."""
+    how = {}
+    if not mode.greedy and rng.random() < 0.6:
+        how |= dict(temperature=float(rng.uniform(0.3, 1.5)), top_k=9, top_p=0.7)
     if "threshold" in vars(mode) and not getattr(mode, "rule", None) and rng.random() < 0.5:
         how["threshold"] = float(rng.uniform(0.2, 1))
     ends = rng.choice(60, rng.integers(0, 6), replace=False).tolist()
-    return RequestSettings(int(rng.integers(1, 20)), int(rng.integers(2**32)), ends, **how)
+    return RequestSettings(int(rng.choice([1, 7, LIMIT])), int(rng.integers(2**32)), ends, **how)
 
 
 def alone(decoder, mode, prompt, settings):
-    """The same request by the decoder."""
+    """The same request by the decoder, which compiles each limit: the tokens are the first ones of the longest."""
     if settings.threshold is not None:
-        mode = type(mode)(**vars(mode) | dict(threshold=settings.threshold))
-    how = dict(limit=settings.limit, sampling=settings.sampling, seed=[settings.seed], ends=settings.ends)
+        mode = replace(mode, threshold=settings.threshold)
+    how = dict(limit=LIMIT, sampling=settings.sampling, seed=[settings.seed], ends=settings.ends)
     return decoder([prompt], mode, **how)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("text", MODES + OTHERS)
+@pytest.mark.parametrize("text", [*MODES, "another"])
 def test_rows_are_the_decoders(text):
     """Requests arrive and are released at any step; each row's tokens, ends and forwards are those of it alone."""
-    rng, mode = fresh_rng(), parse_mode(text)
+    rng = fresh_rng()
+    mode = parse_mode(str(rng.choice(OTHERS)) if text == "another" else text)
     decoder = Decoder(make_model("shifted" if rng.random() < 0.5 else "same_position"))
-    engine = Engine(decoder, mode, slots=3, columns=48)
-    waiting = [(prompt, draw_settings(rng, mode)) for prompt in prompts(rng, rng.integers(1, 29, 8))]
-    asked, got, released = {}, {}, 0
+    engine, asked, got = Engine(decoder, mode, slots=3, columns=110, least=int(rng.choice([1, 3]))), {}, {}
+    begins = prompts(rng, [30, 90])  # some begin alike
+    lengths = [*rng.integers(9, 17, 4), *rng.integers(65, 91, 5)]  # two of the decoder's sizes, one to four pieces
+    waiting = [((begins[n % 2] + begins[1 - n % 2])[:n], draw_settings(rng, mode)) for n in rng.permutation(lengths)]
     while waiting or engine.live:
         while waiting and engine.free and rng.random() < 0.7:
-            prompt, settings = waiting.pop()
-            slot = engine.insert(prompt, settings)
+            slot = engine.insert(*waiting[-1])
             assert slot not in asked
-            asked[slot], got[slot] = (prompt, settings), ([], [])
+            asked[slot], got[slot] = waiting.pop(), ([], [])
         if asked and rng.random() < 0.1:
             slot = int(rng.choice(list(asked)))
             engine.release(slot)
-            prompt, settings = asked.pop(slot)
-            expected = alone(decoder, mode, prompt, settings)
-            assert got[slot][0] == expected.tokens[0][: len(got[slot][0])]
-            released += 1
+            expected, tokens = alone(decoder, mode, *asked.pop(slot)).tokens[0], got[slot][0]
+            assert tokens == expected[: len(tokens)]
         for event in engine.step():
-            got[event.slot][0].extend(event.tokens)
-            got[event.slot][1].extend(event.accepted_at)
+            tokens, accepted_at = got[event.slot]
+            tokens += event.tokens
+            accepted_at += event.accepted_at
             if event.finished:
                 prompt, settings = asked.pop(event.slot)
-                expected, (tokens, accepted_at) = alone(decoder, mode, prompt, settings), got[event.slot]
-                assert tokens == expected.tokens[0]
-                assert accepted_at == expected.accepted_at[0]
+                expected = alone(decoder, mode, prompt, settings)
+                assert tokens == expected.tokens[0][: settings.limit]
+                assert accepted_at == expected.accepted_at[0][: settings.limit]
                 counts = event.denoise_forwards, event.commit_forwards
-                assert counts == (expected.denoise_forwards, expected.commit_forwards)
+                cut = len(expected.tokens[0]) > settings.limit
+                assert cut or counts == (expected.denoise_forwards, expected.commit_forwards)
                 assert event.finished == ("end" if tokens[-1] in settings.ends else "limit")
     assert not asked and engine.free == 3
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_nothing_compiles_once_it_is_warm():
+    """Rows come and go, up to three and down to none, greedy and drawn, of two modes and any length."""
+    rng, modes = fresh_rng(), [parse_mode("ar"), parse_mode("diffusion:threshold=0.5")]
+    engine = Engine(make_model(), modes, slots=3, columns=100)
+    engine.warm()
+    compiled.clear()
+    waiting = [(prompt, draw_settings(rng, modes[1])) for prompt in prompts(rng, rng.integers(1, 80, 12))]
+    while waiting or engine.live:
+        while waiting and engine.free and rng.random() < 0.5:
+            engine.insert(*waiting.pop())
+        if rng.random() < 0.1:
+            engine.release(int(rng.integers(3)))
+        engine.step()
+    assert not compiled
+
+
+def test_equal_beginnings_are_prefilled_once():
+    """By whole blocks on the same grid, the last block apart; another prompt between them changes nothing."""
+    rng, model = fresh_rng(), make_model()
+    lane = Lane(Decoder(model).weights, Decoder(model).completed(None), least=1, slots=2, columns=200)
+    settings = RequestSettings(4)
+    first, other = prompts(rng, [150, 90])
+    costs = []
+    for slot, prompt in [(0, first), (1, other), (0, first), (1, first[:101] + other[:49]), (0, first[1:])]:
+        if slot in lane.rows:
+            lane.drop(slot)
+        costs.append(sum(lane.prefill(slot, lane.row(prompt, settings))))
+    # 149 stand one column away from the blocks of 150.
+    assert costs[0] >= 150 and costs[1] >= 90 and costs[2] <= 16 and costs[3] <= 64 and costs[4] >= 149
 
 
 def test_refusals():

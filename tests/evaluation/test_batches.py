@@ -1,5 +1,7 @@
 """Decoding a file of prompts in batches is decoding them one by one."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from edlm_jax.decoding import Decoder, Generation, Sampling
@@ -21,6 +23,7 @@ def test_rows_come_back_in_order_and_fillers_count_for_nothing():
         return Generation(rows, rows, [len(prompt) for prompt in prompts], [7] * len(prompts))
 
     decoder.refuse = lambda prompts, **_: {}
+    decoder.weights = SimpleNamespace(spare=lambda rows: 1)  # it lies where the engine does not go
     decoded = decode_batches(
         decoder, [[0] * n for n in lengths], batch_size=2, seeds=range(5), on_batch=finished.append, answer=9
     )
@@ -66,3 +69,16 @@ def test_a_bad_prompt_is_named_by_its_own_index_before_the_first_batch(tiny_conv
 def test_seeds_that_are_none_are_refused(seed):
     with pytest.raises(InputError, match="seed"):
         row_seeds(seed, 2)
+
+
+@pytest.mark.parametrize("stop", [(), "e"])
+def test_the_engine_gives_what_batches_give(tiny_converted_dir, stop):
+    """More prompts than rows; the batch of all of them is the other way."""
+    decoder, rng = Decoder(load_pretrained(tiny_converted_dir, "float32")), fresh_rng()
+    prompts = [rng.integers(0, 250, n).tolist() for n in rng.integers(1, 30, 5)]
+    read = lambda tokens: "".join(chr(97 + token % 26) for token in tokens)  # noqa: E731
+    settings = dict(limit=12, sampling=Sampling(temperature=1.0), ends=256, stop=stop, detokenize=read)
+    few = decode_batches(decoder, prompts, batch_size=2, **settings)
+    all_at_once = decode_batches(decoder, prompts, batch_size=5, **settings)
+    assert [(row.tokens, row.text) for row in few] == [(row.tokens, row.text) for row in all_at_once]
+    assert stop or few == all_at_once  # a row that a text stops is stopped when somebody looks

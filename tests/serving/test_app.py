@@ -19,7 +19,7 @@ from tests.serving.served import COLUMNS, ENDS, NAME, QUEUE, SLOTS, make_decoder
 uvicorn, starlette, httpx = (pytest.importorskip(name) for name in ("uvicorn", "starlette", "httpx2"))
 
 KEY, MODE = "a key with ü", parse_mode("diffusion:threshold=0.5")
-PROMPTS = ["add 3", "to 17"]  # of one length: prefills compile by it
+PROMPTS = ["add 3", "to 17"]  # of one length: the decoder compiles for each
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,9 @@ def decoder():
 
 @pytest.fixture(scope="module")
 def loop(decoder):
-    return make_loop(decoder, MODE)
+    loop = make_loop(decoder, MODE)
+    loop.engine.warm()
+    return loop
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from edlm_jax.attention import Causal
 from edlm_jax.decoding.left_to_right import Grown, LeftToRight
 from edlm_jax.decoding.modes.mode import Call, Mode, run_rows
 from edlm_jax.decoding.windows import window
@@ -34,10 +33,6 @@ class _Autoregressive(LeftToRight):
     """One token a turn."""
 
     width = 1  # the last token
-
-    def begin(self) -> Grown:
-        rows, x_B1D = self.prefill(Causal())
-        return self.settle(rows, self.choose(self.logits(x_B1D), rows.count_B), 1, forwards=1)
 
     def turn(self, rows: Grown) -> Grown:
         last_B1 = window(rows.tokens_BX, rows.start_B - 1, 1)

@@ -56,6 +56,10 @@ class _Mars(LeftToRight):
         rows, x_BTD = self.prefill(Causal(), jnp.full((len(self.pad_B), C), self.settings.mask_id))
         return self._accept(rows, x_BTD[:, first : first + C])
 
+    def enter(self, rows: Grown, x_B1D) -> Grown:
+        # The first turn reads the first tokens; shifted, behind the prompt's last column.
+        return replace(rows, aside=rows.start_B - self.settings.shifted)
+
     def turn(self, rows: Grown) -> Grown:
         C, cached_B = self.settings.block_length, rows.aside
         tokens_BT = window(rows.tokens_BX, cached_B, 2 * C)
@@ -71,6 +75,7 @@ class _Mars(LeftToRight):
         logits_BCV, count_B = self.weights.logits(x_BCD), rows.forwards_B + 1
         proposal = c.draw.propose(logits_BCV, self.keys_B, count_B, request.temperature, banned_id=c.mask_id)
         # As for the rule of that name, 1 is one token a forward: float32 may round a probability to it.
-        sure_BC = (proposal.confidence_BC >= request.threshold) & (request.threshold < 1)
+        threshold = request.rule.threshold
+        sure_BC = (proposal.confidence_BC >= threshold) & (threshold < 1)
         settled_B = 1 + jnp.cumprod(sure_BC[:, 1:], axis=1).sum(axis=1)
         return self.settle(replace(rows, aside=rows.start_B), proposal.tokens_BC, settled_B, forwards=1)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from edlm_jax.attention import PLAIN
-from edlm_jax.decoding.acceptance import parse_rule
+from edlm_jax.decoding.acceptance import Threshold, parse_rule
 from edlm_jax.decoding.blocks import BlockProgram, Request
 from edlm_jax.decoding.engine import Run
 from edlm_jax.decoding.left_to_right import LeftToRight, RowRequest, RowSettings
@@ -217,7 +217,8 @@ def run_rows(
     """Prompts as a program of this kind takes them, which settles tokens from left to right."""
     prompts_BP, pad_B = pad_prompts(prompts, 1, call.spec.max_length)
     temperature = float(call.sampling.temperature)
-    request = RowRequest(prompts_BP, pad_B, call.seeds_B, call.ends_E, call.limit, float(threshold), temperature)
+    rule = jax.tree.map(np.float32, Threshold(threshold))
+    request = RowRequest(prompts_BP, pad_B, call.seeds_B, call.ends_E, call.limit, rule, temperature)
     conversion, own = call.spec.conversion, vars(mode)
     mask_id = own.get("mask_id", conversion.mask_token_id if conversion else None)
     fixed = dict(block_length=own.get("block_length"), mask_id=mask_id, shifted=call.shifted, draw=call.draw)

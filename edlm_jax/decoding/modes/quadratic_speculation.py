@@ -56,6 +56,13 @@ class _Quadratic(SelfDrafting):
         rows = self.settle(rows, next_B1, 1, forwards=1)
         return replace(rows, aside=self._drafts(x_BTD[:, behind:], rows))
 
+    def enter(self, rows: Grown, x_B1D) -> Grown:
+        last_B, (seen_TT, offset_T) = rows.start_B - 1, _window_of(1, self.noisy, self.causal)
+        tokens_BT = jnp.concatenate([window(rows.tokens_BX, last_B, 1), self.noise(rows.count_B, self.noisy)], axis=1)
+        x_BTD, cache = self.forward(rows, tokens_BT, last_B, seen_TT[None], offset_T, drafts=self.noisy)
+        rows = super().enter(replace(rows, cache=cache), x_B1D)
+        return replace(rows, aside=self._drafts(x_BTD[:, 1:], rows))
+
     def turn(self, rows: Grown) -> Grown:
         C, M, last_B, drafts = self.D + 1, self.noisy, rows.start_B - 1, rows.aside
         known_B1 = window(rows.tokens_BX, last_B, 1)

@@ -1,0 +1,251 @@
+"""The rows that one mode decodes together, each begun and ended apart from the others: the engine's device side.
+
+Shapes: B rows, X token columns, S cache columns. The state is the mode's own, with as many rows as the least power of
+two that holds those in use, so that few rows cost little and few programs are compiled: it doubles when it is full, and
+halves when it has been half empty for a while. A row that is done, or nobody's, is computed and not read.
+
+A prompt is prefilled alone, in pieces of two lengths, in a cache of one row, and then copied into the state:
+
+    P P P P P P P P P P P P        a large piece, a large one, and small ones to the end, the last of which ends with
+    |large| |large| |s| |s|        the prompt and may take some columns again: they get the same bits
+
+Such caches are kept, and a prompt that begins as one of them does, by whole blocks, is prefilled from there on alone.
+A row's cache is one stretch of memory, not pages: with pages every layer of every step would gather a row's pages into
+such a stretch first, on every backend whose attention knows no page tables, as all here: that is a copy of the cache a
+step, where the copy here is one a request.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edlm_jax.attention import Bidirectional
+from edlm_jax.decoding.compiled import compiled
+from edlm_jax.decoding.generation import Settled
+from edlm_jax.decoding.load import Pace
+from edlm_jax.decoding.modes import Mode
+from edlm_jax.decoding.prompts import bucket
+from edlm_jax.decoding.requests import RequestSettings, Row, has_threshold, make_row, unit
+from edlm_jax.models.cache import DecodingWeights, KVCache
+from edlm_jax.parallel.mesh import on_mesh
+
+_PIECES = 16, 64  # columns of a prompt at a time; 64 cost a CPU as much as 16 rows of four columns
+_KEPT = 4  # caches of prompts that others may begin as
+_PATIENCE = 16  # steps with half of the rows unused before there are half as many
+_MOST_TURNS = 8
+_SHORT, _LONG = 2e-3, 8e-3  # seconds of a step that is worth its calls, and of one that keeps nobody waiting
+
+
+@dataclass
+class _Kept:
+    """A cache of one row and the prompt that it holds."""
+
+    cache: KVCache | None
+    row: Row | None = None
+
+
+class Lane:
+    """Rows of one completed mode: from `least` to `slots` of them, each of `columns` for prompt and new tokens."""
+
+    def __init__(self, weights: DecodingWeights, mode: Mode, *, least: int, slots: int, columns: int):
+        self.weights, self.mode, self.least, self.slots, self.turns = weights, mode, least, slots, 1
+        self.room = columns
+        room = columns + 4 * (getattr(mode, "block_length", None) or 1)
+        probe = make_row(weights, mode, [0], RequestSettings(1), least=1, columns=room)
+        C = self.unit = unit(probe.settings)
+        self.pieces = [-(-length // C) * C for length in _PIECES]
+        self.whole = isinstance(getattr(probe.settings, "prefill", None), Bidirectional)  # all of it sees all of it
+        # A prompt is padded to a small piece, or to its last block; the last new block may go beyond the limit.
+        self.settings = probe.settings.spanning(-(-columns // C) * C + self.pieces[0] + C)
+        program = self.settings.program(weights, probe.request)
+        self.columns, self.X, self.width = program.S, program.X, program.width
+        self.most = min(self.width, self.settings.block_length or self.width)  # tokens of a row's forward
+        self.rows: list[int | None] = []  # the slot of each row
+        self.done_B = np.zeros(0, bool)
+        self.requests: Any = None  # of all rows, on the host
+        self.state: Any = None  # (the same, the mode's state), on the device
+        self._kept = [_Kept(None) for _ in range(_KEPT)]
+        self._spare_steps = 0
+
+    @property
+    def live(self) -> int:
+        """Rows in use."""
+        return sum(slot is not None for slot in self.rows)
+
+    def row(self, prompt, settings: RequestSettings) -> Row:
+        """A request as the lane takes it."""
+        return make_row(self.weights, self.mode, prompt, settings, least=self.pieces[0], columns=self.X)
+
+    def prefill(self, slot: int, row: Row) -> Iterator[int]:
+        """Prefills a row and puts it among the others, a piece a turn: yields the columns of each."""
+        kept, known = self._nearest(row)
+        if kept.cache is None:
+            empty = KVCache.empty(self.weights.spec, 1, self.columns, self.weights.dtype)
+            kept.cache = jax.tree.map(jnp.zeros_like, empty)  # each layer's its own, or none could be given away
+        self._kept = [other for other in self._kept if other is not kept] + [kept]
+        kept.row, state = None, None
+        for at, length in self._plan(row, known):
+            where = row.tokens_1X, np.array([row.start], np.int32), np.array([at], np.int32)
+            with on_mesh(self.weights.mesh):
+                state = _piece(self.weights, row.request, self.settings, kept.cache, *where, length)
+            kept.cache = state.cache
+            if at + length >= row.start:
+                kept.row = row
+                self._put(slot, row, state)
+            yield length
+
+    def rehearse(self, threshold: float | None = None) -> dict[int, float]:
+        """Compiles all that the lane may need, by rows that it then forgets: seconds of a forward by rows."""
+        longest, seconds = self.room - 1, {}
+        few = range(self.pieces[0], longest, self.pieces[0])
+        for length in [n for n in few if n & (n - 1) == 0] * self.whole + [min(longest, sum(self.pieces))]:
+            self._begin(0, self.row([0] * length, RequestSettings(1)))
+            self.drop(0)
+        length = min(sum(self.pieces), self.room // 2)
+        row = self.row([0] * length, RequestSettings(self.room - length, threshold=threshold))
+        for slot in range(self.slots):
+            self._begin(slot, row)
+            if self.live == len(self.rows):
+                seconds[self.live] = self._time()
+        for slot in range(self.slots):
+            self.drop(slot)
+        while len(self.rows) > self.least:
+            self._resize(self._fewer())
+        return seconds
+
+    def pace(self) -> Pace:
+        """What forwards cost, measured; compiles all that the lane may need."""
+        block = self.unit if hasattr(self.mode, "commit") and has_threshold(self.mode) else 0
+        if block < 2:
+            seconds = self.rehearse()
+            return Pace(seconds, seconds, 0)
+        commits, mixed = self.rehearse(0.0), self.rehearse(1.0)  # a block a forward; a token a forward
+        plain = {rows: (block * mixed[rows] - commits[rows]) / (block - 1) for rows in mixed}
+        return Pace(plain, commits, block)
+
+    def _begin(self, slot: int, row: Row) -> None:
+        for _ in self.prefill(slot, row):
+            pass
+
+    def _time(self) -> float:
+        """Seconds of a forward of rows that are all alike: the least of a few steps, after one that may compile."""
+        times, before = [], 0
+        for _ in range(6):
+            begun = time.perf_counter()
+            settled = self.step()
+            seconds, after = time.perf_counter() - begun, int((settled.denoise_B + settled.commit_B).max())
+            times += [seconds / (after - before)] if after > before else []
+            before = after
+        return min(times[1:] or times)
+
+    def step(self) -> Settled:
+        """Takes all rows a turn or a few further, as far as none ends."""
+        self._shrink()
+        begun = time.perf_counter()
+        with on_mesh(self.weights.mesh):
+            requests, state = self.state
+            state = replace(state, done_B=self.done_B)
+            state = _proceed(self.weights, requests, self.settings, state, np.int32(self.turns))
+        self.state = requests, state
+        settled, self.done_B = self.requests.settled(state), np.array(state.done_B)
+        seconds = time.perf_counter() - begun
+        if seconds < _SHORT:
+            self.turns = min(2 * self.turns, _MOST_TURNS)
+        elif seconds > _LONG:
+            self.turns = max(self.turns // 2, 1)
+        return settled
+
+    def drop(self, slot: int) -> None:
+        """Forgets a row."""
+        index = self.rows.index(slot)
+        self.rows[index], self.done_B[index] = None, True
+
+    def _plan(self, row: Row, at: int) -> Iterator[tuple[int, int]]:
+        """(first column, length) of the pieces of a prompt that is cached up to `at`."""
+        small, large = self.pieces
+        if self.whole:
+            yield 0, min(bucket(row.start, small), self.X)
+            return
+        while row.start - at > small:
+            length = large if row.start - at >= large else small
+            yield at, length
+            at += length
+        if at < row.start:
+            yield row.start - small, small
+
+    def _nearest(self, row: Row) -> tuple[_Kept, int]:
+        """(the cache that holds most of this prompt, else the oldest; so many columns of it), the last unit apart."""
+        best = self._kept[0], 0
+        for kept in self._kept:
+            if kept.row is not None and kept.row.pad == row.pad:
+                most = min(kept.row.start, row.start - self.unit)
+                same = kept.row.tokens_1X[0, :most] == row.tokens_1X[0, :most]
+                shared = (most if same.all() else int(np.argmin(same))) // self.unit * self.unit
+                if shared - row.pad >= self.pieces[0] and shared > best[1]:
+                    best = kept, shared
+        return best
+
+    def _put(self, slot: int, row: Row, state) -> None:
+        if self.state is None:
+            alike = np.zeros(self.least, np.int32)
+            self.rows, self.done_B = [None] * self.least, np.ones(self.least, bool)
+            self.state = _take((row.request, state), alike)
+            self.requests = jax.tree.map(lambda x: x[alike], row.request)
+        elif None not in self.rows:
+            self._resize(min(2 * len(self.rows), self.slots))
+        index = self.rows.index(None)
+        self.state = _put(self.state, (row.request, state), np.int32(index))
+        jax.tree.map(lambda rows, x: rows.__setitem__(index, x[0]), self.requests, row.request)
+        self.rows[index], self.done_B[index] = slot, bool(np.asarray(state.done_B)[0])
+
+    def _fewer(self) -> int:
+        """The next lower number of rows."""
+        rows = self.least
+        while 2 * rows < len(self.rows):
+            rows *= 2
+        return rows
+
+    def _shrink(self) -> None:
+        fewer = self._fewer()
+        self._spare_steps = self._spare_steps + 1 if self.live <= fewer < len(self.rows) else 0
+        if self._spare_steps > _PATIENCE:
+            self._resize(fewer)
+
+    def _resize(self, size: int) -> None:
+        """To so many rows, those in use first."""
+        used = [index for index, slot in enumerate(self.rows) if slot is not None]
+        index = np.array((used + [0] * size)[:size], np.int32)
+        self.state, self.requests = _take(self.state, index), jax.tree.map(lambda rows: rows[index], self.requests)
+        self.rows = ([self.rows[i] for i in used] + [None] * size)[:size]
+        self.done_B = np.array([slot is None or self.done_B[i] for i, slot in zip(index, self.rows, strict=True)])
+        self._spare_steps = 0
+
+
+@compiled(static_argnames=("settings", "length"), donate_argnames="cache")
+def _piece(weights, request, settings, cache, tokens_1X, start_1, at_1, length):
+    return settings.program(weights, request).piece(cache, tokens_1X, start_1, at_1, length)
+
+
+@compiled(static_argnames="settings", donate_argnames="state")
+def _proceed(weights, requests, settings, state, turns):
+    """So many turns, or until a row ends."""
+    program, done_B = settings.program(weights, requests), state.done_B
+    goes_on = lambda carry: (carry[0] < turns) & (carry[1].done_B == done_B).all() & ~done_B.all()  # noqa: E731
+    return jax.lax.while_loop(goes_on, lambda carry: (carry[0] + 1, program.turn(carry[1])), (0, state))[1]
+
+
+@compiled()
+def _take(rows, index):
+    """The rows at these indices."""
+    return jax.tree.map(lambda x: x[index], rows)
+
+
+@compiled(donate_argnames="rows")
+def _put(rows, row, index):
+    """All rows, with this one in its place."""
+    return jax.tree.map(lambda all_rows, x: jax.lax.dynamic_update_index_in_dim(all_rows, x[0], index, 0), rows, row)

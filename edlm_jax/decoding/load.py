@@ -1,0 +1,68 @@
+"""Which of several modes decodes the most useful tokens a second while so many rows are live: measured, then computed.
+
+What a forward costs is measured once for each mode and number of rows; how many tokens a row gets from one, as rows
+end. A mode of blocks has forwards of two widths: of a block and, as soon as any row commits one beside the next, of
+two. With many rows some row always does.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from edlm_jax.errors import InputError
+
+_DOUBT = 64  # forwards whose tokens were guessed stand beside those that were seen
+_MEMORY = 0.998  # of what was seen, at each row's end: a mode that is never chosen is tried again at last
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of a forward of a mode, by the number of rows: of a plain one, and of one in which some row commits."""
+
+    plain: Mapping[int, float]
+    commits: Mapping[int, float]
+    block: int  # tokens between two commits of a row; 0: it has none
+
+    def seconds(self, rows: int, tokens: float) -> float:
+        """Expected of a forward with so many rows that get so many tokens from each: rows commit at any time."""
+        measured = min((n for n in self.plain if n >= rows), default=max(self.plain))
+        share = 1 - (1 - min(tokens / self.block, 1)) ** rows if self.block else 0.0
+        return (1 - share) * self.plain[measured] + share * self.commits[measured]
+
+
+def choose(rows: int, paces: Sequence[Pace], tokens: Sequence[float]) -> int:
+    """The index of the mode with the most tokens a second; `tokens` are those of a row's forward."""
+    return max(range(len(paces)), key=lambda i: tokens[i] / paces[i].seconds(rows, tokens[i]))
+
+
+class Yield:
+    """Tokens of a row's forward, as rows have shown them; before that, half of what a forward could give at most."""
+
+    def __init__(self, most: int):
+        self._guess, self._tokens, self._forwards = (most + 1) / 2, 0.0, 0.0
+
+    @property
+    def mean(self) -> float:
+        """The estimate."""
+        return (_DOUBT * self._guess + self._tokens) / (_DOUBT + self._forwards)
+
+    def add(self, tokens: int = 0, forwards: int = 0) -> None:
+        """What a row came to, of this mode or, with nothing, of another."""
+        self._tokens, self._forwards = _MEMORY * self._tokens + tokens, _MEMORY * self._forwards + forwards
+
+
+def write_paces(paces: Mapping[str, Pace], path: str) -> None:
+    """The table, by the modes' texts."""
+    Path(path).write_text(json.dumps({mode: asdict(pace) for mode, pace in paces.items()}, indent=1) + "\n")
+
+
+def read_paces(path: str, modes: Sequence[str]) -> list[Pace]:
+    """Those of these modes; InputError where the file lacks one."""
+    try:
+        table = json.loads(Path(path).read_text())
+        by_rows = lambda seconds: {int(rows): float(value) for rows, value in seconds.items()}  # noqa: E731
+        found = [table[mode] for mode in modes]
+        return [Pace(by_rows(pace["plain"]), by_rows(pace["commits"]), int(pace["block"])) for pace in found]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is no table of step times of {', '.join(modes)}: {error}; measure again") from None

@@ -1,0 +1,134 @@
+"""What a request to the engine is, and the row that it becomes: all that is its own beside what rows share."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from edlm_jax.decoding.acceptance import Threshold
+from edlm_jax.decoding.blocks import BlockSettings, Request
+from edlm_jax.decoding.ends import read_ends
+from edlm_jax.decoding.modes import Call, Mode
+from edlm_jax.decoding.prompts import refuse_prompt
+from edlm_jax.decoding.sampling import RowDraw, RowSampling, Sampling
+from edlm_jax.errors import InputError
+from edlm_jax.models import ModelSpec
+from edlm_jax.models.cache import DecodingWeights
+
+MOST_ENDS = 8  # ids that end a row: the room for them is compiled in
+
+
+@dataclass(frozen=True)
+class RequestSettings:
+    """How one request is decoded, apart from all others."""
+
+    limit: int  # the most new tokens
+    seed: int = 0  # below 2**32, the row's own: what `Decoder` is given as `seed=[seed]`
+    ends: Sequence[int] = ()  # at most 8 ids; the row ends at any of them, which is its last token
+    temperature: float = 0.0  # 0: greedy
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0
+    threshold: float | None = None  # None: the mode's own; of modes that have a threshold
+
+    @property
+    def sampling(self) -> Sampling:
+        """The part that says how tokens are drawn."""
+        return Sampling(self.temperature, self.top_k, self.top_p)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A request as its lane takes it: `request` is its own of everything, the prompt ends in `tokens_1X` at `start`."""
+
+    request: Any
+    settings: Any  # of the program, but for its length
+    tokens_1X: np.ndarray
+    start: int
+
+    @property
+    def pad(self) -> int:
+        """Columns before the prompt."""
+        return int(self.request.pad_B[0])
+
+
+def unit(settings: Any) -> int:
+    """What a row's prompt ends at a multiple of: the columns of a block, of a program of blocks."""
+    return settings.block_length if isinstance(settings, BlockSettings) else 1
+
+
+def has_threshold(mode: Mode) -> bool:
+    """Does it accept by one?"""
+    return hasattr(mode, "threshold") and getattr(mode, "rule", None) is None
+
+
+def refuse(spec: ModelSpec, mode: Mode, prompt: Sequence[int], settings: RequestSettings, columns: int) -> str | None:
+    """Why a request can't be decoded in so many columns, in one line."""
+    try:
+        _check(spec, mode, settings)
+    except InputError as error:
+        return str(error)
+    if reason := refuse_prompt(spec, prompt, settings.limit, mode.banned_id):
+        return f"the prompt {reason}"
+    if len(prompt) + settings.limit > columns:
+        asked = f"{len(prompt)} tokens and {settings.limit} new ones"
+        return f"the prompt is too long: {asked} exceed the {columns} of a slot; shorten it or ask for fewer"
+    return None
+
+
+def make_row(
+    weights: DecodingWeights, mode: Mode, prompt: Sequence[int], settings: RequestSettings, *, least: int, columns: int
+) -> Row:
+    """The row of a request that `refuse` has nothing against.
+
+    Its prompt ends in column `start`, a multiple of the mode's unit and at least `least`: as little padding as that
+    takes stands before it. `columns` are those of the row.
+    """
+    if settings.threshold is not None and has_threshold(mode):
+        mode = replace(mode, **{"threshold": settings.threshold})
+    seeds_B = np.array([settings.seed], np.uint32)
+    call = Call(weights.spec, settings.limit, settings.sampling, read_ends(settings.ends), seeds_B)
+    run = mode.start(weights, [list(prompt)], call)
+    request, program = run.request, run.settings
+    prompt_T = request.prompts_BP[0, request.pad_B[0] :]  # less what the first block is given
+    C = unit(program)
+    start = max(-(-len(prompt_T) // C) * C, least)
+    tokens_1X = np.full((1, columns), program.mask_id or 0, np.int32)
+    tokens_1X[0, start - len(prompt_T) : start] = prompt_T
+    if isinstance(request, Request):
+        tokens_1X[0, start : start + C] = request.first_block_BC[0]
+        request = replace(request, first_B=request.first_B + start - request.prompts_BP.shape[1])
+    number = lambda value, kind: np.full((1, 1, 1), value, kind)  # noqa: E731
+    sampling = RowSampling(
+        number(settings.temperature, np.float32), number(settings.top_k, np.int32), number(settings.top_p, np.float32)
+    )
+    request = replace(
+        request,
+        prompts_BP=np.zeros((1, 0), np.int32),
+        pad_B=np.array([start - len(prompt_T)], np.int32),
+        ends_E=request.ends_E[None, None],
+        limit=np.full((1, 1), request.limit, np.int32),
+        rule=jax.tree.map(lambda x: np.full((1, 1), x, np.float32), request.rule),
+        temperature=sampling,
+    )
+    if not mode.greedy:
+        conversion = weights.spec.conversion
+        drawn = conversion is not None and conversion.confidence == "drawn"
+        program = replace(program, draw=RowDraw(drawn_confidence=drawn))
+    return Row(request, program, tokens_1X, start)
+
+
+def _check(spec: ModelSpec, mode: Mode, settings: RequestSettings) -> None:
+    if settings.limit < 1:
+        raise InputError(f"the limit of new tokens must be positive, not {settings.limit}")
+    if not 0 <= settings.seed < 2**32:
+        raise InputError(f"a seed must lie in [0, 2**32), not {settings.seed}")
+    if len(read_ends(settings.ends)) > MOST_ENDS:
+        raise InputError(f"a row may end at {MOST_ENDS} tokens, not {len(settings.ends)}")
+    with warnings.catch_warnings(action="ignore"):
+        settings.sampling.check()
+        mode.check(spec, settings.sampling)
+    if settings.threshold is not None:
+        Threshold(settings.threshold).check()
