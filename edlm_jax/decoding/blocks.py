@@ -129,7 +129,8 @@ class BlockProgram:
         self.keys_B = jax.vmap(jax.random.key)(request.seeds_B)
         self.P = request.prompts_BP.shape[1]
         self.X = self.S = self.P + settings.num_blocks * settings.block_length
-        self.width = settings.block_length * (1 + settings.fused_commit)  # columns of a turn's widest forward
+        self.F = settings.block_length  # columns that a step denoises: the current block, or others behind it, too
+        self.width = self.F + settings.block_length * settings.fused_commit  # of a turn's widest forward
         self.rotary = Rotary.of(weights.spec, self.S)
 
     def advance(self, s: BlockState) -> BlockState:
@@ -192,29 +193,28 @@ class BlockProgram:
 
     def denoise(self, s: BlockState) -> BlockState:
         """One step of every row's current block, nothing being pending."""
-        c, C = self.settings, self.settings.block_length
-        x_BCD, s = self.forward(s, s.start_B, C)
-        if not c.shifted:
-            return self.accept(s, self.weights.logits(x_BCD))
-        logits_BCV = self.weights.logits(x_BCD[:, :-1])
-        return self.accept(s, jnp.concatenate([s.before_BV[:, None], logits_BCV], axis=1))
+        x_BFD, s = self.forward(s, s.start_B, self.F)
+        return self.accept(s, self.read(s, x_BFD))
 
     def commit(self, s: BlockState) -> BlockState:
         """Writes the clean K/V of pending blocks; fused, the same forward is a step of every row's current block."""
         c, C = self.settings, self.settings.block_length
-        # Read are the current block and, shifted, the last column of the one before it.
-        T, read = (2 * C, C + c.shifted) if c.fused_commit else (C, 1)
+        # Read are the columns of the step and, shifted, the last one before them.
+        T, read = (C + self.F, self.F + c.shifted) if c.fused_commit else (C, 1)
         x_BRD, s = self.forward(s, s.start_B - C, T, where_B=s.pending_B, read=read)
         if c.shifted:
             logits_B1V = self.weights.logits(x_BRD[:, :1])
             s = replace(s, before_BV=jnp.where(s.pending_B[:, None], logits_B1V[:, 0], s.before_BV))
-        if not c.fused_commit:
-            s = replace(s, commit_B=s.commit_B + s.pending_B, pending_B=s.pending_B & False)
-            return self.lead(s) if c.first_token else s
-        if not c.shifted:
-            return self.accept(s, self.weights.logits(x_BRD))
-        logits_BCV = self.weights.logits(x_BRD[:, 1:-1])
-        return self.accept(s, jnp.concatenate([s.before_BV[:, None], logits_BCV], axis=1))
+        if c.fused_commit:
+            return self.accept(s, self.read(s, x_BRD[:, c.shifted :]))
+        s = replace(s, commit_B=s.commit_B + s.pending_B, pending_B=s.pending_B & False)
+        return self.lead(s) if c.first_token else s
+
+    def read(self, s: BlockState, x_BFD):
+        """The logits of the tokens of a step's columns."""
+        if not self.settings.shifted:
+            return self.weights.logits(x_BFD)
+        return jnp.concatenate([s.before_BV[:, None], self.weights.logits(x_BFD[:, :-1])], axis=1)
 
     def start(self, s: BlockState) -> BlockState:
         """A state before its first denoising step; a mode may carry more in it."""
@@ -247,29 +247,30 @@ class BlockProgram:
         masked_BC = c.is_noise(window(s.tokens_BX, s.start_B, C))
         return self.keep(s, best_B[:, None], masked_BC & (jnp.arange(C) == 0)[None], s.denoise_B)
 
-    def keep(self, s: BlockState, tokens_BC, accepted_BC, denoise_B) -> BlockState:
-        """Puts accepted tokens into every row's current block; a full block becomes pending, or ends its row."""
-        C = self.settings.block_length
-        accepted_BC = accepted_BC & ~s.done_B[:, None]
-        block_BC = jnp.where(accepted_BC, tokens_BC, window(s.tokens_BX, s.start_B, C))
-        at_BC = jnp.where(accepted_BC, denoise_B[:, None], window(s.accepted_at_BX, s.start_B, C))
-        full_B, finished_B = self._progress(block_BC, s.start_B)
+    def keep(self, s: BlockState, tokens_BT, accepted_BT, denoise_B, over_B=True) -> BlockState:
+        """Puts accepted tokens into every row's current block; full and over, it becomes pending, or ends its row."""
+        C, T = self.settings.block_length, accepted_BT.shape[1]
+        accepted_BT = accepted_BT & ~s.done_B[:, None]
+        block_BT = jnp.where(accepted_BT, tokens_BT, window(s.tokens_BX, s.start_B, T))
+        at_BT = jnp.where(accepted_BT, denoise_B[:, None], window(s.accepted_at_BX, s.start_B, T))
+        full_B, finished_B = (progress_B & over_B for progress_B in self.progress(block_BT, s.start_B))
         moves_B = full_B & ~finished_B & ~s.done_B
         return replace(
             s,
-            tokens_BX=put_whole(s.tokens_BX, block_BC, s.start_B),
-            accepted_at_BX=put_whole(s.accepted_at_BX, at_BC, s.start_B),
+            tokens_BX=put_whole(s.tokens_BX, block_BT, s.start_B),
+            accepted_at_BX=put_whole(s.accepted_at_BX, at_BT, s.start_B),
             start_B=s.start_B + jnp.where(moves_B, C, 0),
             pending_B=moves_B,
             done_B=s.done_B | finished_B,
             denoise_B=denoise_B,
         )
 
-    def _progress(self, block_BC, start_B):
+    def progress(self, block_BT, start_B):
         """(full_B, finished_B): a row ends at one of its ends, or at its limit, with no mask before it."""
-        masked_BC = self.settings.is_noise(block_BC)
-        settled_BC = jnp.cumsum(masked_BC, axis=1) == 0
-        return ~masked_BC.any(axis=1), (settled_BC & self.ends(block_BC, start_B)).any(axis=1)
+        masked_BT = self.settings.is_noise(block_BT)
+        settled_BT = jnp.cumsum(masked_BT, axis=1) == 0
+        full_B = ~masked_BT[:, : self.settings.block_length].any(axis=1)
+        return full_B, (settled_BT & self.ends(block_BT, start_B)).any(axis=1)
 
     def ends(self, block_BC, start_B):
         """bool[B, C]: where a row ends, once no mask stands before; what was given ends nothing and does not count."""

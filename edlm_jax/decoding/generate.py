@@ -48,8 +48,9 @@ def generate(
         "quadratic_speculation", the text of "ar", greedy or drawn, from drafted blocks that are verified causally, in
         two forwards a cycle or in one wide one; "prompt_lookup", the same from drafts that stand earlier in the row;
         "mars", from left to right while confident, causally; "psd", diffusion with
-        guesses `draft_depth` tokens deep that the next forward verifies; "dmax", soft tokens that are revised until
-        they agree. Their files in edlm_jax/decoding/modes/ say more.
+        guesses `draft_depth` tokens deep that the next forward verifies; "multi_block", diffusion with several blocks
+        in flight; "edit", diffusion that replaces tokens; "dmax", soft tokens that are revised until they agree. Files
+        of edlm_jax/decoding/modes/ say more.
       block_length, prefill, grid, mask_id: default to what the checkpoint was converted with. `prefill` is how the
         prompt attends to itself: "block_causal", "bidirectional" or "causal". `grid` is where blocks are counted from:
         "response", the prompt's end, or "position", position 0, so that the last tokens of a prompt may share their

@@ -20,6 +20,8 @@ OTHERS = [
     "self_speculation:lookup=2",
     "prompt_lookup",
     "psd",
+    "multi_block:threshold=0.5,blocks=3,opens=0",
+    "edit:threshold=0.5,edit=0.3",
     "dmax:threshold=0.5",
     "mars:threshold=0.5",
 ]

@@ -24,7 +24,7 @@ from tests.seeds import fresh_rng
 
 MODES = ("ar", "diffusion:threshold=0.4", "diffusion:threshold=0.4,commit=separate,sub_block_length=2")
 MODES += ("self_speculation", "quadratic_speculation", "prompt_lookup", "mars")
-MODES += ("psd:threshold=0.4", "dmax:threshold=0.2")
+MODES += ("psd:threshold=0.4", "multi_block:threshold=0.4", "dmax:threshold=0.2")
 
 
 def put_on(mesh, model):

@@ -7,8 +7,10 @@ from typing import Any
 from edlm_jax.decoding.modes.autoregressive import Autoregressive
 from edlm_jax.decoding.modes.diffusion import Diffusion
 from edlm_jax.decoding.modes.dmax import DMax
+from edlm_jax.decoding.modes.edit import Edit
 from edlm_jax.decoding.modes.mars import Mars
 from edlm_jax.decoding.modes.mode import Call, Mode, read_switch
+from edlm_jax.decoding.modes.multi_block import MultiBlock
 from edlm_jax.decoding.modes.prompt_lookup import PromptLookup
 from edlm_jax.decoding.modes.psd import PSD
 from edlm_jax.decoding.modes.quadratic_speculation import QuadraticSpeculation
@@ -16,10 +18,9 @@ from edlm_jax.decoding.modes.self_speculation import SelfSpeculation
 from edlm_jax.errors import InputError
 from edlm_jax.models import ModelSpec
 
-MODES: dict[str, type[Mode]] = {
-    mode.name: mode
-    for mode in (Diffusion, Autoregressive, SelfSpeculation, QuadraticSpeculation, PromptLookup, PSD, DMax, Mars)
-}
+_MODES: tuple[type[Mode], ...] = (Diffusion, Autoregressive, SelfSpeculation, QuadraticSpeculation, PromptLookup)
+_MODES += (PSD, MultiBlock, Edit, DMax, Mars)
+MODES = {mode.name: mode for mode in _MODES}
 __all__ = [
     "MODES",
     "PSD",
@@ -27,8 +28,10 @@ __all__ = [
     "Call",
     "DMax",
     "Diffusion",
+    "Edit",
     "Mars",
     "Mode",
+    "MultiBlock",
     "QuadraticSpeculation",
     "SelfSpeculation",
     "add_mode_arguments",

@@ -1,0 +1,87 @@
+"""Editing: tokens that stand may be replaced (LLaDA2.1; technical report in inclusionAI/LLaDA2.X).
+
+Shapes as in blocks.py. In each forward of a block, both from the same logits,
+ - masks become tokens by the threshold, as in diffusion;
+ - a token gives way to another one that has more than the confidence `edit` in its place.
+
+    M M M M | a b M M | a x c d | a x c d       b was edited; the block was full, and the last forward left it so
+
+A block, or the end of a row, that is full has up to `looks` forwards more, until one edits nothing; with none it is as
+in diffusion, and edits happen while the block has masks. It takes a model that was trained on tokens that are wrong:
+`config.objective.noise="own_guesses"`. A token counts as accepted in the forward that last changed it.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from edlm_jax.decoding.acceptance import Threshold
+from edlm_jax.decoding.blocks import BlockProgram, BlockSettings, BlockState
+from edlm_jax.decoding.modes.mode import BlockMode, Call, option
+from edlm_jax.decoding.sampling import Sampling
+from edlm_jax.decoding.windows import window
+from edlm_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class Edit(BlockMode):
+    """Replaces tokens of the block where it has become sure of others."""
+
+    name: ClassVar[str] = "edit"
+    greedy: ClassVar[bool] = True
+    threshold: float = option(0.9, float, "accept tokens of at least this confidence, and always the best one")
+    edit: float = option(0.9, float, "replace a token by one of more than this confidence")
+    looks: int = option(1, int, "forwards of a full block, which may still edit it")
+
+    def check(self, spec, sampling: Sampling) -> None:
+        Threshold(self.threshold).check()
+        if not 0 <= self.edit <= 1:
+            raise InputError(f"edit must lie in [0, 1], not {self.edit}")
+        if self.looks < 0:
+            raise InputError(f"looks must not be negative, not {self.looks}")
+        super().check(spec, sampling)
+
+    def start(self, weights, prompts, call: Call):
+        settings = EditSettings(**self.fields(_Edit, call, "fused"), edit=self.edit, looks=self.looks)
+        return self.run(weights, prompts, call, settings, Threshold(self.threshold))
+
+
+@dataclass(frozen=True)
+class EditSettings(BlockSettings):
+    """Diffusion, with edits."""
+
+    edit: float
+    looks: int
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class EditState(BlockState):
+    """A block state that counts how often a full block was looked at."""
+
+    looks_B: jax.Array
+
+
+class _Edit(BlockProgram):
+    """Edits beside what is accepted; the request's rule is a threshold."""
+
+    def start(self, s: BlockState) -> EditState:
+        return EditState(**vars(s), looks_B=jnp.zeros_like(s.start_B))
+
+    def accept(self, s: EditState, logits_BCV) -> EditState:
+        """Keeps what the rule accepts, and edits."""
+        c, C, denoise_B = self.settings, self.settings.block_length, s.denoise_B + ~s.done_B
+        proposal = c.draw.propose(logits_BCV, self.keys_B, denoise_B, self.request.temperature, banned_id=c.mask_id)
+        block_BC = window(s.tokens_BX, s.start_B, C)
+        masked_BC = self.open(block_BC)
+        given_BC = s.start_B[:, None] + jnp.arange(C)[None] < self.request.first_B[:, None]
+        edited_BC = ~masked_BC & ~given_BC & (proposal.tokens_BC != block_BC) & (proposal.confidence_BC > c.edit)
+        full_B, finished_B = self.progress(block_BC, s.start_B)
+        looked_B = full_B | finished_B
+        looks_B = jnp.where(looked_B, s.looks_B + 1, 0)
+        over_B = (looks_B >= c.looks) | looked_B & ~edited_BC.any(axis=1)
+        accepted_BC = self.request.rule(proposal, masked_BC) | edited_BC
+        s = self.keep(s, proposal.tokens_BC, accepted_BC, denoise_B, over_B)
+        return replace(s, looks_B=jnp.where(s.pending_B, 0, looks_B))

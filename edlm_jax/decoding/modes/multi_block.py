@@ -1,0 +1,116 @@
+"""Several blocks in flight: a block begins before the one before it is done (MultiBD, arXiv 2606.29215, section 3.3).
+
+Shapes as in blocks.py, with N blocks of C columns in flight and F = N C columns of a step. A row's blocks are, from
+left to right, committed (their clean K/V lie in the cache), at most one to be committed, up to N active, and empty:
+
+    committed | to commit | active, active           N = 2, a step per line; M mask, - empty
+    a b c d   |           | e M M M   - - - -        the next block opens, a quarter of this one being there
+    a b c d   |           | e f M h   i M M M
+    a b c d   | e f g h   | i M k M   - - - -        e f g h rides along and is committed; the next one opens
+    a b c d e f g h       | i j k M   m M M M
+
+Attention is block-causal over the columns in flight, so a block sees what the ones before it hold by now, and the
+commit is exact: of clean tokens, behind clean ones. With one block in flight this is diffusion with the fused commit.
+
+ - The current block, the first active one, takes tokens of at least the threshold's confidence, and always its best.
+ - The others take tokens of that confidence alone, so they may take none; behind a block of which over 0.9 are there,
+   which waits for the current one to be committed, they also always take their best.
+ - Another block opens when more than the share `opens` of the last active one is there.
+
+The paper counts the block to be committed among its N; here it comes on top.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+
+from edlm_jax.decoding.acceptance import Threshold
+from edlm_jax.decoding.blocks import BlockProgram, BlockSettings, BlockState
+from edlm_jax.decoding.modes.mode import BlockMode, Call, option
+from edlm_jax.decoding.sampling import Sampling
+from edlm_jax.decoding.windows import window
+from edlm_jax.errors import InputError
+
+_ALMOST = 0.9  # the paper's share of a block behind which the next one takes its best token
+
+
+@dataclass(frozen=True)
+class MultiBlock(BlockMode):
+    """Denoises several blocks at a time."""
+
+    name: ClassVar[str] = "multi_block"
+    threshold: float = option(0.9, float, "accept tokens of at least this confidence, and always the best one")
+    blocks: int = option(2, int, "blocks that are denoised at a time")
+    opens: float = option(0.1, float, "open the next block when more than this share of the last one is there")
+
+    def check(self, spec, sampling: Sampling) -> None:
+        Threshold(self.threshold).check()
+        if self.blocks < 1:
+            raise InputError(f"blocks must be at least 1, not {self.blocks}")
+        if not 0 <= self.opens <= 1:
+            raise InputError(f"opens must lie in [0, 1], not {self.opens}")
+        super().check(spec, sampling)
+
+    def start(self, weights, prompts, call: Call):
+        fields = self.fields(_MultiBlock, call, "fused")
+        fields["num_blocks"] += self.blocks - 1  # those in flight beside the last one
+        settings = MultiBlockSettings(**fields, blocks=self.blocks, opens=self.opens)
+        return self.run(weights, prompts, call, settings, Threshold(self.threshold))
+
+
+@dataclass(frozen=True)
+class MultiBlockSettings(BlockSettings):
+    """Diffusion, with what is in flight."""
+
+    blocks: int
+    opens: float
+
+    def spanning(self, columns: int) -> Self:
+        """And for those that are in flight beside the last one."""
+        return super().spanning(columns + (self.blocks - 1) * self.block_length)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class MultiBlockState(BlockState):
+    """A block state that knows how many blocks are active."""
+
+    active_B: jax.Array
+
+
+class _MultiBlock(BlockProgram):
+    """Several blocks in flight; the request's rule is a threshold."""
+
+    def __init__(self, weights, request, settings: MultiBlockSettings):
+        super().__init__(weights, request, settings)
+        self.F *= settings.blocks
+        self.width = self.F + settings.block_length
+
+    def start(self, s: BlockState) -> MultiBlockState:
+        return MultiBlockState(**vars(s), active_B=jnp.ones_like(s.start_B))
+
+    def accept(self, s: MultiBlockState, logits_BTV) -> MultiBlockState:
+        """Keeps what the rule accepts in every row's active blocks."""
+        c, rule, C = self.settings, self.request.rule, self.settings.block_length
+        denoise_B = s.denoise_B + ~s.done_B
+        proposal = c.draw.propose(logits_BTV, self.keys_B, denoise_B, self.request.temperature, banned_id=c.mask_id)
+        masked_BT = self.open(window(s.tokens_BX, s.start_B, logits_BTV.shape[1]))
+        by_block = lambda x_BT: x_BT.reshape(x_BT.shape[0], -1, C)  # noqa: E731
+        chosen_BNC = jax.vmap(rule, 1, 1)(jax.tree.map(by_block, proposal), by_block(masked_BT))
+        sure_BNC = by_block((proposal.confidence_BC >= rule.threshold) & (rule.threshold < 1))
+        almost_BN = (~by_block(masked_BT)).sum(axis=2) > _ALMOST * C
+        leads_BN = jnp.pad(almost_BN[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+        active_BN = jnp.arange(leads_BN.shape[1])[None] < s.active_B[:, None]
+        accepted_BNC = chosen_BNC & active_BN[..., None] & (leads_BN[..., None] | sure_BNC)
+        return self.keep(s, proposal.tokens_BC, accepted_BNC.reshape(masked_BT.shape), denoise_B)
+
+    def keep(self, s: MultiBlockState, tokens_BT, accepted_BT, denoise_B, over_B=True) -> MultiBlockState:
+        """And opens another block, where it is time."""
+        c, C = self.settings, self.settings.block_length
+        s = super().keep(s, tokens_BT, accepted_BT, denoise_B, over_B)
+        active_B = jnp.maximum(s.active_B - s.pending_B, 1)
+        last_BC = window(s.tokens_BX, s.start_B + (active_B - 1) * C, C)
+        opens_B = ((~c.is_noise(last_BC)).sum(axis=1) > c.opens * C) & (active_B < c.blocks)
+        return replace(s, active_B=active_B + opens_B)
