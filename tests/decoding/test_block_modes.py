@@ -1,4 +1,4 @@
-"""PSD and DMax against their definitions in plain Python: the same tokens from the same forwards."""
+"""PSD, DMax and editing against their definitions in plain Python: the same tokens from the same forwards."""
 
 import dataclasses
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from edlm_jax.decoding import Decoder, generate
+from edlm_jax.decoding.modes import Edit
 from edlm_jax.errors import InputError
 from tests.decoding import dense
 from tests.decoding.oracle import PrefilledBlocks
@@ -20,7 +21,7 @@ class Oracle:
 
     def __init__(self, weights, prompt, given, prefill, shifted):
         self.weights, self.prompt, self.given, self.prefill, self.shifted = weights, prompt, given, prefill, shifted
-        self.tokens, self.at, self.forwards = list(prompt), [], 0
+        self.tokens, self.at, self.forwards, self.edits = list(prompt), [], 0, 0
         self.block, self.block_at = ([*given] + [MASK] * C)[:C], [0] * C
 
     def propose(self, embed=None):
@@ -48,6 +49,12 @@ class Oracle:
         elif len(settled) < LIMIT:
             return None
         return settled, (self.at + self.block_at)[len(self.given) :][: len(settled)], self.forwards
+
+    def up_to_end(self):
+        """The block's positions up to the first one that would end the row."""
+        first = len(self.tokens) - len(self.prompt) - len(self.given)
+        ends = [i for i in range(C) if first + i == LIMIT - 1 or (first + i >= 0 and self.block[i] == EOS)]
+        return range(ends[0] + 1 if ends else C)
 
     def finish_block(self):
         self.tokens, self.at = self.tokens + self.block, self.at + self.block_at
@@ -78,7 +85,7 @@ def psd(row, threshold, depth):
         row.finish_block()
 
 
-def dmax(row, threshold):
+def dmax(row, threshold, sure=0.9):
     E = np.array(row.weights.embedding_VD, np.float64)
     fixed = len(row.given)
     while True:
@@ -94,11 +101,37 @@ def dmax(row, threshold):
                 if before[i] != MASK or run:
                     row.put(i, tokens[i])
                     p[i] = confidence[i]
-            changed = before != row.block
-            if not row.masked() and (not changed or min(confidence[fixed:]) >= 0.9 or step == C - 1):
+            counts = row.up_to_end()
+            changed = any(before[i] != row.block[i] for i in counts)
+            unsure = min(confidence[i] for i in counts if i >= fixed) < sure
+            if MASK not in [row.block[i] for i in counts] and (not changed or not unsure or step == C - 1):
                 break
         if (result := row.result()) is not None:
             return result
+        row.finish_block()
+        fixed = 0
+
+
+def edit(row, threshold, edit, looks):
+    fixed = len(row.given)
+    while True:
+        looked, over = 0, False
+        while not over or row.masked():
+            row.forwards += 1
+            complete, before, edited = not row.masked() or row.result() is not None, list(row.block), False
+            tokens, p = row.propose()
+            best = max(row.masked(), key=lambda i: (p[i], -i), default=None)
+            for i in range(fixed, C):
+                if before[i] == MASK and (i == best or (p[i] >= threshold and threshold < 1)):
+                    row.put(i, tokens[i])
+                elif before[i] not in (MASK, tokens[i]) and p[i] > edit:
+                    row.put(i, tokens[i])
+                    edited = True
+            row.edits += edited
+            looked = looked + 1 if complete else 0
+            over = looked >= looks or (complete and not edited)
+            if over and (result := row.result()) is not None:
+                return result
         row.finish_block()
         fixed = 0
 
@@ -117,6 +150,7 @@ SETTINGS = [
     ("psd", dict(threshold=0.95, draft_depth=2), "shifted", "causal", "position"),
     ("dmax", dict(threshold=0.3), "same_position", "block_causal", "response"),
     ("dmax", dict(threshold=0.1, commit="separate"), "shifted", "bidirectional", "position"),
+    ("dmax:threshold=0.2,sure=0.5", dict(threshold=0.2, sure=0.5), "same_position", "block_causal", "position"),
 ]
 
 
@@ -127,22 +161,55 @@ def test_modes_equal_their_oracles(mode, settings, alignment, prefill, grid):
     model.spec = dataclasses.replace(model.spec, conversion=dataclasses.replace(model.spec.conversion, grid=grid))
     decoder = Decoder(model)
     for _ in range(3):
-        given = prompts(rng, [5, 8, 13])
-        result = generate(decoder, given, max_new_tokens=LIMIT, eos_id=EOS, mode=mode, **settings)
+        given, own = prompts(rng, [5, 8, 13]), {} if ":" in mode else settings
+        result = generate(decoder, given, max_new_tokens=LIMIT, eos_id=EOS, mode=mode, **own)
         for row, prompt in enumerate(given):
             cut = len(prompt) // C * C if grid == "position" else len(prompt)
             oracle = Oracle(decoder.weights, prompt[:cut], prompt[cut:], prefill, shifted)
             if mode == "psd":
                 tokens, at, forwards = psd(oracle, settings["threshold"], settings["draft_depth"])
             else:
-                tokens, at, forwards = dmax(oracle, settings["threshold"])
+                tokens, at, forwards = dmax(oracle, settings["threshold"], settings.get("sure", 0.9))
             assert result.tokens[row] == tokens
             assert (result.row_denoise_forwards[row], result.accepted_at[row]) == (forwards, at)
             blocks = -(-(len(prompt) - cut + len(tokens)) // C)
             assert result.row_commit_forwards[row] == (blocks - 1 if "commit" in settings else 0)
 
 
-@pytest.mark.parametrize("mode", ["psd", "dmax"])
+EDITS = [
+    (dict(threshold=0.6, edit=0.3), "same_position", "block_causal", "position"),
+    (dict(threshold=0.4, edit=0.5, looks=0), "shifted", "causal", "response"),
+    (dict(threshold=1.0, edit=0.2, looks=3), "same_position", "bidirectional", "response"),
+]
+
+
+@pytest.mark.parametrize(("options", "alignment", "prefill", "grid"), EDITS)
+def test_edits_equal_their_oracle(options, alignment, prefill, grid):
+    rng, edits = fresh_rng(), 0
+    model = make_model(alignment, prefill, seed=int(rng.integers(1000)))
+    model.spec = dataclasses.replace(model.spec, conversion=dataclasses.replace(model.spec.conversion, grid=grid))
+    decoder = Decoder(model)
+    for _ in range(3):
+        given = prompts(rng, [5, 8, 13])
+        result = generate(decoder, given, max_new_tokens=LIMIT, eos_id=EOS, mode=Edit(**options))
+        for row, prompt in enumerate(given):
+            cut = len(prompt) // C * C if grid == "position" else len(prompt)
+            oracle = Oracle(decoder.weights, prompt[:cut], prompt[cut:], prefill, alignment == "shifted")
+            tokens, at, forwards = edit(oracle, **dict(looks=1) | options)
+            assert result.tokens[row] == tokens
+            assert (result.row_denoise_forwards[row], result.accepted_at[row]) == (forwards, at)
+            edits += oracle.edits
+    assert edits > 0
+
+
+def test_without_edits_and_looks_it_is_diffusion():
+    decoder, given = Decoder(make_model()), prompts(fresh_rng(), [3, 9])
+    settings = dict(max_new_tokens=LIMIT, eos_id=EOS)
+    diffusion = generate(decoder, given, threshold=0.4, **settings)
+    assert generate(decoder, given, mode="edit:threshold=0.4,edit=1,looks=0", **settings) == diffusion
+
+
+@pytest.mark.parametrize("mode", ["psd", "edit", "dmax"])
 def test_a_row_alone_equals_the_row_in_a_batch(mode):
     rng = fresh_rng()
     decoder, given = Decoder(make_model()), prompts(rng, [2, 11, 6])
@@ -172,6 +239,9 @@ def test_psd_without_drafts_is_diffusion_and_drafts_save_forwards():
         (dict(mode="dmax", temperature=1.0), "is greedy"),
         (dict(mode="psd", commit="separate"), "psd has no commit"),
         (dict(mode="psd", draft_depth=-1), "draft_depth must not be negative"),
+        (dict(mode="dmax:sure=2"), r"sure must lie in \[0, 1\]"),
+        (dict(mode="edit:edit=-1"), r"edit must lie in \[0, 1\]"),
+        (dict(mode="edit:looks=-1"), "looks must not be negative"),
         (dict(mode="dmax", rule="fixed:2"), "dmax has no rule"),
     ],
 )

@@ -7,14 +7,14 @@ Shapes as in blocks.py. In each forward of a block,
 
     M M M M | a b M M | a c d e | a c d e       b was revised; nothing changed in the last forward: the block is done
 
-A block is done when it has no mask and either nothing changed, or every token is sure (0.9, as in the paper), or it has
-taken C forwards, as many as one token a forward would. Then its hard tokens are committed as in blocks.py. It takes a
-model trained on its own errors; others fall apart, the paper says. Its thresholds are low: 0.5 for mathematics, 0.65
-for code.
+A block is done when it has no mask and either nothing changed, or every token has the confidence `sure` (0.9 in the
+paper), or it has taken C forwards, as many as one token a forward would. Then its hard tokens are committed as in
+blocks.py. It takes a model trained on its own errors (config.objective.noise="own_guesses"); others fall apart, the
+paper says. Its thresholds are low: 0.5 for mathematics, 0.65 for code.
 
 Our choices where the paper is silent: the mask token is never a token, so p is taken without it; an EOS may be revised
-like any token, so a row ends with the block that holds it; each row stops alone, where the paper's code waits for the
-batch. A token counts as accepted in the forward that last changed it.
+like any token, so a row ends when its block is done, for which what lies behind the EOS does not count; each row stops
+alone, where the paper's code waits for the batch. A token counts as accepted in the forward that last changed it.
 """
 
 from dataclasses import dataclass, replace
@@ -30,8 +30,6 @@ from edlm_jax.decoding.sampling import Sampling
 from edlm_jax.decoding.windows import put, put_whole, window
 from edlm_jax.errors import InputError
 
-_SURE = 0.9  # the paper's confidence of a whole block that needs no further look
-
 
 @dataclass(frozen=True)
 class DMax(BlockMode):
@@ -40,6 +38,7 @@ class DMax(BlockMode):
     name: ClassVar[str] = "dmax"
     greedy: ClassVar[bool] = True
     threshold: float = option(0.9, float, "accept from the left while tokens have at least this confidence")
+    sure: float = option(0.9, float, "a block whose tokens all have this confidence needs no further look")
     commit: str | None = option(None, str, "how a finished block enters the cache: fused or separate")
 
     def completed(self, spec) -> Self:
@@ -48,13 +47,22 @@ class DMax(BlockMode):
 
     def check(self, spec, sampling: Sampling) -> None:
         Threshold(self.threshold).check()
+        if not 0 <= self.sure <= 1:
+            raise InputError(f"sure must lie in [0, 1], not {self.sure}")
         super().check(spec, sampling)
         if self.commit == "first_token":
             raise InputError("dmax may revise any token, a block's first, too; set commit to 'fused' or 'separate'")
 
     def start(self, weights, prompts, call: Call):
-        settings = BlockSettings(**self.fields(_DMax, call, self.commit))
+        settings = DMaxSettings(**self.fields(_DMax, call, self.commit), sure=self.sure)
         return self.run(weights, prompts, call, settings, Threshold(self.threshold))
+
+
+@dataclass(frozen=True)
+class DMaxSettings(BlockSettings):
+    """Diffusion, with the confidence of a block that is done."""
+
+    sure: float
 
 
 @jax.tree_util.register_dataclass
@@ -92,10 +100,12 @@ class _DMax(BlockProgram):
         written_BC = active_BC & (~masked_BC | _run(proposal.confidence_BC, masked_BC, request.rule.threshold))
         changed_BC = written_BC & (proposal.tokens_BC != block_BC)
         block_BC = jnp.where(written_BC, proposal.tokens_BC, block_BC)
-        sure_B = ((proposal.confidence_BC >= _SURE) | ~active_BC).all(axis=1)
-        over_B = ~changed_BC.any(axis=1) | sure_B | (steps_B >= C)
-        full_B = ~c.is_noise(block_BC).any(axis=1) & over_B & ~s.done_B
-        finished_B = full_B & self.ends(block_BC, s.start_B).any(axis=1)
+        end_BC = self.ends(block_BC, s.start_B)
+        counts_BC = jnp.cumsum(end_BC, axis=1) - end_BC == 0  # up to the first end
+        sure_B = ((proposal.confidence_BC >= c.sure) | ~active_BC | ~counts_BC).all(axis=1)
+        over_B = ~(changed_BC & counts_BC).any(axis=1) | sure_B | (steps_B >= C)
+        full_B = ~(c.is_noise(block_BC) & counts_BC).any(axis=1) & over_B & ~s.done_B
+        finished_B = full_B & end_BC.any(axis=1)
         moves_B = full_B & ~finished_B
         p_BC = jnp.where(written_BC & ~full_B[:, None], proposal.confidence_BC, 1.0)
         at_BC = jnp.broadcast_to(denoise_B[:, None], block_BC.shape)
