@@ -48,7 +48,7 @@ class Noise:
         """(what is hidden, the noise level t of each column) of one row: M = views * L columns."""
         raise NotImplementedError
 
-    def prior(self, keys_B, tokens_BM: Int[Array, "B M"]) -> Int[Array, "B M"] | int:
+    def prior(self, keys_B, tokens_BM: Int[Array, "B M"], level_BM) -> Int[Array, "B M"] | int:
         """What stands in a hidden token's place."""
         return self.mask_id
 
@@ -75,7 +75,7 @@ class Noise:
         tokens_BM = jnp.tile(tokens_BL, (1, self.views))
         hide = lambda key, corruptible_L: self.hide(key, corruptible_L, block_length)  # noqa: E731
         masked_BM, level_BM = jax.vmap(hide)(keys_B, corruptible_BL.astype(bool))
-        noisy_BM = jnp.where(masked_BM, self.prior(keys_B, tokens_BM), tokens_BM)
+        noisy_BM = jnp.where(masked_BM, self.prior(keys_B, tokens_BM, level_BM), tokens_BM)
         return Corruption(noisy_BM, masked_BM, level_BM, copies_BM)
 
 

@@ -10,18 +10,19 @@ from edlm_jax.diffusion.noise import Corruption, Noise
 from edlm_jax.diffusion.streams import Streams, learnable
 from edlm_jax.diffusion.unweighted import CrossEntropy
 
-_FLAG = 2**31 - 2  # a key of its own, far from those that rows and steps have
+_FLAG, _LEVEL = 2**31 - 2, 2**31 - 3  # keys of their own, far from those that rows and steps have
 
 
 @dataclass(frozen=True)
 class OwnGuesses(Noise):
-    """Every token is masked with probability `level`; in half of the rows a guess then stands in each mask's place."""
+    """Masks, as many as a row's level of `levels` says; in half of the rows a guess then takes each one's place."""
 
-    level: float = 0.75
+    levels: tuple[float, float] = (0.75, 0.75)
 
     def hide(self, key, corruptible_L, block_length):
-        hit_L = jax.random.uniform(key, corruptible_L.shape) < self.level
-        return hit_L & corruptible_L, jnp.full(corruptible_L.shape, self.level)
+        level = jax.random.uniform(jax.random.fold_in(key, _LEVEL), (), jnp.float32, *self.levels)
+        hit_L = jax.random.uniform(key, corruptible_L.shape) < level
+        return hit_L & corruptible_L, jnp.full(corruptible_L.shape, level)
 
     def corrupt(self, keys_B, *args, **sizes) -> Corruption:
         """Guesses are made where the model is at hand."""

@@ -15,7 +15,7 @@ class UniformTokens(FullMasks):
 
     vocabulary: int
 
-    def prior(self, keys_B, tokens_BM):
+    def prior(self, keys_B, tokens_BM, level_BM):
         draw = lambda key, row_M: jax.random.randint(  # noqa: E731
             jax.random.fold_in(key, _PRIOR), row_M.shape, 0, self.vocabulary - 1, row_M.dtype
         )

@@ -1,10 +1,11 @@
 """A model's own responses to the prompts of documents: documents again, to be trained on as any other.
 
-    dict(prompt=str, response=...)     ->  dict(index=int, prompt=str, response=what the model says, ended=bool)
-    dict(messages=[..., last answer])  ->  dict(index=int, messages=[..., what the model says], ended=bool)
+    dict(prompt=str, response=...)     ->  dict(index=int, prompt=str, response=what the model says, ...)
+    dict(messages=[..., last answer])  ->  dict(index=int, messages=[..., what the model says], ...)
 
 `index` is the document's place in its source; `ended` is false where the limit cut the response, which training would
-take for its end. A batch is appended by one write, so that a file that somebody reads or a kill leaves has whole lines.
+take for its end; `accepted_at` has the forward that accepted each token, from 1. A batch is appended by one write, so
+that a file that somebody reads or a kill leaves has whole lines.
 Beside FILE lies FILE.record.json, what the responses were made with: the same call goes on behind the last line,
 another one is refused.
 """
@@ -153,7 +154,7 @@ def respond(
         documents = [
             dict(index=indices[i])
             | answered(questions[indices[i]], row.text)
-            | dict(ended=len(row.tokens) < limit or row.tokens[-1] in ends)
+            | dict(ended=len(row.tokens) < limit or row.tokens[-1] in ends, accepted_at=row.accepted_at)
             for i, row in sorted(batch.items())
         ]
         out.append(documents)

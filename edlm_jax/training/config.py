@@ -72,6 +72,7 @@ def default_config() -> ConfigDict:
         random_block_lengths=(),  # one of these is drawn per step; each divides block_length; () = always block_length
         curriculum=(),  # (block length, steps) of each stage before block_length; each divides the row
         noise="masks",  # complementary = each block twice, the second copy hides what the first one shows
+        states="",  # of noise="visited": a file that `edlm generate --out` wrote
         half_life=0.1,  # lambda of the position-weighted mask; inf = uniform in a block; None = one uniform t per row
         prefill="auto",  # written into the export: how a prompt attends to itself; auto = as trained
     )

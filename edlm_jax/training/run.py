@@ -117,7 +117,7 @@ def _objective(o: ConfigDict, layout: Layout) -> Objective:
         term.check(layout)
     if not any(term.needs_noise for term in terms):
         return Objective(dataclasses.replace(layout, noisy_length=0), None, terms)
-    return Objective(layout, None, terms).under(NOISES[o.noise](0, 1, o.half_life))
+    return Objective(layout, None, terms).under(NOISES[o.noise](0, 1, o))
 
 
 def _terms(o: ConfigDict, layout: Layout) -> tuple[Term, ...]:

@@ -43,7 +43,7 @@ def test_responses_are_documents(tmp_path, capsys):
     assert asked == {index: task["prompt"] for index, task in enumerate(tasks)}
     # That model has learned these tasks.
     right = [line["response"] == tasks[line["index"]]["response"] for line in lines(out)]
-    assert sum(right) >= 9 and all(line["ended"] for line in lines(out))
+    assert sum(right) >= 9 and all(line["ended"] and line["accepted_at"][0] == 1 for line in lines(out))
     assert (result["responses"], result["written"], result["cut"]) == (10, 10, 0)
     documents = open_tokenized(dict(kind="jsonl", path=str(out)), load_tokenizer(QUICKSTART))
     assert len(documents) == 10 and all(len(documents[i]) == 1 for i in range(10))
@@ -135,7 +135,8 @@ def test_conversations_get_their_last_answer_anew(tmp_path, capsys):
     assert main([*respond(out, source=source, model=model), "--json"]) == 0
     new = dict(role="assistant", content="Hi")
     by_index = {line["index"]: line for line in lines(out)}
-    assert by_index[0] == dict(index=0, messages=[said[0], new], ended=True)
+    accepted_at = list(range(1, 1 + len(by_index[0]["accepted_at"])))  # one token a forward
+    assert by_index[0] == dict(index=0, messages=[said[0], new], ended=True, accepted_at=accepted_at)
     assert by_index[1]["messages"] == [*rows[1]["messages"], new]
     assert main([*respond(out, "--max-new-tokens=1", source=source, model=model), "--json"]) == 2
     cut = tmp_path / "cut.jsonl"

@@ -44,3 +44,17 @@ def test_guesses_are_the_models_and_pass_no_gradient(alignment):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
     first_BL = (batch["positions"] == 0) if alignment == "shifted" else np.zeros((8, L), bool)
     assert count == (learnable_BL & ~first_BL).sum()
+
+
+def test_rows_may_have_levels_of_their_own():
+    """With one level, every token has the same chance; with several a row is hidden more or less as a whole."""
+    rows, spread = 300, {}
+    for name in ("own_guesses", "own_guesses_spread"):
+        objective, batch = make_objective(noise=name, recovery_weight=1.0), random_batch(rows, L, documents=(L,))
+        batch["loss_mask"][:] = 1
+        corruption = jax.device_get(objective.corrupt(example_keys(jax.random.key(4), rows), batch))
+        levels_B, shares_B = corruption.noise_level_BM[:, 0], corruption.masked_BM.mean(axis=1)
+        assert abs(shares_B - levels_B).mean() < 0.1 and abs(shares_B.mean() - 0.75) < 0.03
+        spread[name] = levels_B.min(), levels_B.max()
+    assert spread["own_guesses"] == (0.75, 0.75)
+    assert 0.5 <= spread["own_guesses_spread"][0] < 0.52 and 0.98 < spread["own_guesses_spread"][1] < 1
