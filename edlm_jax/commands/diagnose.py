@@ -5,7 +5,8 @@
   variance of the gradient by how noise levels are drawn, on one batch (--draws=0 leaves it out)
   with --baseline, weight drift of every layer, attention and FFN apart
 
-Writes diagnosis.json and diagnosis.png."""
+Writes diagnosis.json and diagnosis.png. --states=FILE.safetensors adds the residual streams of what was decoded, by
+layer, position and forward: edlm_jax/diagnosis/states.py says how they lie there."""
 
 import argparse
 import dataclasses
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="rows at a time (8)")
     add_dtype_argument(parser)
     parser.add_argument("--out", default="diagnosis", metavar="DIR", help="where the two files go (diagnosis)")
+    parser.add_argument("--states", metavar="FILE", help="residual streams of that decoding, a .safetensors file")
     parser.set_defaults(task="tasks")
 
 
@@ -48,6 +50,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from edlm_jax.reports.report import describe_machine, write_report
 
     text, questions, refused = _prepare(args, source)
+    if args.states and not questions:
+        raise InputError("--states are those of a decoding: it needs a --data source with prompts")
     out, dtype = Path(args.out), chosen_dtype(args)
     out.mkdir(parents=True, exist_ok=True)
     load = lambda path: load_pretrained(path, dtype=dtype, param_dtype="float32")  # noqa: E731
@@ -60,6 +64,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         threshold=args.threshold,
         draws=args.draws,
         batch_size=args.batch_size,
+        states=Path(args.states) if args.states else None,
     )
     report = {"model": args.model, "dtype": dtype, **found, "refused": refused, **describe_machine()}
     write_report(report, out / "diagnosis.json")

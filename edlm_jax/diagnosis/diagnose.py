@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from edlm_jax.data.pipeline import make_eval_batches
@@ -11,6 +12,7 @@ from edlm_jax.diagnosis.drift import weight_drift
 from edlm_jax.diagnosis.gradient_variance import gradient_variance, ways_of
 from edlm_jax.diagnosis.order import decode_order
 from edlm_jax.diagnosis.prediction import predict
+from edlm_jax.diagnosis.states import write_states
 from edlm_jax.diffusion.masks import EvenCounts
 from edlm_jax.diffusion.streams import AUTOREGRESSIVE
 from edlm_jax.diffusion.terms import MaskedTokens
@@ -36,14 +38,17 @@ def diagnose(
     threshold: float,
     draws: int,
     batch_size: int,
+    states: Path | None = None,
 ) -> Diagnosis:
     """{"predictions": {"diffusion", "ar"}, "decode_order", "gradient_variance", "weight_drift"}, each by its own file.
 
-    What there is nothing to measure by is left out: an order without questions, a drift without a baseline.
+    What there is nothing to measure by is left out: an order without questions, a drift without a baseline. `states`:
+    where residual streams go, see states.py; their number is "states".
     """
     data, conversion = heldout_rows(model.spec, source, batch_size=batch_size), model.spec.conversion
     objective = Objective(conversion.layout, EvenCounts(conversion.mask_token_id), (MaskedTokens(),))
-    parts = 1 + (baseline is not None) + bool(questions) + (len(ways_of(objective)) if draws else 0)
+    parts = 1 + (baseline is not None) + bool(questions) + (states is not None)
+    parts += len(ways_of(objective)) if draws else 0
     found: Diagnosis = {"block_length": data.block_length, "threshold": threshold}
     with Progress(parts, "diagnose") as progress:
         finished = itertools.count(1)
@@ -55,20 +60,20 @@ def diagnose(
             found["weight_drift"] = weight_drift(baseline, model)
             done("predictions of the baseline")
         if questions:
-            found["decode_order"] = _order(model, questions, text, threshold, batch_size)
+            decoder, C = Decoder(model), conversion.block_length
+            decoded = decode_questions(decoder, Diffusion(threshold=threshold), questions, text, batch_size)
+            prompts = [question.prompt for question in questions]
+            offsets = [len(prompt) % C if model.spec.on_position_grid else 0 for prompt in prompts]
+            found["decode_order"] = decode_order([row.accepted_at for row in decoded], C, offsets)
             done("order of decoding")
+            if states is not None:
+                found["states"] = write_states(states, decoder, prompts, decoded, batch_size)
+                done("residual streams")
         if draws:
             batch = next(iter(make_eval_batches(data, text.tokenizer)))
             on_way = lambda way: done(f"gradients, {way}")  # noqa: E731
             found["gradient_variance"] = gradient_variance(model, objective, batch, draws, on_way)
     return found
-
-
-def _order(model, questions, text, threshold, batch_size) -> dict[str, Any]:
-    C = model.spec.conversion.block_length
-    decoded = decode_questions(Decoder(model), Diffusion(threshold=threshold), questions, text, batch_size)
-    offsets = [len(question.prompt) % C if model.spec.on_position_grid else 0 for question in questions]
-    return decode_order([row.accepted_at for row in decoded], C, offsets)
 
 
 def diagnosis_rows(found: Diagnosis) -> Iterator[Rows]:

@@ -184,21 +184,31 @@ def _near(spec: ModelSpec, mask_BTS, q_positions_BT, k_positions_BS) -> dict[int
 
 
 def forward(
-    weights: DecodingWeights, tokens_BT, rotary_BT, attention: Attention, read: int | None = None, drafts: int = 0
+    weights: DecodingWeights,
+    tokens_BT,
+    rotary_BT,
+    attention: Attention,
+    read: int | None = None,
+    drafts: int = 0,
+    streams: list | None = None,
 ):
     """Hidden states x_BTD after the final norm; `attention` decides what is seen and may keep keys and values.
 
     `tokens_BT` are ids; embeddings [B, T, D] may stand in their place. Of the last layer only the last `read` columns
     (default: all) are computed: the others give keys and values alone. The last `drafts` columns are noisy ones:
-    adapters, where the model has any, act on them.
+    adapters, where the model has any, act on them. `streams` gets the residual stream before each layer and at the end.
     """
     spec = weights.spec
     x_BTD = constrain(tokens_BT if tokens_BT.ndim == 3 else weights.embed(tokens_BT), "B__", DECODING)
     whole, last = (lambda x_BT: x_BT), (lambda x_BT: x_BT[:, -read if read else None :])
     for index, (layer, wanted) in enumerate(zip(weights.layers, [whole] * (spec.num_layers - 1) + [last], strict=True)):
+        if streams is not None:
+            streams.append(x_BTD)
         p, tables = opened(layer, drafts), rotary_BT.tables[index % len(spec.kinds)]
         x_BTD = layer_forward(spec, FUSED, p, x_BTD, tables, partial(attention, index), wanted)
         x_BTD = constrain(x_BTD, "B__", DECODING)
+    if streams is not None:
+        streams.append(x_BTD)
     return norm(spec, x_BTD, weights.final_norm_D)
 
 
@@ -213,10 +223,11 @@ def prefill(
     length: int,
     read_mask_BTS=None,
     drafts: int = 0,
+    streams: list | None = None,
 ):
     """(x_BTD, a cache of `length` columns that begins with the first `keep` of these); padding is segment 0.
 
-    `read_mask_BTS`: only so many last columns are read, and this is what they see. `drafts`: as in `forward`.
+    `read_mask_BTS`: only so many last columns are read, and this is what they see. The rest: as in `forward`.
     """
     keys, values, backend, spec = [], [], weights.backend, weights.spec
     weights, _ = backend.only(segments_BT > 0, weights)
@@ -234,7 +245,7 @@ def prefill(
         return attend_all[spec.kind(index).window](q, k, v)
 
     read = None if read_mask_BTS is None else read_mask_BTS.shape[1]
-    x_BTD = forward(weights, tokens_BT, rotary_BT, attend_and_keep, read, drafts)
+    x_BTD = forward(weights, tokens_BT, rotary_BT, attend_and_keep, read, drafts, streams)
     positions_BS = None
     if spec.windows != (None,):
         kept_BT = jnp.broadcast_to(positions_BT, tokens_BT.shape[:2])[:, :keep]
