@@ -5,7 +5,7 @@ from typing import Any
 
 from edlm_jax.decoding.modes import options_of
 from edlm_jax.reports.report import Rows, markdown_table
-from edlm_jax.studies.results import PLACE, Results
+from edlm_jax.studies.results import PLACE, Results, before
 
 _SHOWN = {"step": "step {}", "mode": "{}", "block_length": "block {}", "threshold": "threshold {:g}"}
 _THRESHOLD = PLACE.index("threshold")
@@ -21,7 +21,7 @@ def accuracy_rows(results: Results) -> Rows:
     """Arms down, places across: accuracy, its standard error, and tokens per forward."""
     columns = places(results)
     header = ["arm", "seeds", *(place_name(place, columns) for place in columns)]
-    rows = [["AR, unconverted", "", *([_value(results["ar"]["accuracy"])] * len(columns))]]
+    rows = [[before(results), "", *([_value(results["ar"]["accuracy"])] * len(columns))]]
     for arm in results["arms"]:
         points = {_place(point): point for point in arm["points"]}
         cells = [_cell(points[place]) if place in points else "" for place in columns]
@@ -35,7 +35,7 @@ def measure_rows(results: Results) -> Rows:
     columns = list(dict.fromkeys((measures["step"], name) for measures in found for name in measures if name != "step"))
     header = ["measure", *(_measure_name(step, name) for step, name in columns)]
     ar = results["ar"]
-    rows = [["AR, unconverted", *(_value(ar[name], name) if name in ar else "" for _, name in columns)]]
+    rows = [[before(results), *(_value(ar[name], name) if name in ar else "" for _, name in columns)]]
     for arm in results["arms"]:
         of_step = {measures["step"]: measures for measures in arm["measures"]}
         values = [(of_step.get(step, {}).get(name), name) for step, name in columns]

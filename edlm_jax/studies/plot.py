@@ -7,7 +7,7 @@ import matplotlib
 from matplotlib.lines import Line2D
 
 from edlm_jax.reports.picture import AR_COLOUR, DRIFT_COLOURS, picture
-from edlm_jax.studies.results import PLACE, Results
+from edlm_jax.studies.results import PLACE, Results, before
 
 LABELS = {
     "tokens_per_forward": "tokens per denoising forward",
@@ -59,7 +59,7 @@ def _accuracy(axes, results: Results) -> None:
         values = [point["accuracy"]["mean"] for point in points]
         colour = colours[arm if several else place]
         axes.errorbar([p["x"] for p in points], values, errors, capsize=2, color=colour, **styles[place])
-    ar = axes.axhline(results["ar"]["accuracy"], color=AR_COLOUR, linestyle="--", linewidth=1, label="AR, unconverted")
+    ar = axes.axhline(results["ar"]["accuracy"], color=AR_COLOUR, linestyle="--", linewidth=1, label=before(results))
     if results["x"] != "tokens_per_forward" and min(p["x"] for points in found.values() for p in points) > 0:
         axes.set_xscale("log", base=10 if results["x"] not in LABELS else 2)
         axes.set_xticks(sorted({p["x"] for points in found.values() for p in points}))

@@ -85,6 +85,11 @@ def mean_and_error(values: Sequence[float]) -> dict[str, float | None]:
     return {"mean": statistics.fmean(values), "standard_error": error}
 
 
+def before(results: Results) -> str:
+    """What the model is that all arms start from."""
+    return results["ar"].get("name", "AR, unconverted")
+
+
 def read_results(path: Path) -> Results:
     """A results.json."""
     try:

@@ -12,7 +12,7 @@ import jax
 from jax import monitoring
 
 from edlm_jax.decoding import Decoder
-from edlm_jax.decoding.modes import Mode, make_mode, options_of
+from edlm_jax.decoding.modes import Mode, default_mode, make_mode, options_of
 from edlm_jax.errors import InputError, StoppedError
 from edlm_jax.evaluation.compare import AR, Origin, compare_accuracy
 from edlm_jax.evaluation.tasks.task import Way
@@ -68,13 +68,14 @@ class Study:
         return result
 
     def baseline(self) -> dict[str, Any]:
-        """The AR model that all cells start from, on the same tasks; measured once."""
+        """The model that all cells start from, on the same tasks, AR or as it was converted; measured once."""
         path, config = self.workdir / "ar.json", self._measured_config(self.base)
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             ar = self.origin.ar
-            measured = of_model(self.measures, self.base, ar, self.origin.text.tokenizer)
-            write_report(self._score(Way(Decoder(ar), AR, ar)) | measured | {"config": config}, path)
+            measured = of_model(self.measures, self.base, ar, self.origin.text.tokenizer) | {"config": config}
+            measured |= {"name": "converted before"} if ar.spec.conversion else {}
+            write_report(self._score(Way(Decoder(ar), default_mode(ar.spec), ar)) | measured, path)
         result = read_json(path)
         if result.pop("config", None) != config:
             raise InputError(f"{path} was made under another config; choose another --workdir or remove that file")

@@ -1,5 +1,6 @@
 """The study engine on a tiny model: cells, restart, sharing, results; every committed study in its quick form."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -12,12 +13,15 @@ from jax.experimental.compilation_cache import compilation_cache
 from edlm_jax.commands.config import load_study
 from edlm_jax.commands.main import main
 from edlm_jax.decoding.generation import forwards_by_tokens
+from edlm_jax.decoding.modes import Diffusion
 from edlm_jax.errors import InputError
+from edlm_jax.models import Conversion
+from edlm_jax.pretrained import load_pretrained, save_pretrained
 from edlm_jax.studies import run as study_run
 from edlm_jax.studies.cells import cell_range, expand
 from edlm_jax.studies.page import accuracy_rows, measure_rows, page, place_name, places, settled_rows
 from edlm_jax.studies.plot import curves
-from edlm_jax.studies.results import mean_and_error, summarise
+from edlm_jax.studies.results import before, mean_and_error, summarise
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted(path.stem for path in (ROOT / "configs" / "studies").glob("*.py"))
@@ -152,6 +156,28 @@ def test_an_ar_model_measured_otherwise_is_not_taken_for_the_baseline(study_file
         study_run.Study(expand(config, sweep), tmp_path).baseline()
 
 
+def test_a_converted_model_is_its_own_baseline(study_file, tiny_ar_dir, tmp_path, monkeypatch):
+    model = load_pretrained(tiny_ar_dir, dtype="float32")
+    model.spec = dataclasses.replace(model.spec, conversion=Conversion(5, 4))
+    save_pretrained(model, tmp_path / "converted")
+    _, _, config, sweep = load_study(str(study_file))
+    config.base.init.path = str(tmp_path / "converted")
+    asked = []
+    monkeypatch.setattr(study_run.Study, "_score", lambda study, way: asked.append(way.mode) or dict(accuracy=0.5))
+    found = study_run.Study(expand(config, sweep), tmp_path / "runs").baseline()
+    assert asked == [Diffusion()] and before(dict(ar=found)) == "converted before"
+
+
+@pytest.fixture
+def own_responses(tmp_path, monkeypatch):
+    """What a first stage has left where second stages look for it."""
+    path = tmp_path / "runs" / "quickstart" / "own.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"accepted_at": [1, 1, 2]}\n')
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("own_responses")
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_cell_of_a_committed_study_can_start(name):
     _, doc, config, sweep = load_study(str(ROOT / "configs" / "studies" / f"{name}.py"))
@@ -166,6 +192,7 @@ def test_every_cell_of_a_committed_study_can_start(name):
     assert {cell.seed for cell in quick} == {0} and {cell.run.steps for cell in quick} == {2}
 
 
+@pytest.mark.usefixtures("own_responses")
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_quick_form_of_every_study_runs(name, tiny_ar_dir, tmp_path, capsys):
     argv = ["study", f"--config={ROOT / 'configs' / 'studies' / f'{name}.py'}", f"--workdir={tmp_path}"]

@@ -1,0 +1,45 @@
+"""A second stage on a converted model, by what it learns: to take its own guesses back, to be sure, or nothing new.
+
+DMax (arXiv 2604.08302; LLaDA-2.0-mini, GSM8K, accuracy at tokens a forward): 92.6 at 2.04 before, 92.1 at 5.48 with
+its training and its decoding, 78.0 at 4.47 with its decoding alone. Editing with LLaDA2.1's two thresholds (technical
+report in inclusionAI/LLaDA2.X) asks for a model that was trained on wrong tokens, too. CAP's certainty (arXiv
+2512.15745): 78.6 at 3.18 to 76.9 at 4.65.
+
+Efficient-DLM (arXiv 2512.14067) has one stage, and asks which masks are best; "masks as met" are drawn from those that
+the converted model's own decoding went through.
+
+Here: configs/quickstart_dmax.py, which starts from the quickstart's model and learns its own answers in blocks of 16.
+The first row of the table is that model at threshold 0.9, as it was.
+
+    edlm study --config=configs/studies/second_stage.py --workdir=runs/studies/second_stage
+
+Not yet run: 15 cells.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from edlm_jax.studies.cells import study_config
+
+DMAX = runpy.run_path(str(Path(__file__).parents[1] / "quickstart_dmax.py"))
+MASKS = {"objective.noise": "masks", "objective.recovery_weight": 0.0, "objective.diffusion_weight": 1.0}
+
+
+def get_config() -> ConfigDict:
+    """The stage, decoded by what it was trained for and by what it was not."""
+    c = study_config(DMAX["get_config"]())
+    c.base.checkpoint.keep_last = 1
+    c.base.evaluation.thresholds = (0.95, 0.8, 0.5)
+    c.eval_modes = ("diffusion", "multi_block", "edit", "dmax")
+    return c
+
+
+def sweep(add) -> None:
+    """DMax's noise at many levels and at one; the first stage's, longer; the same with certainty; masks as met."""
+    add("own guesses, levels of 0.5 to 1", {})
+    add("own guesses, 0.75", {"objective.noise": "own_guesses"})
+    add("masks", MASKS)
+    add("masks, certainty", MASKS | {"objective.certainty_weight": 1.0})
+    add("masks as met", MASKS | {"objective.noise": "visited", "objective.states": DMAX["OWN"]})
