@@ -112,6 +112,9 @@ class Lane:
             self._begin(slot, row)
             if self.live == len(self.rows):
                 seconds[self.live] = self._time()
+                for gone_on in range(slot + 1):  # begins again, or it would have ended before the last one is there
+                    self.drop(gone_on)
+                    self._begin(gone_on, row)
         for slot in range(self.slots):
             self.drop(slot)
         while len(self.rows) > self.least:

@@ -89,6 +89,7 @@ def test_nothing_compiles_once_it_is_warm():
     rng, modes = fresh_rng(), [parse_mode("ar"), parse_mode("diffusion:threshold=0.5")]
     engine = Engine(make_model(), modes, slots=3, columns=100)
     engine.warm()
+    assert all(min(pace.plain) == 1 and max(pace.commits) == 3 for pace in engine.paces)
     compiled.clear()
     waiting = [(prompt, draw_settings(rng, modes[1])) for prompt in prompts(rng, rng.integers(1, 80, 12))]
     while waiting or engine.live:
@@ -98,6 +99,15 @@ def test_nothing_compiles_once_it_is_warm():
             engine.release(int(rng.integers(3)))
         engine.step()
     assert not compiled
+
+
+def test_rehearsed_rows_are_all_there(monkeypatch):
+    """What is timed are forwards of as many rows as it is written down for: none has ended before."""
+    lane, timed = Lane(Decoder(make_model()).weights, parse_mode("ar"), least=1, slots=3, columns=60), []
+    as_it_is = Lane._time
+    monkeypatch.setattr(Lane, "_time", lambda lane: timed.append((lane.live, lane.done_B.any())) or as_it_is(lane))
+    assert all(seconds > 0 for seconds in lane.rehearse().values())
+    assert timed == [(1, False), (2, False), (3, False)] and lane.live == 0
 
 
 def test_equal_beginnings_are_prefilled_once():
