@@ -120,6 +120,8 @@ class Engine:
         """Why this request can never be decoded here, in one line; None where it can. Full slots are no reason."""
         if settings.threshold is not None and not any(map(has_threshold, self.modes)):
             return f"{', '.join(map(str, self.modes))} accepts by no threshold; leave the request's out"
+        if settings.guide is not None and not any(mode.guided for mode in self.modes):
+            return f"{', '.join(map(str, self.modes))} can't be told which tokens may come; ar can"
         reasons = (refuse(self.spec, mode, prompt, settings, self.columns) for mode in self.modes)
         return next(filter(None, reasons), None)
 
@@ -165,7 +167,7 @@ class Engine:
             slot = self._waiting[0]
             row = self._live[slot]
             if row.lane is None:
-                row.lane = self._lanes[self._choose()]
+                row.lane = self._lanes[self._choose(row.settings)]
                 row.prefill = row.lane.prefill(slot, row.lane.row(row.prompt, row.settings))
             room -= next(row.prefill)
             if slot in row.lane.rows:
@@ -173,7 +175,9 @@ class Engine:
             if room <= 0 and any(lane.live for lane in self._lanes):
                 return
 
-    def _choose(self) -> int:
+    def _choose(self, settings: RequestSettings) -> int:
+        if settings.guide is not None:
+            return next(index for index, mode in enumerate(self.modes) if mode.guided)
         if len(self._lanes) == 1:
             return 0
         if not self.paces:

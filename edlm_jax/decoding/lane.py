@@ -30,7 +30,7 @@ from edlm_jax.decoding.generation import Settled
 from edlm_jax.decoding.load import Pace
 from edlm_jax.decoding.modes import Mode
 from edlm_jax.decoding.prompts import bucket
-from edlm_jax.decoding.requests import RequestSettings, Row, has_threshold, make_row, unit
+from edlm_jax.decoding.requests import Guide, RequestSettings, Row, has_threshold, make_row, unit
 from edlm_jax.models.cache import DecodingWeights, KVCache
 from edlm_jax.parallel.mesh import on_mesh
 
@@ -69,6 +69,7 @@ class Lane:
         self.done_B = np.zeros(0, bool)
         self.requests: Any = None  # of all rows, on the host
         self.state: Any = None  # (the same, the mode's state), on the device
+        self._guides: dict[int, Guide] = {}  # of slots
         self._kept = [_Kept(None) for _ in range(_KEPT)]
         self._spare_steps = 0
 
@@ -149,11 +150,15 @@ class Lane:
     def step(self) -> Settled:
         """Takes all rows a turn or a few further, as far as none ends."""
         self._shrink()
+        turns = self.turns
+        if self._guides:
+            turns = 1
+            self._guide()
         begun = time.perf_counter()
         with on_mesh(self.weights.mesh):
             requests, state = self.state
             state = replace(state, done_B=self.done_B)
-            state = _proceed(self.weights, requests, self.settings, state, np.int32(self.turns))
+            state = _proceed(self.weights, requests, self.settings, state, np.int32(turns))
         self.state = requests, state
         settled, self.done_B = self.requests.settled(state), np.array(state.done_B)
         seconds = time.perf_counter() - begun
@@ -167,6 +172,17 @@ class Lane:
         """Forgets a row."""
         index = self.rows.index(slot)
         self.rows[index], self.done_B[index] = None, True
+        self._guides.pop(slot, None)
+
+    def _guide(self) -> None:
+        """Tells the rows that are guided what may come next."""
+        requests, state = self.state
+        settled = requests.settled(state)
+        for index, slot in enumerate(self.rows):
+            if slot in self._guides and not self.done_B[index]:
+                tokens = settled.tokens_BX[index, settled.columns[index]].tolist()
+                self.requests.allowed_BW[index] = self._guides[slot](tokens)
+        self.state = replace(requests, allowed_BW=jnp.array(self.requests.allowed_BW)), state
 
     def _plan(self, row: Row, at: int) -> Iterator[tuple[int, int]]:
         """(first column, length) of the pieces of a prompt that is cached up to `at`."""
@@ -205,6 +221,8 @@ class Lane:
         self.state = _put(self.state, (row.request, state), np.int32(index))
         jax.tree.map(lambda rows, x: rows.__setitem__(index, x[0]), self.requests, row.request)
         self.rows[index], self.done_B[index] = slot, bool(np.asarray(state.done_B)[0])
+        if row.guide is not None:
+            self._guides[slot] = row.guide
 
     def _fewer(self) -> int:
         """The next lower number of rows."""

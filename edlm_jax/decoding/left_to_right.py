@@ -48,7 +48,7 @@ class RowSettings:
 @dataclass(frozen=True)
 class RowRequest:
     """What is decoded: `pad_B` counts the padding columns before each prompt, a row ends at any token of `ends_E`, and
-    `limit` caps its new tokens. The last four fields may be each row's own (requests.py).
+    `limit` caps its new tokens. The last five fields may be each row's own (requests.py).
     """
 
     prompts_BP: jax.Array | np.ndarray
@@ -58,6 +58,7 @@ class RowRequest:
     limit: int
     rule: Threshold
     temperature: float
+    allowed_BW: jax.Array | np.ndarray | None = None  # int32, a bit for each id that may come next; None: all may
 
     def settled(self, grown: "Grown") -> Settled:
         """What is settled; there are no commits, for a causal cache takes tokens as they come."""
@@ -179,7 +180,11 @@ class LeftToRight:
 
     def logits(self, x_BTD):
         """float32[B, T, V], of the mask token minus infinity: it is never chosen."""
-        logits_BTV, mask_id = self.weights.logits(x_BTD), self.settings.mask_id
+        logits_BTV, mask_id, allowed_BW = self.weights.logits(x_BTD), self.settings.mask_id, self.request.allowed_BW
+        if allowed_BW is not None:
+            id_V = np.arange(logits_BTV.shape[-1])
+            allowed_BV = (allowed_BW[:, id_V // 32] >> (id_V % 32).astype(np.int32)) & 1 == 1
+            logits_BTV = jnp.where(allowed_BV[:, None], logits_BTV, -jnp.inf)
         if mask_id is None:
             return logits_BTV
         return jnp.where(jnp.arange(logits_BTV.shape[-1]) == mask_id, -jnp.inf, logits_BTV)

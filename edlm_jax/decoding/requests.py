@@ -1,7 +1,7 @@
 """What a request to the engine is, and the row that it becomes: all that is its own beside what rows share."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,10 @@ from edlm_jax.models.cache import DecodingWeights
 MOST_ENDS = 8  # ids that end a row: the room for them is compiled in
 
 
+# int32[W] of all new tokens so far: a bit for each id, the lowest first. It is called with more tokens each time.
+Guide = Callable[[Sequence[int]], np.ndarray]
+
+
 @dataclass(frozen=True)
 class RequestSettings:
     """How one request is decoded, apart from all others."""
@@ -32,6 +36,7 @@ class RequestSettings:
     top_k: int = 0  # 0: all
     top_p: float = 1.0
     threshold: float | None = None  # None: the mode's own; of modes that have a threshold
+    guide: Guide | None = None  # which tokens may come behind its new ones; of modes that are `guided`
 
     @property
     def sampling(self) -> Sampling:
@@ -47,6 +52,7 @@ class Row:
     settings: Any  # of the program, but for its length
     tokens_1X: np.ndarray
     start: int
+    guide: Guide | None
 
     @property
     def pad(self) -> int:
@@ -113,11 +119,14 @@ def make_row(
         rule=jax.tree.map(lambda x: np.full((1, 1), x, np.float32), request.rule),
         temperature=sampling,
     )
+    if mode.guided:
+        allowed_W = settings.guide([]) if settings.guide else np.full(-(-weights.spec.vocab_size // 32), -1, np.int32)
+        request = replace(request, allowed_BW=allowed_W[None])
     if not mode.greedy:
         conversion = weights.spec.conversion
         drawn = conversion is not None and conversion.confidence == "drawn"
         program = replace(program, draw=RowDraw(drawn_confidence=drawn))
-    return Row(request, program, tokens_1X, start)
+    return Row(request, program, tokens_1X, start, settings.guide)
 
 
 def _check(spec: ModelSpec, mode: Mode, settings: RequestSettings) -> None:

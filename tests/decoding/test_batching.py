@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from edlm_jax.attention import Causal
 from edlm_jax.decoding import Decoder, Engine, RequestSettings, parse_mode
 from edlm_jax.decoding.lane import Lane
 from edlm_jax.errors import InputError
@@ -126,6 +128,50 @@ def test_equal_beginnings_are_prefilled_once():
     assert costs[0] >= 150 and costs[1] >= 90 and costs[2] <= 16 and costs[3] <= 64 and costs[4] >= 149
 
 
+def test_guided_rows_get_allowed_tokens_alone():
+    """Greedily the best of those, as the whole model without a cache has them; rows beside them are their own."""
+    rng, model = fresh_rng(), make_model()
+    mode = parse_mode("ar")
+    engine = Engine(Decoder(model), mode, slots=3, least=3, columns=64)
+    engine.warm()
+    allowed = lambda salt, tokens: np.random.default_rng([salt, *tokens]).permutation(60)[:5]  # noqa: E731
+
+    def guide(salt):
+        bits = lambda tokens: np.isin(np.arange(64), allowed(salt, tokens))  # noqa: E731
+        return lambda tokens: np.packbits(bits(tokens), bitorder="little").view(np.int32)
+
+    def best(salt, prompt, tokens):
+        row = [*prompt, *tokens]
+        logits_V = model(np.array([row + [0] * (40 - len(row))]), pattern=Causal())[0, len(row) - 1]
+        ids = allowed(salt, tokens)
+        return ids[np.argmax(logits_V[ids])]
+
+    asked, got = {}, {}
+    compiled.clear()
+    for salt, prompt in enumerate(prompts(rng, rng.integers(1, 20, 8))):
+        how = dict(temperature=float(rng.choice([0, 0.9])), seed=int(rng.integers(2**32)))
+        if not engine.free:
+            _drain(engine, got)
+        settings = RequestSettings(int(rng.choice([1, 18])), **how, guide=guide(salt) if salt % 3 else None)
+        got[engine.insert(prompt, settings)] = asked[salt] = [salt, prompt, settings, []]
+    _drain(engine, got)
+    assert not compiled
+    for salt, prompt, settings, tokens in asked.values():
+        if settings.guide is None:
+            assert tokens == alone(Decoder(model), mode, prompt, settings).tokens[0]
+            continue
+        assert len(tokens) == settings.limit
+        for at, token in enumerate(tokens):
+            assert token in allowed(salt, tokens[:at])
+            assert settings.temperature or token == best(salt, prompt, tokens[:at])
+
+
+def _drain(engine, got):
+    while engine.live:
+        for event in engine.step():
+            got[event.slot][3].extend(event.tokens)
+
+
 def test_refusals():
     """What cannot be decoded is refused in one line and takes no slot."""
     engine = Engine(make_model(), slots=1, columns=20)
@@ -138,6 +184,7 @@ def test_refusals():
         ([1], RequestSettings(1, ends=range(9)), "8 tokens"),
         ([1], RequestSettings(1, temperature=-1), "temperature"),
         ([1], RequestSettings(1, threshold=2), "threshold"),
+        ([1], RequestSettings(1, guide=lambda tokens: None), "be told which tokens may come"),
     ]:
         assert reason in engine.refuse(prompt, settings)
         with pytest.raises(InputError, match=reason):

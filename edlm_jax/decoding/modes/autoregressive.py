@@ -23,6 +23,7 @@ class Autoregressive(Mode):
 
     name: ClassVar[str] = "ar"
     lossless: ClassVar[bool] = True
+    guided: ClassVar[bool] = True
     causal: ClassVar[bool] = True
 
     def start(self, weights, prompts, call: Call):

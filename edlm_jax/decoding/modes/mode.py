@@ -62,6 +62,7 @@ class Mode:
     name: ClassVar[str]
     greedy: ClassVar[bool] = False  # it compares tokens with its own best ones: no sampling
     lossless: ClassVar[bool] = False  # its text is AR's, greedy or drawn
+    guided: ClassVar[bool] = False  # each new token can be told which it may be
     causal: ClassVar[bool] = False  # it reads next tokens from a causal stream, which not every conversion trains
 
     @property
