@@ -11,6 +11,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 SERVE = [
+    "llguidance",  # answers by a JSON schema; asks for no torch
     "prometheus-client",
     "starlette",
     "uvicorn",

@@ -182,8 +182,8 @@ class LeftToRight:
         """float32[B, T, V], of the mask token minus infinity: it is never chosen."""
         logits_BTV, mask_id, allowed_BW = self.weights.logits(x_BTD), self.settings.mask_id, self.request.allowed_BW
         if allowed_BW is not None:
-            id_V = np.arange(logits_BTV.shape[-1])
-            allowed_BV = (allowed_BW[:, id_V // 32] >> (id_V % 32).astype(np.int32)) & 1 == 1
+            id_V = np.arange(logits_BTV.shape[-1], dtype=np.int32)
+            allowed_BV = (allowed_BW[:, id_V // 32] >> (id_V % 32)[None]) & 1 == 1
             logits_BTV = jnp.where(allowed_BV[:, None], logits_BTV, -jnp.inf)
         if mask_id is None:
             return logits_BTV

@@ -163,7 +163,7 @@ async def _pieces(receive: Receive, loop: Loop, rows: list[Row], pieces: asyncio
             if told is None:
                 raise ClientDisconnect
             if told[1].finished == "failed":
-                raise ApiError(500, f"the engine failed: {loop.failed}")
+                raise ApiError(500, str(told[1].error))
             left -= told[1].finished is not None
             yield told
     finally:

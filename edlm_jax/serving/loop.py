@@ -24,8 +24,8 @@ class Piece:
     """What is new of a row's text, and at its end what became of it."""
 
     text: str
-    finished: str | None = None  # "stop": at an end or before a stop string; "length"; "failed": the engine broke
-    result: Generation | None = None  # of a row that stopped or has its length
+    finished: str | None = None  # "stop": at an end or before a stop string; "length"; "failed"
+    error: str | None = None  # why it failed
 
 
 @dataclass(eq=False)
@@ -126,7 +126,7 @@ class Loop:
                 rows = [*self._live.values(), *self._waiting]
                 self._waiting.clear()
             for row in rows:
-                self._end(row, Piece("", "failed"))
+                self._end(row, Piece("", "failed", f"the engine failed: {self.failed}"))
             self.on_failure()
 
     def _wait(self) -> bool:
@@ -165,7 +165,8 @@ class Loop:
         if stopped or event.finished:
             self._free(event.slot)
             finished = "stop" if stopped or event.finished == "end" else "length"
-            self._end(row, Piece(text[len(row.told) :], finished, row.result))
+            error = getattr(row.settings.guide, "error", None)
+            self._end(row, Piece(text[len(row.told) :], "failed" if error else finished, error))
         elif row.streamed and text != row.told:
             piece, row.told = Piece(text[len(row.told) :]), text
             row.tell(piece)

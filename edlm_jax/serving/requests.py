@@ -17,6 +17,7 @@ from edlm_jax.errors import InputError
 from edlm_jax.pretrained import Text
 from edlm_jax.pretrained.chat import encode_chat
 from edlm_jax.pretrained.encode import encode_text
+from edlm_jax.serving.grammar import JsonGuide, guide_maker
 
 _PASSED_OVER = (
     "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention parallel_tool_calls"
@@ -36,7 +37,6 @@ _NOTHING_TO_SAY: dict[str, tuple] = {
     "modalities": (["text"],),
     "prediction": (),
     "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "top_logprobs": (0,),
@@ -106,7 +106,7 @@ def read_ask(body: Mapping[str, Any], chat: bool, engine: Engine, text: Text, na
         chat=chat,
         n=n,
         prompts=prompts,
-        settings=_settings(body, chat, prompts, engine, text.ends),
+        settings=_settings(body, chat, prompts, engine, text),
         stop=(*stop, *([text.turn_stop] if chat and text.turn_stop else [])),
         stream=_flag(body, "stream"),
         tell_usage=_flag(options, "include_usage"),
@@ -114,7 +114,7 @@ def read_ask(body: Mapping[str, Any], chat: bool, engine: Engine, text: Text, na
 
 
 def _check_fields(body: Mapping[str, Any], chat: bool) -> None:
-    of_kind = ("messages", "max_completion_tokens") if chat else ("prompt",)
+    of_kind = ("messages", "max_completion_tokens", "response_format") if chat else ("prompt",)
     nothing = _NOTHING | (_NOTHING_TO_SAY if chat else _NOTHING_TO_COMPLETE)
     for field, value in body.items():
         if field in nothing and value not in nothing[field]:
@@ -123,15 +123,16 @@ def _check_fields(body: Mapping[str, Any], chat: bool) -> None:
             raise ApiError(400, f"unrecognized request argument supplied: {field}", field, "unknown_parameter")
 
 
-def _settings(body, chat: bool, prompts, engine: Engine, ends) -> list[RequestSettings]:
+def _settings(body, chat: bool, prompts, engine: Engine, text: Text) -> list[RequestSettings]:
     """Of each row; where the engine would refuse one, an ApiError with its reason."""
     names = ("max_completion_tokens", "max_tokens") if chat else ("max_tokens",)
     limit = next((_whole(body, field, 1, 1, 2**31) for field in names if field in body), None)
     seed = _whole(body, "seed", None, -(2**63), 2**64 - 1)
     # OpenAI draws by default; so does this, where the mode can.
     temperature = _number(body, "temperature", 0.0 if engine.mode.greedy else 1.0, 0, 2)
-    shared = dict(
-        ends=ends,
+    guide = _guide(body, engine, text)
+    shared: dict[str, Any] = dict(
+        ends=text.ends,
         temperature=temperature,
         top_k=_whole(body, "top_k", 0, 0, 2**31 - 1),
         top_p=_number(body, "top_p", 1.0, 0, 1),
@@ -141,7 +142,7 @@ def _settings(body, chat: bool, prompts, engine: Engine, ends) -> list[RequestSe
     made = []
     for prompt, row_seed in zip(prompts, seeds.tolist(), strict=True):
         own = limit or (max(engine.columns - len(prompt), 1) if chat else _COMPLETION_TOKENS)
-        made.append(RequestSettings(own, row_seed, **shared))
+        made.append(RequestSettings(own, row_seed, guide=guide and guide(), **shared))
         if reason := engine.refuse(prompt, made[-1]):
             param = ("messages" if chat else "prompt") if reason.startswith("the prompt") else None
             long = len(prompt) + own > engine.columns
@@ -184,6 +185,26 @@ def _content(number: int, message: Mapping[str, Any]) -> str:
     if not isinstance(content, str):
         raise ApiError(400, f"{where}.content must be a text or a list of text parts", f"{where}.content")
     return content
+
+
+def _guide(body: Mapping[str, Any], engine: Engine, text: Text) -> Callable[[], JsonGuide] | None:
+    """What makes the guides of a `response_format`."""
+    given = body.get("response_format", {"type": "text"})
+    kind = given.get("type") if isinstance(given, dict) else None
+    named = given.get("json_schema") if kind == "json_schema" else {"schema": {"type": "object"}}
+    schema = named.get("schema") if isinstance(named, dict) else None
+    if kind not in ("text", "json_object", "json_schema") or not isinstance(schema, dict):
+        wanted = "an object of type text, json_object or json_schema, the last with a json_schema that has a schema"
+        raise ApiError(400, f"response_format must be {wanted}", "response_format", "invalid_value")
+    if kind == "text":
+        return None
+    if not any(mode.guided for mode in engine.modes):
+        reason = f"response_format needs a server that decodes by --mode=ar; this one decodes by {engine.mode}"
+        raise ApiError(400, reason, "response_format", "unsupported_value")
+    try:
+        return guide_maker(text, engine.spec.vocab_size, schema)
+    except InputError as error:
+        raise ApiError(400, str(error), "response_format") from None
 
 
 def _stop(given: Any) -> tuple[str, ...]:

@@ -123,6 +123,7 @@ def main() -> None:
         client = Client(server.stderr.readline().split()[-1].removesuffix("/v1"), known)
         with ThreadPoolExecutor(args.concurrency) as pool:
             list(pool.map(lambda asked: client.stream(*asked), known))
+            client.seen.clear()
             compiled, memory, begun = client.metric("edlm_compilations_total"), [], time.perf_counter()
             for part in range(4):
                 numbers = range(part * args.requests // 4, (part + 1) * args.requests // 4)

@@ -33,4 +33,5 @@ def make_text() -> Text:
 
 def make_loop(decoder: Decoder, mode: Mode | None = None, queue: int = QUEUE) -> Loop:
     """A loop that has not begun."""
-    return Loop(Engine(decoder, mode, slots=SLOTS, columns=COLUMNS), make_text(), Metrics(), queue)
+    engine = Engine(decoder, mode, slots=SLOTS, least=SLOTS, columns=COLUMNS)
+    return Loop(engine, make_text(), Metrics(), queue)

@@ -115,6 +115,8 @@ CHATS = [
     (dict(messages=[USER], tools=[{"type": "function"}]), 400, "tools"),
     (dict(messages=[USER], logprobs=True), 400, "logprobs"),
     (dict(messages=[USER], response_format={"type": "grammar"}), 400, "response_format"),
+    (dict(messages=[USER], response_format={"type": "json_schema"}), 400, "response_format"),
+    (dict(messages=[USER], response_format={"type": "json_object"}), 400, "response_format"),  # not by diffusion
 ]
 
 
