@@ -182,7 +182,7 @@ class Lane:
             if slot in self._guides and not self.done_B[index]:
                 tokens = settled.tokens_BX[index, settled.columns[index]].tolist()
                 self.requests.allowed_BW[index] = self._guides[slot](tokens)
-        self.state = replace(requests, allowed_BW=jnp.array(self.requests.allowed_BW)), state
+        self.state = replace(requests, allowed_BW=jax.device_put(self.requests.allowed_BW.copy())), state
 
     def _plan(self, row: Row, at: int) -> Iterator[tuple[int, int]]:
         """(first column, length) of the pieces of a prompt that is cached up to `at`."""

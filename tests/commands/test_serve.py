@@ -24,7 +24,7 @@ def test_refusals(tiny_ar_dir, capsys):
     for arguments, reason in [
         ("--port=70000", "choose another --host or --port"),
         ("--queue=-1", "--queue must not be negative"),
-        ("--port=0 --slots=0", "slots and columns must be positive"),
+        ("--port=0 --slots=0", "slots must be positive"),
         ("--port=0 --mode=psd", "never converted"),
         ("--port=0 --model=/nowhere", "/nowhere"),
     ]:
