@@ -61,3 +61,22 @@ class TopKullbackLeibler(KullbackLeibler):
 
     name: ClassVar[str] = "kl_top16"
     best: ClassVar[int] = 16
+
+
+@dataclass(frozen=True)
+class Drafts(TotalVariation):
+    """The mean of ce of the text's tokens over the same columns.
+
+    Where the text is the model's own greedy one, these are the drafts that stand: no clean logits are needed to know.
+    """
+
+    name: ClassVar[str] = "drafts"
+
+    def reads_clean(self, layout: Layout) -> bool:
+        return False
+
+    def sums(self, streams: Streams, model, x_BTD) -> Sums:
+        after = streams.corruption.copied(streams.next_tokens[0])
+        targets_BM = after if streams.layout.shifted else streams.targets_BM
+        ce_BM = model.cross_entropy(x_BTD[:, : targets_BM.shape[1]], targets_BM, self.wanted(streams))
+        return {"loss": ce_BM.sum()}  # 0 where it is not wanted

@@ -5,7 +5,7 @@ from typing import Any
 
 from edlm_jax.diffusion.cart import ContextAdaptive
 from edlm_jax.diffusion.certainty import Certainty
-from edlm_jax.diffusion.distillation import KullbackLeibler, TopKullbackLeibler, TotalVariation
+from edlm_jax.diffusion.distillation import Drafts, KullbackLeibler, TopKullbackLeibler, TotalVariation
 from edlm_jax.diffusion.masks import Complementary, FullMasks, masks
 from edlm_jax.diffusion.mixed import Mixed
 from edlm_jax.diffusion.noise import Noise
@@ -29,5 +29,5 @@ NOISES: dict[str, Callable[[int, int, Any], Noise]] = {
 
 # config.objective.NAME_weight is the term's weight, by its own name.
 _TERMS = (NextToken, MaskedTokens, CrossEntropy, ContextAdaptive, Recovery, Certainty)
-_TERMS += (TotalVariation, KullbackLeibler, TopKullbackLeibler)
+_TERMS += (TotalVariation, KullbackLeibler, TopKullbackLeibler, Drafts)
 TERMS: dict[str, type[Term]] = {term.name: term for term in _TERMS}

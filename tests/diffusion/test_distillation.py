@@ -11,7 +11,7 @@ from edlm_jax.errors import InputError
 from tests.seeds import fresh_rng
 from tests.training.tiny import make_objective, random_batch, random_model
 
-WEIGHTS = dict(diffusion_weight=0.0, total_variation_weight=1.0, kl_weight=0.5, kl_top16_weight=0.25)
+WEIGHTS = dict(diffusion_weight=0.0, total_variation_weight=1.0, kl_weight=0.5, kl_top16_weight=0.25, drafts_weight=0.5)
 
 
 @pytest.mark.parametrize("alignment", ["shifted", "same_position"])
@@ -40,10 +40,11 @@ def test_terms_are_means_over_pairs_of_columns_found_one_by_one(alignment, noisy
                 p, q = np.float64(p_BLV[b, clean]), np.float64(q_BTV[b, j])
                 best = np.argsort(-p)[:16]
                 kl = p * np.log(p / q)
-                found.append((np.abs(p - q).sum() / 2, kl.sum(), kl[best].sum()))
+                ce = -np.log(q[batch["tokens"][b, token]])
+                found.append((np.abs(p - q).sum() / 2, kl.sum(), kl[best].sum(), ce))
     sums, weights = objective.sums(model, batch, corruption), objective.weights(batch, corruption)
-    names = ("total_variation", "kl", "kl_top16")
-    assert [weights[name] for name in names] == [len(found)] * 3 and found
+    names = ("total_variation", "kl", "kl_top16", "drafts")
+    assert [weights[name] for name in names] == [len(found)] * 4 and found
     np.testing.assert_allclose([sums[name]["loss"] for name in names], np.sum(found, axis=0), rtol=1e-4)
 
 
