@@ -48,6 +48,15 @@ class Drafts:
     tokens_BD: jax.Array
     log_q_BDV: jax.Array | None = None
 
+    def replaced(self, where_B, others: "Drafts") -> "Drafts":
+        """Those of the other drafts in the rows where they are wanted."""
+        choose = lambda own, new: jnp.where(where_B.reshape(-1, *[1] * (own.ndim - 1)), new, own)  # noqa: E731
+        return jax.tree.map(choose, self, others)
+
+    def followed(self, others: "Drafts") -> "Drafts":
+        """With the other drafts behind them."""
+        return jax.tree.map(lambda own, new: jnp.concatenate([own, new], axis=1), self, others)
+
 
 class Speculation(LeftToRight):
     """The base of the programs that verify drafts."""
@@ -66,6 +75,12 @@ class Speculation(LeftToRight):
         keys_BD = self._folded(self.keys(first_B, logits_BDV.shape[1]), _DRAFT)
         log_q_BDV = None if draw.greedy else draw.log_p(logits_BDV, temperature)
         return Drafts(draw.choose(logits_BDV, keys_BD, temperature), log_q_BDV)
+
+    def given(self, tokens_BD) -> Drafts:
+        """Drafts that are known beforehand, beside others that are drawn: each has the probability one."""
+        if self.settings.draw.greedy:
+            return Drafts(tokens_BD)
+        return Drafts(tokens_BD, jnp.log(jax.nn.one_hot(tokens_BD, self.weights.spec.vocab_size)))
 
     def verify(self, rows: Grown, drafts: Drafts) -> Grown:
         """One causal forward over the window; what stands is settled, and a token more."""
@@ -124,15 +139,15 @@ class SelfDrafting(Speculation):
         self.apart = self.causal or weights.gated  # does the known token not see the noise?
         super().__init__(weights, request, settings)
 
-    def block(self, settings) -> int:
+    def block(self, drafts: int, shifted: bool) -> int:
         """Columns of noise behind a known token, for drafts of what follows the next one, which AR says."""
         # Where a column predicts the next token and sees no later ones, the last would be neither read nor seen.
-        return settings.drafts + (not (self.causal and settings.shifted))
+        return drafts + (not (self.causal and shifted))
 
-    def read(self, noise_BMD):
-        """The columns of such a block that say the drafts."""
+    def read(self, noise_MD, drafts: int):
+        """[..., drafts, D]: the columns of such blocks that say the drafts."""
         first = int(not self.settings.shifted)
-        return noise_BMD[:, first : first + self.D]
+        return noise_MD[..., first : first + drafts, :]
 
     def noise(self, first_B, T: int):
         """int32[B, T] in the places of the new tokens from number `first` on: masks, or any tokens but the mask."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from edlm_jax.attention import Pattern, Sight, attend, attend_cached, plan_attention, same_segment
-from edlm_jax.models.lora import ADAPTER_NAMES
+from edlm_jax.models.lora import DECODED_ADAPTERS
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.parallel import cpu
@@ -55,7 +55,7 @@ class CpuKernels(Xla):
     def lay(self, name: str, w):
         """A parameter of the laid out model as it is held: matrices packed for the product."""
         summed = {"qkv_DKMH": 1, "o_NHD": 2, "gate_up_DPF": 1, "down_FD": 1, "head_DV": 1}
-        summed |= {name: w.ndim - 1 if name.endswith("R") else 1 for name in ADAPTER_NAMES}
+        summed |= {name: w.ndim - 1 if name.endswith("R") else 1 for name in DECODED_ADAPTERS}
         return cpu.pack(w, summed[name]) if name in summed else cpu.Scale(w) if "norm" in name else w
 
     def only(self, wanted_BT, weights, mask_BTS=None):

@@ -20,7 +20,7 @@ from edlm_jax.attention import Pattern
 from edlm_jax.errors import InputError
 from edlm_jax.models.backend import Xla, choose, write
 from edlm_jax.models.layer import FUSED, fuse_projections, layer_forward, norm, scaled_embedding
-from edlm_jax.models.lora import ADAPTER_NAMES, opened
+from edlm_jax.models.lora import DECODED_ADAPTERS, opened
 from edlm_jax.models.product import project
 from edlm_jax.models.rope import rotary_tables
 from edlm_jax.models.spec import ModelSpec
@@ -80,7 +80,7 @@ class DecodingWeights:
     @property
     def gated(self) -> bool:
         """Are there adapters, which act on noisy columns alone?"""
-        return not ADAPTER_NAMES.isdisjoint(self.layers[0])
+        return not DECODED_ADAPTERS.isdisjoint(self.layers[0])
 
     @property
     def mesh(self) -> Mesh | None:

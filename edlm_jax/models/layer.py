@@ -9,12 +9,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from edlm_jax.models.lora import low_rank
+from edlm_jax.models.lora import ADAPTERS, fuse_adapters, low_rank
 from edlm_jax.models.product import project, rounded
 from edlm_jax.models.rope import rotate
 from edlm_jax.models.spec import ACTIVATIONS, ModelSpec
 from edlm_jax.parallel import cpu
 from edlm_jax.parallel.sharding import letters
+
+_QKV, _GATE_UP = ("q_DNH", "k_DKH", "v_DKH"), ("gate_DF", "up_DF")  # matrices that share their input
 
 
 def layer_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
@@ -95,27 +97,30 @@ def fuse_projections(spec: ModelSpec, p: dict) -> dict:
     grouped = lambda q, k, v: jnp.concatenate(  # noqa: E731
         [q.reshape(*k.shape[:-1], -1, k.shape[-1]), k[..., None, :], v[..., None, :]], axis=-2
     )
-    fused = {"qkv_DKMH": grouped(p["q_DNH"], p["k_DKH"], p["v_DKH"])}
-    fused["gate_up_DPF"] = jnp.stack([p["gate_DF"], p["up_DF"]], axis=1)
+    paired = lambda gate, up: jnp.stack([gate, up], axis=1)  # noqa: E731
+    parts, fused = set(), {}
+    for matrices, name, join in ((_QKV, "qkv_DKMH", grouped), (_GATE_UP, "gate_up_DPF", paired)):
+        fused |= {name: join(*(p[matrix] for matrix in matrices))} | fuse_adapters(p, matrices, name, join)
+        parts |= {*matrices, *(adapter for matrix in matrices for adapter in ADAPTERS[matrix])}
     if spec.qkv_bias:
         fused["qkv_bias_KMH"] = grouped(p["q_bias_NH"], p["k_bias_KH"], p["v_bias_KH"])
     if spec.mlp_bias:
         fused["gate_up_bias_PF"] = jnp.stack([p["gate_bias_F"], p["up_bias_F"]])
-    parts = ("q_DNH", "k_DKH", "v_DKH", "gate_DF", "up_DF", "q_bias_NH", "k_bias_KH", "v_bias_KH")
-    parts += ("gate_bias_F", "up_bias_F")
+    parts |= {"q_bias_NH", "k_bias_KH", "v_bias_KH", "gate_bias_F", "up_bias_F"}
     return fused | {name: value for name, value in p.items() if name not in parts}
 
 
 def _fused_queries_keys_values(spec, p, h_BTD, read):
-    qkv_BTKMH = _with_bias(project(h_BTD, p["qkv_DKMH"]), p["qkv_bias_KMH"] if spec.qkv_bias else None)
+    bias = p["qkv_bias_KMH"] if spec.qkv_bias else None
+    qkv_BTKMH = _with_extra(project(h_BTD, p["qkv_DKMH"]), p, "qkv_DKMH", bias, h_BTD)
     q_BTNH = read(qkv_BTKMH)[..., :-2, :].reshape(h_BTD.shape[0], -1, spec.num_heads, spec.head_dim)
-    k_BTKH, v_BTKH = (qkv_BTKMH[..., part, :] + low_rank(p, w, h_BTD) for part, w in ((-2, "k_DKH"), (-1, "v_DKH")))
-    return q_BTNH + low_rank(p, "q_DNH", read(h_BTD)), k_BTKH, v_BTKH
+    return q_BTNH, qkv_BTKMH[..., -2, :], qkv_BTKMH[..., -1, :]
 
 
 def _fused_gate_and_up(spec, p, h_BTD):
-    gate_up_BTPF = _with_bias(project(h_BTD, p["gate_up_DPF"]), p["gate_up_bias_PF"] if spec.mlp_bias else None)
-    return tuple(gate_up_BTPF[..., i, :] + low_rank(p, w, h_BTD) for i, w in enumerate(("gate_DF", "up_DF")))
+    bias = p["gate_up_bias_PF"] if spec.mlp_bias else None
+    gate_up_BTPF = _with_extra(project(h_BTD, p["gate_up_DPF"]), p, "gate_up_DPF", bias, h_BTD)
+    return gate_up_BTPF[..., 0, :], gate_up_BTPF[..., 1, :]
 
 
 FUSED = Inputs(_fused_queries_keys_values, _fused_gate_and_up)

@@ -11,7 +11,7 @@ slices of stacked arrays inside a scan: it finds none and returns the model as i
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import jax
@@ -29,9 +29,15 @@ ADAPTERS = {  # matrix: its A and its B
     "up_DF": ("up_a_DR", "up_b_RF"),
     "down_FD": ("down_a_FR", "down_b_RD"),
 }
+ADAPTER_NAMES = {name for names in ADAPTERS.values() for name in names}
 TARGETS = {f"{matrix.partition('_')[0]}_proj": matrix for matrix in ADAPTERS}  # as Hugging Face calls them: q_proj
 COLUMNS = ("all", "noisy")
-ADAPTER_NAMES = {name for names in ADAPTERS.values() for name in names}
+FUSED_ADAPTERS = {  # of matrices that decoding has fused; B has one part for each of them, and zeros beside it
+    "qkv_DKMH": ("qkv_a_DR", "qkv_b_RKMH"),
+    "gate_up_DPF": ("gate_up_a_DR", "gate_up_b_RPF"),
+}
+_NAMES = ADAPTERS | FUSED_ADAPTERS
+DECODED_ADAPTERS = {name for names in _NAMES.values() for name in names}
 _LAST = "adapted columns"  # stands beside a layer's parameters where not all of a call are
 
 
@@ -87,13 +93,28 @@ def scaled(layers: dict[str, jax.Array], lora: Lora | None) -> dict[str, jax.Arr
 
 def low_rank(p: Mapping, matrix: str, x_BTI: jax.Array) -> jax.Array | int:
     """What the adapter of one layer's matrix adds to x W, with `scaled` parameters; 0 where it has none."""
-    a, b = ADAPTERS[matrix]
+    a, b = _NAMES[matrix]
     if a not in p:
         return 0
     last = min(p.get(_LAST, x_BTI.shape[1]), x_BTI.shape[1])
     x_BTI, closed = x_BTI[:, x_BTI.shape[1] - last :], x_BTI.shape[1] - last
     y_BTO = project(project(x_BTI, p[a], summed=len(letters(a)) - 1), p[b])
     return jnp.pad(y_BTO, ((0, 0), (closed, 0), *((0, 0),) * (y_BTO.ndim - 2))) if closed else y_BTO
+
+
+def fuse_adapters(p: Mapping, matrices: tuple[str, ...], fused: str, join: Callable) -> dict:
+    """Those of one layer's matrices that share their input, as one of the `fused` matrix that `join(*matrices)` gives.
+
+    Two products then take the place of two each, which for few columns cost more by their number than by their size.
+    """
+    adapted = [matrix for matrix in matrices if ADAPTERS[matrix][0] in p]
+    if not adapted:
+        return {}
+    a_DR = jnp.concatenate([p[ADAPTERS[matrix][0]] for matrix in adapted], axis=1)
+    beside = lambda b, matrix: jnp.zeros((len(b), *p[matrix].shape[1:]), b.dtype)  # noqa: E731
+    parts = [p[ADAPTERS[matrix][1]] for matrix in adapted]
+    rows = [join(*(b if m == own else beside(b, m) for m in matrices)) for own, b in zip(adapted, parts, strict=True)]
+    return dict(zip(FUSED_ADAPTERS[fused], (a_DR, jnp.concatenate(rows)), strict=True))
 
 
 def opened(p: Mapping, last: int) -> dict:
@@ -103,7 +124,7 @@ def opened(p: Mapping, last: int) -> dict:
 
 def without_adapters(params: Mapping) -> dict:
     """A layer's, or all layers', own parameters."""
-    return {name: value for name, value in params.items() if name not in ADAPTER_NAMES}
+    return {name: value for name, value in params.items() if name not in DECODED_ADAPTERS}
 
 
 def merge(params: dict, lora: Lora | None) -> dict:

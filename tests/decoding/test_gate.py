@@ -58,15 +58,16 @@ def drafted(weights, known, number, count, seed):
     return logits_TV[len(known) + own :][:count].argmax(-1).tolist()
 
 
-def count_forwards(weights, prompt, tokens, *, D, seed, quadratic, lookup=0):
+def count_forwards(weights, prompt, tokens, *, D, seed, quadratic, lookup=0, ahead=None):
     """The forward that settled each token, and how many there were."""
     at, forwards = [1], 1
     while len(at) < len(tokens):
         known = prompt + tokens[: len(at)]
         drafts = looked_up(known, lookup, D) if lookup else None
-        if quadratic:
-            drafts = drafted(weights, known[:-1], len(at) - 1, D, seed)
-        elif drafts is None:
+        if quadratic and drafts is None:
+            ahead = D if ahead is None else ahead
+            drafts = drafted(weights, known[:-1], len(at) - 1, ahead, seed) + [0] * (D - ahead)
+        elif not quadratic and drafts is None:
             forwards += 1
             drafts = drafted(weights, known, len(at), D, seed)
             at.append(forwards)  # the next token is AR's, read in the same forward
@@ -98,19 +99,28 @@ def test_text_and_forwards(name, mode):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5])
-def test_what_was_looked_up_needs_no_draft(temperature):
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "self_speculation:drafts=2,lookup=1",
+        "quadratic_speculation:drafts=3,ahead=1,lookup=1",
+        "quadratic_speculation:drafts=5,ahead=4",  # too many columns for one product with the head
+    ],
+)
+def test_what_was_looked_up_needs_no_draft(mode, temperature):
     rng = fresh_rng()
     base, gated = make_gated("Uno", rng)
     decoder, given = Decoder(gated), prompts(rng, [3, 7, 12, 9])
     given[1] = given[1] * 2
-    settings = dict(max_new_tokens=14, temperature=temperature, seed=SEEDS, eos_id=EOS)
-    settings |= dict(mode="self_speculation:drafts=2,lookup=1")
+    settings = dict(max_new_tokens=14, temperature=temperature, seed=SEEDS, eos_id=EOS, mode=mode)
     result = generate(decoder, given, **settings)
     for row, prompt in enumerate(given):
         alone = generate(decoder, [prompt], **settings | dict(seed=SEEDS[row : row + 1]))
         assert (alone.tokens[0], alone.accepted_at[0]) == (result.tokens[row], result.accepted_at[row])
         if not temperature:
-            how = dict(D=2, seed=SEEDS[row], quadratic=False, lookup=1)
+            own = vars(parse_mode(mode))
+            how = dict(D=own["drafts"], seed=SEEDS[row], lookup=own["lookup"])
+            how |= dict(quadratic="quadratic" in mode, ahead=own.get("ahead"))
             at, forwards = count_forwards(decoder.weights, prompt, result.tokens[row], **how)
             assert (result.accepted_at[row], result.row_denoise_forwards[row]) == (at, forwards)
     if not temperature:
@@ -127,7 +137,14 @@ def tiny_gated():
         return Decoder(gated), model
 
 
-@pytest.mark.parametrize("options", ["self_speculation:drafts=2", "self_speculation:drafts=2,lookup=1"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        "self_speculation:drafts=2",
+        "self_speculation:drafts=2,lookup=1",
+        "quadratic_speculation:drafts=2,ahead=1,lookup=1",
+    ],
+)
 def test_frequencies_are_the_base_models_own_probabilities(options, optimized):  # noqa: F811
     decoder, model = tiny_gated()
     counts, _ = count_texts(decoder, parse_mode(options), Sampling(0.8), DRAWS // 2)

@@ -120,6 +120,8 @@ def test_mars_at_threshold_one_is_ar():
     ("settings", "reason"),
     [
         (dict(mode="quadratic_speculation:drafts=-1"), "drafts must not be negative"),
+        (dict(mode="quadratic_speculation:drafts=2,ahead=3"), "ahead must be 0 to drafts=2, not 3"),
+        (dict(mode="quadratic_speculation:lookup=-1"), "lookup must not be negative"),
         (dict(mode="self_speculation:drafts=two"), "drafts of self_speculation must be a whole number"),
         (dict(mode="mars", rule="fixed:2"), "mars has no rule"),
         (dict(mode="self_speculation", rule="fixed:2"), "self_speculation has no rule"),

@@ -16,6 +16,10 @@ The drafts come first in the window, so that what stands lies in the cache as AR
 keys are overwritten. Positions follow the text: a mask has that of the token it stands for. That the first draft is the
 token AR has just given, and the first mask of a group goes unread, is our reading of "k drafts, each followed by k
 masks, k(k + 1) tokens": the paper's code sends the same window.
+
+With `lookup` a row whose last tokens stood earlier in it drafts what followed there (prompt_lookup.py). Noise may then
+give fewer drafts than are verified (`ahead`), where it is right about the first ones alone and columns are dear:
+drafts=3,ahead=1 has 4 columns of text and, causally, 4 of noise.
 """
 
 from dataclasses import dataclass, replace
@@ -26,9 +30,15 @@ import numpy as np
 
 from edlm_jax.attention.pattern import Causal, PromptThenBlock
 from edlm_jax.decoding.left_to_right import Grown
-from edlm_jax.decoding.modes.mode import Call, DraftMode, run_rows
+from edlm_jax.decoding.modes.mode import Call, DraftMode, known, option, run_rows
+from edlm_jax.decoding.modes.prompt_lookup import look_up
 from edlm_jax.decoding.speculation import Drafts, SelfDrafting, SpeculativeSettings
 from edlm_jax.decoding.windows import window
+from edlm_jax.errors import InputError
+
+# Columns of noise whose logits are worked out beside those of the text, of which one group's are read: a product with
+# the head then costs its reading once.
+_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -36,16 +46,40 @@ class QuadraticSpeculation(DraftMode):
     """Verifies drafts and follows them up in one wide forward."""
 
     name: ClassVar[str] = "quadratic_speculation"
+    ahead: int | None = option(None, int, "of the drafts, those that noise gives; default: all")
+    lookup: int = option(0, int, "last tokens that are looked for; 0: none")
+
+    def completed(self, spec) -> "QuadraticSpeculation":
+        mode = super().completed(spec)
+        if mode.ahead is None:
+            return replace(mode, ahead=mode.drafts)
+        return replace(mode, block_length=mode.ahead + 1)
+
+    def check(self, spec, sampling) -> None:
+        if self.lookup < 0:
+            raise InputError(f"lookup must not be negative, not {self.lookup}")
+        super().check(spec, sampling)
+        if not 0 <= known(self.ahead) <= known(self.drafts):
+            raise InputError(f"ahead must be 0 to drafts={self.drafts}, not {self.ahead}")
 
     def start(self, weights, prompts, call: Call):
-        return run_rows(weights, prompts, call, self, _Quadratic, SpeculativeSettings, drafts=self.drafts)
+        own = dict(drafts=self.drafts, ahead=self.ahead, lookup=self.lookup)
+        return run_rows(weights, prompts, call, self, _Quadratic, QuadraticSettings, **own)
+
+
+@dataclass(frozen=True)
+class QuadraticSettings(SpeculativeSettings):
+    """The drafts that noise gives, and how many tokens are looked up."""
+
+    ahead: int
+    lookup: int
 
 
 class _Quadratic(SelfDrafting):
     """Verifies and drafts in one; `aside` of its rows holds the next `Drafts`."""
 
     def columns(self, weights, settings) -> int:
-        self.noisy = self.block(settings)
+        self.noisy = self.block(settings.ahead, settings.shifted)
         return (settings.drafts + 1) * (self.noisy + 1)
 
     def begin(self) -> Grown:
@@ -54,14 +88,14 @@ class _Quadratic(SelfDrafting):
         behind = x_BTD.shape[1] - self.noisy
         next_B1 = self.choose(self.logits(x_BTD[:, behind - 1 : behind]), rows.count_B)
         rows = self.settle(rows, next_B1, 1, forwards=1)
-        return replace(rows, aside=self._drafts(x_BTD[:, behind:], rows))
+        return replace(rows, aside=self._drafts(self.logits(self.read(x_BTD[:, behind:], self.settings.ahead)), rows))
 
     def enter(self, rows: Grown, x_B1D) -> Grown:
         last_B, (seen_TT, offset_T) = rows.start_B - 1, _window_of(1, self.noisy, self.causal)
         tokens_BT = jnp.concatenate([window(rows.tokens_BX, last_B, 1), self.noise(rows.count_B, self.noisy)], axis=1)
         x_BTD, cache = self.forward(rows, tokens_BT, last_B, seen_TT[None], offset_T, drafts=self.noisy)
         rows = super().enter(replace(rows, cache=cache), x_B1D)
-        return replace(rows, aside=self._drafts(x_BTD[:, 1:], rows))
+        return replace(rows, aside=self._drafts(self.logits(self.read(x_BTD[:, 1:], self.settings.ahead)), rows))
 
     def turn(self, rows: Grown) -> Grown:
         C, M, last_B, drafts = self.D + 1, self.noisy, rows.start_B - 1, rows.aside
@@ -70,13 +104,31 @@ class _Quadratic(SelfDrafting):
         tokens_BT = jnp.concatenate([known_B1, drafts.tokens_BD, noise_BT], axis=1)
         seen_TT, offset_T = _window_of(C, M, self.causal)
         x_BTD, cache = self.forward(rows, tokens_BT, last_B, seen_TT[None], offset_T, drafts=C * M)
-        rows, right_B = self.settle_verified(replace(rows, cache=cache), drafts, self.logits(x_BTD[:, :C]))
-        after_BCMD = x_BTD[:, C:].reshape(-1, C, M, x_BTD.shape[-1])
-        after_BMD = jnp.take_along_axis(after_BCMD, right_B[:, None, None, None], axis=1)[:, 0]
-        return replace(rows, aside=self._drafts(after_BMD, rows))
+        rows, (B, _, D) = replace(rows, cache=cache), x_BTD.shape
+        after_BCAD = self.read(x_BTD[:, C:].reshape(B, C, M, D), self.settings.ahead)
+        if (read := C * self.settings.ahead) <= _AT_ONCE:
+            after_BTD = after_BCAD.reshape(B, read, D)
+            logits_BTV = self.logits(jnp.concatenate([x_BTD[:, :C], after_BTD], axis=1))
+            rows, right_B = self.settle_verified(rows, drafts, logits_BTV[:, :C])
+            logits_BAV = _at(logits_BTV[:, C:].reshape(*after_BCAD.shape[:3], logits_BTV.shape[-1]), right_B)
+        else:
+            rows, right_B = self.settle_verified(rows, drafts, self.logits(x_BTD[:, :C]))
+            logits_BAV = self.logits(_at(after_BCAD, right_B))
+        return replace(rows, aside=self._drafts(logits_BAV, rows))
 
-    def _drafts(self, noise_BMD, rows: Grown) -> Drafts:
-        return self.draw(self.logits(self.read(noise_BMD)), rows.count_B)
+    def _drafts(self, logits_BAV, rows: Grown) -> Drafts:
+        drafts, more = self.draw(logits_BAV, rows.count_B), self.D - self.settings.ahead
+        if more:
+            drafts = drafts.followed(self.given(jnp.zeros((len(self.pad_B), more), jnp.int32)))
+        if not self.settings.lookup:
+            return drafts
+        tokens_BD, found_B = look_up(rows, self.pad_B, self.settings.lookup, self.D)
+        return drafts.replaced(found_B, self.given(tokens_BD))
+
+
+def _at(x_BCAX, place_B):
+    """x_BAX of each row's own place."""
+    return jnp.take_along_axis(x_BCAX, place_B[:, None, None, None], axis=1)[:, 0]
 
 
 def _window_of(C: int, M: int, causal: bool):

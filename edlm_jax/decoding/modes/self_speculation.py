@@ -52,7 +52,7 @@ class _Linear(SelfDrafting):
 
     def columns(self, weights, settings) -> int:
         # Behind a token that does not see it noise has the length of its training: a block.
-        self.noisy = self.block(settings) if self.apart else settings.drafts
+        self.noisy = self.block(settings.drafts, settings.shifted) if self.apart else settings.drafts
         return self.noisy + 1
 
     def turn(self, rows: Grown) -> Grown:
@@ -60,18 +60,14 @@ class _Linear(SelfDrafting):
         if not N:
             return self.verify(*self._draft(rows, ~rows.done_B))
         tokens_BD, found_B = look_up(rows, self.pad_B, N, self.D)
-        log_q_BDV = None
-        if not self.settings.draw.greedy:
-            log_q_BDV = jnp.log(jax.nn.one_hot(tokens_BD, self.weights.spec.vocab_size))
         needed_B = ~(found_B | rows.done_B)
 
         def draft(carry):
             rows, drafts = self._draft(carry[1], needed_B)
-            keep = lambda new, old: jnp.where(found_B.reshape(-1, *[1] * (new.ndim - 1)), old, new)  # noqa: E731
-            return jnp.zeros((), bool), rows, jax.tree.map(keep, drafts, carry[2])
+            return jnp.zeros((), bool), rows, drafts.replaced(found_B, carry[2])
 
         # A loop that runs at most once, instead of a branch: the cache is updated in place.
-        carry = (needed_B.any(), rows, Drafts(tokens_BD, log_q_BDV))
+        carry = (needed_B.any(), rows, self.given(tokens_BD))
         return self.verify(*jax.lax.while_loop(lambda carry: carry[0], draft, carry)[1:])
 
     def _draft(self, rows: Grown, needed_B) -> tuple[Grown, Drafts]:
@@ -81,7 +77,7 @@ class _Linear(SelfDrafting):
         x_BTD, cache = self.forward(rows, window_BT, last_B, self._seen()[None], drafts=self.noisy)
         rows, shifted = replace(rows, cache=cache), self.settings.shifted
         if self.apart:
-            logits_BTV = self.logits(jnp.concatenate([x_BTD[:, :1], self.read(x_BTD[:, 1:])], axis=1))
+            logits_BTV = self.logits(jnp.concatenate([x_BTD[:, :1], self.read(x_BTD[:, 1:], self.D)], axis=1))
             next_B1 = self.choose(logits_BTV[:, :1], first_B)
             rows = self.settle(rows, next_B1, needed_B.astype(jnp.int32), forwards=needed_B)
             return rows, self.draw(logits_BTV[:, 1:], first_B + 1)
