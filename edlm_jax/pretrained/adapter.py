@@ -85,9 +85,10 @@ def check_adapter(adapter: Checkpoint, base: Checkpoint, spec: ModelSpec, lora: 
 
 def fingerprint(base: Checkpoint, spec: ModelSpec) -> str:
     """Of the names and shapes of all tensors and of their first numbers, in bfloat16: whatever they are stored in."""
-    seen = hashlib.sha256()
-    for name in (name for place in places(spec) for name in place.hf_names):
-        tensor = base[name]
+    seen, layout = hashlib.sha256(), places(spec)
+    pairs = zip(layout, base.rename(layout), strict=True)
+    for name, there in (pair for place, own in pairs for pair in zip(place.hf_names, own.hf_names, strict=True)):
+        tensor = base[there]
         shape = tuple(tensor.get_shape())
         first = np.asarray(tensor[tuple(slice(0, min(size, 64)) for size in shape)], np.float32)
         seen.update(f"{name}{shape}".encode() + first.astype(jnp.bfloat16).tobytes())

@@ -120,8 +120,11 @@ def _lossless_rows(ways: dict[str, dict], prompts: int) -> Rows:
     baseline, rows = ways["AR"]["tokens_per_second"], []
     for name, entry in ways.items():
         speed, forward = entry["tokens_per_second"], f"{entry['tokens_per_forward']:.2f}"
-        rows.append([name, f"{entry['same_text']} of {prompts}", forward, f"{speed:.1f}", f"{speed / baseline:.2f}x"])
-    return ["decoding", "same text as AR", "tokens/forward", "tokens/s", "speed-up"], rows
+        counts = entry["forwards_by_tokens"]
+        several = " ".join(f"{sum(counts[least:]) / sum(counts):.2f}" for least in range(2, len(counts))) or "-"
+        same = f"{entry['same_text']} of {prompts}"
+        rows.append([name, same, forward, several, f"{speed:.1f}", f"{speed / baseline:.2f}x"])
+    return ["decoding", "same text as AR", "tokens/forward", "of which 2+ 3+ ...", "tokens/s", "speed-up"], rows
 
 
 def _kind_rows(columns: dict[str, dict]) -> Rows:
@@ -140,6 +143,8 @@ def _fact_rows(report: Report) -> list[list[str]]:
     for group, drift in report.get("weight_drift", {}).items():
         mean = sum(drift["relative"]) / len(drift["relative"])
         rows.append([f"weight drift, {group} (mean over layers)", f"{mean:.3f}"])
+    drafter = report.get("drafter", {}).items()
+    rows += [[f"drafter, {name.replace('_', ' ')}", f"{value:,.6g}"] for name, value in drafter]
     if "seconds_to_first_token" in report:
         rows.append(["seconds to the first token", f"{report['seconds_to_first_token']:.1f}"])
     rows += [[f"seconds, {stage}", f"{seconds:.0f}"] for stage, seconds in report.get("stage_seconds", {}).items()]

@@ -3,25 +3,62 @@
 import importlib.util
 import json
 
+import numpy as np
 import pytest
+from flax import nnx
 
+from edlm_jax.commands import drafter
 from edlm_jax.commands.main import main
 from edlm_jax.data.questions import questions
+from edlm_jax.pretrained import load_pretrained
 from tests.commands.test_main import fail
 
+TINY = ["--config.data.length=128", "--config.objective.noisy_length=64", "--config.lora.rank=2"]
+TINY += ["--config.optimizer.warmup_steps=1", "--config.optimizer.decay_steps=1"]
 
-def test_the_report_has_every_mode_with_ars_text(tiny_ar_dir, tmp_path, capsys, monkeypatch):
+
+@pytest.fixture(autouse=True)
+def no_torch(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "torch" else find(name, *rest))
+
+
+def test_the_report_has_every_mode_with_ars_text(tiny_ar_dir, tmp_path, capsys):
     command = ["lossless", f"--model={tiny_ar_dir}", f"--workdir={tmp_path}", "--prompts=2", "--max-new-tokens=8"]
+    command += ["--minutes=0"]
     assert main(command) == 0
     printed = capsys.readouterr()
-    assert "prompt lookup" in printed.out and "2 of 2" in printed.out and "[2/2] speed" in printed.err
+    assert "prompt" in printed.out and "2 of 2" in printed.out and "[2/2] speed" in printed.err
     report = json.loads((tmp_path / "report.json").read_text())
     assert [entry["same_text"] for entry in report["lossless"].values()] == [2] * 4
+    assert "prompt lookup: drafts 3, lookup 2" in report["lossless"]
     assert report["lossless"]["AR"]["tokens_per_forward"] == 1.0 and report["seconds_to_first_token"] > 0
-    assert (tmp_path / "report.png").stat().st_size and (tmp_path / "model" / "model.safetensors").exists()
+    assert (tmp_path / "report.png").stat().st_size and (tmp_path / "ar" / "model.safetensors").exists()
     assert main(command) == 0 and "[2/2] speed: done before" in capsys.readouterr().err
+
+
+def test_a_drafter_is_trained_beside_the_model(tiny_ar_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(drafter, "time_train_step", lambda run, steps: PACE)
+    monkeypatch.setattr(drafter, "product_rate", lambda dtype: 4e9)
+    command = ["lossless", f"--model={tiny_ar_dir}", f"--workdir={tmp_path}", "--prompts=1", "--max-new-tokens=6"]
+    command += ["--minutes=0.1", *TINY]
+    assert main(command) == 0
+    report, asked = json.loads((tmp_path / "report.json").read_text()), questions("train", 2)
+    made = [json.loads(line) for line in (tmp_path / "minutes_0.1" / "answers.jsonl").read_text().splitlines()]
+    assert sorted(document["prompt"] for document in made) == sorted(asked) and report["drafter"]["answers"] == 2
+    assert report["drafter"]["steps"] == 3  # of two seconds each
+    assert report["drafter"]["row_tokens"] == 3 * 128
+    assert report["drafter"]["share_of_product_rate"] == 0.25
+    assert [entry["same_text"] for entry in report["lossless"].values()] == [1] * len(report["lossless"])
+    assert sum("quadratic speculation" in name for name in report["lossless"]) == 5
+    before, after = (load_pretrained(tmp_path / name, "float32") for name in ("ar", "model"))
+    was, now = (dict(nnx.to_flat_state(nnx.state(model))) for model in (before, after))
+    assert all(np.array_equal(was[path][...], now[path][...]) for path in was)
+    assert after.layers.gated and np.any(after.layers.q_b_RNH[...])
+    assert main(command) == 0 and "drafter: done before" in capsys.readouterr().err
+
+
+PACE = dict(seconds_per_step=dict(median=2.0), tokens_per_second=64.0, model_flops_per_second=1e9)
 
 
 @pytest.mark.parametrize("option", ["--prompts=0", "--max-new-tokens=0", "--repeats=-1"])

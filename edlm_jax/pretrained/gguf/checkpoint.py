@@ -63,15 +63,16 @@ class _Tensor:
         return self._tensor.tensor_type.name
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-        """A part; rows of queries and keys are whole heads."""
+        """A part."""
         from gguf import dequantize
 
-        rows, columns = index[0], index[1:]
+        rows, columns, H = index[0], index[1:], self._head_dim or 1
+        heads = slice(rows.start // H * H, -(-rows.stop // H) * H)
         if columns:
-            part = dequantize(np.array(self._tensor.data[rows]), self._tensor.tensor_type)
+            part = dequantize(np.array(self._tensor.data[heads]), self._tensor.tensor_type)
         else:  # a vector's bytes are not its numbers
-            part = dequantize(np.array(self._tensor.data), self._tensor.tensor_type)[rows]
+            part = dequantize(np.array(self._tensor.data), self._tensor.tensor_type)[heads]
         if self._head_dim:  # llama.cpp rotates neighbours: pairs (i, i + H/2) lie as (2i, 2i + 1)
             halves = part.reshape(-1, self._head_dim // 2, 2, *part.shape[1:])
             part = halves.swapaxes(1, 2).reshape(part.shape)
-        return part[(slice(None), *columns)]
+        return part[(slice(rows.start - heads.start, rows.stop - heads.start), *columns)]
