@@ -158,7 +158,7 @@ def test_guided_rows_get_allowed_tokens_alone():
     assert not compiled
     for salt, prompt, settings, tokens in asked.values():
         if settings.guide is None:
-            assert tokens == alone(Decoder(model), mode, prompt, settings).tokens[0]
+            assert tokens == alone(Decoder(model), mode, prompt, settings).tokens[0][: settings.limit]
             continue
         assert len(tokens) == settings.limit
         for at, token in enumerate(tokens):

@@ -62,6 +62,23 @@ def test_rows_tell_the_decoders_texts(text):
     assert loop.metrics.totals()["rows"] == len(drawn)
 
 
+def test_a_cancelled_row_frees_its_slot_at_the_next_turn():
+    """In a slot or in the queue; what ended before may be cancelled, too."""
+    loop, told = make_loop(make_decoder()), [[] for _ in range(SLOTS + 1)]
+    rows = [Row([1, 2, 3], RequestSettings(40), (), True, False, pieces.append) for pieces in told]
+    loop.submit(rows)
+    loop._turn()  # the thread has not begun: its turns are the test's
+    assert loop.engine.free == 0 and list(loop._waiting) == rows[-1:]
+    loop.cancel(rows[1:])
+    loop._turn()
+    assert loop.engine.free == SLOTS - 1 and not loop._waiting
+    while loop._live:
+        loop._turn()
+    loop.cancel(rows)
+    assert [bool(pieces and pieces[-1].finished) for pieces in told] == [True] + [False] * SLOTS
+    assert loop.engine.free == SLOTS and loop.metrics.totals()["rows"] == SLOTS + 1
+
+
 def test_the_queue_is_bounded_and_a_broken_engine_says_so(monkeypatch):
     """More rows than slots and queue hold are refused all together; rows in slots when the engine breaks are told."""
     loop, pieces = make_loop(make_decoder(), queue=2), []
