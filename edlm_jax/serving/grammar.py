@@ -22,8 +22,9 @@ class JsonGuide:
     def __init__(self, matcher: Any, vocab_size: int, ends: Sequence[int]):
         from llguidance.numpy import allocate_token_bitmask
 
-        self._matcher, self._mask_1W, self._ends = matcher, allocate_token_bitmask(1, vocab_size), list(ends)
-        self._taken = 0
+        self._matcher, self._mask_1W, self._taken = matcher, allocate_token_bitmask(1, vocab_size), 0
+        is_end = np.isin(np.arange(32 * self._mask_1W.size), list(ends))
+        self._ends_W = np.packbits(is_end, bitorder="little").view(np.int32)
         self.error: str | None = None  # why the schema cannot be followed further: the row ends
 
     def __call__(self, tokens: Sequence[int]) -> np.ndarray:
@@ -36,8 +37,9 @@ class JsonGuide:
             fill_next_token_bitmask(self._matcher, self._mask_1W)
         if self._matcher.is_error():
             self.error = f"the schema cannot be followed further: {_line(self._matcher.get_error())}"
-            is_end = np.isin(np.arange(32 * self._mask_1W.size), self._ends)
-            self._mask_1W[0] = np.packbits(is_end, bitorder="little").view(np.int32)
+            self._mask_1W[0] = self._ends_W
+        elif not self._matcher.is_accepting():
+            self._mask_1W[0] &= ~self._ends_W  # an end may read as text, too: here it would cut the answer
         return self._mask_1W[0].copy()
 
 
