@@ -105,7 +105,7 @@ def test_the_8b_step_traces_with_rows_split_in_two():
     from edlm_jax.training.step import make_train_step
 
     c = get_config()
-    c.data.batch_size = 8
+    c.data.batch_size, c.optimizer.accumulation = 8, 2
     c.mesh.update(data=1, fsdp=4, context=2)
     run = Run.of(c)
     mesh, spec = run.make_mesh(), planned_spec(run.start)
