@@ -203,8 +203,8 @@ class Transformer(nnx.Module):
         best: int = 0,
     ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
         """(total variation, KL) of a teacher's distribution and that of `x_BTD`, see `Divergence`; the same way."""
-        how = dict(teacher_BTD=teacher_BTD, frozen=self.layers.gated)
-        tv_BT, kl_BT = column_loss(Divergence(best), x_BTD, self._head(), wanted_BT, **how)
+        loss, frozen = Divergence(best), self.layers.gated
+        tv_BT, kl_BT = column_loss(loss, x_BTD, self._head(), wanted_BT, teacher_BTD=teacher_BTD, frozen=frozen)
         return tv_BT, kl_BT
 
     @compiled_once()
@@ -212,8 +212,8 @@ class Transformer(nnx.Module):
         self, x_BTD: Float[Array, "B T D"], targets_BT: Int[Array, "B T"], wanted_BT: Bool[Array, "B T"]
     ) -> Float[Array, "B T"]:
         """Entropy where the best token is the target, 0 elsewhere; the same way."""
-        how = dict(targets_BT=targets_BT, frozen=self.layers.gated)
-        return column_loss(Certainty(), x_BTD, self._head(), wanted_BT, **how)[0]
+        loss, frozen = Certainty(), self.layers.gated
+        return column_loss(loss, x_BTD, self._head(), wanted_BT, targets_BT=targets_BT, frozen=frozen)[0]
 
     def _head(self):
         return self.embedding_VD[...].T if self.spec.tied else self.head_DV[...]
