@@ -5,10 +5,10 @@ import pytest
 
 from edlm_jax.attention import Causal
 from edlm_jax.decoding import Decoder, generate
-from edlm_jax.decoding.modes import Diffusion
 from edlm_jax.decoding.modes.psd import PSD
 from edlm_jax.parallel import cpu
-from tests.decoding import oracle
+from tests.decoding import dense, oracle
+from tests.decoding.test_block_modes import LIMIT, C, Oracle, psd
 from tests.decoding.test_generate import decode_by_oracle
 from tests.decoding.tiny import EOS, MASK, make_model, prompts
 from tests.seeds import fresh_rng
@@ -69,12 +69,27 @@ def test_blocks_are_those_of_the_oracle(family, prefill, alignment, commit):
         assert (result.tokens[row], result.row_denoise_forwards[row]) == (expected, forwards)
 
 
+class Uncached(Oracle):
+    """The row of test_block_modes.py, read by the model itself, which knows windows, without a cache."""
+
+    def __init__(self, model, prompt):
+        super().__init__(None, prompt, [], "block_causal", False)
+        self.model = model
+
+    def propose(self, embed=None):
+        pattern = oracle.PrefilledBlocks(len(self.prompt), C, self.prefill)
+        logits_TV = oracle.forward(self.model, self.tokens + self.block, pattern)[: len(self.tokens) + C]
+        logits_TV[:, MASK] = -np.inf
+        p_CV = dense.probabilities(logits_TV[len(self.tokens) :])
+        return p_CV.argmax(-1).tolist(), p_CV.max(-1).tolist()
+
+
 def test_guesses_side_by_side_see_what_one_block_would():
     """Their columns are not their positions, and a window is one of positions."""
     rng = fresh_rng()
-    decoder = Decoder(make_model(seed=int(rng.integers(1000)), **GEMMA3))
-    given, threshold = prompts(rng, [3, 11] * 12), 0.5
-    expected = decoder(given, Diffusion(threshold=threshold), limit=12)
-    assert decoder(given, PSD(threshold=threshold, depth=0), limit=12).tokens == expected.tokens
-    deep = decoder(given, PSD(threshold=threshold, depth=3), limit=12)
-    assert deep.denoise_forwards <= 1.1 * expected.denoise_forwards  # a row whose guesses stood may take more for it
+    model, given = make_model(seed=int(rng.integers(1000)), **GEMMA3), prompts(rng, [3, 11, 6])
+    result = Decoder(model)(given, PSD(threshold=1.0, depth=3), limit=LIMIT, ends=[EOS])
+    for row, prompt in enumerate(given):
+        tokens, at, forwards = psd(Uncached(model, prompt), 1.0, 3)
+        assert (result.tokens[row], result.accepted_at[row]) == (tokens, at)
+        assert result.row_denoise_forwards[row] == forwards
