@@ -16,6 +16,7 @@ from edlm_jax.training.config import default_config
 def get_config() -> ConfigDict:
     """The recipe."""
     c = default_config()
+    c.dtype = "float32"  # bfloat16 is slower on most CPUs
     c.init.path = "runs/smollm2/ar"
     c.lora.update(rank=32, alpha=64.0, columns="noisy")
     c.objective.update(pattern="causal_block", alignment="shifted", noise="full_masks", block_length=2)
