@@ -5,7 +5,7 @@
 Each token is hidden in one view and seen in the other, its loss has no 1/t, targets are shifted, and the AR stream is
 trained at the same weight: the model stays the AR model that it was, and `--mode=self_speculation` gives its text.
 
-An arm of the study of what a conversion costs, which has the figures: docs/studies/conversion_cost.md.
+An arm of the study configs/studies/conversion_cost.py. Not yet run.
 """
 
 import runpy

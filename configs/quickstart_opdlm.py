@@ -4,12 +4,12 @@
     edlm generate --model=runs/opdlm/model --source="$SOURCE" --out=runs/opdlm/own.jsonl --max-new-tokens=48
     edlm convert --config=configs/quickstart_opdlm.py:own --workdir=runs/opdlm_own
 
-with SOURCE='dict(kind="tasks", split="train", seed=3, size=4000)': prompts that neither stage has seen. The own text is
-what block diffusion decodes, so that the second stage meets the states that decoding meets.
+with SOURCE="{'kind': 'tasks', 'split': 'train', 'seed': 3, 'size': 4000}": prompts that neither stage has seen. The own
+text is what block diffusion decodes, so that the second stage meets the states that decoding meets.
 
 The teacher are the clean rows of the same forward pass, held by an AR loss at weight 1: all weights are trained, and no
-other copy of them is at hand. The first stage is an arm of the study of what a conversion costs, which has the figures:
-docs/studies/conversion_cost.md. The second: not yet run.
+other copy of them is at hand. The first stage is an arm of the study configs/studies/conversion_cost.py. Not yet run,
+neither stage.
 """
 
 import runpy

@@ -13,7 +13,7 @@ forward.
 
     edlm study --config=configs/studies/lossless.py --workdir=runs/studies/lossless
 
-Hardware: two cores of an AMD EPYC beside other work; 14 of 33 cells so far, 4 to 17 minutes each: three seeds of two
+Hardware: one core of an AMD EPYC beside other work; 14 of 33 cells so far, 4 to 17 minutes each: three seeds of two
 arms, one of the others, and none of "twice the updates".
 
 Result: the text is AR's in every cell (256 held-out prompts). After 200 steps a cycle of two forwards gives 3.35 tokens
