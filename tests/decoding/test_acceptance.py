@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edlm_jax.decoding.acceptance import RULES, parse_rule
-from edlm_jax.decoding.sampling import Draw
+from edlm_jax.decoding.sampling import Draw, RowDraw, RowSampling
 from edlm_jax.errors import InputError
 from tests.seeds import fresh_rng
 
@@ -90,6 +90,20 @@ def test_top_k_and_top_p_narrow_what_is_drawn():
         counts_V = np.bincount(np.array(tokens_B1[:, 0]), minlength=4)
         expected_V = np.where(np.isin(np.arange(4), order[:kept]), np.exp(logits_V), 0)
         np.testing.assert_allclose(counts_V / 4000, expected_V / expected_V.sum(), atol=0.05)
+
+
+def test_rows_are_narrowed_by_their_own_numbers_as_all_rows_by_the_same():
+    """To the bit, `top_k` without `top_p` among them, and where what is better holds exactly `top_p`."""
+    rng, B, V = fresh_rng(), 60, 11
+    logits_B1V = jnp.asarray(rng.normal(size=(B, 1, V)), jnp.float32)
+    held_BV = np.array(jnp.cumsum(jax.nn.softmax(-jnp.sort(-logits_B1V[:, 0])), axis=-1))
+    top_k_B, top_p_B = rng.integers(0, V + 3, B), held_BV[range(B), rng.integers(V - 1, size=B)]
+    top_p_B[::3] = 1
+    numbers = RowSampling(*(np.reshape(x_B, (B, 1, 1)) for x_B in (np.ones(B, np.float32), top_k_B, top_p_B)))
+    found_B1V = RowDraw().log_p(logits_B1V, numbers)
+    for row, (top_k, top_p) in enumerate(zip(top_k_B.tolist(), top_p_B.tolist(), strict=True)):
+        alone_11V = Draw(False, top_k, top_p).log_p(logits_B1V[row : row + 1], 1.0)
+        np.testing.assert_array_equal(found_B1V[row], alone_11V[0], f"{top_k} {top_p}")
 
 
 @pytest.mark.parametrize(

@@ -175,8 +175,8 @@ FAULTS = [
     Fault(
         "top_p leaves out the token that crosses it",
         "edlm_jax/decoding/sampling.py",
-        "jnp.cumsum(p_BCV, axis=-1) - p_BCV < top_p  # what is better",
-        "jnp.cumsum(p_BCV, axis=-1) < top_p  # what is better",
+        "jnp.cumsum(p_BCV, axis=-1) - p_BCV < top_p",
+        "jnp.cumsum(p_BCV, axis=-1) < top_p",
     ),
     Fault("a row ends before its end", "edlm_jax/decoding/ends.py", "enumerate(tokens, 1)", "enumerate(tokens, 0)"),
     Fault(
