@@ -47,7 +47,8 @@ class Generation:
 
 def forwards_by_tokens(accepted_at: Iterable[Sequence[int]], forwards: int) -> list[int]:
     """How many of the rows' denoising forwards settled no token, one, two and so on: how far drafts were right."""
-    settled = Counter(count for row in accepted_at for count in Counter(row).values())
+    # Tokens numbered 0 are of a prefill that is no denoising forward.
+    settled = Counter(count for row in accepted_at for count in Counter(filter(None, row)).values())
     return [forwards - settled.total(), *(settled[count] for count in range(1, max(settled, default=0) + 1))]
 
 

@@ -282,6 +282,7 @@ def test_curves_run_over_what_the_study_is_about():
 def test_the_page_says_how_far_drafts_were_right():
     accepted_at = [[1, 1, 1, 2, 2, 4], [1, 2, 2, 2, 2]]  # four forwards, of which one settled nothing, and two
     assert forwards_by_tokens(accepted_at, 6) == [1, 2, 1, 1, 1]
+    assert forwards_by_tokens([[0, 1, 1, 1], [0]], 2) == [1, 0, 0, 1]  # a prefill that is no denoising forward
     drafted = lambda counts: point(None, 0.5, 1.0, mode="self_speculation") | {"forwards_by_tokens": counts}  # noqa: E731
     runs = [[drafted([1, 2, 1]), point(1.0, 0.5, 1.0)], [drafted([0, 0, 4]), point(1.0, 0.5, 1.0)]]
     header, rows = settled_rows(results_of("x", {"a": runs, "b": [[point(1.0, 0.5, 1.0)]]}))
