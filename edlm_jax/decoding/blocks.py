@@ -187,9 +187,8 @@ class BlockProgram:
         zeros_B = jnp.zeros(len(start_B), jnp.int32)
         at_BX, before_BV = jnp.zeros_like(tokens_BX), before_BV if self.settings.shifted else before_BV[:, :0]
         none_B = zeros_B > 0
-        return self.start(
-            BlockState(tokens_BX, at_BX, cache, start_B, none_B, none_B, zeros_B, zeros_B, before_BV)
-        )
+        state = BlockState(tokens_BX, at_BX, cache, start_B, none_B, none_B, zeros_B, zeros_B, before_BV)
+        return self.start(state)
 
     def denoise(self, s: BlockState) -> BlockState:
         """One step of every row's current block, nothing being pending."""
@@ -234,25 +233,28 @@ class BlockProgram:
 
     def accept(self, s: BlockState, logits_BCV) -> BlockState:
         """Keeps what the rule accepts in every row's current block."""
-        c, C = self.settings, self.settings.block_length
-        denoise_B = s.denoise_B + ~s.done_B
-        proposal = c.draw.propose(logits_BCV, self.keys_B, denoise_B, self.request.temperature, banned_id=c.mask_id)
-        block_BC = window(s.tokens_BX, s.start_B, C)
-        return self.keep(s, proposal.tokens_BC, self.request.rule(proposal, self.open(block_BC)), denoise_B)
+        proposal, s = self.propose(s, logits_BCV)
+        masked_BC = self.open(window(s.tokens_BX, s.start_B, self.settings.block_length))
+        return self.keep(s, proposal.tokens_BC, self.request.rule(proposal, masked_BC))
+
+    def propose(self, s: BlockState, logits_BFV):
+        """(the `Proposal` of a forward, the state with this forward counted)."""
+        c, s = self.settings, replace(s, denoise_B=s.denoise_B + ~s.done_B)
+        return c.draw.propose(logits_BFV, self.keys_B, s.denoise_B, self.request.temperature, banned_id=c.mask_id), s
 
     def lead(self, s: BlockState) -> BlockState:
         """Takes the first token of every block that has none yet from the logits of the column before it."""
         c, C = self.settings, self.settings.block_length
         best_B = jnp.argmax(s.before_BV.at[:, c.mask_id].set(-jnp.inf), axis=-1).astype(jnp.int32)
         masked_BC = c.is_noise(window(s.tokens_BX, s.start_B, C))
-        return self.keep(s, best_B[:, None], masked_BC & (jnp.arange(C) == 0)[None], s.denoise_B)
+        return self.keep(s, best_B[:, None], masked_BC & (jnp.arange(C) == 0)[None])
 
-    def keep(self, s: BlockState, tokens_BT, accepted_BT, denoise_B, over_B=True) -> BlockState:
+    def keep(self, s: BlockState, tokens_BT, accepted_BT, over_B=True) -> BlockState:
         """Puts accepted tokens into every row's current block; full and over, it becomes pending, or ends its row."""
         C, T = self.settings.block_length, accepted_BT.shape[1]
         accepted_BT = accepted_BT & ~s.done_B[:, None]
         block_BT = jnp.where(accepted_BT, tokens_BT, window(s.tokens_BX, s.start_B, T))
-        at_BT = jnp.where(accepted_BT, denoise_B[:, None], window(s.accepted_at_BX, s.start_B, T))
+        at_BT = jnp.where(accepted_BT, s.denoise_B[:, None], window(s.accepted_at_BX, s.start_B, T))
         full_B, finished_B = (progress_B & over_B for progress_B in self.progress(block_BT, s.start_B))
         moves_B = full_B & ~finished_B & ~s.done_B
         return replace(
@@ -262,7 +264,6 @@ class BlockProgram:
             start_B=s.start_B + jnp.where(moves_B, C, 0),
             pending_B=moves_B,
             done_B=s.done_B | finished_B,
-            denoise_B=denoise_B,
         )
 
     def progress(self, block_BT, start_B):
@@ -274,8 +275,12 @@ class BlockProgram:
 
     def ends(self, block_BC, start_B):
         """bool[B, C]: where a row ends, once no mask stands before; what was given ends nothing and does not count."""
-        index_BC = start_B[:, None] + jnp.arange(block_BC.shape[1])[None] - self.request.first_B[:, None]
+        index_BC = self.index(start_B, block_BC.shape[1])
         return (index_BC == self.request.limit - 1) | is_end(block_BC, self.request.ends_E) & (index_BC >= 0)
+
+    def index(self, start_B, T: int):
+        """int32[B, T]: the numbers of so many columns among the row's new tokens, from 0; what was given has less."""
+        return start_B[:, None] + jnp.arange(T)[None] - self.request.first_B[:, None]
 
     def forward(self, s: BlockState, first_B, T, where_B=None, read=None):
         """T columns from first_B on, block by block, against the cache they are written to.

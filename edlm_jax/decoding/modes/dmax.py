@@ -90,14 +90,12 @@ class _DMax(BlockProgram):
         return jnp.where(p_BT1 < 1, soft_BTD, hard_BTD).astype(self.weights.dtype)
 
     def accept(self, s: DMaxState, logits_BCV) -> DMaxState:
-        c, request, C = self.settings, self.request, self.settings.block_length
-        denoise_B, steps_B = s.denoise_B + ~s.done_B, s.steps_B + 1
-        proposal = c.draw.propose(logits_BCV, self.keys_B, denoise_B, request.temperature, banned_id=c.mask_id)
+        c, C, steps_B = self.settings, self.settings.block_length, s.steps_B + 1
+        proposal, s = self.propose(s, logits_BCV)
         block_BC = window(s.tokens_BX, s.start_B, C)
         masked_BC = c.is_noise(block_BC)
-        index_BC = s.start_B[:, None] + jnp.arange(C)[None] - request.first_B[:, None]
-        active_BC = (index_BC >= 0) & ~s.done_B[:, None]
-        written_BC = active_BC & (~masked_BC | _run(proposal.confidence_BC, masked_BC, request.rule.threshold))
+        active_BC = (self.index(s.start_B, C) >= 0) & ~s.done_B[:, None]
+        written_BC = active_BC & (~masked_BC | _run(proposal.confidence_BC, masked_BC, self.request.rule.threshold))
         changed_BC = written_BC & (proposal.tokens_BC != block_BC)
         block_BC = jnp.where(written_BC, proposal.tokens_BC, block_BC)
         end_BC = self.ends(block_BC, s.start_B)
@@ -108,7 +106,7 @@ class _DMax(BlockProgram):
         finished_B = full_B & end_BC.any(axis=1)
         moves_B = full_B & ~finished_B
         p_BC = jnp.where(written_BC & ~full_B[:, None], proposal.confidence_BC, 1.0)
-        at_BC = jnp.broadcast_to(denoise_B[:, None], block_BC.shape)
+        at_BC = jnp.broadcast_to(s.denoise_B[:, None], block_BC.shape)
         return replace(
             s,
             tokens_BX=put_whole(s.tokens_BX, block_BC, s.start_B),
@@ -118,7 +116,6 @@ class _DMax(BlockProgram):
             start_B=s.start_B + jnp.where(moves_B, C, 0),
             pending_B=moves_B,
             done_B=s.done_B | finished_B,
-            denoise_B=denoise_B,
         )
 
 

@@ -72,16 +72,16 @@ class _Edit(BlockProgram):
 
     def accept(self, s: EditState, logits_BCV) -> EditState:
         """Keeps what the rule accepts, and edits."""
-        c, C, denoise_B = self.settings, self.settings.block_length, s.denoise_B + ~s.done_B
-        proposal = c.draw.propose(logits_BCV, self.keys_B, denoise_B, self.request.temperature, banned_id=c.mask_id)
+        c, C = self.settings, self.settings.block_length
+        proposal, s = self.propose(s, logits_BCV)
         block_BC = window(s.tokens_BX, s.start_B, C)
         masked_BC = self.open(block_BC)
-        given_BC = s.start_B[:, None] + jnp.arange(C)[None] < self.request.first_B[:, None]
+        given_BC = self.index(s.start_B, C) < 0
         edited_BC = ~masked_BC & ~given_BC & (proposal.tokens_BC != block_BC) & (proposal.confidence_BC > c.edit)
         full_B, finished_B = self.progress(block_BC, s.start_B)
         looked_B = full_B | finished_B
         looks_B = jnp.where(looked_B, s.looks_B + 1, 0)
         over_B = (looks_B >= c.looks) | looked_B & ~edited_BC.any(axis=1)
         accepted_BC = self.request.rule(proposal, masked_BC) | edited_BC
-        s = self.keep(s, proposal.tokens_BC, accepted_BC, denoise_B, over_B)
+        s = self.keep(s, proposal.tokens_BC, accepted_BC, over_B)
         return replace(s, looks_B=jnp.where(s.pending_B, 0, looks_B))

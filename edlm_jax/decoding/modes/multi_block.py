@@ -93,9 +93,8 @@ class _MultiBlock(BlockProgram):
 
     def accept(self, s: MultiBlockState, logits_BTV) -> MultiBlockState:
         """Keeps what the rule accepts in every row's active blocks."""
-        c, rule, C = self.settings, self.request.rule, self.settings.block_length
-        denoise_B = s.denoise_B + ~s.done_B
-        proposal = c.draw.propose(logits_BTV, self.keys_B, denoise_B, self.request.temperature, banned_id=c.mask_id)
+        rule, C = self.request.rule, self.settings.block_length
+        proposal, s = self.propose(s, logits_BTV)
         masked_BT = self.open(window(s.tokens_BX, s.start_B, logits_BTV.shape[1]))
         by_block = lambda x_BT: x_BT.reshape(x_BT.shape[0], -1, C)  # noqa: E731
         chosen_BNC = jax.vmap(rule, 1, 1)(jax.tree.map(by_block, proposal), by_block(masked_BT))
@@ -104,12 +103,12 @@ class _MultiBlock(BlockProgram):
         leads_BN = jnp.pad(almost_BN[:, :-1], ((0, 0), (1, 0)), constant_values=True)
         active_BN = jnp.arange(leads_BN.shape[1])[None] < s.active_B[:, None]
         accepted_BNC = chosen_BNC & active_BN[..., None] & (leads_BN[..., None] | sure_BNC)
-        return self.keep(s, proposal.tokens_BC, accepted_BNC.reshape(masked_BT.shape), denoise_B)
+        return self.keep(s, proposal.tokens_BC, accepted_BNC.reshape(masked_BT.shape))
 
-    def keep(self, s: MultiBlockState, tokens_BT, accepted_BT, denoise_B, over_B=True) -> MultiBlockState:
+    def keep(self, s: MultiBlockState, tokens_BT, accepted_BT, over_B=True) -> MultiBlockState:
         """And opens another block, where it is time."""
         c, C = self.settings, self.settings.block_length
-        s = super().keep(s, tokens_BT, accepted_BT, denoise_B, over_B)
+        s = super().keep(s, tokens_BT, accepted_BT, over_B)
         active_B = jnp.maximum(s.active_B - s.pending_B, 1)
         last_BC = window(s.tokens_BX, s.start_B + (active_B - 1) * C, C)
         opens_B = ((~c.is_noise(last_BC)).sum(axis=1) > c.opens * C) & (active_B < c.blocks)

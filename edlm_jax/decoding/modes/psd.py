@@ -92,7 +92,7 @@ class _PSD(BlockProgram):
 
     def accept(self, s: PSDState, logits_BCV) -> PSDState:
         """As in diffusion mode; what was proposed is kept for the guesses."""
-        proposal = self.settings.draw.propose(logits_BCV, None, None, 0.0, banned_id=self.settings.mask_id)
+        proposal, _ = self.propose(s, logits_BCV)
         s = super().accept(s, logits_BCV)
         return replace(s, proposed_BC=proposal.tokens_BC, confidence_BC=proposal.confidence_BC)
 
