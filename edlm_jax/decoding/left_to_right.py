@@ -182,9 +182,9 @@ class LeftToRight:
         """float32[B, T, V], of the mask token minus infinity: it is never chosen."""
         logits_BTV, mask_id, allowed_BW = self.weights.logits(x_BTD), self.settings.mask_id, self.request.allowed_BW
         if allowed_BW is not None:
-            id_V = np.arange(logits_BTV.shape[-1], dtype=np.int32)
-            allowed_BV = (allowed_BW[:, id_V // 32] >> (id_V % 32)[None]) & 1 == 1
-            logits_BTV = jnp.where(allowed_BV[:, None], logits_BTV, -jnp.inf)
+            bits_BWX = jnp.expand_dims(allowed_BW, -1) >> np.arange(32, dtype=np.int32)[None, None] & 1
+            bits_BV = bits_BWX.reshape(len(bits_BWX), -1)[:, : logits_BTV.shape[-1]]
+            logits_BTV = jnp.where(bits_BV[:, None] == 1, logits_BTV, -jnp.inf)
         if mask_id is None:
             return logits_BTV
         return jnp.where(jnp.arange(logits_BTV.shape[-1]) == mask_id, -jnp.inf, logits_BTV)
