@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edlm_jax.attention import Bidirectional
+from edlm_jax.decoding.blocks import BlockProgram
 from edlm_jax.decoding.compiled import compiled
 from edlm_jax.decoding.generation import Settled
 from edlm_jax.decoding.load import Pace
@@ -103,8 +104,10 @@ class Lane:
     def rehearse(self, threshold: float | None = None) -> dict[int, float]:
         """Compiles all that the lane may need, by rows that it then forgets: seconds of a forward by rows."""
         longest, seconds = self.room - 1, {}
-        few = range(self.pieces[0], longest, self.pieces[0])
-        for length in [n for n in few if n & (n - 1) == 0] * self.whole + [min(longest, sum(self.pieces))]:
+        lengths = {min(longest, sum(self.pieces))}
+        if self.whole:  # a piece has the length of its prompt's bucket
+            lengths = {min(bucket(length, self.pieces[0]), longest) for length in range(1, self.room)}
+        for length in sorted(lengths):
             self._begin(0, self.row([0] * length, RequestSettings(1)))
             self.drop(0)
         length = min(sum(self.pieces), self.room // 2)
@@ -124,7 +127,7 @@ class Lane:
 
     def pace(self) -> Pace:
         """What forwards cost, measured; compiles all that the lane may need."""
-        block = self.unit if hasattr(self.mode, "commit") and has_threshold(self.mode) else 0
+        block = self.unit if issubclass(self.settings.kind, BlockProgram) and has_threshold(self.mode) else 0
         if block < 2:
             seconds = self.rehearse()
             return Pace(seconds, seconds, 0)

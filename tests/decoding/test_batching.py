@@ -86,15 +86,17 @@ def test_rows_are_the_decoders(text):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_nothing_compiles_once_it_is_warm(monkeypatch):
-    """Rows come and go, up to three and down to none, greedy and drawn, of two modes and any length."""
-    rng, modes = fresh_rng(), [parse_mode("ar"), parse_mode("diffusion:threshold=0.5")]
-    engine = Engine(make_model(), modes, slots=3, columns=100)
+@pytest.mark.parametrize("texts", ["ar diffusion:threshold=0.5", "diffusion:threshold=0.5,prefill=bidirectional"])
+def test_nothing_compiles_once_it_is_warm(monkeypatch, texts):
+    """Rows come and go, up to three and down to none, greedy and drawn, of any length, of two modes and of one."""
+    rng, modes = fresh_rng(), [parse_mode(text) for text in texts.split()]
+    engine = Engine(make_model(), modes, slots=3, columns=160)
     engine.warm()
     monkeypatch.setattr("edlm_jax.decoding.lane._PATIENCE", 0)  # rows become fewer as soon as they can
-    assert all(min(pace.plain) == 1 and max(pace.commits) == 3 for pace in engine.paces)
+    assert len(engine.paces) in (0, 2) and all(min(p.plain) == 1 and max(p.commits) == 3 for p in engine.paces)
     compiled.clear()
-    waiting = [(prompt, draw_settings(rng, modes[1])) for prompt in prompts(rng, rng.integers(1, 80, 12))]
+    lengths = [*rng.integers(1, 140, 8), 9, 30, 60, 120, 140]  # each size of both ways' prompts
+    waiting = [(prompt, draw_settings(rng, modes[-1])) for prompt in prompts(rng, rng.permutation(lengths))]
     while waiting or engine.live:
         while waiting and engine.free and rng.random() < 0.5:
             engine.insert(*waiting.pop())
@@ -102,6 +104,17 @@ def test_nothing_compiles_once_it_is_warm(monkeypatch):
             engine.release(int(rng.integers(3)))
         engine.step()
     assert not compiled
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_forwards_of_two_widths_are_timed_where_blocks_are_committed(monkeypatch):
+    """By the program's kind, in every mode that a threshold can be told."""
+    monkeypatch.setattr(Lane, "rehearse", lambda lane, threshold=None: {1: 1.0})
+    weights, blocks = Decoder(make_model()).weights, {}
+    for text in ["ar", "diffusion", "diffusion:rule=fixed:2", "psd", "multi_block", "edit", "dmax", "mars"]:
+        mode = parse_mode(text).completed(weights.spec)
+        blocks[text] = Lane(weights, mode, least=1, slots=1, columns=60).pace().block
+    assert blocks == dict.fromkeys(blocks, 4) | {"ar": 0, "diffusion:rule=fixed:2": 0, "mars": 0}
 
 
 def test_rehearsed_rows_are_all_there(monkeypatch):
