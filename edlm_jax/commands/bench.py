@@ -4,8 +4,8 @@
             prompts, whole calls, warm, generated tokens only; and seconds of one forward of 1, C and 2C columns. Or of
             --modes beside AR: columns of a forward, tokens per forward, and how many prompts get AR's tokens
   serve     an engine under load, by --concurrency: tokens/s, seconds to the first token and of each further one; AR,
-            diffusion in whole and half blocks, by load the best of these, self-speculation; or of --modes. A picture
-            of it and its numbers go to --out
+            diffusion in whole and half blocks, by load the best of these, self-speculation; or of --modes, and by load
+            where they are several. A picture of it goes to --out
   forward   milliseconds of a forward by columns and rows, with random weights (config.json alone is enough), beside
             what memory and what products allow on this machine
   train     the jitted training step of a config on the devices that are here, with random weights and packed rows:
@@ -203,11 +203,11 @@ def _serve(args):
     if not args.model:
         raise InputError("edlm bench serve needs --model=DIR")
     concurrency = read_numbers(args.concurrency, int, "concurrency")
+    from dataclasses import asdict
     from pathlib import Path
 
     from edlm_jax.benchmarks.serving import measure_serving, trace_requests
     from edlm_jax.decoding import Decoder, Engine, check_settings, parse_mode
-    from edlm_jax.decoding.load import write_paces
     from edlm_jax.pretrained import load_pretrained, load_spec, load_tokenizer
     from edlm_jax.reports.plot_serving import plot_serving
 
@@ -222,15 +222,14 @@ def _serve(args):
     decoder = Decoder(load_pretrained(args.model, dtype=chosen_dtype(args)), take=True)
     size = dict(slots=max(concurrency), columns=max(len(prompt) + answer for prompt, answer in requests))
     engines = {text: Engine(decoder, mode, **size) for text, mode in modes.items()}
-    by_load = Engine(decoder, [modes[text] for text in texts if text in ("ar", *blocks) or args.modes], **size)
-    found = measure_serving(engines | {"by load": by_load}, requests, concurrency, args.prompts)
+    chosen = [text for text in modes if args.modes or text in ("ar", *blocks)]
+    several = {"by load": Engine(decoder, [modes[text] for text in chosen], **size)} if len(chosen) > 1 else {}
+    found = measure_serving(engines | several, requests, concurrency, args.prompts)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    paces = dict(zip(map(str, by_load.modes), by_load.paces, strict=True))
-    result = dict(model=args.model, requests=args.prompts, serving=found)
-    write_paces(paces, str(out / "paces.json"))
     plot_serving(found, out / "serve.png")
-    return result
+    paces = [asdict(pace) for engine in several.values() for pace in engine.paces]
+    return dict(model=args.model, requests=args.prompts, serving=found, paces=dict(zip(chosen, paces, strict=False)))
 
 
 def _forward(args):

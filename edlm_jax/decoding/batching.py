@@ -63,7 +63,6 @@ class Engine:
       slots: the most rows at once.
       columns: a prompt and its new tokens fit into so many together.
       least: rows that are computed at the least, whoever is there: with `slots` nothing is compiled for fewer.
-      paces: of several modes, what their forwards cost (`load.read_paces`); default: `warm` measures it.
 
     Raises:
       InputError: what a mode cannot do with this model.
@@ -77,7 +76,6 @@ class Engine:
         slots: int = 32,
         columns: int = 512,
         least: int = 1,
-        paces: Sequence[Pace] = (),
     ):
         decoder = model if isinstance(model, Decoder) else Decoder.of(model)
         if slots < 1 or columns < 2:
@@ -85,7 +83,8 @@ class Engine:
         if decoder.weights.spare(1):
             raise InputError("the engine's rows lie on one device, or on several that share its matrices: data=1")
         modes = [mode] if mode is None or isinstance(mode, Mode) else list(mode)
-        self.spec, self.slots, self.columns, self.paces = decoder.spec, slots, columns, list(paces)
+        self.spec, self.slots, self.columns = decoder.spec, slots, columns
+        self.paces: list[Pace] = []  # of several modes, what their forwards cost, once it is warm
         self.modes = [decoder.completed(mode) for mode in modes]
         size = dict(least=least, slots=slots, columns=columns)
         self._lanes = [Lane(decoder.weights, mode, **size) for mode in self.modes]
@@ -110,7 +109,9 @@ class Engine:
 
     def warm(self) -> None:
         """Compiles all that requests may need, before the first; of several modes, measures what forwards cost."""
-        if len(self._lanes) > 1 and not self.paces:
+        if any(lane.live for lane in self._lanes):
+            raise InputError("warm the engine before its first request: it rehearses in the rows' places")
+        if len(self._lanes) > 1:
             self.paces = [lane.pace() for lane in self._lanes]
         else:
             for lane in self._lanes:
@@ -118,11 +119,12 @@ class Engine:
 
     def refuse(self, prompt: Sequence[int], settings: RequestSettings) -> str | None:
         """Why this request can never be decoded here, in one line; None where it can. Full slots are no reason."""
-        if settings.threshold is not None and not any(map(has_threshold, self.modes)):
-            return f"{', '.join(map(str, self.modes))} accepts by no threshold; leave the request's out"
-        if settings.guide is not None and not any(mode.guided for mode in self.modes):
+        modes = [self.modes[index] for index in self._able(settings)]
+        if not modes:
             return f"{', '.join(map(str, self.modes))} can't be told which tokens may come; ar can"
-        reasons = (refuse(self.spec, mode, prompt, settings, self.columns) for mode in self.modes)
+        if settings.threshold is not None and not any(map(has_threshold, modes)):
+            return f"{', '.join(map(str, modes))} accepts by no threshold; leave the request's out"
+        reasons = (refuse(self.spec, mode, prompt, settings, self.columns) for mode in modes)
         return next(filter(None, reasons), None)
 
     def insert(self, prompt: Sequence[int], settings: RequestSettings) -> int:
@@ -175,14 +177,17 @@ class Engine:
             if room <= 0 and any(lane.live for lane in self._lanes):
                 return
 
+    def _able(self, settings: RequestSettings) -> list[int]:
+        """The modes that may decode the request: a guided one those alone that can be told which tokens may come."""
+        return [index for index, mode in enumerate(self.modes) if mode.guided or settings.guide is None]
+
     def _choose(self, settings: RequestSettings) -> int:
-        if settings.guide is not None:
-            return next(index for index, mode in enumerate(self.modes) if mode.guided)
         if len(self._lanes) == 1:
             return 0
         if not self.paces:
-            self.warm()
-        return choose(self.live, self.paces, [found.mean for found in self._yields])
+            self.warm()  # guided or not: afterwards rows live
+        able = self._able(settings)
+        return able[choose(self.live, [self.paces[i] for i in able], [self._yields[i].mean for i in able])]
 
     def _decode(self, index: int, lane: Lane) -> list[Event]:
         settled, events = lane.step(), []

@@ -5,12 +5,8 @@ end. A mode of blocks has forwards of two widths: of a block and, as soon as any
 two. With many rows some row always does.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-
-from edlm_jax.errors import InputError
+from dataclasses import dataclass
 
 _DOUBT = 64  # forwards whose tokens were guessed stand beside those that were seen
 _MEMORY = 0.998  # of what was seen, at each row's end: a mode that is never chosen is tried again at last
@@ -50,19 +46,3 @@ class Yield:
     def add(self, tokens: int = 0, forwards: int = 0) -> None:
         """What a row came to, of this mode or, with nothing, of another."""
         self._tokens, self._forwards = _MEMORY * self._tokens + tokens, _MEMORY * self._forwards + forwards
-
-
-def write_paces(paces: Mapping[str, Pace], path: str) -> None:
-    """The table, by the modes' texts."""
-    Path(path).write_text(json.dumps({mode: asdict(pace) for mode, pace in paces.items()}, indent=1) + "\n")
-
-
-def read_paces(path: str, modes: Sequence[str]) -> list[Pace]:
-    """Those of these modes; InputError where the file lacks one."""
-    try:
-        table = json.loads(Path(path).read_text())
-        by_rows = lambda seconds: {int(rows): float(value) for rows, value in seconds.items()}  # noqa: E731
-        found = [table[mode] for mode in modes]
-        return [Pace(by_rows(pace["plain"]), by_rows(pace["commits"]), int(pace["block"])) for pace in found]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is no table of step times of {', '.join(modes)}: {error}; measure again") from None

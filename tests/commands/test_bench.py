@@ -46,7 +46,11 @@ def test_bench_serve(tiny_converted_dir, tmp_path, capsys):
     for ways in result["serving"].values():
         assert ways.keys() == {"ar", "prompt_lookup", "by load"} and ways["ar"]["tokens_per_forward"] == 1.0
         assert all(0 < found["first_token_p50"] <= found["first_token_p95"] for found in ways.values())
-    assert (tmp_path / "serve.png").exists() and json.loads((tmp_path / "paces.json").read_text())["ar"]["block"] == 0
+    assert (tmp_path / "serve.png").exists()
+    assert result["paces"].keys() == {"ar", "prompt_lookup"} and result["paces"]["ar"]["plain"].keys() == {"1", "2"}
+    assert main(["bench", "serve", f"--model={tiny_converted_dir}", "--modes=ar", *arguments[1:]]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["serving"]["2"].keys() == {"ar"} and result["paces"] == {}  # there is nothing to choose from
 
 
 def test_bench_forward_needs_a_config_alone(tmp_path, capsys, monkeypatch):

@@ -106,6 +106,26 @@ def test_nothing_compiles_once_it_is_warm(monkeypatch, texts):
     assert not compiled
 
 
+def test_the_first_request_may_be_guided():
+    """An engine that is not warm becomes so before any row lives, and not beside one."""
+    rng, decoder, got = fresh_rng(), Decoder(make_model()), [[], []]
+    engine = Engine(decoder, [parse_mode("ar"), parse_mode("diffusion:threshold=0.5")], slots=2, columns=64)
+
+    def step(times):
+        for event in (event for _ in range(times) for event in engine.step()):
+            got[event.slot].extend(event.tokens)
+
+    guided, other = prompts(rng, [20, 9])
+    engine.insert(guided, RequestSettings(LIMIT, guide=lambda tokens: np.full(2, -1, np.int32)))
+    step(1)
+    with pytest.raises(InputError, match="before its first request"):
+        engine.warm()
+    engine.insert(other, RequestSettings(LIMIT))
+    step(3 * LIMIT)
+    assert got[0] == decoder([guided], parse_mode("ar"), limit=LIMIT).tokens[0]
+    assert len(got[1]) == LIMIT and not engine.live
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_forwards_of_two_widths_are_timed_where_blocks_are_committed(monkeypatch):
     """By the program's kind, in every mode that a threshold can be told."""
@@ -203,6 +223,9 @@ def test_refusals():
         with pytest.raises(InputError, match=reason):
             engine.insert(prompt, settings)
     assert engine.free == 1
+    both = Engine(make_model(), [parse_mode("ar"), parse_mode("diffusion")], slots=1, columns=20)
+    assert "mask token" in both.refuse([60], RequestSettings(4))
+    assert both.refuse([60], RequestSettings(4, guide=lambda tokens: None)) is None  # ar takes any token
     engine.insert([1], RequestSettings(4))
     with pytest.raises(InputError, match="in use"):
         engine.insert([1], RequestSettings(4))

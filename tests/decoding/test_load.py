@@ -1,9 +1,8 @@
-"""The choice by load is the best of what was measured, and what was measured can be read again."""
+"""The choice by load is the best of what was measured."""
 
 import pytest
 
-from edlm_jax.decoding.load import Pace, Yield, choose, read_paces, write_paces
-from edlm_jax.errors import InputError
+from edlm_jax.decoding.load import Pace, Yield, choose
 
 # A forward of blocks costs what two of AR cost, while one row is there, and four times that with eight.
 AR = Pace({1: 1.0, 8: 2.0}, {1: 1.0, 8: 2.0}, 0)
@@ -31,11 +30,3 @@ def test_what_rows_show_outweighs_the_guess_and_fades():
     for _ in range(10000):
         found.add()
     assert found.mean == pytest.approx(4, abs=0.01)
-
-
-def test_a_table_can_be_read_again(tmp_path):
-    path = str(tmp_path / "paces.json")
-    write_paces({"ar": AR, "diffusion": BLOCKS}, path)
-    assert read_paces(path, ["diffusion", "ar"]) == [BLOCKS, AR]
-    with pytest.raises(InputError, match="psd"):
-        read_paces(path, ["psd"])
