@@ -109,7 +109,7 @@ class Engine:
 
     def warm(self) -> None:
         """Compiles all that requests may need, before the first; of several modes, measures what forwards cost."""
-        if any(lane.live for lane in self._lanes):
+        if any(row.lane for row in self._live.values()):
             raise InputError("warm the engine before its first request: it rehearses in the rows' places")
         if len(self._lanes) > 1:
             self.paces = [lane.pace() for lane in self._lanes]
@@ -185,7 +185,7 @@ class Engine:
         if len(self._lanes) == 1:
             return 0
         if not self.paces:
-            self.warm()  # guided or not: afterwards rows live
+            self.warm()  # for a guided row, too: none may live yet
         able = self._able(settings)
         return able[choose(self.live, [self.paces[i] for i in able], [self._yields[i].mean for i in able])]
 

@@ -182,8 +182,8 @@ class LeftToRight:
         """float32[B, T, V], of the mask token minus infinity: it is never chosen."""
         logits_BTV, mask_id, allowed_BW = self.weights.logits(x_BTD), self.settings.mask_id, self.request.allowed_BW
         if allowed_BW is not None:
-            bits_BWX = jnp.expand_dims(allowed_BW, -1) >> np.arange(32, dtype=np.int32)[None, None] & 1
-            bits_BV = bits_BWX.reshape(len(bits_BWX), -1)[:, : logits_BTV.shape[-1]]
+            bits_BW32 = jnp.expand_dims(allowed_BW, -1) >> np.arange(32, dtype=np.int32)[None, None] & 1
+            bits_BV = bits_BW32.reshape(len(bits_BW32), -1)[:, : logits_BTV.shape[-1]]
             logits_BTV = jnp.where(bits_BV[:, None] == 1, logits_BTV, -jnp.inf)
         if mask_id is None:
             return logits_BTV

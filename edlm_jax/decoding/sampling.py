@@ -177,7 +177,7 @@ def _narrow(logits_BCV, temperature, top_k, top_p):
     The numbers are those of all rows or, [B, 1, 1], each row's own.
     """
     V = logits_BCV.shape[-1]
-    if isinstance(top_k, int) and top_p == 1:  # known to need no sort, which takes a hundred times as long
+    if isinstance(top_k, int) and top_p == 1:  # known to need no sort, which on CPU takes far longer
         least_BC1 = jax.lax.top_k(logits_BCV, min(top_k, V))[0][..., -1:] if top_k else -jnp.inf
         return jnp.where(logits_BCV >= least_BC1, logits_BCV, -jnp.inf)
     best_first_BCV = -jnp.sort(-logits_BCV, axis=-1)
