@@ -178,6 +178,42 @@ FAULTS = [
         "jnp.cumsum(p_BCV, axis=-1) - p_BCV < top_p",
         "jnp.cumsum(p_BCV, axis=-1) < top_p",
     ),
+    Fault(
+        "a row's own top_k narrows nothing without top_p",
+        "edlm_jax/decoding/sampling.py",
+        "jnp.maximum(least_BC1, held_BC1)",
+        "held_BC1",
+    ),
+    Fault(
+        "the engine tells tokens again",
+        "edlm_jax/decoding/batching.py",
+        "slice(columns.start + row.told, columns.stop)",
+        "slice(columns.start, columns.stop)",
+    ),
+    Fault(
+        "all rows of the engine have one seed",
+        "edlm_jax/decoding/requests.py",
+        "np.array([settings.seed], np.uint32)",
+        "np.array([0], np.uint32)",
+    ),
+    Fault(
+        "a prompt's last piece goes beyond its end",
+        "edlm_jax/decoding/lane.py",
+        "yield row.start - small, small",
+        "yield at, small",
+    ),
+    Fault(
+        "a prompt goes on from one that begins otherwise",
+        "edlm_jax/decoding/lane.py",
+        "(most if same.all() else int(np.argmin(same)))",
+        "most",
+    ),
+    Fault(
+        "the load chooses the slowest mode",
+        "edlm_jax/decoding/load.py",
+        "return max(range(len(paces))",
+        "return min(range(len(paces))",
+    ),
     Fault("a row ends before its end", "edlm_jax/decoding/ends.py", "enumerate(tokens, 1)", "enumerate(tokens, 0)"),
     Fault(
         "tokens after an end are settled",
