@@ -32,7 +32,7 @@ QWEN2_5_1_5B = dict(
 
 
 def get_config() -> ConfigDict:
-    """Blocks of 16, 300B tokens; one row a device at a time, on any number of devices that divides 512."""
+    """Blocks of 16, 300B tokens; on any number of devices that divides 512."""
     c = default_config()
     c.init.path = "Qwen/Qwen2.5-1.5B"
     c.init.hf_config = ConfigDict(QWEN2_5_1_5B)

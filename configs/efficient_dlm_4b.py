@@ -33,7 +33,7 @@ QWEN3_4B = dict(
 
 
 def get_config() -> ConfigDict:
-    """Blocks of 64, 300B tokens; one row a device at a time, on any number of devices that divides 512."""
+    """Blocks of 64, 300B tokens; on any number of devices that divides 512."""
     c = default_config()
     c.init.path = "Qwen/Qwen3-4B"
     c.init.hf_config = ConfigDict(QWEN3_4B)

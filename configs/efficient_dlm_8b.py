@@ -33,7 +33,7 @@ QWEN3_8B = dict(
 
 
 def get_config() -> ConfigDict:
-    """Blocks of 64, 500B tokens; one row a device at a time, on any number of devices that divides 1024."""
+    """Blocks of 64, 500B tokens; on any number of devices that divides 1024."""
     c = default_config()
     c.init.path = "Qwen/Qwen3-8B"
     c.init.hf_config = ConfigDict(QWEN3_8B)

@@ -6,14 +6,14 @@ report in inclusionAI/LLaDA2.X) asks for a model that was trained on wrong token
 2512.15745): 78.6 at 3.18 to 76.9 at 4.65.
 
 Efficient-DLM (arXiv 2512.14067) has one stage, and asks which masks are best; "masks as met" are drawn from those that
-the converted model's own decoding went through.
+the converted model's own decoding, in blocks of 8, went through.
 
 Here: configs/quickstart_dmax.py, which starts from the quickstart's model and learns its own answers in blocks of 16.
 The first row of the table is that model at threshold 0.9, as it was.
 
     edlm study --config=configs/studies/second_stage.py --workdir=runs/studies/second_stage
 
-Not yet run: 15 cells.
+Not yet run: 18 cells.
 """
 
 import runpy
@@ -42,4 +42,6 @@ def sweep(add) -> None:
     add("own guesses, 0.75", {"objective.noise": "own_guesses"})
     add("masks", MASKS)
     add("masks, certainty", MASKS | {"objective.certainty_weight": 1.0})
-    add("masks as met", MASKS | {"objective.noise": "visited", "objective.states": DMAX["OWN"]})
+    add("masks, blocks of 8", MASKS | {"objective.block_length": 8})
+    met = {"objective.noise": "visited", "objective.states": DMAX["OWN"]}
+    add("masks as met, blocks of 8", MASKS | met | {"objective.block_length": 8})

@@ -21,8 +21,9 @@ from edlm_jax.attention.triton import plan_triton
 from edlm_jax.parallel.devices import platform
 
 # Rows of up to so many keys take the split there: on a GPU a choice, not yet measured; on two CPU cores tiles are 1.8
-# times as fast at 2048 keys with four documents a row, 0.86 with one, and slower at 1024 keys.
-_SHORT = {"gpu": 512, "cuda": 512, "cpu": 1024}
+# times as fast at 2048 keys with four documents a row, 0.86 with one, and slower at 1024 keys. On TPU, of rows with
+# copies that only the step knows, for splash kernels take the others; not yet measured.
+_SHORT = {"gpu": 512, "cuda": 512, "cpu": 1024, "tpu": 1024}
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ class Plan:
 def plan_attention(sight: Sight, heads: tuple[int, int], tiles: Tiles | None = None) -> Plan:
     """The plan of a forward pass, for the platform and the mesh that it is traced for.
 
-    On TPU in tiles (`plan_splash`), whatever the shapes, unless the copies are only known inside the step; in tiles on
-    GPU (`plan_triton`) and CPU (`plan_tiled`), too, where rows are long; else by the exact split.
+    On TPU in tiles (`plan_splash`), whatever the shapes, unless the copies are only known inside the step. Then, and on
+    CPU, in tiles of plain JAX (`plan_tiled`), and on GPU in ours (`plan_triton`), where rows are long. Else by the
+    exact split.
 
     Args:
       heads: (query heads, key heads).
@@ -47,7 +49,7 @@ def plan_attention(sight: Sight, heads: tuple[int, int], tiles: Tiles | None = N
     if platform() == "tpu" and sight.copies_BM is None:
         return Plan(plan_splash(sight, heads, tiles))
     if sight.k_len > _SHORT.get(platform(), np.inf):
-        return Plan((plan_tiled if platform() == "cpu" else plan_triton)(sight, tiles))
+        return Plan((plan_triton if platform() in ("gpu", "cuda") else plan_tiled)(sight, tiles))
     return Plan(plan_split(sight))
 
 

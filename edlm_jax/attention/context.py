@@ -11,7 +11,7 @@ alignment the clean one before a block. (At 8 layers with 4 devices that is 3 % 
 import dataclasses
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TypeVar
 
 import jax
@@ -19,12 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from edlm_jax.attention import splash, tiled
+from edlm_jax.attention import splash, tiled, triton
 from edlm_jax.attention.intervals import key_runs
 from edlm_jax.attention.pattern import BlockCausal, CleanContext, Pattern, unbounded
 from edlm_jax.attention.sight import Sight, Tiles
 from edlm_jax.attention.splash import has_partial_tiles, local_heads, make_kernel, run_kernel
-from edlm_jax.attention.tiled import attend_tour, plan_tour
 from edlm_jax.parallel.devices import platform
 from edlm_jax.parallel.per_device import head_axes, row_axes
 from edlm_jax.parallel.sharding import TRAINING
@@ -147,20 +146,22 @@ class InPieces(Pattern):
         return _permute(x_BTD, np.argsort(dataclasses.replace(self, queries=x_BTD.shape[1]).query_order))
 
 
-def plan_in_pieces(sight: Sight, heads: tuple[int, int], tiles: Tiles | None = None, interpret: bool = False):
+def plan_in_pieces(sight: Sight, heads: tuple[int, int], tiles: Tiles | None = None, interpret: str = ""):
     """`attend(q, k, v)` over columns in the order of the pieces: each device its own queries, against the keys of all.
 
-    Splash kernels on TPU, each device with the tiles of its piece; elsewhere, with copies, and where no tile is seen in
-    part (whole tiles of one block), tiles of plain JAX, with the keys back in the row's own order. The sight's copies
-    and segments lie as the queries and keys do; clean columns' copies are not looked at.
+    Splash kernels on TPU, each device with the tiles of its piece. Elsewhere, with copies, and where no tile is seen in
+    part (whole tiles of one block), the keys go back into the row's own order: to Triton's kernels on GPU, else to
+    tiles of plain JAX. The sight's copies and segments lie as the queries and keys do; clean columns' copies are not
+    looked at. `interpret` is the platform whose kernels run as Python on any machine.
     """
     mesh, pattern = jax.sharding.get_abstract_mesh(), sight.pattern
     rows, spec_heads = row_axes(sight.batch), head_axes(heads[1])
     x_spec = PartitionSpec(rows, CONTEXT_AXIS, spec_heads, None)
-    on_tpu = sight.copies_BM is None and (interpret or platform() == "tpu")
+    target, in_python = interpret or platform(), bool(interpret)
+    on_tpu = sight.copies_BM is None and target == "tpu"
     if on_tpu and has_partial_tiles(pattern, sight.q_len, sight.k_len, tiles or splash.TILES):
         kernel = make_kernel(
-            pattern, sight.q_len, sight.k_len, local_heads(*heads), tiles or splash.TILES, interpret
+            pattern, sight.q_len, sight.k_len, local_heads(*heads), tiles or splash.TILES, in_python
         )
         by_piece = NamedSharding(mesh, PartitionSpec(None, CONTEXT_AXIS))
         segments = sight.q_segments_BT, sight.k_segments_BS
@@ -173,9 +174,14 @@ def plan_in_pieces(sight: Sight, heads: tuple[int, int], tiles: Tiles | None = N
             q, k, v, None if planned[0][0] is None else planned[0], planned[1]
         )
     else:
-        arrays, specs = _plan_tours(sight, rows, tiles or tiled.TILES), PartitionSpec((*rows, CONTEXT_AXIS))
+        if target in ("gpu", "cuda"):
+            tiles = triton.checked(tiles)
+            plan, attend = triton.plan_visits, partial(triton.attend_visits, tiles, in_python)
+        else:
+            tiles, plan, attend = tiles or tiled.TILES, tiled.plan_tour, tiled.attend_tour
+        arrays, specs = _plan_pieces(sight, rows, partial(plan, tiles=tiles)), PartitionSpec((*rows, CONTEXT_AXIS))
         places = np.argsort(pattern.order)
-        local = lambda q, k, v, tour: attend_tour(q, _permute(k, places), _permute(v, places), tour)  # noqa: E731
+        local = lambda q, k, v, planned: attend(q, _permute(k, places), _permute(v, places), planned)  # noqa: E731
 
     def gathered(q, k, v, arrays):
         return local(q, _gather_keys(k), _gather_keys(v), arrays)
@@ -204,20 +210,20 @@ def _scatter_keys(_, g_BSKH):
 _gather_keys.defvjp(lambda x_BSKH: (_gather_keys(x_BSKH), None), _scatter_keys)
 
 
-def _plan_tours(sight: Sight, rows, tiles: Tiles):
-    """Each device's tour, of its piece's queries to keys in the row's own order; devices side by side on axis 0."""
+def _plan_pieces(sight: Sight, rows, plan):
+    """Each device's plan, of its piece's queries to keys in the row's own order; devices side by side on axis 0."""
     pattern = sight.pattern
 
-    def tour(by_row):
+    def local(by_row):
         q_ids_BT, k_ids_BS, copies_BT = by_row
         columns_PT = jnp.asarray(pattern.query_order).reshape(pattern.pieces, -1)
         columns_T, places = columns_PT[jax.lax.axis_index(CONTEXT_AXIS)], np.argsort(pattern.order)
         k_ids_BS = jax.lax.all_gather(k_ids_BS, CONTEXT_AXIS, axis=1, tiled=True)[:, places]
         runs_BRT = key_runs(pattern.pattern, len(q_ids_BT), columns_T, pattern.length, copies_BT)
-        return plan_tour(runs_BRT, q_ids_BT, k_ids_BS, tiles)
+        return plan(runs_BRT, q_ids_BT, k_ids_BS)
 
-    row_spec, tour_spec = PartitionSpec(rows, CONTEXT_AXIS), PartitionSpec((*rows, CONTEXT_AXIS))
-    return jax.shard_map(tour, in_specs=(row_spec,), out_specs=tour_spec, check_vma=False)(sight.by_row)
+    row_spec, plan_spec = PartitionSpec(rows, CONTEXT_AXIS), PartitionSpec((*rows, CONTEXT_AXIS))
+    return jax.shard_map(local, in_specs=(row_spec,), out_specs=plan_spec, check_vma=False)(sight.by_row)
 
 
 def _streams(pattern: Pattern, length: int) -> list[int]:

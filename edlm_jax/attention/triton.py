@@ -70,17 +70,28 @@ def plan_triton(sight: Sight, tiles: Tiles | None = None, interpret: bool = Fals
     `interpret` runs the kernels' Python on any machine, slowly. Output and log-sum-exp are named "attention" for remat
     policies.
     """
+    tiles = checked(tiles)
+
+    def local(by_row):
+        q_ids_BT, k_ids_BS, copies_BM = by_row
+        runs_BRT = key_runs(sight.pattern, len(q_ids_BT), np.arange(sight.q_len), sight.k_len, copies_BM)
+        return plan_visits(runs_BRT, q_ids_BT, k_ids_BS, tiles)
+
+    arrays = by_rows(local, sight.by_row, sight.batch)
+    return partial(by_rows_and_heads, partial(attend_visits, tiles, interpret), arrays=arrays)
+
+
+def checked(tiles: Tiles | None) -> Tiles:
+    """These, or the default; InputError for sizes that Triton does not know."""
     tiles = tiles or TILES
     if any(size < _SMALLEST or size & (size - 1) for size in tiles):
         raise InputError(f"tiles of attention on GPU are powers of two from {_SMALLEST} on, not {tuple(tiles)}")
-    arrays = by_rows(partial(_plan_local, sight, tiles), sight.by_row, sight.batch)
-    return partial(by_rows_and_heads, partial(_attend_local, tiles, interpret), arrays=arrays)
+    return tiles
 
 
-def _plan_local(sight: Sight, tiles: Tiles, by_row) -> _Plan:
-    q_ids_BT, k_ids_BS, copies_BM = by_row
+def plan_visits(runs_BRT, q_ids_BT, k_ids_BS, tiles: Tiles) -> _Plan:
+    """What the kernels are told of queries and the runs of keys that `key_runs` gave."""
     # Queries that pad the last tile are like the last one: a softmax over nothing is NaN. Nobody's run holds the keys.
-    runs_BRT = key_runs(sight.pattern, len(q_ids_BT), np.arange(sight.q_len), sight.k_len, copies_BM)
     mask = _Mask(
         pad(runs_BRT, 2, tiles.queries, mode="edge"),
         pad(q_ids_BT, 1, tiles.queries, mode="edge"),
@@ -90,7 +101,8 @@ def _plan_local(sight: Sight, tiles: Tiles, by_row) -> _Plan:
     return _Plan(mask, found.order(), found.by_key().order())
 
 
-def _attend_local(tiles, interpret, q_BTNH, k_BSKH, v_BSKH, plan):
+def attend_visits(tiles: Tiles, interpret: bool, q_BTNH, k_BSKH, v_BSKH, plan: _Plan):
+    """Attention of one device's rows and heads, as planned."""
     T, H = q_BTNH.shape[1], q_BTNH.shape[3]
     head_size = max(pl.next_power_of_2(H), _SMALLEST)
     sizes = (tiles.queries, tiles.keys, tiles.keys)

@@ -38,7 +38,14 @@ from edlm_jax.parallel.devices import describe
 from edlm_jax.parallel.mesh import decoding_mesh
 from edlm_jax.parallel.sharding import DECODING, param_shardings
 from edlm_jax.training.checkpoint import abstract_model, with_shardings
-from edlm_jax.training.fitting import compile_if_it_fits, fewest_micro_batches, fits, lower_step, with_micro_batches
+from edlm_jax.training.fitting import (
+    compile_if_it_fits,
+    fewest_micro_batches,
+    fits,
+    lower_step,
+    needed,
+    with_micro_batches,
+)
 from edlm_jax.training.initial import planned_spec
 from edlm_jax.training.metrics import step_flops
 from edlm_jax.training.run import Run
@@ -140,9 +147,10 @@ def decoder_report(spec: ModelSpec, dtype: str, devices: list[jax.Device]) -> di
         lowered = decode.lower(weights, jax.tree.map(abstract, run.request), run.settings)
     report = _compile(lowered, mesh, time.perf_counter() - start)
     if report["fits"]:
-        # A denoising forward reads the weights, which are most of the arguments, and multiplies them with a block.
-        flops = 2.0 * C * matrix_parameters(spec) / tensor
-        costs = dict(memory_bytes=report["argument_bytes"], link_bytes=0, useful_flops=flops)
+        # A denoising forward reads the matrices and multiplies them with a block; the cache is small beside them.
+        matrices = matrix_parameters(spec) / tensor
+        flops, read = 2.0 * C * matrices, int(jnp.dtype(dtype).itemsize * matrices)
+        costs = dict(memory_bytes=read, link_bytes=0, useful_flops=flops)
         report["denoise_at_best"] = speed_bound(describe(devices[0].device_kind), flops=flops, **costs)
     return report | dict(mesh=dict(mesh.shape), rows=rows, prompt=PROMPT, new_tokens=NEW_TOKENS, block_length=C)
 
@@ -160,7 +168,7 @@ def _compile(lowered: jax.stages.Lowered, mesh: Mesh, trace_seconds: float) -> d
     sizes = dict(
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
-        peak_bytes=memory.peak_memory_in_bytes,
+        peak_bytes=needed(memory),
     )
     moved = dict(collectives=collectives(text), memory_traffic_bytes=traffic(text))
     widest = sorted(shapes(text), key=math.prod, reverse=True)[:8]

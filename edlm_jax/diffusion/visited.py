@@ -41,6 +41,9 @@ class Visited(Noise):
             raise InputError(f"config.objective.states: cannot read {path}: {error.strerror}") from None
         except (ValueError, KeyError, TypeError):
             raise InputError(f"{path} does not say when tokens were accepted; see edlm generate --out") from None
+        for line, row in enumerate(rows, start=1):
+            if not (isinstance(row, list) and all(isinstance(at, int) and at > 0 for at in row)):
+                raise InputError(f"{path}: line {line}: accepted_at must be a list of forwards, counted from 1")
         met = count_states(rows, block_length)
         return cls(mask_id, tuple(met), tuple(met.values()))
 

@@ -19,6 +19,7 @@ from edlm_jax.parallel.sharding import TRAINING, dividing
 
 # An eighth of a row: small enough to skip most of what has no loss, large enough to keep the matrix unit busy.
 _CHUNKS, _MOST_COLUMNS = 8, 512
+_MOST_TOKENS = 2048  # of all rows: at a vocabulary of 151,936 their float32 logits take 1.2 GB
 _ROWS = 256  # of a product with a head that is not trained: on CPU 48 took twice the time a column (measured)
 
 
@@ -201,8 +202,9 @@ class _Order:
     """Columns with the supervised ones first, in chunks; only the first `chunks` of them hold any."""
 
     def __init__(self, order_BT, supervised_BT, axes, fewest: int = 1):
-        T = supervised_BT.shape[1]
-        self.columns = min(max(-(-T // _CHUNKS), min(fewest, T)), _MOST_COLUMNS)
+        B, T = supervised_BT.shape
+        most = min(_MOST_COLUMNS, max(_MOST_TOKENS // B, 1))
+        self.columns = min(max(-(-T // _CHUNKS), min(fewest, T)), most)
         self.padding = -T % self.columns
         before_BT = jnp.cumsum(supervised_BT, axis=1)  # supervised ones up to here
         others_BT = before_BT[:, -1:] + jnp.arange(T)[None] - before_BT

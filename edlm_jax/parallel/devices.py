@@ -11,7 +11,9 @@ _GIB = 2**30
 class Device:
     """One device as jax counts them (vendors' data sheets). None: not looked up, so nothing is computed from it.
 
-    Links are those inside a slice or a machine, all of a device's together, one way.
+    Links are those inside a slice or a machine, all of a device's together, one way: of TPUs half of what Google's page
+    of each generation calls the bidirectional bandwidth of a chip (docs.cloud.google.com/tpu/docs), of GPUs half of
+    NVLink's or PCIe's.
     """
 
     memory_bytes: int | None = None
@@ -27,8 +29,8 @@ DEVICES = {
     "TPU v5 lite": Device(16 * _GIB, 197e12, 819e9, 200e9),
     "TPU v5": Device(95 * _GIB, 459e12, 2765e9, 600e9),
     "TPU v5p": Device(95 * _GIB, 459e12, 2765e9, 600e9),
-    "TPU v6 lite": Device(32 * _GIB, 918e12, 1640e9, 448e9),
-    "TPU7x": Device(96 * _GIB, 2307e12 / 2, 7380e9 / 2, 1200e9 / 2, per_chip=2),
+    "TPU v6 lite": Device(32 * _GIB, 918e12, 1640e9, 400e9),
+    "TPU7x": Device(96 * _GIB, 2307e12 / 2, 7380e9 / 2, 600e9 / 2, per_chip=2),
     "NVIDIA A100-SXM4-40GB": Device(40 * _GIB, 312e12, 1555e9, 300e9),
     "NVIDIA A100-SXM4-80GB": Device(80 * _GIB, 312e12, 2039e9, 300e9),
     "NVIDIA H100 80GB HBM3": Device(80 * _GIB, 989e12, 3350e9, 450e9),

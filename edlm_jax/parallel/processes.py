@@ -106,6 +106,11 @@ def agree(value: int, what: str) -> None:
             raise InputError(f"the processes do not share the work directory: {what}, by process: {values}")
 
 
+def largest(value: int) -> int:
+    """Of this process's value and the others'."""
+    return int(np.max(multihost_utils.process_allgather(np.int32(value)))) if jax.process_count() > 1 else value
+
+
 def check_shared(path: Path) -> None:
     """Refuses, in all processes, a work directory in which not all of them see what process 0 has written."""
     if jax.process_count() > 1:

@@ -99,9 +99,10 @@ def _show_train(result):
     if "speedup" in attention:
         ideal = f"{attention['ideal_speedup']:.2f} by what may be looked at"
         print(f"  times as fast      {attention['speedup']:.2f} ({ideal})")
-    if "times_the_peer" in result:
-        print(f"torch {peer['torch']}, {peer['attention']}")
-        print(f"  tokens/s           {peer['tokens_per_second']:.1f}, ours {result['times_the_peer']:.2f} times that")
+    if "tokens_per_second" in peer:
+        times = f", ours {result['times_the_peer']:.2f} times that" if "times_the_peer" in result else ""
+        print(f"torch {peer['torch']}, {peer['attention']}, in {peer['micro_batches']} micro-batches")
+        print(f"  tokens/s           {peer['tokens_per_second']:.1f}{times}")
     else:
         print(f"torch: not measured: {peer['not_measured']}")
 

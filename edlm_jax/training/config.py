@@ -138,6 +138,9 @@ def validate(c: ConfigDict) -> None:
     if not c.init.path and not c.init.hf_config:
         raise InputError("set config.init.path (a checkpoint) or config.init.hf_config (random weights)")
     _check_adapters(c)
+    if c.objective.states and c.objective.noise != "visited":
+        noise = c.objective.noise
+        raise InputError(f"config.objective.states is read under noise='visited' alone, not {noise!r}")
     if c.data.batch_size % max(c.optimizer.accumulation, 1):
         raise InputError(
             f"config.data.batch_size={c.data.batch_size} is not divisible by "

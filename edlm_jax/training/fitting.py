@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from edlm_jax.files import write_whole
+from edlm_jax.files import read_json, write_whole
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.parallel.devices import memory_of
 from edlm_jax.parallel.mesh import BATCH_SPEC
-from edlm_jax.parallel.processes import agree
+from edlm_jax.parallel.processes import largest
 from edlm_jax.training.initial import abstract_state
 from edlm_jax.training.run import Run
 from edlm_jax.training.step import make_train_step
@@ -27,6 +27,7 @@ from edlm_jax.training.step import make_train_step
 _SHARE = 0.95  # of a device's memory: the rest is for the next batch, and for arrays that lie badly
 # What jax's error says of a program that does not fit; it has the status in no other form (as of jax 0.10.2).
 _FULL = "RESOURCE_EXHAUSTED"
+_NAME = "micro_batches.json"  # by devices
 
 
 def lower_step(run: Run, spec: ModelSpec, mesh: Mesh) -> jax.stages.Lowered:
@@ -69,28 +70,44 @@ def fits(peak_bytes: int, memory_bytes: int) -> bool:
     return peak_bytes <= _SHARE * memory_bytes
 
 
+def needed(memory) -> int:
+    """The peak in bytes, by a program's `memory_analysis`; a TPU's can lie below the temporaries that it plans."""
+    return max(memory.peak_memory_in_bytes, memory.argument_size_in_bytes + memory.temp_size_in_bytes)
+
+
 def fit(run: Run, spec: ModelSpec, mesh: Mesh, workdir: Path | None = None) -> Run:
     """The run with its micro-batches decided for the devices that are here; where their memory is not known (CPU), one
     row each at a time.
 
-    A work directory remembers what was found: a run goes on in the micro-batches that it began with, to the last bit.
+    With the work directory of a run that goes on: in those that it began with on such devices, to the last bit.
     """
     memory = memory_of(mesh.local_devices[0])
 
     @functools.cache
     def fits_here(count: int) -> bool:
         program = compile_if_it_fits(lower_step(with_micro_batches(run, count), spec, mesh))
-        return not isinstance(program, str) and fits(program.memory_analysis().peak_memory_in_bytes, memory)
+        return not isinstance(program, str) and fits(needed(program.memory_analysis()), memory)
 
-    path = workdir and workdir / "micro_batches.json"
-    place = f"{mesh.devices.flat[0].device_kind} as {dict(mesh.shape)}"
-    known = json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {}
-    count = known.get(place) or fewest_micro_batches(run, mesh, fits_here if memory else lambda count: False)
-    agree(count, "micro-batches that fit")
-    if path and place not in known and jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(known | {place: count}, indent=2))
-    return with_micro_batches(run, count)
+    known = _remembered(workdir).get(_place(run, mesh)) if workdir else None
+    count = known or fewest_micro_batches(run, mesh, fits_here if memory else lambda count: False)
+    return with_micro_batches(run, largest(count))
+
+
+def remember(run: Run, mesh: Mesh, workdir: Path) -> None:
+    """Writes down, in the work directory, what `fit` shall find in it when the run goes on."""
+    if jax.process_index() == 0:
+        counts = _remembered(workdir) | {_place(run, mesh): run.optimizer.accumulation}
+        write_whole(workdir / _NAME, json.dumps(counts, indent=2))
+
+
+def _remembered(workdir: Path) -> dict[str, int]:
+    path = workdir / _NAME
+    return read_json(path) if path.exists() else {}
+
+
+def _place(run: Run, mesh: Mesh) -> str:
+    tiles = run.start.tiles or "default"
+    return f"{mesh.devices.flat[0].device_kind} as {dict(mesh.shape)}, remat {run.remat}, {tiles} tiles"
 
 
 def with_micro_batches(run: Run, count: int) -> Run:

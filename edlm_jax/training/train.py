@@ -18,7 +18,7 @@ from edlm_jax.parallel.mesh import check_batch, local_rows, to_global
 from edlm_jax.parallel.processes import agree, announce
 from edlm_jax.training.checkpoint import Checkpoints, check_workdir, latest_step, write_workdir
 from edlm_jax.training.data_state import check_sizes
-from edlm_jax.training.fitting import fit
+from edlm_jax.training.fitting import fit, remember
 from edlm_jax.training.heldout import heldout_metrics, make_bound_step
 from edlm_jax.training.initial import abstract_state, initial_params, initial_state, read_spec
 from edlm_jax.training.metrics import (
@@ -56,7 +56,7 @@ def train(run: Run, workdir: str | Path) -> dict[str, Any]:
         announce(mesh, run.data.shards)
         if not run.optimizer.accumulation:
             with reporter.busy("finding how many rows fit"):
-                run = fit(run, spec, mesh, workdir)
+                run = fit(run, spec, mesh, None if newest is None else workdir)
             reporter.say(f"{run.optimizer.accumulation} micro-batches a step")
         trainer = Trainer(run, workdir, mesh, spec, batches, reporter)
         lines = about_model(run.start, spec, tokenizer, trainer.abstract.params)
@@ -147,6 +147,7 @@ class Trainer:
             params = initial_params(self.run.start, self.spec, self.mesh)
             state = initial_state(self.run.start, self.run.optimizer, params, self.abstract)
         write_workdir(self.workdir, self.run.config, self.spec, self.run.start.lora)
+        remember(self.run, self.mesh, self.workdir)
         self.checkpoints = Checkpoints(self.workdir, self.run.saves)
         if state is not None:
             return state, 0

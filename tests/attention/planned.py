@@ -31,6 +31,6 @@ def attend_triton(q, k, v, *, tiles=None, interpret=False, **seen):
     return planned(lambda sight, heads: plan_triton(sight, tiles, interpret))(q, k, v, **seen)
 
 
-def attend_in_pieces(q, k, v, *, tiles=None, interpret=False, **seen):
+def attend_in_pieces(q, k, v, *, tiles=None, interpret="", **seen):
     """Rows over several devices."""
     return planned(lambda sight, heads: plan_in_pieces(sight, heads, tiles, interpret))(q, k, v, **seen)

@@ -88,23 +88,23 @@ def check(ours, reference):
         np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("splash", [False, True], ids=["plain", "splash"])
+@pytest.mark.parametrize("kernels", ["", "tpu", "gpu"])
 @pytest.mark.parametrize(("pattern", "length", "shape", "queries", "packed"), CASES)
-def test_pieces_attend_as_the_dense_reference(pattern, length, shape, queries, packed, splash):
+def test_pieces_attend_as_the_dense_reference(pattern, length, shape, queries, packed, kernels):
     arrays, segments = random_case(pattern, length, queries, packed)
     dense = partial(attend_dense, pattern=pattern, q_segments_BT=segments[0], k_segments_BS=segments[1])
     with set_mesh(shape):
         row = InPieces.on_mesh(pattern, length)
         assert row.pieces == shape[3]
         ours = value_and_grad(
-            in_pieces(partial(attend_in_pieces, tiles=SMALL, interpret=splash), row, segments), arrays
+            in_pieces(partial(attend_in_pieces, tiles=SMALL, interpret=kernels), row, segments), arrays
         )
     check(ours, value_and_grad(dense, arrays))
 
 
 @pytest.mark.parametrize("clean", ["block_causal", "token_causal"])
-@pytest.mark.parametrize("queries", [None, 30])
-def test_copies_in_pieces_attend_as_those_of_a_whole_row(clean, queries):
+@pytest.mark.parametrize(("queries", "kernels"), [(None, ""), (30, ""), (None, "gpu")])
+def test_copies_in_pieces_attend_as_those_of_a_whole_row(clean, queries, kernels):
     rng, L, C, M = fresh_rng(), 40, 5, 30
     pattern = CleanContext(L, C, clean, noisy_length=M)
     copies_BM = np.stack([rng.permutation(L // C)[: M // C] for _ in range(2)])[..., None] * C + np.arange(C)
@@ -118,7 +118,7 @@ def test_copies_in_pieces_attend_as_those_of_a_whole_row(clean, queries):
     with set_mesh((1, 1, 2, 2)):
         row = InPieces.on_mesh(pattern, M + L)
         assert row.pieces == 2
-        ours = value_and_grad(in_pieces(attend, row, segments, copies_BM), arrays)
+        ours = value_and_grad(in_pieces(partial(attend_in_pieces, interpret=kernels), row, segments, copies_BM), arrays)
     check(ours, expected)
 
 
@@ -184,14 +184,14 @@ def test_rows_that_whole_blocks_do_not_divide_stay_whole():
     assert InPieces.on_mesh(CleanContext(16, 4), 32).pieces == 1
 
 
-@pytest.mark.parametrize("splash", [False, True], ids=["plain", "splash"])
-def test_no_device_ever_forms_a_square_of_two_streams(splash):
+@pytest.mark.parametrize("kernels", ["", "tpu", "gpu"])
+def test_no_device_ever_forms_a_square_of_two_streams(kernels):
     L = 1024
     with set_mesh((1, 1, 1, 2)):
         row = InPieces.on_mesh(CleanContext(L, 16), 2 * L)
         arrays = [jax.ShapeDtypeStruct((1, 2 * L, heads, 128), jnp.bfloat16) for heads in (4, 2, 2)]
-        function = partial(attend_in_pieces, pattern=row, interpret=splash)
+        function = partial(attend_in_pieces, pattern=row, interpret=kernels)
         gradient = jax.jit(jax.grad(lambda *x: function(*x).astype(jnp.float32).sum(), argnums=(0, 1, 2)))
         text = gradient.lower(*arrays).as_text()
-    assert ("256x256x" if splash else "128x256x") in text  # the text does show a tile
+    assert {"": "128x256x", "tpu": "256x256x", "gpu": "64x64x"}[kernels] in text  # the text does show a tile
     assert f"{2 * L}x{2 * L}x" not in text and f"{L}x{2 * L}x" not in text

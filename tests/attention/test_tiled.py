@@ -86,6 +86,12 @@ def test_long_rows_take_the_tiles_and_never_form_a_square(monkeypatch):
     assert "while" in long and "while" not in short
 
 
+def test_copies_of_long_rows_take_the_tiles_on_a_tpu_too():
+    L, copies_BM = 1024, jnp.arange(1024)[None] // 16 * 16 % 1024 + jnp.arange(1024)[None] % 16
+    text = lowered(partial(attend, copies_BM=copies_BM), CleanContext(L, 16), L, platform="tpu")
+    assert "while" in text and f"{TILES.queries}x{TILES.keys}x" in text and f"x{L - 16}xf32" not in text
+
+
 def test_a_remat_policy_keeps_what_the_backward_pass_reads():
     by_name = jax.checkpoint_policies.save_only_these_names("attention")
     nothing = jax.checkpoint_policies.nothing_saveable

@@ -1,12 +1,11 @@
 """A masked token's weight by what is near it, against the sum spelled out."""
 
-import jax
 import numpy as np
 import pytest
 
 from edlm_jax.diffusion import Corruption
 from edlm_jax.errors import InputError
-from tests.training.test_objective import Lookup, random_corruption
+from tests.training.test_objective import Lookup, metrics_of, random_corruption
 from tests.training.tiny import make_objective, random_batch
 
 P = 0.1
@@ -17,12 +16,7 @@ def test_weights_equal_the_sum_over_what_is_there():
     batch, model = random_batch(3, 16, documents=(5, 9)), Lookup()
     corruption = random_corruption(batch)
 
-    @jax.jit
-    def run(batch, corruption):
-        sums, weights = objective.sums(model, batch, corruption), objective.weights(batch, corruption)
-        return objective.metrics(sums, weights, objective.streams(batch, corruption))
-
-    metrics = run(batch, Corruption(*corruption))
+    metrics = metrics_of(objective, model, batch, Corruption(*corruption))
     log_p_BLV = model.log_probs(corruption.noisy_BM)
     total = 0.0
     for row, n in zip(*np.nonzero(corruption.masked_BM), strict=True):

@@ -1,10 +1,9 @@
 """The mean of ce over masked tokens, whatever their noise level, by the names of metrics and config."""
 
-import jax
 import numpy as np
 
 from edlm_jax.diffusion import Corruption
-from tests.training.test_objective import Lookup, random_corruption
+from tests.training.test_objective import Lookup, metrics_of, random_corruption
 from tests.training.tiny import make_objective, random_batch
 
 
@@ -13,12 +12,7 @@ def test_every_masked_token_counts_the_same():
     batch, model = random_batch(3, 16, documents=(5, 8)), Lookup()
     corruption = random_corruption(batch)
 
-    @jax.jit
-    def run(batch, corruption):
-        sums, weights = objective.sums(model, batch, corruption), objective.weights(batch, corruption)
-        return objective.metrics(sums, weights, objective.streams(batch, corruption))
-
-    metrics = run(batch, Corruption(*corruption))
+    metrics = metrics_of(objective, model, batch, Corruption(*corruption))
     log_p_BLV = model.log_probs(corruption.noisy_BM)
     ce_BL = -np.take_along_axis(log_p_BLV, batch["tokens"][..., None], axis=2)[..., 0]
     expected = ce_BL[corruption.masked_BM].mean()

@@ -81,6 +81,8 @@ def test_prompts_are_never_hidden_and_levels_count_what_may_be(tmp_path):
         ('{"response": "a"}\n', "does not say when tokens were accepted"),
         ("no json\n", "does not say when tokens were accepted"),
         ("", "the file has no tokens"),
+        ('{"accepted_at": [1]}\n{"accepted_at": [1, 0]}\n', "line 2: accepted_at must be a list of forwards"),
+        ('{"accepted_at": 3}\n', "line 1: accepted_at must be a list of forwards"),
     ],
 )
 def test_a_file_without_states_is_refused(tmp_path, text, reason):
@@ -91,6 +93,11 @@ def test_a_file_without_states_is_refused(tmp_path, text, reason):
         make_objective(noise="visited", states=str(path))
     with pytest.raises(InputError, match="needs config.objective.states"):
         make_objective(noise="visited")
+
+
+def test_a_file_that_no_noise_would_read_is_refused():
+    with pytest.raises(InputError, match="states is read under noise='visited' alone, not 'masks'"):
+        make_objective(states="own.jsonl")
 
 
 def test_other_blocks_than_those_met_are_refused(tmp_path):

@@ -100,21 +100,12 @@ def test_what_whole_blocks_do_not_divide_is_refused(change, reason):
 def test_the_8b_step_traces_with_rows_split_in_two():
     """At the paper's size, abstractly; nothing in it has scores of a whole row."""
     from configs.efficient_dlm_8b import get_config
-    from edlm_jax.parallel.mesh import BATCH_SPEC
-    from edlm_jax.training.initial import abstract_state, planned_spec
-    from edlm_jax.training.step import make_train_step
+    from edlm_jax.training.fitting import lower_step
+    from edlm_jax.training.initial import planned_spec
 
     c = get_config()
     c.data.batch_size, c.optimizer.accumulation = 8, 2
     c.mesh.update(data=1, fsdp=4, context=2)
     run = Run.of(c)
-    mesh, spec = run.make_mesh(), planned_spec(run.start)
-    graphdef, state = abstract_state(run.start, run.optimizer, spec, mesh)
-    shardings = jax.tree.map(lambda x: x.sharding, state)
-    step = make_train_step(graphdef, run.objective.of_model(spec), run.optimizer, shardings, remat=run.remat)
-    sharding = jax.sharding.NamedSharding(mesh, BATCH_SPEC)
-    column = jax.ShapeDtypeStruct((8, c.data.length), np.int32, sharding=sharding)
-    batch = {name: column for name in ("tokens", "segment_ids", "positions", "loss_mask")}
-    with jax.set_mesh(mesh):
-        text = step.lower(state, batch, run.numbers, block_length=run.data.block_length).as_text()
+    text = lower_step(run, planned_spec(run.start), run.make_mesh()).as_text()
     assert "128x256x" in text and f"{2 * c.data.length}x{2 * c.data.length}x" not in text

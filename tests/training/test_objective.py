@@ -51,6 +51,17 @@ def measure(objective, model, batch, corruption):
     return run(batch, corruption)
 
 
+def metrics_of(objective, model, batch, corruption):
+    """By name, of the whole batch."""
+
+    @jax.jit
+    def run(batch, corruption):
+        sums, weights = objective.sums(model, batch, corruption), objective.weights(batch, corruption)
+        return objective.metrics(sums, weights, objective.streams(batch, corruption))
+
+    return run(batch, corruption)
+
+
 def random_corruption(batch):
     rng = fresh_rng()
     shape = batch["tokens"].shape
