@@ -108,9 +108,7 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 async def _answer(request: Request, loop: Loop, name: str, chat: bool) -> Response:
     body = await _read(request)
-    ask = await run_in_threadpool(read_ask, body, chat, loop.engine, loop.text, name)
-    if len(ask.prompts) > loop.engine.slots + loop.queue:
-        raise ApiError(400, f"{len(ask.prompts)} choices at once are more than ever fit here; ask for fewer", "n")
+    ask = await run_in_threadpool(read_ask, body, chat, loop.engine, loop.text, name, loop.most)
     pieces: asyncio.Queue[tuple[int, Piece] | None] = asyncio.Queue()
     here = asyncio.get_running_loop()
 

@@ -68,7 +68,8 @@ class Loop:
     """
 
     def __init__(self, engine: Engine, text: Text, metrics: Metrics, queue: int):
-        self.engine, self.text, self.metrics, self.queue = engine, text, metrics, queue
+        self.engine, self.text, self.metrics = engine, text, metrics
+        self.most = engine.slots + queue  # rows that can ever be here at once
         self.failed: str | None = None  # why the engine is broken, once it is
         self.on_failure: Callable[[], None] = lambda: None
         self._changed = threading.Condition()  # guards the next three
@@ -91,7 +92,7 @@ class Loop:
         with self._changed:
             if self.failed:
                 raise ApiError(503, f"the engine failed: {self.failed}")
-            if len(self._live) + len(self._waiting) + len(rows) > self.engine.slots + self.queue:
+            if len(self._live) + len(self._waiting) + len(rows) > self.most:
                 seconds, full = math.ceil(self._seconds), "too many requests wait; try again later"
                 raise ApiError(429, full, code="rate_limit_exceeded", retry_after=str(seconds))
             self._waiting.extend(rows)
@@ -137,16 +138,15 @@ class Loop:
 
     def _turn(self) -> None:
         with self._changed:
-            left, self._left = self._left, set()
-            count = self.engine.free + sum(row in left for row in self._live.values())
-            coming = [self._waiting.popleft() for _ in range(min(count, len(self._waiting)))]
-        for slot, row in list(self._live.items()):
-            if row in left:
+            for slot in [slot for slot, row in self._live.items() if row in self._left]:
                 self._free(slot)
                 self.metrics.rows.labels("cancelled").inc()
-        for row in coming:
-            self._live[self.engine.insert(row.prompt, row.settings)] = row
-            self.metrics.prompt_tokens.inc(len(row.prompt))
+            self._left.clear()
+            while self._waiting and self.engine.free:  # a row that does not go in still waits
+                row = self._waiting[0]
+                slot = self.engine.insert(row.prompt, row.settings)
+                self._live[slot] = self._waiting.popleft()
+                self.metrics.prompt_tokens.inc(len(row.prompt))
         self.metrics.steps.inc()
         for event in self.engine.step():
             self._grow(event)

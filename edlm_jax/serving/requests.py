@@ -86,8 +86,12 @@ def read_body(raw: bytes) -> dict[str, Any]:
     return body
 
 
-def read_ask(body: Mapping[str, Any], chat: bool, engine: Engine, text: Text, name: str) -> Ask:
-    """Reads what a request asks of this model, or raises the ApiError that says why it cannot be."""
+def read_ask(body: Mapping[str, Any], chat: bool, engine: Engine, text: Text, name: str, most: int) -> Ask:
+    """Reads what a request asks of this model, or raises the ApiError that says why it cannot be.
+
+    Args:
+      most: rows that can ever be there at once.
+    """
     body = {field: value for field, value in body.items() if value is not None}
     _check_fields(body, chat)
     if body.get("model", name) != name:
@@ -101,6 +105,9 @@ def read_ask(body: Mapping[str, Any], chat: bool, engine: Engine, text: Text, na
     except InputError as error:  # of the chat template
         raise ApiError(400, str(error), "messages") from None
     n = _whole(body, "n", 1, 1, _MOST_CHOICES)
+    if len(prompts) * n > most:
+        many = f"{len(prompts) * n} choices at once are more than ever fit here, {most}; ask for fewer"
+        raise ApiError(400, many, "n" if n > 1 else "prompt")
     prompts = [prompt for prompt in prompts for _ in range(n)]
     return Ask(
         chat=chat,

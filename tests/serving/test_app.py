@@ -7,7 +7,9 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx2 as httpx
 import pytest
+import uvicorn
 
 from edlm_jax.decoding import Sampling, parse_mode
 from edlm_jax.pretrained.chat import encode_chat
@@ -15,8 +17,6 @@ from edlm_jax.pretrained.encode import encode_text
 from tests.compilations import compiled
 from tests.seeds import fresh_rng
 from tests.serving.served import COLUMNS, ENDS, NAME, QUEUE, SLOTS, make_decoder, make_loop, make_text
-
-uvicorn, starlette, httpx = (pytest.importorskip(name) for name in ("uvicorn", "starlette", "httpx2"))
 
 KEY, MODE = "a key with ü", parse_mode("diffusion:threshold=0.5")
 PROMPTS = ["add 3", "to 17"]  # of one length: the decoder compiles for each

@@ -1,10 +1,11 @@
 """Rows of the engine's thread tell the texts of the decoder alone, whatever comes and goes beside them."""
 
+import threading
 import time
 
 import pytest
 
-from edlm_jax.decoding import RequestSettings, parse_mode
+from edlm_jax.decoding import Engine, RequestSettings, parse_mode
 from edlm_jax.serving.loop import Row
 from edlm_jax.serving.requests import ApiError
 from tests.seeds import fresh_rng
@@ -79,8 +80,34 @@ def test_a_cancelled_row_frees_its_slot_at_the_next_turn():
     assert loop.engine.free == SLOTS and loop.metrics.totals()["rows"] == SLOTS + 1
 
 
-def test_the_queue_is_bounded_and_a_broken_engine_says_so(monkeypatch):
-    """More rows than slots and queue hold are refused all together; rows in slots when the engine breaks are told."""
+def test_rows_on_their_way_into_slots_count(monkeypatch):
+    """Who submits while they go in is refused where they take the last places."""
+    loop, statuses, insert = make_loop(make_decoder(), queue=0), [], Engine.insert
+    rows = [Row([1, 2, 3], RequestSettings(20), (), False, False, lambda piece: None) for _ in range(SLOTS + 1)]
+
+    def submit():
+        try:
+            loop.submit(rows[-1:])
+        except ApiError as error:
+            statuses.append(error.status)
+
+    def slow(engine, *what):
+        if not engine.live:
+            thread.start()
+            thread.join(0.2)  # unless it has to wait for this
+        return insert(engine, *what)
+
+    thread = threading.Thread(target=submit)
+    monkeypatch.setattr(Engine, "insert", slow)
+    loop.submit(rows[:-1])
+    loop._turn()
+    thread.join()
+    assert statuses == [429]
+
+
+@pytest.mark.parametrize("part", ["insert", "step"])
+def test_the_queue_is_bounded_and_a_broken_engine_says_so(part, monkeypatch):
+    """More rows than slots and queue hold are refused all together; those here when the engine breaks are told."""
     loop, pieces = make_loop(make_decoder(), queue=2), []
     rows = [Row([1, 2, 3], RequestSettings(20), (), False, False, pieces.append) for _ in range(SLOTS + 3)]
     with pytest.raises(ApiError, match="too many") as refused:
@@ -92,10 +119,10 @@ def test_the_queue_is_bounded_and_a_broken_engine_says_so(monkeypatch):
     loop.cancel(rows[:1])
     loop.submit(rows[-1:])
 
-    def broken():
+    def broken(*_):
         raise MemoryError("no room")
 
-    monkeypatch.setattr(loop.engine, "step", broken)
+    monkeypatch.setattr(loop.engine, part, broken)
     loop.start()
     loop.close()
     assert [piece.finished for piece in pieces] == ["failed"] * (SLOTS + 2)

@@ -12,6 +12,8 @@ from edlm_jax.serving.requests import ApiError, read_ask, read_body
 from tests.seeds import fresh_rng
 from tests.serving.served import COLUMNS, ENDS, NAME, make_decoder, make_text
 
+MOST = 6  # rows at once
+
 
 @pytest.fixture(scope="module")
 def engine():
@@ -19,7 +21,7 @@ def engine():
 
 
 def ask(engine, body, chat=False):
-    return read_ask(read_body(json.dumps(body).encode()), chat, engine, make_text(), NAME)
+    return read_ask(read_body(json.dumps(body).encode()), chat, engine, make_text(), NAME, MOST)
 
 
 def test_rows_are_those_of_the_decoder(engine):
@@ -80,6 +82,9 @@ COMPLETIONS = [
     (dict(prompt="a", n=0), 400, "n"),
     (dict(prompt="a", n=True), 400, "n"),
     (dict(prompt="a", n=129), 400, "n"),
+    (dict(prompt="a", n=MOST + 1), 400, "n"),
+    (dict(prompt=["a", "b"], n=MOST // 2 + 1), 400, "n"),
+    (dict(prompt=["a"] * (MOST + 1)), 400, "prompt"),
     (dict(prompt="a", temperature="hot"), 400, "temperature"),
     (dict(prompt="a", temperature=2.1), 400, "temperature"),
     (dict(prompt="a", temperature=math.nan), 400, "temperature"),
@@ -141,5 +146,5 @@ def test_a_template_that_refuses_is_the_clients_error(engine):
     text = make_text()
     text.tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(ApiError, match="roles must alternate") as refused:
-        read_ask({"messages": [USER]}, True, engine, text, NAME)
+        read_ask({"messages": [USER]}, True, engine, text, NAME, MOST)
     assert refused.value.status == 400 and refused.value.body["error"]["param"] == "messages"
