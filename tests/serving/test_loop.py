@@ -16,7 +16,7 @@ def draw_row(rng, decoder, mode, text):
     """(a row as it may come, the pieces that it tells, the decoder's own answer)."""
     prompt = rng.integers(0, 250, rng.choice([3, 6])).tolist()
     limit, seed = int(rng.choice([5, 22])), int(rng.integers(2**32))  # few limits: the decoder compiles for each
-    settings = RequestSettings(limit, seed, ENDS, temperature=0.8)
+    settings = RequestSettings(limit, seed, ENDS, temperature=0.8, logprobs=mode.lossless and rng.random() < 0.7)
     how = dict(limit=limit, sampling=settings.sampling, seed=[seed], ends=ENDS, detokenize=text)
     stop = ("never",)
     free = decoder([prompt], mode, stop=stop, **how)
@@ -54,6 +54,8 @@ def test_rows_tell_the_decoders_texts(text):
         assert told == shown
         assert row.streamed or len(pieces) == 1
         assert [piece.finished for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
+        logprobs = [own for piece in pieces for (own, _), *_ in piece.logprobs]
+        assert logprobs == (row.result.tokens[0] if row.settings.logprobs else [])
         assert row.result.tokens == expected.tokens and row.result.accepted_at == expected.accepted_at
         whole = len(expected.tokens[0]) == row.settings.limit and expected.tokens[0][-1] not in ENDS
         assert pieces[-1].finished == ("length" if whole else "stop")

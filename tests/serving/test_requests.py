@@ -55,7 +55,8 @@ def test_what_asks_for_nothing_is_taken(engine):
     """Clients send their defaults, and null for what they leave out."""
     nothing = dict(frequency_penalty=0, presence_penalty=0.0, logit_bias={}, user="me", seed=None, stop=None, n=1)
     ask(engine, dict(prompt="a", echo=False, best_of=1, suffix=None, logprobs=None, **nothing))
-    said = dict(tools=[], tool_choice="auto", response_format={"type": "text"}, logprobs=False, metadata={"a": "b"})
+    said = dict(tools=[], tool_choice="auto", response_format={"type": "text"}, metadata={"a": "b"})
+    said |= dict(logprobs=False, top_logprobs=0)
     ask(engine, dict(messages=[{"role": "user", "content": "a"}], **said, **nothing), True)
     greedy = Engine(make_decoder(), parse_mode("psd"), slots=1, columns=COLUMNS)
     assert ask(greedy, dict(prompt="a")).settings[0].temperature == 0
@@ -100,6 +101,9 @@ COMPLETIONS = [
     (dict(prompt="a", stream_options=[]), 400, "stream_options"),
     (dict(prompt="a", stream_options={"all": True}), 400, "stream_options"),
     (dict(prompt="a", logprobs=0), 400, "logprobs"),
+    (dict(prompt="a", logprobs=6), 400, "logprobs"),
+    (dict(prompt="a", logprobs=True), 400, "logprobs"),
+    (dict(prompt="a", top_logprobs=2), 400, "top_logprobs"),
     (dict(prompt="a", echo=True), 400, "echo"),
     (dict(prompt="a", best_of=2), 400, "best_of"),
     (dict(prompt="a", frequency_penalty=0.5), 400, "frequency_penalty"),
@@ -118,7 +122,10 @@ CHATS = [
     (dict(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), 400, "messages[0].content"),
     (dict(messages=[{"role": "user", "content": "a" * 64}]), 400, "messages"),
     (dict(messages=[USER], tools=[{"type": "function"}]), 400, "tools"),
-    (dict(messages=[USER], logprobs=True), 400, "logprobs"),
+    (dict(messages=[USER], logprobs=True), 400, "logprobs"),  # not by diffusion
+    (dict(messages=[USER], logprobs=2), 400, "logprobs"),
+    (dict(messages=[USER], logprobs=True, top_logprobs=21), 400, "top_logprobs"),
+    (dict(messages=[USER], top_logprobs=2), 400, "top_logprobs"),
     (dict(messages=[USER], response_format={"type": "grammar"}), 400, "response_format"),
     (dict(messages=[USER], response_format={"type": "json_schema"}), 400, "response_format"),
     (dict(messages=[USER], response_format={"type": "json_object"}), 400, "response_format"),  # not by diffusion
