@@ -203,6 +203,7 @@ class Engine:
                 for i, found in enumerate(self._yields):
                     found.add(*([row.told, sum(counts)] if i == index else []))
             if finished or tokens:
-                logprobs = settled.logprobs.at(at, new) if row.settings.logprobs else []
+                wanted = settled.logprobs if row.settings.logprobs else None
+                logprobs = wanted.at(at, new) if wanted else []
                 events.append(Event(slot, tokens, accepted_at, finished, *counts, logprobs))
         return events

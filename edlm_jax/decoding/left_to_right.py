@@ -85,7 +85,7 @@ class Grown:
     aside: Any  # what the mode itself carries
     logprobs: Logprobs | None = None
 
-    def settle(self, new_BT, settled_B, *, forwards, limit, ends_E, logprobs: Logprobs | None) -> "Grown":
+    def settle(self, new_BT, settled_B, *, forwards, limit, ends_E, logits_BTV, wanted_B) -> "Grown":
         """Appends the first `settled_B` of new_BT, up to an end or the limit; `forwards` were spent on them."""
         T = new_BT.shape[1]
         index_1T = jnp.arange(T)[None]
@@ -103,7 +103,7 @@ class Grown:
             count_B=self.count_B + kept_B,
             forwards_B=forwards_B,
             done_B=self.done_B | (kept_B == first_end_B),
-            logprobs=jax.tree.map(lambda x, new: put(x, new, self.start_B, kept_BT), self.logprobs, logprobs),
+            logprobs=self.logprobs and self.logprobs.put(new_BT, logits_BTV, self.start_B, kept_BT & wanted_B[:, None]),
         )
 
 
@@ -210,6 +210,5 @@ class LeftToRight:
 
     def settle(self, rows: Grown, new_BT, settled_B, forwards, logits_BTV=None) -> Grown:
         """`Grown.settle` with what the request says about a row's end; the logits are AR's, of lossless modes."""
-        wanted_B, how = self.request.logprobs_B, dict(limit=self.request.limit, ends_E=self.request.ends_E)
-        logprobs = None if wanted_B is None else Logprobs.of(new_BT, logits_BTV, wanted_B & ~rows.done_B)
-        return rows.settle(new_BT, settled_B, forwards=forwards, logprobs=logprobs, **how)
+        how = dict(limit=self.request.limit, ends_E=self.request.ends_E, wanted_B=self.request.logprobs_B)
+        return rows.settle(new_BT, settled_B, forwards=forwards, logits_BTV=logits_BTV, **how)

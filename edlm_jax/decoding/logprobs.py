@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edlm_jax.decoding.windows import put
+
 MOST_BEST = 20  # tokens beside the settled one: the room for them is compiled in
 
 
@@ -27,19 +29,19 @@ class Logprobs:
         shape = B, X, 1 + min(MOST_BEST, V)
         return cls(jnp.zeros(shape, jnp.int32), jnp.zeros(shape))
 
-    @classmethod
-    def of(cls, new_BT, logits_BTV, wanted_B) -> "Logprobs":
-        """Of new tokens by the logits that AR has for them; nothing is worked out where no row wants it."""
-        B, T, V = logits_BTV.shape
+    def put(self, new_BT, logits_BTV, start_B, where_BT) -> "Logprobs":
+        """With those of new tokens, by the logits that AR has for them, where they are wanted."""
 
-        def found():
+        def found(carry):
             log_p_BTV = jax.nn.log_softmax(logits_BTV)
+            best_BTN, tokens_BTN = jax.lax.top_k(log_p_BTV, self.tokens_BXN.shape[-1] - 1)
             own_BT1 = jnp.take_along_axis(log_p_BTV, new_BT[..., None], axis=-1)
-            best_BTN, tokens_BTN = jax.lax.top_k(log_p_BTV, min(MOST_BEST, V))
             tokens_BTN = jnp.concatenate([new_BT[..., None], tokens_BTN], axis=-1)
-            return cls(tokens_BTN, jnp.concatenate([own_BT1, best_BTN], axis=-1))
+            new = Logprobs(tokens_BTN, jnp.concatenate([own_BT1, best_BTN], axis=-1))
+            return False, jax.tree.map(lambda x, new: put(x, new, start_B, where_BT[..., None]), carry[1], new)
 
-        return jax.lax.cond(wanted_B.any(), found, lambda: cls.empty(B, T, V))
+        # A loop that runs at most once, instead of a branch: what is known is updated in place.
+        return jax.lax.while_loop(lambda carry: carry[0], found, (where_BT.any(), self))[1]
 
     def at(self, row: int, columns: slice) -> list[list[tuple[int, float]]]:
         """(token, log-probability) of a row's columns: the column's own first."""

@@ -69,7 +69,6 @@ def put(x_BX, new_BT, start_B, where_BT):
 
     def row(x_X, new_T, start, where_T):
         old_T = jax.lax.dynamic_slice_in_dim(x_X, start, new_T.shape[0])
-        where_T = where_T.reshape(-1, *[1] * (new_T.ndim - 1))
         return jax.lax.dynamic_update_slice_in_dim(x_X, jnp.where(where_T, new_T, old_T), start, 0)
 
     return jax.vmap(row)(x_BX, new_BT, start_B, where_BT)
