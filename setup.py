@@ -25,6 +25,7 @@ TEST = [
     "httpx2",  # asks a server
     "hypothesis",
     "ipykernel",  # runs notebooks/quickstart.ipynb
+    "jsonschema",  # checks answers by a schema
     "nbclient",
     "nbformat",
     "pytest>=8.2",  # reads tests/check.txt

@@ -18,6 +18,7 @@ from edlm_jax.data.questions import questions
 from edlm_jax.errors import StoppedError
 from edlm_jax.files import write_whole
 from edlm_jax.pretrained import load_pretrained, load_tokenizer, save_pretrained
+from edlm_jax.reports.report import read_losses
 from edlm_jax.training.checkpoint import load_trained
 from edlm_jax.training.train import train
 
@@ -37,8 +38,9 @@ class DrafterJob:
         self.overrides += overrides
 
     def answers(self) -> dict[str, Any]:
-        """The model's own greedy answers to questions of the train split."""
-        self.workdir.mkdir(parents=True, exist_ok=True)
+        """The model's own greedy answers to questions of the train split; a drafter of other settings goes."""
+        shutil.rmtree(self.workdir, ignore_errors=True)
+        self.workdir.mkdir(parents=True)
         asked = questions("train", max(round(_ANSWERS * self.minutes), 1))
         write_whole(self.asked, "".join(f"{question}\n" for question in asked))
         what = [f"--model={self.ar}", f"--prompts-file={self.asked}", f"--out={self.answered}", "--mode=ar"]
@@ -64,7 +66,8 @@ class DrafterJob:
         if not summary["completed"]:
             raise StoppedError(f"stopped at step {summary['step']} of {steps}; the same command continues")
         read = summary["step"] * run.data.batch_size * run.data.length
-        return dict(row_tokens=read, training_seconds=summary["seconds"], loss=summary["loss"])
+        losses = read_losses(self.workdir / "drafter" / "metrics.jsonl")  # of all steps, before a resumption too
+        return dict(row_tokens=read, loss=losses[-1][1])
 
     def export(self, target: Path) -> dict[str, Any]:
         """The model as it was read, with the adapters beside it, rounded: decoding then reads half of their bytes."""

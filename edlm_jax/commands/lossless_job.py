@@ -1,6 +1,5 @@
 """The stages of `edlm lossless`: port, what trains a drafter (drafter.py), and what comes of it."""
 
-import json
 import shutil
 import time
 from collections import defaultdict
@@ -11,6 +10,7 @@ from typing import Any
 
 from edlm_jax.benchmarks.decoding import transformers_way
 from edlm_jax.commands import drafter
+from edlm_jax.commands.config import load_config
 from edlm_jax.commands.stages import Stages
 from edlm_jax.data.questions import questions
 from edlm_jax.decoding import Decoder, Mode, check_settings
@@ -21,6 +21,7 @@ from edlm_jax.pretrained import Text, load_pretrained, load_spec, load_tokenizer
 from edlm_jax.pretrained.chat import encode_prompt
 from edlm_jax.reports.plot_lossless import plot_lossless
 from edlm_jax.reports.report import describe_machine, write_report
+from edlm_jax.training.config import to_json
 
 DTYPE = "float32"  # in which a column's logits are the same bits however many columns a forward has
 
@@ -29,20 +30,23 @@ def measure(
     source: str, workdir: Path, config: str, overrides: list[str], minutes: float, **measured: int
 ) -> dict[str, Any]:
     """Runs what is not finished; writes and returns the report."""
-    setting = dict(model=source, minutes=minutes, overrides=overrides, **measured)
+    asked = dict(model=source, minutes=minutes)
     names = ("port", *(drafter.STAGES if minutes else ()), "speed")
-    stages, ar = Stages(workdir / "stages.json", json.dumps(setting), names), workdir / "ar"
+    stages, ar = Stages(workdir / "stages.json", source, names), workdir / "ar"
     ported, trained, model = stages.run("port", lambda: _port(source, ar)), {}, ar
     if minutes:
         model = workdir / "model"
         job = drafter.DrafterJob(ar, workdir / f"minutes_{minutes:g}", config, overrides, minutes)
-        trained |= stages.run("answers", job.answers) | stages.run("pace", job.pace)
+        recipe = to_json(load_config(config, overrides))
+        trained |= stages.run("answers", job.answers, given={**asked, "config": recipe}) | stages.run("pace", job.pace)
         trained |= stages.run("drafter", lambda: job.train(trained["steps"]), resumes=True)
         stages.run("export", lambda: job.export(model))
-    speed = stages.run("speed", lambda: _speed(model, **measured))
+    speed = stages.run("speed", lambda: _speed(model, **measured), given={**asked, **measured})
     report = {
         "name": Path(source).stem,
-        **setting,
+        **asked,
+        **measured,
+        "overrides": overrides,
         **ported,
         "drafter": trained,
         **speed,

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edlm_jax.commands.devices import add_dtype_argument, add_tensor_argument, chosen_dtype, chosen_mesh
+from edlm_jax.commands.devices import add_dtype_argument, chosen_dtype
 from edlm_jax.errors import InputError
 
 
@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--queue", type=int, default=128, metavar="N", help="rows that may wait; then comes 429 (128)")
     add_mode_arguments(parser)
     add_dtype_argument(parser)
-    add_tensor_argument(parser)
+    what = "share the weights out to all N devices of this machine (default: one device decodes)"
+    parser.add_argument("--tensor", type=int, metavar="N", help=what)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -86,9 +87,12 @@ def _bind(host: str, port: int) -> socket.socket:
 
 def _load(args: argparse.Namespace):
     """The engine's loop, warm."""
+    import jax
+
     from edlm_jax import pretrained
     from edlm_jax.decoding import Decoder, Engine, check_settings
     from edlm_jax.decoding.modes import mode_of
+    from edlm_jax.parallel.mesh import decoding_mesh
     from edlm_jax.serving.loop import Loop
     from edlm_jax.serving.metrics import Metrics
 
@@ -96,7 +100,11 @@ def _load(args: argparse.Namespace):
     spec, tokenizer = pretrained.load_spec(path), pretrained.load_tokenizer(path)
     mode, text = mode_of(args, spec), pretrained.Text.of(spec, tokenizer)
     check_settings(spec, mode, limit=1, ends=text.ends)
-    model = pretrained.load_pretrained(path, dtype=chosen_dtype(args), mesh=chosen_mesh(args))
+    count = jax.local_device_count()
+    if args.tensor not in (None, count):
+        raise InputError(f"--tensor must be {count}, all devices of this machine, or be left out, not {args.tensor}")
+    mesh = decoding_mesh(count) if args.tensor else None
+    model = pretrained.load_pretrained(path, dtype=chosen_dtype(args), mesh=mesh)
     columns = min(args.columns, spec.max_length)
     engine = Engine(Decoder(model, take=True), mode, slots=args.slots, columns=columns)
     engine.warm()

@@ -14,7 +14,8 @@ class Stages:
     """Named stages, their results (JSON) and seconds in one file of the work directory.
 
     Another config than the file's means other results: all stages run again. A stage that resumes by itself (training)
-    keeps the seconds it has already taken.
+    keeps the seconds it has already taken. A stage that is `given` something else than before runs again, with all
+    behind it, from nothing.
     """
 
     def __init__(self, path: Path, config: str, names: tuple[str, ...]):
@@ -31,18 +32,28 @@ class Stages:
     @property
     def seconds(self) -> dict[str, float]:
         """What each stage took."""
-        return {name: stage["seconds"] for name, stage in self._record["stages"].items()}
+        stages = self._record["stages"]
+        return {name: stages[name]["seconds"] for name in self.names if name in stages}
 
-    def run(self, name: str, work: Callable[[], Any], resumes: bool = False) -> Any:
-        """The stage's result: from the file if it is finished, else by doing the work."""
-        stage = self._record["stages"].get(name, {"seconds": 0.0, "done": False})
-        label = f"[{self.names.index(name) + 1}/{len(self.names)}] {name}"
+    def run(self, name: str, work: Callable[[], Any], resumes: bool = False, given: Any = None) -> Any:
+        """The stage's result: from the file if it is finished, else by doing the work.
+
+        Args:
+          given: what this stage and those behind it depend on, beside the config (JSON).
+        """
+        stages, index = self._record["stages"], self.names.index(name)
+        if stages.get(name, {}).get("given") != given:
+            for outdated in self.names[index:]:
+                stages.pop(outdated, None)
+        stage = stages.get(name, {"seconds": 0.0, "done": False})
+        label = f"[{index + 1}/{len(self.names)}] {name}"
         if stage["done"]:
             print(f"{label}: done before, {stage['seconds']:.1f} s", file=sys.stderr)
             return stage["result"]
         print(f"{label} ...", file=sys.stderr, flush=True)
         before, start = stage["seconds"] if resumes else 0.0, time.perf_counter()
-        stage = {"seconds": before, "done": False}
+        stage = {"seconds": before, "done": False, "given": given}
+        self._save(name, stage)  # whatever ends this process, nothing half written counts as finished
         try:
             stage["result"] = work()
             stage["done"] = True

@@ -37,6 +37,7 @@ class Event:
     finished: str | None  # None: it goes on; "end": its last token is one of its ends; "limit": it has all its tokens
     denoise_forwards: int  # of the row so far; the prefill is the first, as in `Generation`
     commit_forwards: int
+    logprobs: list[list[tuple[int, float]]]  # if asked for, of each new token: (id, log-probability), then of the best
 
 
 @dataclass
@@ -207,5 +208,7 @@ class Engine:
                 for i, found in enumerate(self._yields):
                     found.add(*([row.told, sum(counts)] if i == index else []))
             if finished or tokens:
-                events.append(Event(slot, tokens, accepted_at, finished, *counts))
+                wanted = settled.logprobs if row.settings.logprobs else None
+                logprobs = wanted.at(at, new) if wanted else []
+                events.append(Event(slot, tokens, accepted_at, finished, *counts, logprobs))
         return events

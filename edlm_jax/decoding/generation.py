@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 import jax
 import numpy as np
 
+from edlm_jax.decoding.logprobs import Logprobs
 from edlm_jax.parallel.devices import platform
 
 
@@ -61,6 +62,7 @@ class Settled:
     columns: list[slice]
     denoise_B: np.ndarray
     commit_B: np.ndarray
+    logprobs: Logprobs | None = None  # of lossless modes in the engine
 
     def generation(self) -> Generation:
         """Of all rows."""

@@ -17,6 +17,7 @@ from edlm_jax.attention import Causal, Pattern
 from edlm_jax.decoding.acceptance import Threshold
 from edlm_jax.decoding.ends import is_end
 from edlm_jax.decoding.generation import Settled, on_host
+from edlm_jax.decoding.logprobs import Logprobs
 from edlm_jax.decoding.sampling import Draw
 from edlm_jax.decoding.windows import forward_prompt, forward_window, put
 from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, prefill
@@ -48,7 +49,7 @@ class RowSettings:
 @dataclass(frozen=True)
 class RowRequest:
     """What is decoded: `pad_B` counts the padding columns before each prompt, a row ends at any token of `ends_E`, and
-    `limit` caps its new tokens. The last five fields may be each row's own (requests.py).
+    `limit` caps its new tokens. The last six fields may be each row's own (requests.py).
     """
 
     prompts_BP: jax.Array | np.ndarray
@@ -59,13 +60,14 @@ class RowRequest:
     rule: Threshold
     temperature: float
     allowed_BW: jax.Array | np.ndarray | None = None  # int32, a bit for each id that may come next; None: all may
+    logprobs_B: jax.Array | np.ndarray | None = None  # bool: which rows want their log-probabilities; None: none ever
 
     def settled(self, grown: "Grown") -> Settled:
         """What is settled; there are no commits, for a causal cache takes tokens as they come."""
         final = (grown.tokens_BX, grown.settled_at_BX, grown.start_B, grown.count_B, grown.forwards_B)
         tokens_BX, at_BX, start_B, count_B, forwards_B = on_host(final)
         columns = [slice(start - count, start) for start, count in zip(start_B, count_B, strict=True)]
-        return Settled(tokens_BX, at_BX, columns, forwards_B, np.zeros_like(forwards_B))
+        return Settled(tokens_BX, at_BX, columns, forwards_B, np.zeros_like(forwards_B), grown.logprobs)
 
 
 @jax.tree_util.register_dataclass
@@ -81,8 +83,9 @@ class Grown:
     forwards_B: jax.Array
     done_B: jax.Array
     aside: Any  # what the mode itself carries
+    logprobs: Logprobs | None = None
 
-    def settle(self, new_BT, settled_B, *, forwards, limit, ends_E) -> "Grown":
+    def settle(self, new_BT, settled_B, *, forwards, limit, ends_E, logits_BTV, wanted_B) -> "Grown":
         """Appends the first `settled_B` of new_BT, up to an end or the limit; `forwards` were spent on them."""
         T = new_BT.shape[1]
         index_1T = jnp.arange(T)[None]
@@ -100,6 +103,7 @@ class Grown:
             count_B=self.count_B + kept_B,
             forwards_B=forwards_B,
             done_B=self.done_B | (kept_B == first_end_B),
+            logprobs=self.logprobs and self.logprobs.put(new_BT, logits_BTV, self.start_B, kept_BT & wanted_B[:, None]),
         )
 
 
@@ -127,12 +131,16 @@ class LeftToRight:
 
     def enter(self, rows: Grown, x_B1D) -> Grown:
         """Rows behind their prefilled prompts, with the first tokens: the next one, as AR gives it."""
-        return self.settle(rows, self.choose(self.logits(x_B1D), rows.count_B), 1, forwards=1)
+        logits_B1V = self.logits(x_B1D)
+        return self.settle(rows, self.choose(logits_B1V, rows.count_B), 1, 1, logits_B1V)
 
     def fresh(self, tokens_BX, start_B, cache: KVCache) -> Grown:
         """Rows with nothing settled."""
         zeros_B = jnp.zeros(len(start_B), jnp.int32)
-        return Grown(tokens_BX, jnp.zeros_like(tokens_BX), cache, start_B, zeros_B, zeros_B, zeros_B > 0, ())
+        asked, V = self.request.logprobs_B is not None, self.weights.spec.vocab_size
+        logprobs = Logprobs.empty(*tokens_BX.shape, V) if asked else None
+        at_BX = jnp.zeros_like(tokens_BX)
+        return Grown(tokens_BX, at_BX, cache, start_B, zeros_B, zeros_B, zeros_B > 0, (), logprobs)
 
     def turn(self, rows: Grown) -> Grown:
         """Settles at least one token of each row that is not done."""
@@ -200,7 +208,7 @@ class LeftToRight:
         keys_BT = self.keys(first_B, logits_BTV.shape[1])
         return self.settings.draw.choose(logits_BTV, keys_BT, self.request.temperature)
 
-    def settle(self, rows: Grown, new_BT, settled_B, forwards) -> Grown:
-        """`Grown.settle` with what the request says about a row's end."""
-        limit, ends_E = self.request.limit, self.request.ends_E
-        return rows.settle(new_BT, settled_B, forwards=forwards, limit=limit, ends_E=ends_E)
+    def settle(self, rows: Grown, new_BT, settled_B, forwards, logits_BTV=None) -> Grown:
+        """`Grown.settle` with what the request says about a row's end; the logits are AR's, of lossless modes."""
+        how = dict(limit=self.request.limit, ends_E=self.request.ends_E, wanted_B=self.request.logprobs_B)
+        return rows.settle(new_BT, settled_B, forwards=forwards, logits_BTV=logits_BTV, **how)

@@ -37,6 +37,7 @@ class RequestSettings:
     top_p: float = 1.0
     threshold: float | None = None  # None: the mode's own; of modes that have a threshold
     guide: Guide | None = None  # which tokens may come behind its new ones; of modes that are `guided`
+    logprobs: bool = False  # what AR gives to its tokens, and to the best ones in their places; of lossless modes
 
     @property
     def sampling(self) -> Sampling:
@@ -122,6 +123,8 @@ def make_row(
     if mode.guided:
         allowed_W = settings.guide([]) if settings.guide else np.full(-(-weights.spec.vocab_size // 32), -1, np.int32)
         request = replace(request, allowed_BW=allowed_W[None])
+    if mode.lossless:
+        request = replace(request, logprobs_B=np.array([settings.logprobs]))
     if not mode.greedy:
         conversion = weights.spec.conversion
         drawn = conversion is not None and conversion.confidence == "drawn"
@@ -141,3 +144,5 @@ def _check(spec: ModelSpec, mode: Mode, settings: RequestSettings) -> None:
         mode.check(spec, settings.sampling)
     if settings.threshold is not None:
         Threshold(settings.threshold).check()
+    if settings.logprobs and not mode.lossless:
+        raise InputError(f"{mode} has no log-probabilities of its tokens; ar and the lossless modes have")

@@ -97,7 +97,7 @@ class Speculation(LeftToRight):
         else:
             reject = lambda: self._reject(rows.count_B, drafts, logits_BTV)  # noqa: E731
             new_BT, right_B = self.settings.draw.if_drawn(self.request.temperature, reject, same)
-        return self.settle(rows, new_BT, right_B + 1, forwards=1), right_B
+        return self.settle(rows, new_BT, right_B + 1, 1, logits_BTV), right_B
 
     def accept(self, log_p_BD, log_q_BD, u_BD):
         """bool[B, D]: the drafts that stand, if those before them do, by their probabilities and a uniform number."""

@@ -22,12 +22,12 @@ def compare_rates(
     before has driven out. `on_batch` is called with the number of batches that are finished.
     """
     batches = [list(prompts[i : i + batch_size]) for i in range(0, len(prompts) - batch_size + 1, batch_size)]
-    tokens, seconds = dict.fromkeys(ways, 0), dict.fromkeys(ways, 0.0)
+    tokens, seconds, dice = dict.fromkeys(ways, 0), dict.fromkeys(ways, 0.0), random.Random(0)
     for count, batch in enumerate(batches, 1):
         times: dict[str, list[float]] = {name: [] for name in ways}
         made: dict[str, int] = {}
-        for repeat in range(repeats):
-            for name in random.Random(repeat).sample(list(ways), len(ways)):
+        for _ in range(repeats):
+            for name in dice.sample(list(ways), len(ways)):
                 ways[name](batch)
                 start = time.perf_counter()
                 new = ways[name](batch)

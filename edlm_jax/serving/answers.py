@@ -1,5 +1,7 @@
 """The forms of OpenAI's answers: whole ones, the chunks of streams, and what they count."""
 
+import functools
+import itertools
 import time
 import uuid
 from collections.abc import Sequence
@@ -7,7 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edlm_jax.decoding import Generation
-from edlm_jax.serving.loop import Row
+from edlm_jax.decoding.stopping import PART
+from edlm_jax.pretrained import Text
+from edlm_jax.pretrained.text import read_after
+from edlm_jax.serving.loop import Piece, Row
+
+_NEVER = -9999.0  # OpenAI's, of what a schema forbids: JSON has no infinity
 
 
 @dataclass(frozen=True)
@@ -16,23 +23,26 @@ class Form:
 
     chat: bool
     model: str
+    text: Text
+    best: int | None  # log-probabilities beside each token's own; None: none at all
     number: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, texts: Sequence[str], ends: Sequence[str], usage: dict[str, Any]) -> dict[str, Any]:
-        """An answer in one piece."""
-        said = [{"message": {"role": "assistant", "content": text}} if self.chat else {"text": text} for text in texts]
-        choices = [self._choice(index, end, said[index]) for index, end in enumerate(ends)]
+    def whole(self, pieces: Sequence[Piece], usage: dict[str, Any]) -> dict[str, Any]:
+        """An answer in one piece, of one for each choice."""
+        said = lambda text: {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}  # noqa: E731
+        choices = [self._choice(index, said(piece.text), piece) for index, piece in enumerate(pieces)]
         return self._object("chat.completion" if self.chat else "text_completion", choices) | {"usage": usage}
 
     def begin(self, index: int) -> dict[str, Any]:
         """The chunk that a choice of a conversation begins with."""
-        return self._chunk([self._choice(index, None, {"delta": {"role": "assistant", "content": ""}})])
+        return self._chunk([self._choice(index, {"delta": {"role": "assistant", "content": ""}})])
 
-    def piece(self, index: int, text: str, end: str | None) -> dict[str, Any]:
+    def piece(self, index: int, piece: Piece) -> dict[str, Any]:
         """A chunk with what is new of a choice."""
+        text = piece.text
         said = {"delta": {"content": text} if text else {}} if self.chat else {"text": text}
-        return self._chunk([self._choice(index, end, said)])
+        return self._chunk([self._choice(index, said, piece)])
 
     def counted(self, usage: dict[str, Any]) -> dict[str, Any]:
         """The chunk that ends a stream which is asked for its usage."""
@@ -45,8 +55,36 @@ class Form:
         name = ("chatcmpl-" if self.chat else "cmpl-") + self.number
         return {"id": name, "object": kind, "created": self.created, "model": self.model, "choices": choices}
 
-    def _choice(self, index: int, end: str | None, said: dict[str, Any]) -> dict[str, Any]:
-        return {"index": index, **said, "logprobs": None, "finish_reason": end}
+    def _choice(self, index: int, said: dict[str, Any], piece: Piece | None = None) -> dict[str, Any]:
+        logprobs = None if self.best is None or piece is None else self._logprobs(piece, self.best)
+        return {"index": index, **said, "logprobs": logprobs, "finish_reason": piece and piece.finished}
+
+    def _logprobs(self, piece: Piece, best: int) -> dict[str, Any]:
+        """Of all tokens that are counted, an end too."""
+        columns = [
+            [(_token_text(self.text, token), max(value, _NEVER)) for token, value in column[: best + 1]]
+            for column in piece.logprobs
+        ]
+        if self.chat:
+            told = [[_entry(*pair) for pair in column] for column in columns]
+            return {"content": [own | {"top_logprobs": others} for own, *others in told], "refusal": None}
+        tokens, values = [column[0][0] for column in columns], [column[0][1] for column in columns]
+        return {
+            "tokens": tokens,
+            "token_logprobs": values,
+            "top_logprobs": [dict(reversed(column)) for column in columns] if best else None,
+            "text_offset": list(itertools.accumulate(map(len, tokens[:-1]), initial=piece.begin))[: len(tokens)],
+        }
+
+
+@functools.lru_cache(maxsize=2**16)
+def _token_text(text: Text, token: int) -> str:
+    """Of a token inside a text: at its beginning some tokenizers drop a space."""
+    return read_after(text.whole, [token], [token])
+
+
+def _entry(text: str, value: float) -> dict[str, Any]:
+    return {"token": text, "logprob": value, "bytes": None if PART in text else list(text.encode())}
 
 
 def usage(rows: Sequence[Row], n: int) -> dict[str, Any]:

@@ -108,9 +108,7 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 async def _answer(request: Request, loop: Loop, name: str, chat: bool) -> Response:
     body = await _read(request)
-    ask = await run_in_threadpool(read_ask, body, chat, loop.engine, loop.text, name)
-    if len(ask.prompts) > loop.engine.slots + loop.queue:
-        raise ApiError(400, f"{len(ask.prompts)} choices at once are more than ever fit here; ask for fewer", "n")
+    ask = await run_in_threadpool(read_ask, body, chat, loop.engine, loop.text, name, loop.most)
     pieces: asyncio.Queue[tuple[int, Piece] | None] = asyncio.Queue()
     here = asyncio.get_running_loop()
 
@@ -122,14 +120,12 @@ async def _answer(request: Request, loop: Loop, name: str, chat: bool) -> Respon
         for index, (prompt, settings) in enumerate(zip(ask.prompts, ask.settings, strict=True))
     ]
     loop.submit(rows)
-    form, told = Form(chat, name), _pieces(request.receive, loop, rows, pieces)
+    form, told = Form(chat, name, loop.text, ask.best), _pieces(request.receive, loop, rows, pieces)
     if ask.stream:
         return _Stream(told, form, ask, rows)
-    texts, ends = [""] * len(rows), [""] * len(rows)
     async with contextlib.aclosing(told):
-        async for index, piece in told:
-            texts[index], ends[index] = piece.text, str(piece.finished)
-    return JSONResponse(form.whole(texts, ends, usage(rows, ask.n)))
+        whole = {index: piece async for index, piece in told}
+    return JSONResponse(form.whole([whole[index] for index in range(len(rows))], usage(rows, ask.n)))
 
 
 async def _read(request: Request) -> dict[str, Any]:
@@ -199,7 +195,7 @@ class _Stream(Response):
                 for index in range(len(self.rows) if form.chat else 0):
                     yield form.begin(index) | uncounted
                 async for index, piece in self.told:
-                    yield form.piece(index, piece.text, piece.finished) | uncounted
+                    yield form.piece(index, piece) | uncounted
             if ask.tell_usage:
                 yield form.counted(usage(self.rows, ask.n))
         except ApiError as error:

@@ -26,6 +26,8 @@ class Piece:
     text: str
     finished: str | None = None  # "stop": at an end or before a stop string; "length"; "failed"
     error: str | None = None  # why it failed
+    begin: int = 0  # characters told before
+    logprobs: Sequence[list[tuple[int, float]]] = ()  # of its tokens, as an `Event` has them
 
 
 @dataclass(eq=False)
@@ -40,24 +42,33 @@ class Row:
     tell: Callable[[Piece], None]  # called in the engine's thread
     arrived: float = field(default_factory=time.monotonic)
     told: str = ""
+    told_tokens: int = 0
+    logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
     result: Generation = field(default_factory=lambda: Generation([[]], [[]], [0], [0]))
 
     def grow(self, event: Event) -> None:
         """Takes what a step brought."""
         tokens, at = self.result.tokens[0] + event.tokens, self.result.accepted_at[0] + event.accepted_at
         self.result = Generation([tokens], [at], [event.denoise_forwards], [event.commit_forwards])
+        self.logprobs += event.logprobs
 
-    def read(self, text: Text, finished: bool) -> tuple[str, bool]:
-        """(text that nothing takes back, whether a stop string was found)."""
+    def read(self, text: Text, finished: bool) -> tuple[str, list[int], bool]:
+        """(text that nothing takes back, its tokens, whether a stop string was found)."""
         reader = Reader(self.stop, text, [self.prompt])
         result = reader.read(self.result)
         stopped = bool(reader.stopped_B[0])
         if stopped or finished:
-            self.result, shown = result, result.texts[0]
+            self.result, shown, (tokens,) = result, result.texts[0], result.tokens
         else:
             (tokens,) = reader.settled(result, reader.stopped_B)
             shown = read_after(text.shown, self.prompt, tokens).rstrip(PART)
-        return shown.strip() if self.stripped else shown, stopped
+        return shown.strip() if self.stripped else shown, tokens, stopped
+
+    def piece(self, text: str, tokens: list[int], finished: str | None, error: str | None) -> Piece:
+        """What is new of these, which are told now."""
+        begin, self.told = len(self.told), text
+        first, self.told_tokens = self.told_tokens, len(tokens)
+        return Piece(text[begin:], finished, error, begin, self.logprobs[first : len(tokens)])
 
 
 class Loop:
@@ -68,7 +79,8 @@ class Loop:
     """
 
     def __init__(self, engine: Engine, text: Text, metrics: Metrics, queue: int):
-        self.engine, self.text, self.metrics, self.queue = engine, text, metrics, queue
+        self.engine, self.text, self.metrics = engine, text, metrics
+        self.most = engine.slots + queue  # rows that can ever be here at once
         self.failed: str | None = None  # why the engine is broken, once it is
         self.on_failure: Callable[[], None] = lambda: None
         self._changed = threading.Condition()  # guards the next three
@@ -91,7 +103,7 @@ class Loop:
         with self._changed:
             if self.failed:
                 raise ApiError(503, f"the engine failed: {self.failed}")
-            if len(self._live) + len(self._waiting) + len(rows) > self.engine.slots + self.queue:
+            if len(self._live) + len(self._waiting) + len(rows) > self.most:
                 seconds, full = math.ceil(self._seconds), "too many requests wait; try again later"
                 raise ApiError(429, full, code="rate_limit_exceeded", retry_after=str(seconds))
             self._waiting.extend(rows)
@@ -137,16 +149,15 @@ class Loop:
 
     def _turn(self) -> None:
         with self._changed:
-            left, self._left = self._left, set()
-            count = self.engine.free + sum(row in left for row in self._live.values())
-            coming = [self._waiting.popleft() for _ in range(min(count, len(self._waiting)))]
-        for slot, row in list(self._live.items()):
-            if row in left:
+            for slot in [slot for slot, row in self._live.items() if row in self._left]:
                 self._free(slot)
                 self.metrics.rows.labels("cancelled").inc()
-        for row in coming:
-            self._live[self.engine.insert(row.prompt, row.settings)] = row
-            self.metrics.prompt_tokens.inc(len(row.prompt))
+            self._left.clear()
+            while self._waiting and self.engine.free:  # a row that does not go in still waits
+                row = self._waiting[0]
+                slot = self.engine.insert(row.prompt, row.settings)
+                self._live[slot] = self._waiting.popleft()
+                self.metrics.prompt_tokens.inc(len(row.prompt))
         self.metrics.steps.inc()
         for event in self.engine.step():
             self._grow(event)
@@ -161,15 +172,14 @@ class Loop:
         self.metrics.forwards.labels("commit").inc(event.commit_forwards - before.commit_forwards)
         if not (row.streamed or row.stop or event.finished):
             return
-        text, stopped = row.read(self.text, bool(event.finished))
+        text, tokens, stopped = row.read(self.text, bool(event.finished))
         if stopped or event.finished:
             self._free(event.slot)
             finished = "stop" if stopped or event.finished == "end" else "length"
             error = getattr(row.settings.guide, "error", None)
-            self._end(row, Piece(text[len(row.told) :], "failed" if error else finished, error))
+            self._end(row, row.piece(text, tokens, "failed" if error else finished, error))
         elif row.streamed and text != row.told:
-            piece, row.told = Piece(text[len(row.told) :]), text
-            row.tell(piece)
+            row.tell(row.piece(text, tokens, None, None))
 
     def _free(self, slot: int) -> None:
         self.engine.release(slot)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edlm_jax.decoding import Engine, RequestSettings
+from edlm_jax.decoding.logprobs import MOST_BEST
 from edlm_jax.decoding.prompts import row_seeds
 from edlm_jax.errors import InputError
 from edlm_jax.pretrained import Text
@@ -28,24 +29,22 @@ _NOTHING: dict[str, tuple] = {
     "presence_penalty": (0,),
     "logit_bias": ({},),
 }
-_NOTHING_TO_COMPLETE: dict[str, tuple] = {"best_of": (1,), "echo": (False,), "logprobs": (), "suffix": ("",)}
+_NOTHING_TO_COMPLETE: dict[str, tuple] = {"best_of": (1,), "echo": (False,), "suffix": ("",)}
 _NOTHING_TO_SAY: dict[str, tuple] = {
     "audio": (),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "logprobs": (False,),
     "modalities": (["text"],),
     "prediction": (),
     "reasoning_effort": ("none",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "top_logprobs": (0,),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
 _OWN = ("top_k", "threshold")  # the engine's, that OpenAI has not
-_READ = ("model", "n", "stop", "stream", "stream_options", "seed", "temperature", "top_p", "max_tokens", *_OWN)
-_MOST_CHOICES, _MOST_STOPS, _COMPLETION_TOKENS = 128, 4, 16  # OpenAI's
+_READ = ("model", "n", "stop", "stream", "stream_options", "seed", "temperature", "top_p", "max_tokens", "logprobs")
+_MOST_CHOICES, _MOST_STOPS, _COMPLETION_TOKENS, _COMPLETION_BEST = 128, 4, 16, 5  # OpenAI's
 
 
 class ApiError(Exception):
@@ -70,6 +69,7 @@ class Ask:
     stop: tuple[str, ...]
     stream: bool
     tell_usage: bool  # in the stream's last chunk; an answer in one piece always has it
+    best: int | None  # log-probabilities beside each token's own; None: none at all
 
 
 def read_body(raw: bytes) -> dict[str, Any]:
@@ -86,8 +86,12 @@ def read_body(raw: bytes) -> dict[str, Any]:
     return body
 
 
-def read_ask(body: Mapping[str, Any], chat: bool, engine: Engine, text: Text, name: str) -> Ask:
-    """Reads what a request asks of this model, or raises the ApiError that says why it cannot be."""
+def read_ask(body: Mapping[str, Any], chat: bool, engine: Engine, text: Text, name: str, most: int) -> Ask:
+    """Reads what a request asks of this model, or raises the ApiError that says why it cannot be.
+
+    Args:
+      most: rows that can ever be there at once.
+    """
     body = {field: value for field, value in body.items() if value is not None}
     _check_fields(body, chat)
     if body.get("model", name) != name:
@@ -101,29 +105,33 @@ def read_ask(body: Mapping[str, Any], chat: bool, engine: Engine, text: Text, na
     except InputError as error:  # of the chat template
         raise ApiError(400, str(error), "messages") from None
     n = _whole(body, "n", 1, 1, _MOST_CHOICES)
-    prompts = [prompt for prompt in prompts for _ in range(n)]
+    if len(prompts) * n > most:
+        many = f"{len(prompts) * n} choices at once are more than ever fit here, {most}; ask for fewer"
+        raise ApiError(400, many, "n" if n > 1 else "prompt")
+    prompts, best = [prompt for prompt in prompts for _ in range(n)], _best(body, chat, engine)
     return Ask(
         chat=chat,
         n=n,
         prompts=prompts,
-        settings=_settings(body, chat, prompts, engine, text),
+        settings=_settings(body, chat, prompts, engine, text, best is not None),
         stop=(*stop, *([text.turn_stop] if chat and text.turn_stop else [])),
         stream=_flag(body, "stream"),
         tell_usage=_flag(options, "include_usage"),
+        best=best,
     )
 
 
 def _check_fields(body: Mapping[str, Any], chat: bool) -> None:
-    of_kind = ("messages", "max_completion_tokens", "response_format") if chat else ("prompt",)
+    of_kind = ("messages", "max_completion_tokens", "response_format", "top_logprobs") if chat else ("prompt",)
     nothing = _NOTHING | (_NOTHING_TO_SAY if chat else _NOTHING_TO_COMPLETE)
     for field, value in body.items():
         if field in nothing and value not in nothing[field]:
             raise ApiError(400, f"{field} is not supported by this server; leave it out", field, "unsupported_value")
-        if field not in (*_READ, *_PASSED_OVER, *of_kind, *nothing):
+        if field not in (*_READ, *_OWN, *_PASSED_OVER, *of_kind, *nothing):
             raise ApiError(400, f"unrecognized request argument supplied: {field}", field, "unknown_parameter")
 
 
-def _settings(body, chat: bool, prompts, engine: Engine, text: Text) -> list[RequestSettings]:
+def _settings(body, chat: bool, prompts, engine: Engine, text: Text, logprobs: bool) -> list[RequestSettings]:
     """Of each row; where the engine would refuse one, an ApiError with its reason."""
     names = ("max_completion_tokens", "max_tokens") if chat else ("max_tokens",)
     limit = next((_whole(body, field, 1, 1, 2**31) for field in names if field in body), None)
@@ -137,6 +145,7 @@ def _settings(body, chat: bool, prompts, engine: Engine, text: Text) -> list[Req
         top_k=_whole(body, "top_k", 0, 0, 2**31 - 1),
         top_p=_number(body, "top_p", 1.0, 0, 1),
         threshold=_number(body, "threshold", None, 0, 1),
+        logprobs=logprobs,
     )
     seeds = row_seeds(secrets.randbits(64) if seed is None else seed % 2**64, len(prompts))
     made = []
@@ -205,6 +214,21 @@ def _guide(body: Mapping[str, Any], engine: Engine, text: Text) -> Callable[[], 
         return guide_maker(text, engine.spec.vocab_size, schema)
     except InputError as error:
         raise ApiError(400, str(error), "response_format") from None
+
+
+def _best(body: Mapping[str, Any], chat: bool, engine: Engine) -> int | None:
+    """How many log-probabilities are wanted beside each token's own; None: none at all."""
+    if not chat:
+        best = _whole(body, "logprobs", None, 0, _COMPLETION_BEST)
+    else:
+        wanted, best = _flag(body, "logprobs"), _whole(body, "top_logprobs", 0, 0, MOST_BEST)
+        if best and not wanted:
+            raise ApiError(400, "top_logprobs needs logprobs, true", "top_logprobs", "invalid_value")
+        best = best if wanted else None
+    if best is not None and not all(mode.lossless for mode in engine.modes):
+        reason = f"logprobs needs a server that decodes by ar or a lossless mode; this one decodes by {engine.mode}"
+        raise ApiError(400, reason, "logprobs", "unsupported_value")
+    return best
 
 
 def _stop(given: Any) -> tuple[str, ...]:

@@ -46,6 +46,8 @@ def models(tiny_ar_dir, tiny_converted_dir, tmp_path):
         ("evaluate --model={converted} --data=nowhere.jsonl", "no file at nowhere.jsonl"),
         ("evaluate --model={converted} --task=heldout --data=nowhere.txt", "no file at nowhere.txt"),
         ("evaluate --model={converted} --task=retrieval --count=1000000", "ask for no more"),
+        ("serve --model={ar} --port=0 --tensor=2", "--tensor must be 8"),
+        ("serve --model={ar} --port=0 --tensor=0", "--tensor must be 8"),
         ("diagnose --model={ar}", "never converted"),
         ("diagnose --model={converted} --baseline={narrow}", "ffn_width 32 and 48"),
         ("diagnose --model={converted} --baseline={small}", "embeds 200 tokens, less than"),

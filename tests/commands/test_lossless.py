@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from edlm_jax.commands import drafter
+from edlm_jax.commands import drafter, lossless_job
+from edlm_jax.commands.config import recorded_configs
 from edlm_jax.commands.main import main
 from edlm_jax.data.questions import questions
 from edlm_jax.pretrained import load_pretrained
@@ -37,11 +38,16 @@ def test_the_report_has_every_mode_with_ars_text(tiny_ar_dir, tmp_path, capsys):
     assert main(command) == 0 and "[2/2] speed: done before" in capsys.readouterr().err
 
 
-def test_a_drafter_is_trained_beside_the_model(tiny_ar_dir, tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def command(tiny_ar_dir, tmp_path, monkeypatch):
+    """One that trains a drafter of three steps."""
     monkeypatch.setattr(drafter, "time_train_step", lambda run, steps: PACE)
     monkeypatch.setattr(drafter, "product_rate", lambda dtype: 4e9)
-    command = ["lossless", f"--model={tiny_ar_dir}", f"--workdir={tmp_path}", "--prompts=1", "--max-new-tokens=6"]
-    command += ["--minutes=0.1", *TINY]
+    where = ["lossless", f"--model={tiny_ar_dir}", f"--workdir={tmp_path}"]
+    return [*where, "--prompts=1", "--max-new-tokens=6", "--minutes=0.1", *TINY]
+
+
+def test_a_drafter_is_trained_beside_the_model(command, tmp_path):
     assert main(command) == 0
     report, asked = json.loads((tmp_path / "report.json").read_text()), questions("train", 2)
     made = [json.loads(line) for line in (tmp_path / "minutes_0.1" / "answers.jsonl").read_text().splitlines()]
@@ -55,7 +61,33 @@ def test_a_drafter_is_trained_beside_the_model(tiny_ar_dir, tmp_path, capsys, mo
     was, now = (dict(nnx.to_flat_state(nnx.state(model))) for model in (before, after))
     assert all(np.array_equal(was[path][...], now[path][...]) for path in was)
     assert after.layers.gated and np.any(after.layers.q_b_RNH[...])
-    assert main(command) == 0 and "drafter: done before" in capsys.readouterr().err
+
+
+def test_a_changed_setting_runs_its_stages_again_and_no_others(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(lossless_job, "_speed", lambda directory, **measured: {})
+    monkeypatch.setattr(lossless_job, "plot_lossless", lambda report, path: None)
+    record, recipe = tmp_path / "stages.json", recorded_configs()["smollm2_lossless"].read_text()
+    (tmp_path / "same.py").write_text(recipe)
+    (tmp_path / "other.py").write_text(recipe.replace("return c", "c.seed = 7\n    return c"))
+
+    def run(*changes):
+        """(names of the stages that ran, what is reported of the drafter)."""
+        assert main([*command, *changes]) == 0
+        said = capsys.readouterr().err.splitlines()
+        ran = [line.split()[1] for line in said if line.startswith("[") and line.endswith(" ...")]
+        return ran, json.loads((tmp_path / "report.json").read_text())["drafter"]
+
+    names = ["port", *drafter.STAGES, "speed"]
+    ran, first = run()
+    assert ran == names and run() == ([], first)
+    assert run(f"--config={tmp_path / 'same.py'}", "--config.seed=0") == ([], first)
+    assert run("--prompts=2", "--repeats=3") == (["speed"], first)
+    ran, second = run("--prompts=2", "--repeats=3", f"--config={tmp_path / 'other.py'}")
+    assert ran == names[1:] and second["loss"] != first["loss"]
+    stages = json.loads(record.read_text())
+    stages["stages"]["drafter"]["done"] = False  # as if stopped between the last step and this record
+    record.write_text(json.dumps(stages))
+    assert run("--prompts=2", "--repeats=3", f"--config={tmp_path / 'other.py'}") == (["drafter"], second)
 
 
 PACE = dict(seconds_per_step=dict(median=2.0), tokens_per_second=64.0, model_flops_per_second=1e9)

@@ -7,8 +7,13 @@ import socket
 import subprocess
 import sys
 
-import pytest
+import httpx2 as httpx
+import jax
 
+from edlm_jax import pretrained
+from edlm_jax.commands.main import parse
+from edlm_jax.commands.serve import _load
+from edlm_jax.decoding import Engine
 from tests.commands.test_main import fail
 
 
@@ -18,7 +23,6 @@ def test_what_is_missing_is_said_in_a_line(monkeypatch, capsys):
 
 
 def test_refusals(tiny_ar_dir, capsys):
-    pytest.importorskip("uvicorn")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "choose another --host or --port" in fail(capsys, "serve", f"--port={taken.getsockname()[1]}")
     for arguments, reason in [
@@ -31,10 +35,20 @@ def test_refusals(tiny_ar_dir, capsys):
         assert reason in fail(capsys, *f"serve --model={tiny_ar_dir} {arguments}".split())
 
 
+def test_one_device_decodes_or_all_do(tiny_ar_dir, monkeypatch):
+    """On accelerators, too: rows that are shared out to several are no engine's."""
+    seen, load = [], pretrained.load_pretrained
+    seeing = lambda path, dtype, mesh: seen.append(mesh) or load(path, dtype)  # noqa: E731
+    monkeypatch.setattr(pretrained, "load_pretrained", seeing)
+    monkeypatch.setattr(Engine, "warm", lambda engine: None)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for options in ([], ["--tensor=8"]):
+        _load(parse(["serve", f"--model={tiny_ar_dir}", "--dtype=float32", *options]))
+    assert seen[0] is None and dict(seen[1].shape)["tensor"] == 8
+
+
 def test_sigterm_drains(tiny_converted_dir):
     """The streams that it has go on to their end; then the exit code is 0, and what it served is told."""
-    pytest.importorskip("uvicorn")
-    httpx = pytest.importorskip("httpx2")
     command = [sys.executable, "-m", "edlm_jax.commands.main", "serve", f"--model={tiny_converted_dir}", "--port=0"]
     options = ["--slots=1", "--threshold=1", "--json"]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"EDLM_API_KEY": ""})

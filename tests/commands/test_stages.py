@@ -1,5 +1,7 @@
 """Stages: finished ones are not repeated, interrupted ones are, another config starts over."""
 
+import json
+
 import pytest
 
 from edlm_jax.commands.stages import Stages
@@ -37,6 +39,21 @@ def test_an_interrupted_stage_runs_again_and_keeps_its_seconds_if_it_resumes(tmp
     assert record.run("first", lambda: "whole", resumes=True) == "whole"
     assert record.seconds["first"] > interrupted > 0
     assert record.run("first", interrupt) == "whole"
+
+
+def test_a_stage_that_is_given_something_else_runs_again_with_those_behind_it(tmp_path):
+    """Also when the process was killed in the middle of it: nothing half written counts as finished."""
+    file = tmp_path / "stages.json"
+
+    def run(given, first=lambda: 1):
+        stages = Stages(file, "config", NAMES)
+        return stages.run("first", first, given=given), stages.run("second", lambda: given)
+
+    assert run({"size": 1}) == (1, {"size": 1}) == run({"size": 1}, first=None)
+    assert run({"size": 2}) == (1, {"size": 2})
+    seen = []
+    run({"size": 1}, first=lambda: seen.append(json.loads(file.read_text())["stages"]))
+    assert [(stage["done"], stage["given"]) for stage in seen[0].values()] == [(False, {"size": 1})]
 
 
 def test_a_refused_stage_leaves_no_directory(tmp_path):

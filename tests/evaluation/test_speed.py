@@ -30,6 +30,14 @@ def test_rates_count_new_tokens_of_whole_batches(monkeypatch):
     assert done == [1, 2]
 
 
+def test_ways_take_turns_in_an_order_drawn_anew_for_each_batch():
+    """With one repeat, too: or the way that comes first would do so throughout."""
+    calls = []
+    ways = {name: lambda batch, name=name: calls.append(name) or [[0]] for name in ("a", "b")}
+    speed.compare_rates(ways, [[1]] * 20, batch_size=1, repeats=1)
+    assert set(calls[::4]) == set(ways)
+
+
 def test_speed_is_that_of_each_way_with_room_for_the_longest_answer(monkeypatch):
     asked = []
 

@@ -1,5 +1,6 @@
 """The server over real sockets: answers are the decoder's own, whoever comes, breaks off or writes nonsense."""
 
+import contextlib
 import json
 import random
 import socket
@@ -7,16 +8,17 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx2 as httpx
 import pytest
+import uvicorn
 
 from edlm_jax.decoding import Sampling, parse_mode
 from edlm_jax.pretrained.chat import encode_chat
 from edlm_jax.pretrained.encode import encode_text
+from edlm_jax.serving.app import make_app
 from tests.compilations import compiled
 from tests.seeds import fresh_rng
 from tests.serving.served import COLUMNS, ENDS, NAME, QUEUE, SLOTS, make_decoder, make_loop, make_text
-
-uvicorn, starlette, httpx = (pytest.importorskip(name) for name in ("uvicorn", "starlette", "httpx2"))
 
 KEY, MODE = "a key with ü", parse_mode("diffusion:threshold=0.5")
 PROMPTS = ["add 3", "to 17"]  # of one length: the decoder compiles for each
@@ -34,26 +36,35 @@ def loop(decoder):
     return loop
 
 
-@pytest.fixture(scope="module")
-def address(loop):
-    """Of a server in a thread of its own."""
-    from edlm_jax.serving.app import make_app
-
+@contextlib.contextmanager
+def serving(loop):
+    """The address of a server in a thread of its own."""
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(make_app(loop, NAME, KEY), log_config=None, access_log=False))
     thread = threading.Thread(target=server.run, kwargs=dict(sockets=[listening]))
     thread.start()
-    yield listening.getsockname()
-    server.should_exit = True
-    thread.join()
+    try:
+        yield listening.getsockname()
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def address(loop):
+    with serving(loop) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
 def client(address):
-    host, port = address
-    with httpx.Client(base_url=f"http://{host}:{port}", headers={"authorization": f"Bearer {KEY}".encode()}) as client:
-        client.timeout = 60
+    with connected(address) as client:
         yield client
+
+
+def connected(address):
+    headers = {"authorization": f"Bearer {KEY}".encode()}
+    return httpx.Client(base_url="http://{}:{}".format(*address), headers=headers, timeout=60)
 
 
 def alone(decoder, body, chat, prompt):
@@ -82,16 +93,21 @@ def post(client, body, chat):
     return client.post("/v1/chat/completions" if chat else "/v1/completions", json=body)
 
 
-def read_stream(client, body, chat):
-    """(texts, ends, usage) of a stream's choices."""
-    texts, ends, usage = [""] * body.get("n", 1), [None] * body.get("n", 1), None
+def read_events(client, body, chat):
+    """A stream's chunks."""
     path = "/v1/chat/completions" if chat else "/v1/completions"
     asked = body | {"stream": True, "stream_options": {"include_usage": True}}
     with client.stream("POST", path, json=asked) as response:
         assert response.status_code == 200 and response.headers["content-type"].startswith("text/event-stream")
         events = [line.removeprefix("data: ") for line in response.iter_lines() if line]
     assert events.pop() == "[DONE]"
-    for event in map(json.loads, events):
+    return [json.loads(event) for event in events]
+
+
+def read_stream(client, body, chat):
+    """(texts, ends, usage) of a stream's choices."""
+    texts, ends, usage = [""] * body.get("n", 1), [None] * body.get("n", 1), None
+    for event in read_events(client, body, chat):
         usage = event["usage"] or usage
         for choice in event["choices"]:
             said = choice["delta"].get("content", "") if chat else choice["text"]
@@ -165,6 +181,31 @@ def test_nothing_compiles_and_no_slot_is_lost(client, decoder, address, loop):
     assert not compiled
     counts = client.get("/metrics").text
     assert "edlm_rows_live 0.0" in counts and 'edlm_rows_total{end="cancelled"}' in counts
+
+
+@pytest.mark.filterwarnings("ignore:.*reads next tokens")
+def test_log_probabilities(decoder):
+    """In OpenAI's forms, whole and streamed: of each token that is counted, greedily the best one's."""
+    how, said = dict(max_tokens=12, temperature=0), [{"role": "user", "content": "a"}]
+    with serving(make_loop(decoder, parse_mode("prompt_lookup"))) as address, connected(address) as client:
+        told, pieces, count = ask_both(client, how | dict(prompt=PROMPTS[0], logprobs=2), False)
+        assert [len(told[name]) for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")] == [count] * 4
+        bests = [max(best.values()) for best in told["top_logprobs"]]
+        assert told["token_logprobs"] == bests and max(bests) < 0 == told["text_offset"][0]
+        for name in ("tokens", "token_logprobs", "top_logprobs"):
+            assert [value for piece in pieces for value in piece[name]] == told[name]
+        told, pieces, count = ask_both(client, how | dict(messages=said, logprobs=True, top_logprobs=3), True)
+        assert len(told["content"]) == count
+        for entry in told["content"]:
+            assert len(best := entry["top_logprobs"]) == 3 and best[0].items() < entry.items()
+        assert [entry for piece in pieces for entry in piece["content"]] == told["content"]
+
+
+def ask_both(client, body, chat):
+    """(log-probabilities of the whole answer, of the stream's chunks, tokens)."""
+    answer, events = post(client, body, chat).json(), read_events(client, body, chat)
+    chunks = [choice["logprobs"] for event in events for choice in event["choices"] if choice["logprobs"]]
+    return answer["choices"][0]["logprobs"], chunks, answer["usage"]["completion_tokens"]
 
 
 def test_a_full_queue_is_429(client, loop):

@@ -12,7 +12,6 @@ from edlm_jax.serving.requests import ApiError, read_ask
 from tests.seeds import fresh_rng
 from tests.serving.served import ENDS, NAME, make_decoder, make_text
 
-pytest.importorskip("llguidance")
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -39,7 +38,7 @@ def test_a_random_model_says_json():
             }
             body = dict(messages=[USER], temperature=float(rng.choice([0, 1])), max_tokens=220)
             body |= {"response_format": wanted} if schema else {}
-            row = read_ask(body, True, engine, text, NAME)
+            row = read_ask(body, True, engine, text, NAME, 1)
             slot = engine.insert(row.prompts[0], row.settings[0])
             asked[slot], said[slot] = schema, []
         while engine.live:
@@ -71,7 +70,7 @@ def test_schemas_that_cannot_be_followed_are_the_clients_error(monkeypatch):
     engine = Engine(make_decoder(), parse_mode("ar"), slots=1, columns=64)
     wanted = {"type": "json_schema", "json_schema": {"schema": {"type": "objct"}}}
     with pytest.raises(ApiError, match="objct") as refused:
-        read_ask(dict(messages=[USER], response_format=wanted), True, engine, make_text(), NAME)
+        read_ask(dict(messages=[USER], response_format=wanted), True, engine, make_text(), NAME, 1)
     assert refused.value.status == 400 and refused.value.body["error"]["param"] == "response_format"
 
 

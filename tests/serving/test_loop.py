@@ -1,10 +1,11 @@
 """Rows of the engine's thread tell the texts of the decoder alone, whatever comes and goes beside them."""
 
+import threading
 import time
 
 import pytest
 
-from edlm_jax.decoding import RequestSettings, parse_mode
+from edlm_jax.decoding import Engine, RequestSettings, parse_mode
 from edlm_jax.serving.loop import Row
 from edlm_jax.serving.requests import ApiError
 from tests.seeds import fresh_rng
@@ -15,7 +16,7 @@ def draw_row(rng, decoder, mode, text):
     """(a row as it may come, the pieces that it tells, the decoder's own answer)."""
     prompt = rng.integers(0, 250, rng.choice([3, 6])).tolist()
     limit, seed = int(rng.choice([5, 22])), int(rng.integers(2**32))  # few limits: the decoder compiles for each
-    settings = RequestSettings(limit, seed, ENDS, temperature=0.8)
+    settings = RequestSettings(limit, seed, ENDS, temperature=0.8, logprobs=mode.lossless and rng.random() < 0.7)
     how = dict(limit=limit, sampling=settings.sampling, seed=[seed], ends=ENDS, detokenize=text)
     stop = ("never",)
     free = decoder([prompt], mode, stop=stop, **how)
@@ -53,6 +54,8 @@ def test_rows_tell_the_decoders_texts(text):
         assert told == shown
         assert row.streamed or len(pieces) == 1
         assert [piece.finished for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
+        logprobs = [own for piece in pieces for (own, _), *_ in piece.logprobs]
+        assert logprobs == (row.result.tokens[0] if row.settings.logprobs else [])
         assert row.result.tokens == expected.tokens and row.result.accepted_at == expected.accepted_at
         whole = len(expected.tokens[0]) == row.settings.limit and expected.tokens[0][-1] not in ENDS
         assert pieces[-1].finished == ("length" if whole else "stop")
@@ -79,8 +82,34 @@ def test_a_cancelled_row_frees_its_slot_at_the_next_turn():
     assert loop.engine.free == SLOTS and loop.metrics.totals()["rows"] == SLOTS + 1
 
 
-def test_the_queue_is_bounded_and_a_broken_engine_says_so(monkeypatch):
-    """More rows than slots and queue hold are refused all together; rows in slots when the engine breaks are told."""
+def test_rows_on_their_way_into_slots_count(monkeypatch):
+    """Who submits while they go in is refused where they take the last places."""
+    loop, statuses, insert = make_loop(make_decoder(), queue=0), [], Engine.insert
+    rows = [Row([1, 2, 3], RequestSettings(20), (), False, False, lambda piece: None) for _ in range(SLOTS + 1)]
+
+    def submit():
+        try:
+            loop.submit(rows[-1:])
+        except ApiError as error:
+            statuses.append(error.status)
+
+    def slow(engine, *what):
+        if not engine.live:
+            thread.start()
+            thread.join(0.2)  # unless it has to wait for this
+        return insert(engine, *what)
+
+    thread = threading.Thread(target=submit)
+    monkeypatch.setattr(Engine, "insert", slow)
+    loop.submit(rows[:-1])
+    loop._turn()
+    thread.join()
+    assert statuses == [429]
+
+
+@pytest.mark.parametrize("part", ["insert", "step"])
+def test_the_queue_is_bounded_and_a_broken_engine_says_so(part, monkeypatch):
+    """More rows than slots and queue hold are refused all together; those here when the engine breaks are told."""
     loop, pieces = make_loop(make_decoder(), queue=2), []
     rows = [Row([1, 2, 3], RequestSettings(20), (), False, False, pieces.append) for _ in range(SLOTS + 3)]
     with pytest.raises(ApiError, match="too many") as refused:
@@ -92,10 +121,10 @@ def test_the_queue_is_bounded_and_a_broken_engine_says_so(monkeypatch):
     loop.cancel(rows[:1])
     loop.submit(rows[-1:])
 
-    def broken():
+    def broken(*_):
         raise MemoryError("no room")
 
-    monkeypatch.setattr(loop.engine, "step", broken)
+    monkeypatch.setattr(loop.engine, part, broken)
     loop.start()
     loop.close()
     assert [piece.finished for piece in pieces] == ["failed"] * (SLOTS + 2)

@@ -12,6 +12,8 @@ from edlm_jax.serving.requests import ApiError, read_ask, read_body
 from tests.seeds import fresh_rng
 from tests.serving.served import COLUMNS, ENDS, NAME, make_decoder, make_text
 
+MOST = 6  # rows at once
+
 
 @pytest.fixture(scope="module")
 def engine():
@@ -19,7 +21,7 @@ def engine():
 
 
 def ask(engine, body, chat=False):
-    return read_ask(read_body(json.dumps(body).encode()), chat, engine, make_text(), NAME)
+    return read_ask(read_body(json.dumps(body).encode()), chat, engine, make_text(), NAME, MOST)
 
 
 def test_rows_are_those_of_the_decoder(engine):
@@ -53,7 +55,8 @@ def test_what_asks_for_nothing_is_taken(engine):
     """Clients send their defaults, and null for what they leave out."""
     nothing = dict(frequency_penalty=0, presence_penalty=0.0, logit_bias={}, user="me", seed=None, stop=None, n=1)
     ask(engine, dict(prompt="a", echo=False, best_of=1, suffix=None, logprobs=None, **nothing))
-    said = dict(tools=[], tool_choice="auto", response_format={"type": "text"}, logprobs=False, metadata={"a": "b"})
+    said = dict(tools=[], tool_choice="auto", response_format={"type": "text"}, metadata={"a": "b"})
+    said |= dict(logprobs=False, top_logprobs=0)
     ask(engine, dict(messages=[{"role": "user", "content": "a"}], **said, **nothing), True)
     greedy = Engine(make_decoder(), parse_mode("psd"), slots=1, columns=COLUMNS)
     assert ask(greedy, dict(prompt="a")).settings[0].temperature == 0
@@ -80,6 +83,9 @@ COMPLETIONS = [
     (dict(prompt="a", n=0), 400, "n"),
     (dict(prompt="a", n=True), 400, "n"),
     (dict(prompt="a", n=129), 400, "n"),
+    (dict(prompt="a", n=MOST + 1), 400, "n"),
+    (dict(prompt=["a", "b"], n=MOST // 2 + 1), 400, "n"),
+    (dict(prompt=["a"] * (MOST + 1)), 400, "prompt"),
     (dict(prompt="a", temperature="hot"), 400, "temperature"),
     (dict(prompt="a", temperature=2.1), 400, "temperature"),
     (dict(prompt="a", temperature=math.nan), 400, "temperature"),
@@ -95,6 +101,9 @@ COMPLETIONS = [
     (dict(prompt="a", stream_options=[]), 400, "stream_options"),
     (dict(prompt="a", stream_options={"all": True}), 400, "stream_options"),
     (dict(prompt="a", logprobs=0), 400, "logprobs"),
+    (dict(prompt="a", logprobs=6), 400, "logprobs"),
+    (dict(prompt="a", logprobs=True), 400, "logprobs"),
+    (dict(prompt="a", top_logprobs=2), 400, "top_logprobs"),
     (dict(prompt="a", echo=True), 400, "echo"),
     (dict(prompt="a", best_of=2), 400, "best_of"),
     (dict(prompt="a", frequency_penalty=0.5), 400, "frequency_penalty"),
@@ -113,7 +122,10 @@ CHATS = [
     (dict(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), 400, "messages[0].content"),
     (dict(messages=[{"role": "user", "content": "a" * 64}]), 400, "messages"),
     (dict(messages=[USER], tools=[{"type": "function"}]), 400, "tools"),
-    (dict(messages=[USER], logprobs=True), 400, "logprobs"),
+    (dict(messages=[USER], logprobs=True), 400, "logprobs"),  # not by diffusion
+    (dict(messages=[USER], logprobs=2), 400, "logprobs"),
+    (dict(messages=[USER], logprobs=True, top_logprobs=21), 400, "top_logprobs"),
+    (dict(messages=[USER], top_logprobs=2), 400, "top_logprobs"),
     (dict(messages=[USER], response_format={"type": "grammar"}), 400, "response_format"),
     (dict(messages=[USER], response_format={"type": "json_schema"}), 400, "response_format"),
     (dict(messages=[USER], response_format={"type": "json_object"}), 400, "response_format"),  # not by diffusion
@@ -141,5 +153,5 @@ def test_a_template_that_refuses_is_the_clients_error(engine):
     text = make_text()
     text.tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(ApiError, match="roles must alternate") as refused:
-        read_ask({"messages": [USER]}, True, engine, text, NAME)
+        read_ask({"messages": [USER]}, True, engine, text, NAME, MOST)
     assert refused.value.status == 400 and refused.value.body["error"]["param"] == "messages"

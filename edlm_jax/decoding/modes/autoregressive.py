@@ -48,5 +48,4 @@ class _Autoregressive(LeftToRight):
         return self._add(rows, *forward_cached(self.weights, rows.cache, *at, wanted_BT=~rows.done_B[:, None]))
 
     def _add(self, rows: Grown, x_B1D, cache) -> Grown:
-        rows = replace(rows, cache=cache)
-        return self.settle(rows, self.choose(self.logits(x_B1D), rows.count_B), 1, forwards=1)
+        return self.enter(replace(rows, cache=cache), x_B1D)

@@ -86,8 +86,7 @@ class _Quadratic(SelfDrafting):
         pattern = Causal() if self.causal else PromptThenBlock(self.P, Causal())
         rows, x_BTD = self.prefill(pattern, self.noise(jnp.zeros_like(self.pad_B), self.noisy))
         behind = x_BTD.shape[1] - self.noisy
-        next_B1 = self.choose(self.logits(x_BTD[:, behind - 1 : behind]), rows.count_B)
-        rows = self.settle(rows, next_B1, 1, forwards=1)
+        rows = super().enter(rows, x_BTD[:, behind - 1 : behind])
         return replace(rows, aside=self._drafts(self.logits(self.read(x_BTD[:, behind:], self.settings.ahead)), rows))
 
     def enter(self, rows: Grown, x_B1D) -> Grown:

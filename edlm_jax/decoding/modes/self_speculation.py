@@ -79,7 +79,7 @@ class _Linear(SelfDrafting):
         if self.apart:
             logits_BTV = self.logits(jnp.concatenate([x_BTD[:, :1], self.read(x_BTD[:, 1:], self.D)], axis=1))
             next_B1 = self.choose(logits_BTV[:, :1], first_B)
-            rows = self.settle(rows, next_B1, needed_B.astype(jnp.int32), forwards=needed_B)
+            rows = self.settle(rows, next_B1, needed_B.astype(jnp.int32), needed_B, logits_BTV[:, :1])
             return rows, self.draw(logits_BTV[:, 1:], first_B + 1)
         rows = replace(rows, forwards_B=rows.forwards_B + needed_B)
         return rows, self.draw(self.logits(x_BTD[:, :-1] if shifted else x_BTD[:, 1:]), first_B)
