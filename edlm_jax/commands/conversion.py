@@ -25,6 +25,7 @@ from edlm_jax.evaluation.compare import (
 )
 from edlm_jax.evaluation.heldout import heldout_loss
 from edlm_jax.evaluation.tasks.task import Way
+from edlm_jax.models import Transformer
 from edlm_jax.parallel.mesh import decoding_mesh
 from edlm_jax.pretrained import load_pretrained, open_parameters, save_pretrained
 from edlm_jax.reports.plot_report import plot_report
@@ -116,14 +117,13 @@ class _Job(Origin):
         return {"directory": str(self.exported)}
 
     def heldout(self) -> dict[str, float]:
-        """Nats per held-out token of both models, each under its own objective."""
+        """Nats per held-out token of both models, each under its own objective, one after the other."""
         data, tokenizer, mesh = self.run.data, self.text.tokenizer, self.trained_on
         if not data.eval_sources:
             return {}
-        return {
-            "ar": heldout_loss(self.ar, data, tokenizer, AUTOREGRESSIVE, mesh),
-            "diffusion": heldout_loss(self.converted, data, tokenizer, self.run.objective.layout, mesh),
-        }
+        ar = heldout_loss(self._load(self.run.start.path, mesh), data, tokenizer, AUTOREGRESSIVE)
+        converted = heldout_loss(self._load(self.exported, mesh), data, tokenizer, self.run.objective.layout)
+        return {"ar": ar, "diffusion": converted}
 
     def drift(self) -> dict[str, Any]:
         """How far the weights moved, before an export rounds them."""
@@ -138,18 +138,18 @@ class _Job(Origin):
         return mesh if mesh.size > 1 else None
 
     @functools.cached_property
-    def mesh(self) -> Mesh | None:
-        """The run's devices to decode on: as many share the weights as shared a matrix in training."""
-        mesh = self.trained_on
-        return mesh and decoding_mesh(mesh.shape["tensor"], mesh.devices.ravel().tolist())
+    def ways(self) -> list[Way]:
+        """Everything that is compared, on the run's devices: as many share the weights as its tensor axis has."""
+        mesh, take = self.trained_on, all(task.scorer.decodes for task in self.tasks[0])  # likelihoods ask the model
+        if mesh is not None:
+            mesh = decoding_mesh(mesh.shape["tensor"], mesh.devices.ravel().tolist())
 
-    @functools.cached_property
-    def converted(self):
-        """The converted model, as exported."""
-        return load_pretrained(self.exported, dtype=self.run.start.dtype, mesh=self.mesh)
+        def way(path: str | Path) -> Way:
+            model = self._load(path, mesh)
+            return Way(Decoder(model, take=take), AR, None if take else model)
 
-    @functools.cached_property
-    def ways(self):
-        """Everything that is compared."""
-        ar, converted = (Way(Decoder(model), AR, model) for model in (self.ar, self.converted))
+        ar, converted = way(self.run.start.path), way(self.exported)
         return [(ar if mode == AR else converted)._replace(mode=mode) for mode in self.modes]
+
+    def _load(self, path: str | Path, mesh: Mesh | None) -> Transformer:
+        return load_pretrained(path, dtype=self.run.start.dtype, mesh=mesh)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
 
 from edlm_jax.data.sources import open_source
 from edlm_jax.decoding import Mode
@@ -47,8 +46,6 @@ def check_evaluation(run: Run) -> None:
 class Origin:
     """What a run begins with, each read when it is first asked for."""
 
-    mesh: Mesh | None = None  # to decode on; None is one device
-
     def __init__(self, run: Run, modes: Sequence[Mode]):
         self.run, self.modes = run, modes
 
@@ -65,7 +62,7 @@ class Origin:
     @functools.cached_property
     def ar(self) -> Transformer:
         """The AR model, as ported."""
-        return load_pretrained(self.run.start.path, dtype=self.run.start.dtype, mesh=self.mesh)
+        return load_pretrained(self.run.start.path, dtype=self.run.start.dtype)
 
     @functools.cached_property
     def tasks(self) -> tuple[list[Task], list[dict[str, str]]]:

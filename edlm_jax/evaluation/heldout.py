@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 
 from edlm_jax.data.counts import totals
 from edlm_jax.data.packing import without_filler
@@ -16,7 +15,6 @@ from edlm_jax.errors import InputError
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.parallel.mesh import mesh_of, on_mesh
-from edlm_jax.parallel.sharding import param_shardings
 from edlm_jax.training.heldout import measured, nats
 from edlm_jax.training.objective import Objective
 
@@ -39,8 +37,8 @@ def heldout_rows(spec: ModelSpec, source: Mapping[str, Any], *, batch_size: int,
     )
 
 
-def heldout_loss(model: Transformer, data: Data, tokenizer, layout: Layout, mesh: Mesh | None = None) -> float:
-    """The loss over at most `eval_batches` of `eval_sources`, of what a layout learns: on a mesh or where the model is.
+def heldout_loss(model: Transformer, data: Data, tokenizer, layout: Layout) -> float:
+    """The loss over at most `eval_batches` of `eval_sources`, of what a layout learns, where the model lies.
 
     AUTOREGRESSIVE gives the AR loss. Any other gives sum(ce / t), which bounds the negative log-likelihood from above,
     so that both are on one scale: nats per learnable token of the same documents, packed to the same grid. A diffusion
@@ -49,8 +47,6 @@ def heldout_loss(model: Transformer, data: Data, tokenizer, layout: Layout, mesh
     predicts all but the first token.)
     """
     objective, (graphdef, state) = heldout_objective(model, layout), nnx.split(model)
-    if mesh is not None:
-        state = jax.device_put(state, param_shardings(mesh, state))
     total, tokens = 0.0, 0.0
     with on_mesh(mesh_of(state)):
         for index, batch in enumerate(make_eval_batches(data, tokenizer)):
