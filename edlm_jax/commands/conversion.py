@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from flax import nnx
+from jax.sharding import Mesh
 
 from edlm_jax.commands.stages import Stages
 from edlm_jax.decoding import Decoder
-from edlm_jax.diagnosis.drift import weight_drift
+from edlm_jax.diagnosis.drift import drift_from
 from edlm_jax.diffusion.streams import AUTOREGRESSIVE
 from edlm_jax.errors import InputError, StoppedError
 from edlm_jax.evaluation.compare import (
@@ -25,7 +25,9 @@ from edlm_jax.evaluation.compare import (
 )
 from edlm_jax.evaluation.heldout import heldout_loss
 from edlm_jax.evaluation.tasks.task import Way
-from edlm_jax.pretrained import load_pretrained, save_pretrained
+from edlm_jax.models import Transformer
+from edlm_jax.parallel.mesh import decoding_mesh
+from edlm_jax.pretrained import load_pretrained, open_parameters, save_pretrained
 from edlm_jax.reports.plot_report import plot_report
 from edlm_jax.reports.report import describe_machine, read_losses, write_report
 from edlm_jax.training.checkpoint import check_workdir, load_trained
@@ -86,10 +88,12 @@ class _Job(Origin):
         """Read the AR checkpoint strictly, and say what it is and which token will be the mask."""
         spec, tokenizer = self.start
         tasks, refused = self.tasks  # before the weights
+        with open_parameters(self.run.start.path, self.run.start.dtype, self.trained_on) as readers:
+            parameters = sum(read().size for read in readers.values())  # none of which stands beside training
         return {
             "source": self.run.start.path,
             "family": spec.family,
-            "parameters": sum(leaf.size for leaf in nnx.to_flat_state(nnx.state(self.ar, nnx.Param)).leaves),
+            "parameters": parameters,
             "layers": spec.num_layers,
             "width": spec.width,
             "vocabulary": spec.vocab_size,
@@ -107,32 +111,45 @@ class _Job(Origin):
 
     def export(self) -> dict[str, Any]:
         """Write the newest checkpoint as a Hugging Face directory, in place of an older export of this run."""
-        model = load_trained(self.workdir)
+        model = load_trained(self.workdir, mesh=self.trained_on)
         shutil.rmtree(self.exported, ignore_errors=True)
         save_pretrained(model, self.exported, dtype=self.run.start.dtype)
         return {"directory": str(self.exported)}
 
     def heldout(self) -> dict[str, float]:
-        """Nats per held-out token of both models, each under its own objective."""
-        data, tokenizer = self.run.data, self.text.tokenizer
+        """Nats per held-out token of both models, each under its own objective, one after the other."""
+        data, tokenizer, mesh = self.run.data, self.text.tokenizer, self.trained_on
         if not data.eval_sources:
             return {}
-        return {
-            "ar": heldout_loss(self.ar, data, tokenizer, AUTOREGRESSIVE),
-            "diffusion": heldout_loss(self.converted, data, tokenizer, self.run.objective.layout),
-        }
+        ar = heldout_loss(self._load(self.run.start.path, mesh), data, tokenizer, AUTOREGRESSIVE)
+        converted = heldout_loss(self._load(self.exported, mesh), data, tokenizer, self.run.objective.layout)
+        return {"ar": ar, "diffusion": converted}
 
     def drift(self) -> dict[str, Any]:
         """How far the weights moved, before an export rounds them."""
-        return weight_drift(load_pretrained(self.run.start.path, dtype="float32"), load_trained(self.workdir))
+        after = load_trained(self.workdir, mesh=self.trained_on)
+        with open_parameters(self.run.start.path, "float32", self.trained_on) as readers:
+            return drift_from(lambda name: readers["layers", name](), after)
 
     @functools.cached_property
-    def converted(self):
-        """The converted model, as exported."""
-        return load_pretrained(self.exported, dtype=self.run.start.dtype)
+    def trained_on(self) -> Mesh | None:
+        """The run's mesh; None is one device."""
+        mesh = self.run.make_mesh()
+        return mesh if mesh.size > 1 else None
 
     @functools.cached_property
-    def ways(self):
-        """Everything that is compared."""
-        ar, converted = (Way(Decoder(model), AR, model) for model in (self.ar, self.converted))
+    def ways(self) -> list[Way]:
+        """Everything that is compared, on the run's devices: as many share the weights as its tensor axis has."""
+        mesh, take = self.trained_on, all(task.scorer.decodes for task in self.tasks[0])  # likelihoods ask the model
+        if mesh is not None:
+            mesh = decoding_mesh(mesh.shape["tensor"], mesh.devices.ravel().tolist())
+
+        def way(path: str | Path) -> Way:
+            model = self._load(path, mesh)
+            return Way(Decoder(model, take=take), AR, None if take else model)
+
+        ar, converted = way(self.run.start.path), way(self.exported)
         return [(ar if mode == AR else converted)._replace(mode=mode) for mode in self.modes]
+
+    def _load(self, path: str | Path, mesh: Mesh | None) -> Transformer:
+        return load_pretrained(path, dtype=self.run.start.dtype, mesh=mesh)

@@ -70,10 +70,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     text = Text.of(next(reversed(specs.values())), load_common_tokenizer(args.model, specs.get("ar"), args.baseline))
     prepare = {"heldout": _heldout, "retrieval": _retrieval}.get(args.task, _sweep if args.sweep else _tasks)
     # All that can be refused is, before a weight is read.
-    measure, refused, decodes = prepare(args, specs, source, text, thresholds, block_lengths)
-    if args.tensor is not None and not decodes:
-        raise InputError(f"--tensor is for tasks that are decoded; --task={args.task} runs on one device")
-    dtype, mesh = chosen_dtype(args), chosen_mesh(args) if decodes else None
+    measure, refused, on_all = prepare(args, specs, source, text, thresholds, block_lengths)
+    if args.tensor is not None and not on_all:
+        raise InputError(f"--tensor is for heldout and what is decoded; --task={args.task} runs on one device")
+    dtype, mesh = chosen_dtype(args), chosen_mesh(args) if on_all else None
     models = {mode: load_pretrained(path, dtype=dtype, mesh=mesh) for mode, path in paths.items()}
     result = {"model": args.model, "dtype": dtype, **measure(models), "refused": refused, **describe_machine()}
     if args.sweep:
@@ -124,7 +124,7 @@ def _choose_models(args) -> tuple[dict[str, str], dict[str, Any]]:
     return paths, {mode: spec if mode == "diffusion" else load_spec(path) for mode, path in paths.items()}
 
 
-# --- Each: what is checked and read before the models are, then (what measures them, those refused, is it decoded?) ---
+# --- Each: what is checked and read before the models are, then (what measures, those refused, on all devices?) ---
 
 
 def _tasks(args, specs, source, text, thresholds, block_lengths):
@@ -197,7 +197,7 @@ def _heldout(args, specs, source, text, thresholds, block_lengths):
         losses = {mode: heldout_loss(model, data, tokenizer, layouts[mode]) for mode, model in models.items()}
         return {"heldout_loss": losses, "heldout_data": heldout_data(data, tokenizer, mask_id)}
 
-    return measure, [], False
+    return measure, [], True
 
 
 def _retrieval(args, specs, source, text, thresholds, block_lengths):

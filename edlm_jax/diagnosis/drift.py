@@ -1,6 +1,9 @@
 """How far conversion moved the weights: relative Frobenius norm and cosine per layer, attention and FFN apart."""
 
+from collections.abc import Callable
+
 import jax
+import numpy as np
 from flax import nnx
 
 from edlm_jax.errors import InputError
@@ -12,8 +15,16 @@ from edlm_jax.training.metrics import drift_products
 def weight_drift(before: Transformer, after: Transformer) -> dict[str, dict[str, list[float]]]:
     """{group: {relative: |after - before| / |before| of each layer, cosine: ...}}, over all matrices of a group."""
     check_comparable(before.spec, after.spec)
-    layers = [nnx.to_pure_dict(nnx.state(model, nnx.Param))["layers"] for model in (before, after)]
-    return jax.tree.map(lambda values_L: [float(value) for value in values_L], _drift(*layers))
+    return drift_from(lambda name: getattr(before.layers, name)[...], after)
+
+
+def drift_from(before: Callable[[str], jax.Array], after: Transformer) -> dict[str, dict[str, list[float]]]:
+    """`weight_drift` from a model whose matrices `before` gives by name, one at a time."""
+    products, found = drift_products(before, nnx.to_pure_dict(nnx.state(after.layers, nnx.Param))), {}
+    for group, p in products.items():
+        old, new, moved = (np.sqrt(p[name]) for name in ("before", "after", "moved"))
+        found[group] = {"relative": (moved / old).tolist(), "cosine": (p["both"] / (old * new)).tolist()}
+    return found
 
 
 def check_comparable(before: ModelSpec, after: ModelSpec) -> None:
@@ -24,14 +35,3 @@ def check_comparable(before: ModelSpec, after: ModelSpec) -> None:
                 f"weight drift compares two models of one shape; these differ: {name} {getattr(before, name)} and "
                 f"{getattr(after, name)}"
             )
-
-
-@jax.jit
-def _drift(before, after):
-    return {
-        group: {
-            "relative": p["moved"] ** 0.5 / p["before"] ** 0.5,
-            "cosine": p["both"] / (p["before"] ** 0.5 * p["after"] ** 0.5),
-        }
-        for group, p in drift_products(before, after).items()
-    }

@@ -14,6 +14,7 @@ from edlm_jax.diffusion import Layout
 from edlm_jax.errors import InputError
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
+from edlm_jax.parallel.mesh import mesh_of, on_mesh
 from edlm_jax.training.heldout import measured, nats
 from edlm_jax.training.objective import Objective
 
@@ -37,7 +38,7 @@ def heldout_rows(spec: ModelSpec, source: Mapping[str, Any], *, batch_size: int,
 
 
 def heldout_loss(model: Transformer, data: Data, tokenizer, layout: Layout) -> float:
-    """The loss over at most `eval_batches` of `eval_sources`, of what a layout learns.
+    """The loss over at most `eval_batches` of `eval_sources`, of what a layout learns, where the model lies.
 
     AUTOREGRESSIVE gives the AR loss. Any other gives sum(ce / t), which bounds the negative log-likelihood from above,
     so that both are on one scale: nats per learnable token of the same documents, packed to the same grid. A diffusion
@@ -47,9 +48,10 @@ def heldout_loss(model: Transformer, data: Data, tokenizer, layout: Layout) -> f
     """
     objective, (graphdef, state) = heldout_objective(model, layout), nnx.split(model)
     total, tokens = 0.0, 0.0
-    for index, batch in enumerate(make_eval_batches(data, tokenizer)):
-        more, more_tokens = jax.device_get(nats(graphdef, state, objective, batch, np.int32(index)))
-        total, tokens = total + float(more), tokens + float(more_tokens)
+    with on_mesh(mesh_of(state)):
+        for index, batch in enumerate(make_eval_batches(data, tokenizer)):
+            more, more_tokens = jax.device_get(nats(graphdef, state, objective, batch, np.int32(index)))
+            total, tokens = total + float(more), tokens + float(more_tokens)
     if not tokens:
         raise InputError("the held-out set has no token that carries loss")
     return total / tokens

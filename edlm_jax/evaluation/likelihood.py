@@ -22,6 +22,7 @@ from edlm_jax.diffusion.streams import AUTOREGRESSIVE, Batch
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.heldout import heldout_objective
 from edlm_jax.models import ModelSpec, Transformer
+from edlm_jax.parallel.mesh import mesh_of, on_mesh
 from edlm_jax.training.objective import Objective
 
 _SHORTEST = 32  # columns of the smallest row; rows double from here, so that mixed lengths compile few programs
@@ -67,7 +68,8 @@ def log_likelihood(
         # As in decoding, the continuation begins a block, unless blocks are counted from position 0.
         batch = _row(context, continuation, C, 0 if model.spec.on_position_grid else -len(context) % C)
         keys_S = jax.random.split(jax.random.fold_in(jax.random.key(seed), index), num_samples)
-        estimates_S, greedy_S = map(np.asarray, _samples(graphdef, state, objective, batch, keys_S))
+        with on_mesh(mesh_of(state)):
+            estimates_S, greedy_S = map(np.asarray, _samples(graphdef, state, objective, batch, keys_S))
         error = float(estimates_S.std(ddof=1) / num_samples**0.5) if num_samples > 1 else 0.0 if C == 1 else np.nan
         greedy = bool(greedy_S[0]) if mode == "ar" else None
         results.append(Likelihood(float(estimates_S.mean()), error, num_samples, greedy))

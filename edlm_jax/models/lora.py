@@ -131,12 +131,17 @@ def merge(params: dict, lora: Lora | None) -> dict:
     """The parameters of a model without adapters that computes the same."""
     if lora is None:
         return params
-    layers = without_adapters(params["layers"])
-    for matrix, names in lora.adapters.items():
-        a, b = (params["layers"][name] for name in names)
-        delta = jnp.einsum(f"L{letters(names[0])},L{letters(names[1])}->L{letters(matrix)}", a, b)
-        layers[matrix] = layers[matrix] + lora.scale * delta
-    return params | {"layers": layers}
+    layers = params["layers"]
+    return params | {"layers": without_adapters(layers) | {name: merged(layers, name, lora) for name in lora.adapters}}
+
+
+def merged(layers: Mapping[str, jax.Array], matrix: str, lora: Lora | None) -> jax.Array:
+    """A matrix of all layers, with what its adapter adds to it if it has one."""
+    if lora is None or matrix not in lora.adapters:
+        return layers[matrix]
+    a, b = lora.adapters[matrix]
+    delta = jnp.einsum(f"L{letters(a)},L{letters(b)}->L{letters(matrix)}", layers[a], layers[b])
+    return layers[matrix] + lora.scale * delta
 
 
 def partition(params: dict, lora: Lora | None) -> tuple[dict, dict]:

@@ -1,5 +1,8 @@
 """A Hugging Face checkpoint or GGUF file into a Transformer: each device's shard is read straight from the file."""
 
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -41,17 +44,32 @@ def load_pretrained(
     for name in (dtype, param_dtype):
         if name not in FLOATS:
             raise InputError(f"dtype {name!r} is not one of {', '.join(FLOATS)}")
+    with open_parameters(path_or_repo, param_dtype, mesh) as readers:
+        arrays = {path: read() for path, read in readers.items()}
+    lora = read_lora(find_directory(path_or_repo))
+    return assemble(load_spec(path_or_repo), arrays, dtype, param_dtype, lora)
+
+
+@contextlib.contextmanager
+def open_parameters(
+    path_or_repo: str | Path, dtype: str, mesh: Mesh | None = None
+) -> Iterator[dict[tuple[str, ...], Callable[[], jax.Array]]]:
+    """{path: what reads this parameter} of a model that `load_pretrained` takes, checked, while its files are open.
+
+    Whoever drops each before the next is read never holds two.
+    """
     spec, directory = load_spec(path_or_repo), find_directory(path_or_repo)
-    with GgufCheckpoint(path_or_repo) if is_gguf(path_or_repo) else Checkpoint(directory) as checkpoint:
+    with contextlib.ExitStack() as stack:
+        checkpoint = GgufCheckpoint(path_or_repo) if is_gguf(path_or_repo) else Checkpoint(directory)
+        stack.enter_context(checkpoint)
         layout = checkpoint.rename(places(spec))
         checkpoint.check({name: place.hf_shape for place in layout for name in place.hf_names}, tied=spec.tied)
-        arrays = {place.path: _read(place, checkpoint, param_dtype, mesh) for place in layout}
+        held = [(place, checkpoint) for place in layout]
         if lora := read_lora(directory):
-            with Checkpoint(directory / DIRECTORY, WEIGHTS) as adapter:
-                check_adapter(adapter, checkpoint, spec, lora)
-                beside = adapter_places(spec, lora)
-                arrays |= {place.path: _read(place, adapter, param_dtype, mesh) for place in beside}
-    return assemble(spec, arrays, dtype, param_dtype, lora)
+            adapter = stack.enter_context(Checkpoint(directory / DIRECTORY, WEIGHTS))
+            check_adapter(adapter, checkpoint, spec, lora)
+            held += [(place, adapter) for place in adapter_places(spec, lora)]
+        yield {place.path: partial(_read, place, file, dtype, mesh) for place, file in held}
 
 
 def _read(place: Place, checkpoint: Checkpoint, dtype: str, mesh: Mesh | None) -> jax.Array:

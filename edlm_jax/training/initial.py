@@ -89,7 +89,7 @@ def abstract_state(
 
 
 def initial_params(start: Start, spec: ModelSpec, mesh: Mesh) -> dict:
-    """Parameters as the run starts with them; a run from a checkpoint reads it again at every call."""
+    """Parameters as the run starts with them."""
     params = _base_params(start, spec, mesh)
     if start.lora is None:
         return params
@@ -116,7 +116,7 @@ def _base_params(start: Start, spec: ModelSpec, mesh: Mesh) -> dict:
         ratio = start_mask_embedding(model, spec.conversion.mask_token_id, how=how, key=mask_key)
         if ratio < _DECAYED:
             message = "the mask's embedding has %.2g of the median norm: gradients may explode; see init.mask_embedding"
-            logging.log_first_n(logging.WARNING, message, 1, ratio)  # the parameters are read again at every evaluation
+            logging.warning(message, ratio)
     params = _pure(model)
     params["layers"] = without_adapters(params["layers"])  # those of a drafter that was trained before
     return jax.device_put(params, param_shardings(mesh, params))

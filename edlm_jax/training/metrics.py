@@ -15,7 +15,7 @@ import numpy as np
 
 from edlm_jax.files import write_whole
 from edlm_jax.models.layer import layer_shapes
-from edlm_jax.models.lora import Lora, adapter_shapes, merge
+from edlm_jax.models.lora import Lora, adapter_shapes, merged
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.parallel.devices import describe
 from edlm_jax.training.objective import Objective
@@ -55,29 +55,32 @@ def step_flops(spec: ModelSpec, objective: Objective, rows: int, length: int, lo
     return flops
 
 
-@functools.partial(jax.jit, static_argnames="lora")
-def drift_metrics(before: dict, after: dict, lora: Lora | None = None) -> dict[str, jax.Array]:
-    """|after - before| / |before| (Frobenius) over all matrices of attention, and of the FFN; `lora` is what both have.
+def drift_metrics(before: Callable[[str], jax.Array], after: dict, lora: Lora | None = None) -> dict[str, float]:
+    """|after - before| / |before| (Frobenius) over all matrices of attention, and of the FFN, as `drift_products`."""
+    products = drift_products(before, after, lora)
+    return {f"drift_{group}": float(np.sqrt(p["moved"].sum() / p["before"].sum())) for group, p in products.items()}
 
-    Adapters begin at nothing, so that the matrices before are those of the model that they adapt.
+
+def drift_products(
+    before: Callable[[str], jax.Array], after: dict, lora: Lora | None = None
+) -> dict[str, dict[str, np.ndarray]]:
+    """{group: inner products of each layer: of all its matrices before, after, of what moved, of before with after}.
+
+    `before` gives a matrix of all layers by its name, `after` are all parameters of layers, with the adapters `lora`.
+    Each is waited for, so that what was read of it is gone before the next is read.
     """
-    products = drift_products(before["layers"], merge(after, lora)["layers"])
-    return {f"drift_{group}": jnp.sqrt(p["moved"].sum() / p["before"].sum()) for group, p in products.items()}
+    each = lambda name: np.asarray(_products(before(name), after, name, lora))  # noqa: E731
+    return {
+        group: dict(zip(("before", "after", "moved", "both"), sum(map(each, names)), strict=True))
+        for group, names in DRIFT_GROUPS.items()
+    }
 
 
-def drift_products(before: dict, after: dict) -> dict[str, dict[str, jax.Array]]:
-    """{group: inner products of each layer: of all its matrices before, after, of what moved, of before with after}."""
-    dot = lambda x, y: jnp.sum(x * y, axis=range(1, x.ndim))  # noqa: E731
-    found = {}
-    for group, names in DRIFT_GROUPS.items():
-        pairs = [(before[name].astype(jnp.float32), after[name].astype(jnp.float32)) for name in names]
-        found[group] = dict(
-            before=sum(dot(old, old) for old, _ in pairs),
-            after=sum(dot(new, new) for _, new in pairs),
-            moved=sum(dot(new - old, new - old) for old, new in pairs),
-            both=sum(dot(old, new) for old, new in pairs),
-        )
-    return found
+@functools.partial(jax.jit, static_argnames=("name", "lora"))
+def _products(before, after: dict, name: str, lora: Lora | None) -> jax.Array:
+    old, new = (x.astype(jnp.float32) for x in (before, merged(after, name, lora)))
+    pairs = (old, old), (new, new), (new - old, new - old), (old, new)
+    return jnp.stack([jnp.sum(x * y, axis=range(1, x.ndim)) for x, y in pairs])
 
 
 class Clock:

@@ -16,6 +16,7 @@ from edlm_jax.data.shards import BatchIterator
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.parallel.mesh import check_batch, local_rows, to_global
 from edlm_jax.parallel.processes import agree, announce
+from edlm_jax.pretrained import open_parameters
 from edlm_jax.training.checkpoint import Checkpoints, check_workdir, latest_step, write_workdir
 from edlm_jax.training.data_state import check_sizes
 from edlm_jax.training.fitting import fit, remember
@@ -160,14 +161,22 @@ class Trainer:
             batches = map(self.batches.to_global, self.batches.held_out)
             batches = itertools.takewhile(lambda _: not self.stop.heard, batches)
             scalars = heldout_metrics(self.eval_step, self.bound_step, self.objective, params, batches)
-            start = self.run.start
-            if start.path and not self.gated and not self.stop.heard:
-                before = initial_params(start, self.spec, self.mesh)  # read again: a copy would cost memory all along
-                drift = drift_metrics(before, params, start.lora)
-                scalars |= {name: float(value) for name, value in drift.items()}
+            if self.run.start.path and not self.gated and not self.stop.heard:
+                scalars |= self._drift(params["layers"])
         if scalars and not self.stop.heard:
             self._write(step, scalars)
         return not self.stop.heard
+
+    def _drift(self, layers: dict) -> dict[str, float]:
+        """How far the matrices are from where they began: they are read again, as a copy would cost memory all along.
+
+        Under adapters they are still there, and what the adapters add is how far.
+        """
+        start = self.run.start
+        if start.lora:
+            return drift_metrics(layers.__getitem__, layers, start.lora)
+        with open_parameters(start.path, "float32", self.mesh) as readers:
+            return drift_metrics(lambda name: readers["layers", name](), layers)
 
     def _save(self, step: int, state: TrainState) -> None:
         if step != self.checkpoints.latest_step:

@@ -1,12 +1,17 @@
 """`edlm convert` from an AR directory to the report, and again."""
 
+import gc
 import json
 
+import jax
 import pytest
 
 from edlm_jax import load_pretrained
 from edlm_jax.commands import conversion
+from edlm_jax.commands.config import load_run
 from edlm_jax.commands.main import main
+from edlm_jax.evaluation import heldout
+from edlm_jax.evaluation.compare import compare_accuracy
 from edlm_jax.parallel import processes
 
 
@@ -42,6 +47,40 @@ def test_the_whole_job_and_its_repetition(tiny_config, tmp_path, monkeypatch, ca
     assert main([*argv, "--config.objective.block_length=8"]) == 2
     assert "objective.block_length" in capsys.readouterr().err
     assert json.loads((workdir / "report.json").read_text()) == report
+
+
+def test_the_devices_that_trained_measure_what_one_does(tiny_config, tiny_converted_dir, tmp_path, monkeypatch):
+    (tmp_path / "model").symlink_to(tiny_converted_dir)
+    meshes, measure = [], heldout.nats
+    spied = lambda *args: (meshes.append(jax.sharding.get_abstract_mesh()), measure(*args))[1]  # noqa: E731
+    monkeypatch.setattr(heldout, "nats", spied)
+
+    def measured(*overrides):
+        job, before = conversion._Job(load_run(tiny_config, overrides), tmp_path), live_bytes()
+        (tasks, _), ends = job.tasks, job.text.ends
+        decoders = {way.decoder for way in job.ways}
+        assert live_bytes() - before == sum(x.nbytes for decoder in decoders for x in jax.tree.leaves(decoder.weights))
+        prompts = [question.prompt for question in tasks[0].questions]
+        tokens = [way.decoder(prompts, way.mode, limit=9, ends=ends).tokens for way in job.ways]
+        return job, tokens, compare_accuracy(job.ways, tasks, job.text, 1), job.heldout()
+
+    one, *alone = measured()
+    assert one.trained_on is None and all(way.decoder.weights.mesh is None for way in one.ways)
+    assert meshes and all(mesh.empty for mesh in meshes)
+    monkeypatch.setattr(jax, "devices", jax.local_devices)
+    meshes.clear()
+    eight, tokens, accuracy, loss = measured("--config.mesh.tensor=2")
+    assert [tokens, accuracy] == alone[:2] and loss == pytest.approx(alone[2], rel=1e-6)
+    assert meshes and all(dict(mesh.shape) == dict(data=1, fsdp=4, tensor=2, context=1) for mesh in meshes)
+    for way in eight.ways:
+        assert dict(way.decoder.weights.mesh.shape) == dict(data=4, fsdp=1, tensor=2, context=1)
+        matrices = [w for layer in way.decoder.weights.layers for name, w in layer.items() if "norm" not in name]
+        assert all(2 * w.addressable_shards[0].data.nbytes == w.nbytes for w in matrices)  # once a pair of devices
+
+
+def live_bytes():
+    gc.collect()
+    return sum(x.nbytes for x in jax.live_arrays() if not x.is_deleted())
 
 
 def test_many_processes_are_told_to_train_first(tiny_config, tmp_path, monkeypatch, capsys):

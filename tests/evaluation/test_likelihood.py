@@ -12,10 +12,13 @@ from flax import nnx
 from edlm_jax.attention import Causal
 from edlm_jax.diffusion.masks import EvenCounts
 from edlm_jax.errors import InputError
+from edlm_jax.evaluation import likelihood
 from edlm_jax.evaluation.likelihood import log_likelihood
 from edlm_jax.models import Conversion
+from edlm_jax.parallel.mesh import decoding_mesh
 from tests.decoding import oracle
 from tests.decoding.test_generate import MASK, make_model
+from tests.decoding.test_mesh import put_on
 from tests.seeds import fresh_rng
 
 CONTEXT, CONTINUATION = [3, 14, 15, 9, 26], [5, 35, 8, 9, 7, 21]
@@ -141,3 +144,13 @@ def test_a_mask_token_in_the_context_is_a_token_as_any_other(mode):
     model = converted(1, "shifted")
     (got,) = log_likelihood(model, [([3, MASK, 9], CONTINUATION)], mode=mode)
     assert np.isfinite(got.log_likelihood)
+
+
+def test_a_mesh_gives_one_devices_likelihoods(monkeypatch):
+    model, meshes, samples = converted(4), [], likelihood._samples
+    spied = lambda *args: (meshes.append(jax.sharding.get_abstract_mesh()), samples(*args))[1]  # noqa: E731
+    monkeypatch.setattr(likelihood, "_samples", spied)
+    on_mesh = put_on(decoding_mesh(tensor=2), model)
+    one, eight = (log_likelihood(m, [(CONTEXT, CONTINUATION)], num_samples=4)[0] for m in (model, on_mesh))
+    assert eight.log_likelihood == pytest.approx(one.log_likelihood, rel=1e-5)
+    assert meshes[0].empty and meshes[1].shape["tensor"] == 2  # which kernels need: no compiler splits them

@@ -1,5 +1,6 @@
 """Whole runs of a tiny model on eight devices: resumed, stopped, moved to other meshes, refused."""
 
+import gc
 import json
 import os
 import signal
@@ -16,13 +17,15 @@ from safetensors.numpy import load_file, save_file
 
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.heldout import heldout_loss
+from edlm_jax.pretrained import load, load_pretrained
 from edlm_jax.training.checkpoint import latest_step, load_trained
 from edlm_jax.training.initial import read_spec
+from edlm_jax.training.metrics import DRIFT_GROUPS
 from edlm_jax.training.run import Run
 from edlm_jax.training.step import make_eval_step
 from edlm_jax.training.train import Trainer, train
 from tests.training.conftest import make_config
-from tests.training.tiny import MASK_ID
+from tests.training.tiny import HF_CONFIG, MASK_ID
 
 
 def losses(workdir):
@@ -32,6 +35,13 @@ def losses(workdir):
 
 def params(workdir, step=None):
     return nnx.to_pure_dict(nnx.state(load_trained(workdir, step=step)))
+
+
+def assert_drift(summary, checkpoint, workdir):
+    before, after = load_pretrained(checkpoint, "float32").layers, load_trained(workdir).layers
+    for group, names in DRIFT_GROUPS.items():
+        old, new = (np.concatenate([np.float64(getattr(m, name)).ravel() for name in names]) for m in (before, after))
+        assert summary[f"drift_{group}"] == pytest.approx(np.linalg.norm(new - old) / np.linalg.norm(old), rel=1e-5)
 
 
 def assert_same(tree, other):
@@ -57,13 +67,13 @@ def finished(corpus, checkpoint, tmp_path_factory):
     return workdir, train(Run.of(make_config(corpus, checkpoint)), workdir)
 
 
-def test_a_finished_run_left_everything(finished):
+def test_a_finished_run_left_everything(finished, checkpoint):
     workdir, summary = finished
     assert summary["step"] == 6 and summary["completed"]
     assert list(losses(workdir)) == [1, 2, 3, 4, 5, 6] and losses(workdir)[6] == summary["loss"]
     names = {"eval_loss", "eval_loss_at_noise_0.5", "masked_fraction", "grad_norm", "tokens_per_second", "drift_ffn"}
     assert names <= set(summary) and all(np.isfinite(summary[name]) for name in names)
-    assert 0 < summary["drift_attention"] < 1
+    assert_drift(summary, checkpoint, workdir)
     for part in ("", "eval_"):
         assert summary[f"{part}loss"] == summary[f"{part}diffusion_objective"]
         # Nats per token: about half, as masked tokens are.
@@ -72,6 +82,31 @@ def test_a_finished_run_left_everything(finished):
     conversion = json.loads((workdir / "model.json").read_text())["config"]["edlm"]
     assert conversion["mask_token_id"] == MASK_ID and conversion["block_length"] == 4
     assert list((workdir / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_an_evaluation_holds_one_parameter_beside_the_model(rank, config, tmp_path, monkeypatch):
+    config.lora.rank, config.steps = rank, 1
+    live_bytes = lambda: sum(x.nbytes for x in jax.live_arrays() if not x.is_deleted())  # noqa: E731
+    read, evaluate, beside = load._read, Trainer._evaluate, []
+
+    def evaluated(trainer, step, params):
+        gc.collect()
+        before = live_bytes()
+
+        def counted(*args):
+            array = read(*args)
+            beside.append(live_bytes() - before)
+            return array
+
+        monkeypatch.setattr(load, "_read", counted)
+        return evaluate(trainer, step, params)
+
+    monkeypatch.setattr(Trainer, "_evaluate", evaluated)
+    assert train(Run.of(config), tmp_path)["drift_ffn"] > 0
+    largest = 4 * HF_CONFIG["num_hidden_layers"] * HF_CONFIG["hidden_size"] * HF_CONFIG["intermediate_size"]
+    assert max(beside, default=0) <= largest, (max(beside), largest)
+    assert bool(beside) == (rank == 0)  # adapters stand beside the matrices that they began with
 
 
 def test_the_bound_of_a_run_is_the_held_out_loss_of_its_model(finished, config):
