@@ -35,7 +35,7 @@ from edlm_jax.diffusion import Layout
 from edlm_jax.models.cache import DecodingWeights
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.parallel.devices import describe
-from edlm_jax.parallel.mesh import decoding_mesh
+from edlm_jax.parallel.mesh import decoding_mesh, slice_of
 from edlm_jax.parallel.sharding import DECODING, param_shardings
 from edlm_jax.training.checkpoint import abstract_model, with_shardings
 from edlm_jax.training.fitting import (
@@ -127,7 +127,8 @@ def tiles_report(layout: Layout, length: int, tiles: Tiles, pieces: int) -> dict
 
 
 def decoder_report(spec: ModelSpec, dtype: str, devices: list[jax.Device]) -> dict[str, Any]:
-    """The block decoder: key heads over `tensor`, as far as they divide, and a row for each group of devices."""
+    """The block decoder on one slice: key heads over `tensor`, as far as they divide, and a row for each group."""
+    devices = [device for device in devices if slice_of(device) == slice_of(devices[0])]
     tensor = math.gcd(spec.num_kv_heads, len(devices))
     mesh = decoding_mesh(tensor, devices)
     rows, C = mesh.shape["data"], spec.conversion.block_length

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jax.experimental.mesh_utils import create_hybrid_device_mesh
+from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from edlm_jax.errors import InputError
@@ -33,7 +33,7 @@ def make_mesh(axes: Axes, devices: Sequence[jax.Device] | None = None) -> Mesh:
     from one to another.
     """
     devices = jax.devices() if devices is None else devices
-    slices = len({_slice(device) for device in devices})
+    slices = len({slice_of(device) for device in devices})
     asked, count = dataclasses.asdict(axes), len(devices)
     sizes = [slices if axis == "data" and axes.data == 0 else asked[axis] for axis in MESH_AXES]
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
@@ -45,9 +45,10 @@ def make_mesh(axes: Axes, devices: Sequence[jax.Device] | None = None) -> Mesh:
     if sizes[0] % slices:
         raise InputError(f"config.mesh.data={sizes[0]} is not divisible by the {slices} slices: 0 is one for each")
     if slices == 1:
-        return jax.make_mesh(sizes, MESH_AXES, axis_types=_TYPES, devices=devices)
+        return _on_slice(sizes, devices)
     within, across = [sizes[0] // slices, *sizes[1:]], [slices, 1, 1, 1]
-    return Mesh(create_hybrid_device_mesh(within, across, devices), MESH_AXES, axis_types=_TYPES)
+    found = create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+    return Mesh(found, MESH_AXES, axis_types=_TYPES)
 
 
 def decoding_mesh(tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -58,7 +59,13 @@ def decoding_mesh(tensor: int = 1, devices: Sequence[jax.Device] | None = None) 
     devices = jax.local_devices() if devices is None else devices
     if tensor < 1 or len(devices) % tensor:
         raise InputError(f"the weights cannot be shared out to {tensor} of {len(devices)} devices: choose a divisor")
-    return jax.make_mesh((len(devices) // tensor, 1, tensor, 1), MESH_AXES, axis_types=_TYPES, devices=devices)
+    return _on_slice((len(devices) // tensor, 1, tensor, 1), devices)
+
+
+def _on_slice(sizes: Sequence[int], devices: Sequence[jax.Device]) -> Mesh:
+    """Axes along a TPU's own where they fit; where one of them is 8 of 4 x 4 x 4 chips, say, an own one is split."""
+    found = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(found, MESH_AXES, axis_types=_TYPES)
 
 
 def mesh_of(tree) -> Mesh | None:
@@ -109,5 +116,6 @@ def to_global(batch: dict[str, np.ndarray], mesh: Mesh, rows: Sequence[int], bat
     return {name: put(value_BL) for name, value_BL in batch.items()}
 
 
-def _slice(device: jax.Device) -> int:
+def slice_of(device: jax.Device) -> int:
+    """The slice that a device belongs to, from 0."""
     return getattr(device, "slice_index", None) or 0  # TPUs of several slices alone have one
