@@ -11,6 +11,8 @@ from jaxtyping import Array, Bool, Float
 from edlm_jax.attention.pattern import same_segment
 from edlm_jax.attention.tiled import NEVER
 
+_SPAN = 2048  # columns of a cache whose scores exist at once; a choice, not yet measured on a GPU or TPU
+
 
 def attend_dense(q_BTNH, k_BSKH, v_BSKH, *, pattern, q_segments_BT=None, k_segments_BS=None):
     """The reference: forms the whole T x S score matrix and the whole mask."""
@@ -26,8 +28,23 @@ def attend_cached(
     v_BKSH: Float[Array, "B K S H"],
     mask_BTS: Bool[Array, "B T S"],
 ) -> Float[Array, "B T N H"]:
-    """Attention over a cache, whose heads lie in front of its columns; `mask_BTS` says which hold what is seen."""
-    return combine([partial_heads_first(q_BTNH, k_BKSH, v_BKSH, mask_BTS)], q_BTNH)
+    """Attention over a cache, whose heads lie in front of its columns; `mask_BTS` says which hold what is seen.
+
+    Of a long cache so many columns at a time, up to the last that anyone sees: scores of all of it never exist, and
+    what is not filled yet is not read.
+    """
+    S = mask_BTS.shape[2]
+    if S <= _SPAN:
+        return combine([partial_heads_first(q_BTNH, k_BKSH, v_BKSH, mask_BTS)], q_BTNH)
+
+    def span(index):
+        first = jnp.minimum(index * _SPAN, S - _SPAN)  # the last one begins earlier, among columns that were read
+        k, v, mask = (jax.lax.dynamic_slice_in_dim(x, first, _SPAN, axis=2) for x in (k_BKSH, v_BKSH, mask_BTS))
+        return partial_heads_first(q_BTNH, k, v, mask & (first + jnp.arange(_SPAN) >= index * _SPAN)[None, None])
+
+    last = jnp.max(jnp.where(mask_BTS.any(axis=(0, 1)), jnp.arange(S), 0))
+    found = jax.lax.fori_loop(1, last // _SPAN + 1, lambda index, found: merge([found, span(index)]), span(0))
+    return combine([found], q_BTNH)
 
 
 def partial_attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS):
@@ -54,11 +71,17 @@ def partial_heads_first(q_BTNH, k_BKSH, v_BKSH, mask_BTS):
     return out_BKRH.reshape(B, K, G, T, H), weights.sum(-1, keepdims=True), top_BKGT1
 
 
-def combine(parts, q_BTNH):
-    """Merges partial attentions by log-sum-exp and normalises."""
+def merge(parts):
+    """The partial attention over all of the parts' keys, by log-sum-exp."""
     top_BKGT1 = jnp.max(jnp.stack([top for _, _, top in parts]), axis=0)
     scales = [jnp.exp(top - top_BKGT1) for _, _, top in parts]
     out_BKGTH = sum(out * scale for (out, _, _), scale in zip(parts, scales, strict=True))
     total_BKGT1 = sum(total * scale for (_, total, _), scale in zip(parts, scales, strict=True))
+    return out_BKGTH, total_BKGT1, top_BKGT1
+
+
+def combine(parts, q_BTNH):
+    """Merges partial attentions and normalises."""
+    out_BKGTH, total_BKGT1, _ = merge(parts)
     out_BTKGH = jnp.moveaxis(out_BKGTH / total_BKGT1, 3, 1)
     return out_BTKGH.astype(q_BTNH.dtype).reshape(q_BTNH.shape)
