@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
     c.data.batch_size = 1024
     c.data.length = 4096
     c.steps = 119_000  # 500B tokens
-    c.remat = "full"
+    c.remat = "auto"  # again is computed what does not fit
     c.optimizer.warmup_steps = 1190
     c.optimizer.accumulation = 0  # the fewest micro-batches that fit
     c.mesh.data = 0

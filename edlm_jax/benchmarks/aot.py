@@ -38,16 +38,9 @@ from edlm_jax.parallel.devices import describe
 from edlm_jax.parallel.mesh import decoding_mesh, slice_of
 from edlm_jax.parallel.sharding import DECODING, param_shardings
 from edlm_jax.training.checkpoint import abstract_model, with_shardings
-from edlm_jax.training.fitting import (
-    compile_if_it_fits,
-    fewest_micro_batches,
-    fits,
-    lower_step,
-    needed,
-    with_micro_batches,
-)
+from edlm_jax.training.fitting import Room, compile_if_it_fits, find_room, fits, lower_step, needed
 from edlm_jax.training.initial import planned_spec
-from edlm_jax.training.metrics import step_flops
+from edlm_jax.training.metrics import again_flops, step_flops
 from edlm_jax.training.run import Run
 
 PROMPT, NEW_TOKENS = 1024, 512  # columns of what the decoder is compiled for
@@ -79,22 +72,22 @@ def train_step_report(run: Run, spec: ModelSpec, mesh: Mesh) -> dict[str, Any]:
     """The optimizer step of `edlm train` on this mesh."""
 
     @functools.cache
-    def in_micro_batches(count: int) -> dict[str, Any]:
+    def under(room: Room) -> dict[str, Any]:
         start = time.perf_counter()
-        lowered = lower_step(with_micro_batches(run, count), spec, mesh)
-        return _compile(lowered, mesh, time.perf_counter() - start) | dict(micro_batches=count)
+        lowered = lower_step(room.of(run), spec, mesh)
+        return _compile(lowered, mesh, time.perf_counter() - start) | room._asdict()
 
-    def leaves_room(count: int) -> bool:
-        report = in_micro_batches(count)
+    def leaves_room(room: Room) -> bool:
+        report = under(room)
         return "reason" not in report and fits(report["peak_bytes"], describe(kind).memory_bytes)
 
     kind = mesh.devices.flat[0].device_kind
-    report = in_micro_batches(fewest_micro_batches(run, mesh, leaves_room))
+    report = under(find_room(run, mesh, leaves_room))
     objective, B, L = run.objective.of_model(spec), run.data.batch_size, run.data.length
     flops = step_flops(spec, objective, B, L, run.start.lora)
     report = report | dict(batch_size=B, length=L, model_flops=flops, flops_per_device=flops / mesh.size)
     if report["fits"]:
-        again = flops / 3 if run.remat == "full" else 0.0  # the forward pass, once more
+        again = again_flops(spec, objective, B, L, report["remat"])
         report["at_best"] = speed_bound(
             describe(kind),
             flops=(flops + again) / mesh.size,

@@ -64,6 +64,7 @@ def time_train_step(run: Run, steps: int) -> dict[str, Any]:
         batch_size=B,
         length=L,
         micro_batches=run.optimizer.accumulation,
+        remat=run.remat,
         compile_seconds=compile_seconds,
         loss=loss,
         peak_bytes=_peak_bytes(compiled),

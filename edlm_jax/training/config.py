@@ -19,7 +19,7 @@ from edlm_jax.training.optimizer import SCHEDULES
 
 CHOICES = {
     "dtype": ("bfloat16", "float32"),
-    "remat": tuple(REMAT_POLICIES),
+    "remat": (*REMAT_POLICIES, "auto"),
     "init.mask_embedding": STARTS,
     "lora.columns": COLUMNS,
     "objective.grid": GRIDS,
@@ -46,7 +46,7 @@ def default_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # of the random initialisation, the order of the data and the noise
     c.dtype = "bfloat16"  # of the computation; what is trained, gradients and moments are always float32
-    c.remat = "none"  # what the backward pass computes again: none | full | dots | save_attention
+    c.remat = "none"  # what the backward pass computes again: none | dots | save_attention | full; auto = what must be
     c.attention_tiles = ()  # (queries, keys) that attention computes at once; () = the backend's own
     c.steps = 1000  # optimizer steps in all
     c.log_every = 10  # steps between lines of metrics.jsonl

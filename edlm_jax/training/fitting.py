@@ -1,15 +1,18 @@
-"""How much of a batch a device takes at once: the fewest micro-batches whose step fits into its memory.
+"""How much of a batch a device takes at once: the fewest micro-batches that fit into its memory, and what these keep.
 
-Weights are gathered and gradients summed over devices once for each micro-batch, so fewer of them move less. The
-compiler says what a step needs before anything runs.
+Weights are gathered and gradients summed over devices once for each micro-batch, so fewer of them move less. What room
+is left keeps results of the forward pass that the backward pass would compute again. The compiler says what a step
+needs before anything runs.
 """
 
 import bisect
 import dataclasses
 import functools
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from edlm_jax.files import read_json, write_whole
 from edlm_jax.models.spec import ModelSpec
+from edlm_jax.models.transformer import REMAT_POLICIES
 from edlm_jax.parallel.devices import memory_of
 from edlm_jax.parallel.mesh import BATCH_SPEC
 from edlm_jax.parallel.processes import largest
@@ -27,7 +31,9 @@ from edlm_jax.training.step import make_train_step
 _SHARE = 0.95  # of a device's memory: the rest is for the next batch, and for arrays that lie badly
 # What jax's error says of a program that does not fit; it has the status in no other form (as of jax 0.10.2).
 _FULL = "RESOURCE_EXHAUSTED"
-_NAME = "micro_batches.json"  # by devices
+_NAME = "memory.json"  # a Room by devices
+AUTO = "auto"
+_POLICIES = tuple(REMAT_POLICIES)  # each computes more again than the one before, and keeps less
 
 
 def lower_step(run: Run, spec: ModelSpec, mesh: Mesh) -> jax.stages.Lowered:
@@ -53,16 +59,36 @@ def compile_if_it_fits(lowered: jax.stages.Lowered, **options) -> jax.stages.Com
         return " ".join(str(error).split())[:300]
 
 
-def fewest_micro_batches(run: Run, mesh: Mesh, fits: Callable[[int], bool]) -> int:
-    """Of a step: the config's, or, where that is 0, the fewest that fit; where none do, one row a device at a time.
+class Room(NamedTuple):
+    """How a step uses memory: micro-batches, and what the backward pass computes again (config.remat)."""
 
-    `fits` is asked of few numbers, as a step that fits does so in smaller pieces, too.
+    micro_batches: int
+    remat: str
+
+    def of(self, run: Run) -> Run:
+        """The run under it."""
+        optimizer = dataclasses.replace(run.optimizer, accumulation=self.micro_batches)
+        return dataclasses.replace(run, optimizer=optimizer, remat=self.remat)
+
+
+def is_open(run: Run) -> bool:
+    """Is it left to the device's memory how the step is computed?"""
+    return not run.optimizer.accumulation or run.remat == AUTO
+
+
+def find_room(run: Run, mesh: Mesh, fits: Callable[[Room], bool]) -> Room:
+    """The config's, or, where accumulation is 0, the fewest micro-batches that fit; where none do, one row a device.
+
+    Where remat is "auto", so many fit as do when everything is computed again; then as much is kept as fits. `fits` is
+    asked of few, as a step that fits does so in smaller pieces, too.
     """
-    if run.optimizer.accumulation:
-        return run.optimizer.accumulation
-    rows = run.data.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
-    counts = [count for count in range(1, rows + 1) if rows % count == 0]
-    return counts[bisect.bisect_left(counts[:-1], True, key=fits)]
+    remat, count = _POLICIES[-1] if run.remat == AUTO else run.remat, run.optimizer.accumulation
+    if not count:
+        rows = run.data.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
+        counts = [count for count in range(1, rows + 1) if rows % count == 0]
+        count = counts[bisect.bisect_left(counts[:-1], True, key=lambda count: fits(Room(count, remat)))]
+    lighter = [Room(count, policy) for policy in reversed(_POLICIES[:-1])] if run.remat == AUTO else []
+    return [Room(count, remat), *itertools.takewhile(fits, lighter)][-1]
 
 
 def fits(peak_bytes: int, memory_bytes: int) -> bool:
@@ -76,40 +102,44 @@ def needed(memory) -> int:
 
 
 def fit(run: Run, spec: ModelSpec, mesh: Mesh, workdir: Path | None = None) -> Run:
-    """The run with its micro-batches decided for the devices that are here; where their memory is not known (CPU), one
-    row each at a time.
+    """The run with what it leaves open decided for the devices that are here.
 
-    With the work directory of a run that goes on: in those that it began with on such devices, to the last bit.
+    Where their memory is not known (CPU): one row each at a time, everything computed again.
+
+    With the work directory of a run that goes on: as it began on such devices, to the last bit.
     """
+    if not is_open(run):
+        return run
     memory = memory_of(mesh.local_devices[0])
 
     @functools.cache
-    def fits_here(count: int) -> bool:
-        program = compile_if_it_fits(lower_step(with_micro_batches(run, count), spec, mesh))
+    def fits_here(room: Room) -> bool:
+        program = compile_if_it_fits(lower_step(room.of(run), spec, mesh))
         return not isinstance(program, str) and fits(needed(program.memory_analysis()), memory)
 
-    known = _remembered(workdir).get(_place(run, mesh)) if workdir else None
-    count = known or fewest_micro_batches(run, mesh, fits_here if memory else lambda count: False)
-    return with_micro_batches(run, largest(count))
+    known = Room(*_remembered(workdir).get(_place(run, mesh), (0, ""))) if workdir else Room(0, "")
+    asked = Room(run.optimizer.accumulation or known.micro_batches, known.remat if run.remat == AUTO else run.remat)
+    room = known if known.micro_batches and known == asked else find_room(run, mesh, fits_here if memory else _never)
+    # The most cautious of all processes'.
+    return Room(largest(room.micro_batches), _POLICIES[largest(_POLICIES.index(room.remat))]).of(run)
 
 
 def remember(run: Run, mesh: Mesh, workdir: Path) -> None:
     """Writes down, in the work directory, what `fit` shall find in it when the run goes on."""
     if jax.process_index() == 0:
-        counts = _remembered(workdir) | {_place(run, mesh): run.optimizer.accumulation}
-        write_whole(workdir / _NAME, json.dumps(counts, indent=2))
+        rooms = _remembered(workdir) | {_place(run, mesh): Room(run.optimizer.accumulation, run.remat)}
+        write_whole(workdir / _NAME, json.dumps(rooms, indent=2))
 
 
-def _remembered(workdir: Path) -> dict[str, int]:
+def _remembered(workdir: Path) -> dict[str, Any]:
     path = workdir / _NAME
     return read_json(path) if path.exists() else {}
 
 
 def _place(run: Run, mesh: Mesh) -> str:
     tiles = run.start.tiles or "default"
-    return f"{mesh.devices.flat[0].device_kind} as {dict(mesh.shape)}, remat {run.remat}, {tiles} tiles"
+    return f"{mesh.devices.flat[0].device_kind} as {dict(mesh.shape)}, {tiles} tiles"
 
 
-def with_micro_batches(run: Run, count: int) -> Run:
-    """The run in so many micro-batches a step."""
-    return dataclasses.replace(run, optimizer=dataclasses.replace(run.optimizer, accumulation=count))
+def _never(room: Room) -> bool:
+    return False

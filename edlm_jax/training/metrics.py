@@ -41,9 +41,7 @@ def step_flops(spec: ModelSpec, objective: Objective, rows: int, length: int, lo
     through_layers = layout.columns(length)
     through_head = sum(term.columns(layout, length) for term in objective.terms)
     weights = layers * through_layers + spec.width * spec.vocab_size * through_head
-    seen = sum(layout.pairs(length, spec.kind(layer).window) for layer in range(spec.num_layers))
-    pairs = spec.num_heads * spec.head_dim * seen
-    flops = 3.0 * rows * (2 * weights + 4 * pairs)
+    flops = 6.0 * rows * weights + 3 * _attention_flops(spec, objective, rows, length)
     if lora:
         adapters = spec.num_layers * sum(map(math.prod, adapter_shapes(layer_shapes(spec), lora).values()))
         adapted = layout.noisy_columns(length) if lora.gated else through_layers
@@ -53,6 +51,20 @@ def step_flops(spec: ModelSpec, objective: Objective, rows: int, length: int, lo
             flops -= 2.0 * rows * (layers * clean + spec.width * spec.vocab_size * through_head)
             flops -= 8.0 * rows * spec.num_layers * spec.num_heads * spec.head_dim * alone
     return flops
+
+
+def again_flops(spec: ModelSpec, objective: Objective, rows: int, length: int, remat: str) -> float:
+    """FLOPs of the forward pass that a step's backward pass does again under a remat policy, at least."""
+    if remat not in ("full", "save_attention"):
+        return 0.0
+    forward = step_flops(spec, objective, rows, length) / 3
+    return forward - (remat == "save_attention") * _attention_flops(spec, objective, rows, length)
+
+
+def _attention_flops(spec: ModelSpec, objective: Objective, rows: int, length: int) -> float:
+    """Of the forward pass, over all pairs that the pattern allows."""
+    pairs = sum(objective.layout.pairs(length, spec.kind(layer).window) for layer in range(spec.num_layers))
+    return 4.0 * rows * spec.num_heads * spec.head_dim * pairs
 
 
 def drift_metrics(before: Callable[[str], jax.Array], after: dict, lora: Lora | None = None) -> dict[str, float]:

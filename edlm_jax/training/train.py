@@ -19,7 +19,7 @@ from edlm_jax.parallel.processes import agree, announce
 from edlm_jax.pretrained import open_parameters
 from edlm_jax.training.checkpoint import Checkpoints, check_workdir, latest_step, write_workdir
 from edlm_jax.training.data_state import check_sizes
-from edlm_jax.training.fitting import fit, remember
+from edlm_jax.training.fitting import fit, is_open, remember
 from edlm_jax.training.heldout import heldout_metrics, make_bound_step
 from edlm_jax.training.initial import abstract_state, initial_params, initial_state, read_spec
 from edlm_jax.training.metrics import (
@@ -55,10 +55,10 @@ def train(run: Run, workdir: str | Path) -> dict[str, Any]:
         if (newest := latest_step(workdir)) is not None:
             check_sizes(workdir / "checkpoints" / str(newest), batches.train, run.data.sources)
         announce(mesh, run.data.shards)
-        if not run.optimizer.accumulation:
+        if is_open(run):
             with reporter.busy("finding how many rows fit"):
                 run = fit(run, spec, mesh, None if newest is None else workdir)
-            reporter.say(f"{run.optimizer.accumulation} micro-batches a step")
+            reporter.say(f"{run.optimizer.accumulation} micro-batches a step, remat {run.remat}")
         trainer = Trainer(run, workdir, mesh, spec, batches, reporter)
         lines = about_model(run.start, spec, tokenizer, trainer.abstract.params)
         for line in [*lines, *about_data(batches, run.objective.layout, run.steps)]:

@@ -104,7 +104,7 @@ def test_the_8b_step_traces_with_rows_split_in_two():
     from edlm_jax.training.initial import planned_spec
 
     c = get_config()
-    c.data.batch_size, c.optimizer.accumulation = 8, 2
+    c.data.batch_size, c.optimizer.accumulation, c.remat = 8, 2, "full"
     c.mesh.update(data=1, fsdp=4, context=2)
     run = Run.of(c)
     text = lower_step(run, planned_spec(run.start), run.make_mesh()).as_text()

@@ -8,8 +8,10 @@ import jax
 import pytest
 
 from edlm_jax.attention import Tiles
+from edlm_jax.models.transformer import REMAT_POLICIES
 from edlm_jax.parallel.mesh import Axes, make_mesh
 from edlm_jax.training import fitting
+from edlm_jax.training.fitting import Room, find_room, fit, is_open, needed, remember
 from edlm_jax.training.initial import planned_spec
 from edlm_jax.training.run import Run
 
@@ -26,10 +28,19 @@ def test_the_fewest_are_found_with_few_questions(open_run):
     mesh = make_mesh(Axes(data=2, fsdp=1, tensor=1, context=1), jax.devices()[:2])
     for least, expected in ((1, 1), (2, 2), (5, 6), (7, 12), (12, 12), (99, 12)):  # of 12 rows: 1 2 3 4 6 12
         asked = []
-        assert fitting.fewest_micro_batches(open_run, mesh, lambda n: asked.append(n) or n >= least) == expected  # noqa: B023
-        assert len(asked) <= 3
-    written = fitting.with_micro_batches(open_run, 4)
-    assert fitting.fewest_micro_batches(written, mesh, lambda count: pytest.fail("nobody asks")) == 4
+        found = find_room(open_run, mesh, lambda room: asked.append(room) or room.micro_batches >= least)  # noqa: B023
+        assert found == Room(expected, open_run.remat) and len(asked) <= 3
+    assert find_room(Room(4, "dots").of(open_run), mesh, lambda room: pytest.fail("nobody asks")) == Room(4, "dots")
+
+
+@pytest.mark.parametrize(
+    ("kept", "expected"), [(0, "full"), (1, "save_attention"), (2, "dots"), (3, "none"), (-1, "full")]
+)
+def test_what_room_is_left_keeps_results(open_run, kept, expected):
+    mesh, keeps = make_mesh(Axes(data=1, fsdp=1, tensor=1, context=1), jax.devices()[:1]), list(REMAT_POLICIES)[::-1]
+    fits = lambda room: room.micro_batches >= 3 and keeps.index(room.remat) <= kept  # noqa: E731
+    found = find_room(dataclasses.replace(open_run, remat="auto"), mesh, fits)
+    assert found == Room(3 if kept >= 0 else 24, expected)
 
 
 def test_a_work_directory_remembers_what_fitted(open_run, tmp_path, monkeypatch):
@@ -37,26 +48,29 @@ def test_a_work_directory_remembers_what_fitted(open_run, tmp_path, monkeypatch)
 
     def lower(run, spec, mesh):
         compiled.append(run.optimizer.accumulation)
-        peak = SimpleNamespace(peak_memory_in_bytes=1 + 960 // run.optimizer.accumulation, **NOTHING)
-        return SimpleNamespace(compile=lambda: SimpleNamespace(memory_analysis=lambda: peak))
+        peak = 1 + 960 // run.optimizer.accumulation + 300 * (run.remat == "none")
+        memory = SimpleNamespace(peak_memory_in_bytes=peak, **NOTHING)
+        return SimpleNamespace(compile=lambda: SimpleNamespace(memory_analysis=lambda: memory))
 
     monkeypatch.setattr(fitting, "lower_step", lower)
-    spec = planned_spec(open_run.start)
-    assert fitting.fit(open_run, spec, mesh).optimizer.accumulation == 24 and not compiled  # nobody knows the memory
+    open_run, spec = dataclasses.replace(open_run, remat="auto"), planned_spec(open_run.start)
+    assert fit(open_run, spec, mesh) == Room(24, "full").of(open_run) and not compiled  # nobody knows the memory
     monkeypatch.setattr(fitting, "memory_of", lambda device: 1000)
-    fitted = fitting.fit(open_run, spec, mesh)
-    assert fitted.optimizer.accumulation == 2 and 1 in compiled  # of 961 bytes 950 may be had
-    assert dataclasses.replace(fitted, optimizer=open_run.optimizer) == open_run
-    fitting.remember(fitted, mesh, tmp_path)
+    fitted = fit(open_run, spec, mesh)
+    assert fitted == Room(2, "none").of(open_run) and 1 in compiled  # of 961 bytes 950 may be had; of 781, too
+    assert not is_open(fitted) and fit(fitted, spec, mesh) == fitted
+    remember(fitted, mesh, tmp_path)
     compiled.clear()
-    assert fitting.fit(open_run, spec, mesh, tmp_path) == fitted and not compiled
-    assert list(json.loads((tmp_path / "micro_batches.json").read_text()).values()) == [2]
-    for other in (dict(remat="full"), dict(start=dataclasses.replace(open_run.start, tiles=Tiles(8, 8)))):
-        assert fitting.fit(dataclasses.replace(open_run, **other), spec, mesh, tmp_path) and compiled
+    assert fit(open_run, spec, mesh, tmp_path) == fitted and not compiled
+    assert list(json.loads((tmp_path / "memory.json").read_text()).values()) == [[2, "none"]]
+    tiles = dataclasses.replace(open_run.start, tiles=Tiles(8, 8))
+    for other in (dict(remat="full"), dict(start=tiles)):
+        found = fit(dataclasses.replace(open_run, **other), spec, mesh, tmp_path)
+        assert found.optimizer.accumulation == 2 and compiled
         compiled.clear()
 
 
 def test_the_peak_is_never_less_than_what_is_planned():
     sizes = dict(argument_size_in_bytes=3, temp_size_in_bytes=5)
-    assert fitting.needed(SimpleNamespace(peak_memory_in_bytes=6, **sizes)) == 8  # a TPU's
-    assert fitting.needed(SimpleNamespace(peak_memory_in_bytes=9, **sizes)) == 9
+    assert needed(SimpleNamespace(peak_memory_in_bytes=6, **sizes)) == 8  # a TPU's
+    assert needed(SimpleNamespace(peak_memory_in_bytes=9, **sizes)) == 9
