@@ -9,11 +9,17 @@ _HEAD = """# What compiles and fits
 Training step and decoder of each config, compiled by the TPU and the GPU compiler for devices that were not there
 (`edlm compile`). Memory, collectives and kernels are the compiler's, model FLOPs follow from the shapes; nothing was
 run, so nothing here is a speed. Rows are of 4096 tokens. Collectives are of one device and one step, loops of known
-length counted out; the decoder's are not shown. Rows with no bound were compiled with one row a device at a time,
-before micro-batches filled memory. "At best" is a bound, never a measurement: what the step computes,
-moves in memory and sends over links, each over the published peak of the device, as if all overlapped; the longest
-binds. The seconds to compile are of two CPU cores, some of them shared with
-other work. Made from docs/compile/*.json by `python -m edlm_jax.benchmarks.compile_table docs/compile`.
+length counted out; the decoder's are not shown. An all-reduce sends its bytes twice. Rows with no bound were compiled
+with one row a device at a time, before micro-batches filled memory. "At best" is a bound, never a measurement: what the
+step computes, moves in memory and sends over links, each over the published peak of the device, as if all overlapped;
+the longest binds. The seconds to compile are of two CPU cores, some of them shared with other work. Made from
+docs/compile/*.json by `python -m edlm_jax.benchmarks.compile_table docs/compile`.
+
+Over all chips of a slice at once the TPU compiler sums gradients, and on a torus of three axes gathers weights, too, by
+all-reduces; over the chips of one or two of its axes by gathers and scatters, which send half as much. So weights are
+best sharded over a part of the slice, with `mesh.data` for the rest. 8B on v5p:4x4x4 with one row a device at a time
+and fsdp 64 moved 686.5 GiB in all-reduces a step, which are 1373 GiB over links (the compiler's word for the same
+config at an earlier commit).
 """
 _GPUS = """
 ## GPUs
@@ -21,7 +27,7 @@ _GPUS = """
 The kernels are attention's own; shared memory is the largest of a block, of what the device allows, and spills are the
 most bytes of a thread.
 """
-_COLUMNS = ("config", "devices", "mesh", "rows x micro-batches", "peak / memory, GiB", "arguments, temporaries")
+_COLUMNS = ("config", "devices", "mesh", "rows x micro-batches, remat", "peak / memory, GiB", "arguments, temporaries")
 _COLUMNS += ("decoder peak", "model FLOPs", "tiles / fewest", "collectives, GiB")
 _COLUMNS += ("at best, ms: products, memory, links", "bound, MFU", "denoising at best, ms", "compiled in")
 _KERNELS = ("shared memory", "spills")
@@ -51,7 +57,7 @@ def _cells(report: dict) -> list[str]:
         report["command"].split("configs/")[1].split(".py")[0],
         f"{f'{groups} x ' if groups > 1 else ''}{report['topology']}",
         mesh or "one device",
-        f"{step['batch_size'] // step['micro_batches']} x {step['micro_batches']}",
+        f"{step['batch_size'] // step['micro_batches']} x {step['micro_batches']}, {step.get('remat', 'full')}",
         f"{gib(step['peak_bytes'])} / {gib(report['memory_per_device'])}",
         f"{gib(step['argument_bytes'])}, {gib(step['temporary_bytes'])}",
         gib(decoder["peak_bytes"]),

@@ -77,7 +77,7 @@ def _show_program(program: dict[str, Any], memory: int) -> None:
             print(f"  at best (a bound)      {what}: {times} ms; {ends}")
     if "model_flops" in program:
         print(f"  model FLOPs            {program['model_flops']:.3e}, {program['flops_per_device']:.3e} a device")
-        print(f"  micro-batches          {program['micro_batches']}")
+        print(f"  micro-batches          {program['micro_batches']}, remat {program['remat']}")
     if tiles := program.get("attention_tiles"):
         print(
             f"  attention tiles        {tiles['visited']} of {tiles['total']} ({tiles['queries']} x {tiles['keys']}), "

@@ -18,7 +18,7 @@ def report(fits):
     program = dict(fits=fits, argument_bytes=2**30, temporary_bytes=2**31, peak_bytes=3 * 2**30, trace_seconds=1.0)
     program |= dict(compile_seconds=2.0, collectives={"all-gather": dict(count=3, bytes=2**30)})
     tiles = dict(queries=512, keys=512, visited=80, total=256, over_ideal=1.0)
-    step = program | dict(model_flops=1e15, flops_per_device=1e13, micro_batches=2, attention_tiles=tiles)
+    step = program | dict(model_flops=1e15, flops_per_device=1e13, micro_batches=2, remat="full", attention_tiles=tiles)
     described = dict(chips=4, devices=4, device_kind="TPU v5 lite", mesh=dict(fsdp=4), memory_per_device=2**34)
     return described | dict(train_step=step, decoder=program, fits=fits)
 
