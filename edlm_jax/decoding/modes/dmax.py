@@ -13,8 +13,9 @@ blocks.py. It takes a model trained on its own errors (config.objective.noise="o
 paper says. Its thresholds are low: 0.5 for mathematics, 0.65 for code.
 
 Our choices where the paper is silent: the mask token is never a token, so p is taken without it; an EOS may be revised
-like any token, so a row ends when its block is done, for which what lies behind the EOS does not count; each row stops
-alone, where the paper's code waits for the batch. A token counts as accepted in the forward that last changed it.
+like any token, so a row ends when its block is done, for which what lies behind the EOS or the limit does not count: a
+lower limit may change tokens before it, in its block; each row stops alone, where the paper's code waits for the batch.
+A token counts as accepted in the forward that last changed it.
 """
 
 from dataclasses import dataclass, replace

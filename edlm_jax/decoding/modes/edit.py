@@ -8,7 +8,8 @@ Shapes as in blocks.py. In each forward of a block, both from the same logits,
 
 A block, or the end of a row, that is full has up to `looks` forwards more, until one edits nothing; with none it is as
 in diffusion, and edits happen while the block has masks. It takes a model that was trained on tokens that are wrong:
-`config.objective.noise="own_guesses"`. A token counts as accepted in the forward that last changed it.
+`config.objective.noise="own_guesses"`. A token counts as accepted in the forward that last changed it. A row that ends
+inside a block looks no further: a lower limit may change tokens before it, in its block.
 """
 
 from dataclasses import dataclass, replace
