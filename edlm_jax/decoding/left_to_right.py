@@ -48,14 +48,15 @@ class RowSettings:
 @dataclass(frozen=True)
 class RowRequest:
     """What is decoded: `pad_B` counts the padding columns before each prompt, a row ends at any token of `ends_E`, and
-    `limit` caps its new tokens. The last five fields may be each row's own (requests.py).
+    `limit_B1` caps its new tokens: a row that may have none is done from the start. The ends and what follows the limit
+    may be each row's own (requests.py).
     """
 
     prompts_BP: jax.Array | np.ndarray
     pad_B: jax.Array | np.ndarray
     seeds_B: jax.Array | np.ndarray
     ends_E: jax.Array | np.ndarray
-    limit: int
+    limit_B1: jax.Array | np.ndarray
     rule: Threshold
     temperature: float
     allowed_BW: jax.Array | np.ndarray | None = None  # int32, a bit for each id that may come next; None: all may
@@ -82,11 +83,11 @@ class Grown:
     done_B: jax.Array
     aside: Any  # what the mode itself carries
 
-    def settle(self, new_BT, settled_B, *, forwards, limit, ends_E) -> "Grown":
+    def settle(self, new_BT, settled_B, *, forwards, limit_B1, ends_E) -> "Grown":
         """Appends the first `settled_B` of new_BT, up to an end or the limit; `forwards` were spent on them."""
         T = new_BT.shape[1]
         index_1T = jnp.arange(T)[None]
-        ends_BT = (self.count_B[:, None] + index_1T + 1 >= limit) | is_end(new_BT, ends_E)
+        ends_BT = (self.count_B[:, None] + index_1T + 1 >= limit_B1) | is_end(new_BT, ends_E)
         first_end_B = jnp.where(ends_BT.any(axis=1), jnp.argmax(ends_BT, axis=1) + 1, T + 1)
         kept_B = jnp.where(self.done_B, 0, jnp.minimum(settled_B, first_end_B))
         kept_BT = index_1T < kept_B[:, None]
@@ -132,7 +133,8 @@ class LeftToRight:
     def fresh(self, tokens_BX, start_B, cache: KVCache) -> Grown:
         """Rows with nothing settled."""
         zeros_B = jnp.zeros(len(start_B), jnp.int32)
-        return Grown(tokens_BX, jnp.zeros_like(tokens_BX), cache, start_B, zeros_B, zeros_B, zeros_B > 0, ())
+        done_B = self.request.limit_B1[:, 0] < 1
+        return Grown(tokens_BX, jnp.zeros_like(tokens_BX), cache, start_B, zeros_B, zeros_B, done_B, ())
 
     def turn(self, rows: Grown) -> Grown:
         """Settles at least one token of each row that is not done."""
@@ -202,5 +204,5 @@ class LeftToRight:
 
     def settle(self, rows: Grown, new_BT, settled_B, forwards) -> Grown:
         """`Grown.settle` with what the request says about a row's end."""
-        limit, ends_E = self.request.limit, self.request.ends_E
-        return rows.settle(new_BT, settled_B, forwards=forwards, limit=limit, ends_E=ends_E)
+        limit_B1, ends_E = self.request.limit_B1, self.request.ends_E
+        return rows.settle(new_BT, settled_B, forwards=forwards, limit_B1=limit_B1, ends_E=ends_E)
