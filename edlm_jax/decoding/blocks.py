@@ -93,9 +93,8 @@ class BlockState:
 @dataclass(frozen=True)
 class Request:
     """What is decoded: `pad_B` counts the padding columns before each prompt, a row ends at any token of `ends_E`, and
-    `limit_B1` caps its new tokens, from column `first_B` on: where blocks are counted from position 0, a row's first
-    block begins with the last tokens of its prompt. A row that may have none is done from the start. The ends and the
-    last two fields may be each row's own (requests.py).
+    `limit_B1` caps its new tokens (0: it is done from the start), from column `first_B` on: blocks counted from 0 may
+    begin with the last tokens of a prompt. The ends and the last two fields may be each row's own (requests.py).
     """
 
     prompts_BP: jax.Array | np.ndarray

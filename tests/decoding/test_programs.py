@@ -13,6 +13,12 @@ from tests.seeds import fresh_rng
 pytestmark = pytest.mark.filterwarnings("ignore:(grid 'position'|.*reads next tokens from a causal stream)")
 
 
+@pytest.fixture(autouse=True)
+def accelerator(monkeypatch):
+    """Rows are filled up as they are where they all cost the same."""
+    monkeypatch.setattr("edlm_jax.decoding.decoder.platform", lambda: "gpu")
+
+
 @pytest.mark.parametrize("watch", [None, lambda rows: None])
 @pytest.mark.parametrize("mode", ["ar", "diffusion:threshold=0.4,grid=position"])
 def test_limits_and_batch_sizes_share_programs(mode, watch):
@@ -29,6 +35,11 @@ def test_limits_and_batch_sizes_share_programs(mode, watch):
     assert not compilations(3, 1) + compilations(4, 7) + compilations(3, 31)
     assert compilations(4, 33) and compilations(5, 33)
     assert not compilations(3, 64) + compilations(8, 50) + compilations(6, 34)
+
+
+def test_on_cpu_no_row_is_there_for_nothing(monkeypatch):
+    monkeypatch.undo()
+    assert [Decoder(make_model())._rows(count) for count in (1, 3, 5, 9)] == [1, 3, 5, 9]
 
 
 @pytest.mark.parametrize("mode", ["ar", "diffusion:threshold=0.4"])
