@@ -129,7 +129,7 @@ def decoder_report(spec: ModelSpec, dtype: str, devices: list[jax.Device]) -> di
     with jax.set_mesh(mesh):
         weights = jax.eval_shape(lambda params: DecodingWeights.of(nnx.merge(graphdef, params)), params)
     weights = with_shardings(weights, param_shardings(mesh, weights, DECODING))
-    call = Call(spec, NEW_TOKENS, Sampling(), read_ends(None), np.zeros(rows, np.uint32))
+    call = Call(spec, np.full(rows, NEW_TOKENS, np.int32), Sampling(), read_ends(None), np.zeros(rows, np.uint32))
     mode = Diffusion(prefill="block_causal", grid="response", commit="fused").completed(spec)
     run = mode.start(weights, [[0] * PROMPT] * rows, call)
     is_by_row = lambda x: np.shape(x)[:1] == (rows,)  # noqa: E731

@@ -81,7 +81,7 @@ class Engine:
         decoder = model if isinstance(model, Decoder) else Decoder.of(model)
         if slots < 1 or columns < 2:
             raise InputError(f"slots must be positive and columns at least 2, not {slots} and {columns}")
-        if decoder.weights.spare(1):
+        if decoder.weights.groups > 1:
             raise InputError("the engine's rows lie on one device, or on several that share its matrices: data=1")
         modes = [mode] if mode is None or isinstance(mode, Mode) else list(mode)
         self.spec, self.slots, self.columns = decoder.spec, slots, columns

@@ -93,8 +93,8 @@ class BlockState:
 @dataclass(frozen=True)
 class Request:
     """What is decoded: `pad_B` counts the padding columns before each prompt, a row ends at any token of `ends_E`, and
-    `limit` caps its new tokens, from column `first_B` on: where blocks are counted from position 0, a row's first block
-    begins with the last tokens of its prompt. The last four fields may be each row's own (requests.py).
+    `limit_B1` caps its new tokens (0: it is done from the start), from column `first_B` on: blocks counted from 0 may
+    begin with the last tokens of a prompt. The ends and the last two fields may be each row's own (requests.py).
     """
 
     prompts_BP: jax.Array | np.ndarray
@@ -103,7 +103,7 @@ class Request:
     first_B: jax.Array | np.ndarray
     seeds_B: jax.Array | np.ndarray
     ends_E: jax.Array | np.ndarray
-    limit: int
+    limit_B1: jax.Array | np.ndarray
     rule: Rule
     temperature: float
 
@@ -111,7 +111,7 @@ class Request:
         """What a state holds: of a row that is not done, its finished blocks."""
         final = (state.tokens_BX, state.accepted_at_BX, state.start_B, state.done_B, state.denoise_B, state.commit_B)
         tokens_BX, accepted_at_BX, start_B, done_B, denoise_B, commit_B = on_host(final)
-        limit_B, columns = np.broadcast_to(np.ravel(self.limit), done_B.shape), []
+        limit_B, columns = np.asarray(self.limit_B1)[:, 0], []
         ends_B1E = np.broadcast_to(self.ends_E, (len(done_B), 1, self.ends_E.shape[-1]))
         for row, first in enumerate(self.first_B):
             count = max(start_B[row] - first, 0)
@@ -186,8 +186,8 @@ class BlockProgram:
         """Rows with nothing settled."""
         zeros_B = jnp.zeros(len(start_B), jnp.int32)
         at_BX, before_BV = jnp.zeros_like(tokens_BX), before_BV if self.settings.shifted else before_BV[:, :0]
-        none_B = zeros_B > 0
-        state = BlockState(tokens_BX, at_BX, cache, start_B, none_B, none_B, zeros_B, zeros_B, before_BV)
+        none_B, done_B = zeros_B > 0, self.request.limit_B1[:, 0] < 1
+        state = BlockState(tokens_BX, at_BX, cache, start_B, none_B, done_B, zeros_B, zeros_B, before_BV)
         return self.start(state)
 
     def denoise(self, s: BlockState) -> BlockState:
@@ -276,7 +276,7 @@ class BlockProgram:
     def ends(self, block_BC, start_B):
         """bool[B, C]: where a row ends, once no mask stands before; what was given ends nothing and does not count."""
         index_BC = self.index(start_B, block_BC.shape[1])
-        return (index_BC == self.request.limit - 1) | is_end(block_BC, self.request.ends_E) & (index_BC >= 0)
+        return (index_BC == self.request.limit_B1 - 1) | is_end(block_BC, self.request.ends_E) & (index_BC >= 0)
 
     def index(self, start_B, T: int):
         """int32[B, T]: the numbers of so many columns among the row's new tokens, from 0; what was given has less."""

@@ -49,14 +49,15 @@ class RowSettings:
 @dataclass(frozen=True)
 class RowRequest:
     """What is decoded: `pad_B` counts the padding columns before each prompt, a row ends at any token of `ends_E`, and
-    `limit` caps its new tokens. The last six fields may be each row's own (requests.py).
+    `limit_B1` caps its new tokens: a row that may have none is done from the start. The ends and what follows the limit
+    may be each row's own (requests.py).
     """
 
     prompts_BP: jax.Array | np.ndarray
     pad_B: jax.Array | np.ndarray
     seeds_B: jax.Array | np.ndarray
     ends_E: jax.Array | np.ndarray
-    limit: int
+    limit_B1: jax.Array | np.ndarray
     rule: Threshold
     temperature: float
     allowed_BW: jax.Array | np.ndarray | None = None  # int32, a bit for each id that may come next; None: all may
@@ -85,11 +86,11 @@ class Grown:
     aside: Any  # what the mode itself carries
     logprobs: Logprobs | None = None
 
-    def settle(self, new_BT, settled_B, *, forwards, limit, ends_E, logits_BTV, wanted_B) -> "Grown":
+    def settle(self, new_BT, settled_B, *, forwards, limit_B1, ends_E, logits_BTV, wanted_B) -> "Grown":
         """Appends the first `settled_B` of new_BT, up to an end or the limit; `forwards` were spent on them."""
         T = new_BT.shape[1]
         index_1T = jnp.arange(T)[None]
-        ends_BT = (self.count_B[:, None] + index_1T + 1 >= limit) | is_end(new_BT, ends_E)
+        ends_BT = (self.count_B[:, None] + index_1T + 1 >= limit_B1) | is_end(new_BT, ends_E)
         first_end_B = jnp.where(ends_BT.any(axis=1), jnp.argmax(ends_BT, axis=1) + 1, T + 1)
         kept_B = jnp.where(self.done_B, 0, jnp.minimum(settled_B, first_end_B))
         kept_BT = index_1T < kept_B[:, None]
@@ -139,8 +140,8 @@ class LeftToRight:
         zeros_B = jnp.zeros(len(start_B), jnp.int32)
         asked, V = self.request.logprobs_B is not None, self.weights.spec.vocab_size
         logprobs = Logprobs.empty(*tokens_BX.shape, V) if asked else None
-        at_BX = jnp.zeros_like(tokens_BX)
-        return Grown(tokens_BX, at_BX, cache, start_B, zeros_B, zeros_B, zeros_B > 0, (), logprobs)
+        at_BX, done_B = jnp.zeros_like(tokens_BX), self.request.limit_B1[:, 0] < 1
+        return Grown(tokens_BX, at_BX, cache, start_B, zeros_B, zeros_B, done_B, (), logprobs)
 
     def turn(self, rows: Grown) -> Grown:
         """Settles at least one token of each row that is not done."""
@@ -210,5 +211,5 @@ class LeftToRight:
 
     def settle(self, rows: Grown, new_BT, settled_B, forwards, logits_BTV=None) -> Grown:
         """`Grown.settle` with what the request says about a row's end; the logits are AR's, of lossless modes."""
-        how = dict(limit=self.request.limit, ends_E=self.request.ends_E, wanted_B=self.request.logprobs_B)
+        how = dict(limit_B1=self.request.limit_B1, ends_E=self.request.ends_E, wanted_B=self.request.logprobs_B)
         return rows.settle(new_BT, settled_B, forwards=forwards, logits_BTV=logits_BTV, **how)

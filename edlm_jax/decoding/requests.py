@@ -95,8 +95,8 @@ def make_row(
     """
     if settings.threshold is not None and has_threshold(mode):
         mode = replace(mode, **{"threshold": settings.threshold})
-    seeds_B = np.array([settings.seed], np.uint32)
-    call = Call(weights.spec, settings.limit, settings.sampling, read_ends(settings.ends), seeds_B)
+    limit_B, seeds_B = np.array([settings.limit], np.int32), np.array([settings.seed], np.uint32)
+    call = Call(weights.spec, limit_B, settings.sampling, read_ends(settings.ends), seeds_B)
     run = mode.start(weights, [list(prompt)], call)
     request, program = run.request, run.settings
     prompt_T = request.prompts_BP[0, request.pad_B[0] :]  # less what the first block is given
@@ -116,7 +116,6 @@ def make_row(
         prompts_BP=np.zeros((1, 0), np.int32),
         pad_B=np.array([start - len(prompt_T)], np.int32),
         ends_E=request.ends_E[None, None],
-        limit=np.full((1, 1), request.limit, np.int32),
         rule=jax.tree.map(lambda x: np.full((1, 1), x, np.float32), request.rule),
         temperature=sampling,
     )

@@ -174,12 +174,21 @@ def gumbel(keys_BT, V: int) -> jax.Array:
 def _narrow(logits_BCV, temperature, top_k, top_p):
     """Minus infinity outside the `top_k` best tokens and the smallest set that holds `top_p` at this temperature.
 
-    The numbers are those of all rows or, [B, 1, 1], each row's own.
+    The numbers are those of all rows or, [B, 1, 1], each row's own. A sort takes longer than all the rest of a drawing,
+    on CPU above all, so there is none where no row asks for it.
     """
-    V = logits_BCV.shape[-1]
-    if isinstance(top_k, int) and top_p == 1:  # known to need no sort, which on CPU takes far longer
-        least_BC1 = jax.lax.top_k(logits_BCV, min(top_k, V))[0][..., -1:] if top_k else -jnp.inf
+    if isinstance(top_k, int):
+        if top_p < 1:
+            return _narrow_by_sort(logits_BCV, temperature, top_k, top_p)
+        least_BC1 = jax.lax.top_k(logits_BCV, min(top_k, logits_BCV.shape[-1]))[0][..., -1:] if top_k else -jnp.inf
         return jnp.where(logits_BCV >= least_BC1, logits_BCV, -jnp.inf)
+    asked = ((temperature > 0) & ((top_k > 0) | (top_p < 1))).any()
+    sort = lambda: _narrow_by_sort(logits_BCV, temperature, top_k, top_p)  # noqa: E731
+    return jax.lax.cond(asked, sort, lambda: logits_BCV)
+
+
+def _narrow_by_sort(logits_BCV, temperature, top_k, top_p):
+    V = logits_BCV.shape[-1]
     best_first_BCV = -jnp.sort(-logits_BCV, axis=-1)
     last = jnp.where(top_k > 0, jnp.minimum(top_k, V), V) - 1
     least_BC1 = jnp.take_along_axis(best_first_BCV, jnp.broadcast_to(last, (*logits_BCV.shape[:2], 1)), axis=-1)

@@ -81,7 +81,7 @@ def decode_each(
 
 def _suits_the_engine(decoder: Decoder, *, sampling: Sampling = Sampling(), ends=None, **_) -> bool:  # noqa: B008 (frozen)
     """Its rows lie on one device, end at few tokens, and are as sure as the checkpoint's own code says."""
-    return not decoder.weights.spare(1) and len(read_ends(ends)) <= MOST_ENDS and sampling.confidence is None
+    return decoder.weights.groups == 1 and len(read_ends(ends)) <= MOST_ENDS and sampling.confidence is None
 
 
 def _in_slots(

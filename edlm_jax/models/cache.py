@@ -87,10 +87,10 @@ class DecodingWeights:
         """Where they lie; None is one device."""
         return mesh_of(self.final_norm_D)
 
-    def spare(self, rows: int) -> int:
-        """How many more rows would cost nothing: those up to a multiple of the mesh's groups of devices."""
-        mesh = self.mesh
-        return 0 if mesh is None else -rows % math.prod(mesh.shape[axis] for axis in DECODING.B)
+    @property
+    def groups(self) -> int:
+        """Of devices, each of which decodes rows of its own."""
+        return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in DECODING.B)
 
     @property
     def dtype(self):

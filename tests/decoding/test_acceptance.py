@@ -106,6 +106,28 @@ def test_rows_are_narrowed_by_their_own_numbers_as_all_rows_by_the_same():
         np.testing.assert_array_equal(found_B1V[row], alone_11V[0], f"{top_k} {top_p}")
 
 
+def test_rows_are_sorted_where_one_that_draws_asks_for_it(monkeypatch):
+    sorts, sort = [], jnp.sort
+    counted = lambda x, **how: (jax.debug.callback(lambda: sorts.append(1)), sort(x, **how))[1]  # noqa: E731
+    monkeypatch.setattr(jnp, "sort", counted)
+    logits_B1V = jnp.asarray(fresh_rng().normal(size=(3, 1, 11)), jnp.float32)
+    keys_B1 = jax.random.split(jax.random.key(0), (3, 1))
+    choose = jax.jit(lambda numbers: RowDraw().choose(logits_B1V, keys_B1, numbers))
+
+    def chosen(temperature, top_k, top_p):
+        columns = np.float32(temperature), np.int32(top_k), np.float32(top_p)
+        numbers = RowSampling(*(x_B.reshape(3, 1, 1) for x_B in columns))
+        sorts.clear()
+        tokens_B1 = choose(numbers)
+        jax.effects_barrier()
+        return tokens_B1.tolist(), len(sorts)
+
+    plain, none = chosen([0, 1, 2], [3, 0, 0], [0.5, 1, 1])  # what a greedy row asks for changes nothing
+    asked, one = chosen([0, 1, 2], [3, 0, 11], [0.5, 1, 1])
+    assert (none, one) == (0, 1) and plain == asked
+    assert chosen([0, 1, 2], [0, 0, 0], [1, 1e-6, 1])[1] == 1
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

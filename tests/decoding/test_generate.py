@@ -197,6 +197,7 @@ def test_temperature_samples_the_softmax():
 
 def test_mixed_prompts_share_programs():
     model, rng = make_model(), fresh_rng()
+    jax.clear_caches()  # other tests share them, too
     generate(model, prompts(rng, [3]), max_new_tokens=8)
     before = decode_whole.num_programs()
     for length in (1, 2, 16, 17, 30, 40, 64):
@@ -205,6 +206,7 @@ def test_mixed_prompts_share_programs():
 
 
 def test_two_hundred_mixed_prompts_compile_at_most_eight_programs():
+    jax.clear_caches()
     decoder, rng, before = Decoder(make_model()), fresh_rng(), decode_whole.num_programs()
     for length in rng.integers(1, 240, 200):
         changing = dict(threshold=float(rng.uniform()), seed=int(rng.integers(99)))

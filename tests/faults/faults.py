@@ -214,6 +214,24 @@ FAULTS = [
         "return max(range(len(paces))",
         "return min(range(len(paces))",
     ),
+    Fault(
+        "rows that fill a batch up are decoded",
+        "edlm_jax/decoding/decoder.py",
+        "limit_B=np.pad(call.limit_B, (0, spare))",
+        'limit_B=np.pad(call.limit_B, (0, spare), mode="edge")',
+    ),
+    Fault(
+        "each limit is another program",
+        "edlm_jax/decoding/modes/mode.py",
+        "bucket(self.limit_B.max(), _LEAST_ROOM)",
+        "int(self.limit_B.max())",
+    ),
+    Fault(
+        "rows that ask for top_p alone are not narrowed",
+        "edlm_jax/decoding/sampling.py",
+        "(top_k > 0) | (top_p < 1)",
+        "(top_k > 0)",
+    ),
     Fault("a row ends before its end", "edlm_jax/decoding/ends.py", "enumerate(tokens, 1)", "enumerate(tokens, 0)"),
     Fault(
         "tokens after an end are settled",

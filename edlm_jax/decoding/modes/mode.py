@@ -19,7 +19,7 @@ from edlm_jax.decoding.acceptance import Threshold, parse_rule
 from edlm_jax.decoding.blocks import BlockProgram, Request
 from edlm_jax.decoding.engine import Run
 from edlm_jax.decoding.left_to_right import LeftToRight, RowRequest, RowSettings
-from edlm_jax.decoding.prompts import pad_prompts, split_prompts
+from edlm_jax.decoding.prompts import bucket, pad_prompts, split_prompts
 from edlm_jax.decoding.sampling import Draw, Sampling
 from edlm_jax.errors import InputError
 from edlm_jax.models import ModelSpec
@@ -27,6 +27,8 @@ from edlm_jax.models.cache import DecodingWeights
 from edlm_jax.models.spec import CHOICES, PREFILLS
 
 Option = TypeVar("Option")
+
+_LEAST_ROOM = 32  # columns for new tokens: few, for a cache to hold, and enough for the answers that are short
 
 
 def option(default: Any, read: Any, help: str, flag: str | None = None) -> Any:
@@ -39,10 +41,15 @@ class Call:
     """What every mode is told beside its own options."""
 
     spec: ModelSpec
-    limit: int  # new tokens of a row
+    limit_B: np.ndarray  # the most new tokens of each row
     sampling: Sampling
     ends_E: np.ndarray
     seeds_B: np.ndarray
+
+    @property
+    def room(self) -> int:
+        """Columns for new tokens, of few numbers: each is a program."""
+        return min(bucket(self.limit_B.max(), _LEAST_ROOM), self.spec.max_length)
 
     @property
     def shifted(self) -> bool:
@@ -177,7 +184,7 @@ class BlockMode(MaskMode):
             kind=kind,
             block_length=C,
             # Counted from position 0, up to block_length - 1 tokens of the prompt lie in the first block.
-            num_blocks=-(-(call.limit + (C - 1) * (self.grid == "position")) // C),
+            num_blocks=-(-(call.room + (C - 1) * (self.grid == "position")) // C),
             mask_id=self.mask_id,
             shifted=call.shifted,
             draw=call.draw,
@@ -197,7 +204,7 @@ class BlockMode(MaskMode):
             first_B=np.array([prompts_BP.shape[1] + len(row) for row in given], np.int32),
             seeds_B=call.seeds_B,
             ends_E=call.ends_E,
-            limit=call.limit,
+            limit_B1=call.limit_B[:, None],
             rule=jax.tree.map(np.float32, rule),  # of one type always, or an int would compile again
             temperature=float(call.sampling.temperature),
         )
@@ -219,11 +226,11 @@ def run_rows(
     prompts_BP, pad_B = pad_prompts(prompts, 1, call.spec.max_length)
     temperature = float(call.sampling.temperature)
     rule = jax.tree.map(np.float32, Threshold(threshold))
-    request = RowRequest(prompts_BP, pad_B, call.seeds_B, call.ends_E, call.limit, rule, temperature)
+    request = RowRequest(prompts_BP, pad_B, call.seeds_B, call.ends_E, call.limit_B[:, None], rule, temperature)
     conversion, own = call.spec.conversion, vars(mode)
     mask_id = own.get("mask_id", conversion.mask_token_id if conversion else None)
     fixed = dict(block_length=own.get("block_length"), mask_id=mask_id, shifted=call.shifted, draw=call.draw)
-    return Run(weights, request, settings(kind=kind, room=call.limit, **fixed | own_settings))
+    return Run(weights, request, settings(kind=kind, room=call.room, **fixed | own_settings))
 
 
 def known(value: Option | None) -> Option:
