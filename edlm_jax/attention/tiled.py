@@ -46,15 +46,19 @@ class Tour(NamedTuple):
 
 def plan_tiled(sight: Sight, tiles: Tiles | None = None):
     """`attend(q, k, v)` in tiles of plain JAX, on a mesh each device for its own rows and heads."""
-    tiles = tiles or TILES
+    arrays = plan_rows(sight, partial(plan_tour, tiles=tiles or TILES))
+    return lambda q, k, v: by_rows_and_heads(attend_tour, q, k, v, arrays)
 
-    def tour(by_row):
+
+def plan_rows(sight: Sight, plan):
+    """`plan(runs of keys, documents of queries, of keys)`, on a mesh of each device for its own rows."""
+
+    def local(by_row):
         q_ids_BT, k_ids_BS, copies_BM = by_row
         runs_BRT = key_runs(sight.pattern, len(q_ids_BT), np.arange(sight.q_len), sight.k_len, copies_BM)
-        return plan_tour(runs_BRT, q_ids_BT, k_ids_BS, tiles)
+        return plan(runs_BRT, q_ids_BT, k_ids_BS)
 
-    arrays = by_rows(tour, sight.by_row, sight.batch)
-    return lambda q, k, v: by_rows_and_heads(attend_tour, q, k, v, arrays)
+    return by_rows(local, sight.by_row, sight.batch)
 
 
 def plan_tour(runs_BRT, q_ids_BT, k_ids_BS, tiles: Tiles) -> Tour:

@@ -16,15 +16,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 
-from edlm_jax.attention.intervals import key_runs, may_look, visits
+from edlm_jax.attention.intervals import may_look, visits
 from edlm_jax.attention.sight import Sight, Tiles
-from edlm_jax.attention.tiled import NEVER, pad
+from edlm_jax.attention.tiled import NEVER, pad, plan_rows
 from edlm_jax.errors import InputError
-from edlm_jax.parallel.per_device import by_rows, by_rows_and_heads
+from edlm_jax.parallel.per_device import by_rows_and_heads
 
 _SMALLEST = 16  # Triton multiplies matrices from this size on, in powers of two
 _LOG2_E = math.log2(math.e)  # its exponential has base 2
@@ -71,13 +70,7 @@ def plan_triton(sight: Sight, tiles: Tiles | None = None, interpret: bool = Fals
     policies.
     """
     tiles = checked(tiles)
-
-    def local(by_row):
-        q_ids_BT, k_ids_BS, copies_BM = by_row
-        runs_BRT = key_runs(sight.pattern, len(q_ids_BT), np.arange(sight.q_len), sight.k_len, copies_BM)
-        return plan_visits(runs_BRT, q_ids_BT, k_ids_BS, tiles)
-
-    arrays = by_rows(local, sight.by_row, sight.batch)
+    arrays = plan_rows(sight, partial(plan_visits, tiles=tiles))
     return partial(by_rows_and_heads, partial(attend_visits, tiles, interpret), arrays=arrays)
 
 
@@ -92,11 +85,8 @@ def checked(tiles: Tiles | None) -> Tiles:
 def plan_visits(runs_BRT, q_ids_BT, k_ids_BS, tiles: Tiles) -> _Plan:
     """What the kernels are told of queries and the runs of keys that `key_runs` gave."""
     # Queries that pad the last tile are like the last one: a softmax over nothing is NaN. Nobody's run holds the keys.
-    mask = _Mask(
-        pad(runs_BRT, 2, tiles.queries, mode="edge"),
-        pad(q_ids_BT, 1, tiles.queries, mode="edge"),
-        pad(k_ids_BS, 1, tiles.keys),
-    )
+    of_queries = (pad(x, -1, tiles.queries, mode="edge") for x in (runs_BRT, q_ids_BT))
+    mask = _Mask(*of_queries, pad(k_ids_BS, 1, tiles.keys))
     found = visits(*mask, *tiles)
     return _Plan(mask, found.order(), found.by_key().order())
 

@@ -28,7 +28,7 @@ from edlm_jax.attention.pattern import Pattern, PromptThenBlock
 from edlm_jax.decoding.acceptance import Rule
 from edlm_jax.decoding.ends import is_end, length_to_end
 from edlm_jax.decoding.generation import Settled, on_host
-from edlm_jax.decoding.sampling import Draw
+from edlm_jax.decoding.sampling import Draw, best_token
 from edlm_jax.decoding.windows import forward_prompt, put_whole, window
 from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, forward_cached, prefill
 
@@ -245,7 +245,7 @@ class BlockProgram:
     def lead(self, s: BlockState) -> BlockState:
         """Takes the first token of every block that has none yet from the logits of the column before it."""
         c, C = self.settings, self.settings.block_length
-        best_B = jnp.argmax(s.before_BV.at[:, c.mask_id].set(-jnp.inf), axis=-1).astype(jnp.int32)
+        best_B = best_token(s.before_BV.at[:, c.mask_id].set(-jnp.inf))
         masked_BC = c.is_noise(window(s.tokens_BX, s.start_B, C))
         return self.keep(s, best_B[:, None], masked_BC & (jnp.arange(C) == 0)[None])
 

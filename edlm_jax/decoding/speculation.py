@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edlm_jax.decoding.left_to_right import Grown, LeftToRight, RowSettings
-from edlm_jax.decoding.sampling import gumbel
+from edlm_jax.decoding.sampling import best_token, gumbel
 from edlm_jax.decoding.windows import window
 
 # What a token's key is folded with for its draft, for the test, for noise in its place; AR's own draw takes the key.
@@ -122,7 +122,7 @@ class Speculation(LeftToRight):
         # Rounding may leave nothing where p and q are the same, and a draft fall by it.
         left_B1V = jnp.where(left_B1V.any(axis=-1, keepdims=True), left_B1V, p_B1V)
         noise_B1V = gumbel(self.keys(first_B + right_B, 1), left_B1V.shape[-1])
-        last_B1 = jnp.argmax(jnp.log(left_B1V) + noise_B1V, axis=-1).astype(jnp.int32)
+        last_B1 = best_token(jnp.log(left_B1V) + noise_B1V)
         drafted_BT = jnp.pad(drafts.tokens_BD, ((0, 0), (0, 1)))
         return jnp.where(jnp.arange(self.D + 1)[None] < right_B[:, None], drafted_BT, last_B1), right_B
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from edlm_jax.decoding.acceptance import Rule, Threshold, rank
 from edlm_jax.decoding.blocks import BlockProgram, BlockSettings, BlockState
 from edlm_jax.decoding.modes.mode import BlockMode, Call, option, read_rule
-from edlm_jax.decoding.sampling import Sampling
+from edlm_jax.decoding.sampling import Sampling, best_token
 from edlm_jax.decoding.windows import forward_window, put, window
 from edlm_jax.errors import InputError
 
@@ -99,7 +99,7 @@ class _PSD(BlockProgram):
     def _cycle(self, s: PSDState) -> PSDState:
         guesses_BGC = self._guesses(s)
         logits_BGCV, s = self._forward_all(s, guesses_BGC)
-        agreed_BGC = jnp.argmax(logits_BGCV.at[..., self.settings.mask_id].set(-jnp.inf), axis=-1)
+        agreed_BGC = best_token(logits_BGCV.at[..., self.settings.mask_id].set(-jnp.inf))
         added_BGC = guesses_BGC[:, 1:] != guesses_BGC[:, :-1]
         stands_BG = (~added_BGC | (agreed_BGC[:, :-1] == guesses_BGC[:, 1:])).all(axis=-1)
         deepest_B = jnp.where(s.pending_B, 1, jnp.cumprod(stands_BG, axis=1).sum(axis=1))
