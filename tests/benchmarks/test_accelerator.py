@@ -24,6 +24,14 @@ def test_the_parts_in_tiny_sizes(tmp_path, monkeypatch, capsys):
     assert results["decode"]["tokens_per_second"]["1"].keys() >= {"ar", "diffusion 0.95"}
 
 
+def test_the_real_model_is_a_part_where_its_file_is(tmp_path, monkeypatch):
+    names = lambda: [part.name for part in parts(tmp_path)]  # noqa: E731
+    monkeypatch.setattr(accelerator, "_SMOLLM2", tmp_path / "model.gguf")
+    assert "smollm2" not in names()
+    (tmp_path / "model.gguf").touch()
+    assert names()[-1] == "smollm2" and f"--model={tmp_path / 'model.gguf'}" in parts(tmp_path)[-1].command
+
+
 def test_a_part_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     late = Part("late", ("bench", "kernels"), 0.0005)
     wrong = Part("wrong", ("bench", "decode", "--model=/nowhere"), 0.9)
