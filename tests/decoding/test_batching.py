@@ -7,9 +7,7 @@ import pytest
 
 from edlm_jax.attention import Causal
 from edlm_jax.decoding import Decoder, Engine, RequestSettings, parse_mode
-from edlm_jax.decoding.ends import read_ends
 from edlm_jax.decoding.lane import Lane
-from edlm_jax.decoding.modes import Call
 from edlm_jax.errors import InputError
 from tests.compilations import compiled
 from tests.decoding.tiny import make_model, prompts
@@ -43,16 +41,11 @@ def draw_settings(rng, mode):
 
 
 def alone(decoder, mode, prompt, settings):
-    """The same request by the decoder's program with room for the longest: the decoder would compile each limit's.
-
-    A shorter limit's tokens are not always the first ones of the longest: what stands may be revised up to a row's end.
-    """
+    """The same request by the decoder."""
     if settings.threshold is not None:
         mode = replace(mode, threshold=settings.threshold)
-    seeds_B = np.array([settings.seed], np.uint32)
-    call = Call(decoder.spec, LIMIT, settings.sampling, read_ends(settings.ends), seeds_B)
-    run = decoder.completed(mode).start(decoder.weights, [prompt], call)
-    return replace(run, request=replace(run.request, limit=settings.limit)).whole()
+    how = dict(sampling=settings.sampling, seed=[settings.seed], ends=settings.ends)
+    return decoder([prompt], mode, limit=settings.limit, **how)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -23,7 +23,7 @@ def test_rows_come_back_in_order_and_fillers_count_for_nothing():
         return Generation(rows, rows, [len(prompt) for prompt in prompts], [7] * len(prompts))
 
     decoder.refuse = lambda prompts, **_: {}
-    decoder.weights = SimpleNamespace(spare=lambda rows: 1)  # it lies where the engine does not go
+    decoder.weights = SimpleNamespace(groups=2)  # it lies where the engine does not go
     decoded = decode_batches(
         decoder, [[0] * n for n in lengths], batch_size=2, seeds=range(5), on_batch=finished.append, answer=9
     )

@@ -38,7 +38,7 @@ class Oracle:
     """Stands in for a Decoder: answers from a table by prompt; row r takes r + 1 denoising and 2 commit forwards."""
 
     spec = SimpleNamespace(max_length=100)
-    weights = SimpleNamespace(spare=lambda rows: 1)  # as on a mesh, where prompts go in batches
+    weights = SimpleNamespace(groups=2)  # as on a mesh, where prompts go in batches
 
     def __init__(self, tokenizer, answers):
         self.tokenizer, self.answers, self.calls = tokenizer, answers, []

@@ -142,7 +142,7 @@ def test_remat_gives_the_same_gradient(model, remat):
 
 
 def test_unknown_remat_is_refused(model):
-    with pytest.raises(InputError, match="none, full, dots, save_attention"):
+    with pytest.raises(InputError, match="none, dots, save_attention, full"):
         model.hidden(np.zeros((1, 2), int), pattern=Causal(), remat="some")
 
 
