@@ -124,8 +124,8 @@ class Decoder:
         if not prompts:
             return Generation([], [], [], [])
         spare = self._rows(count) - count
-        more = dict(limit_B=np.pad(call.limit_B, (0, spare)), seeds_B=np.pad(call.seeds_B, (0, spare)))
-        run = mode.start(self.weights, [*prompts, *[[0]] * spare], replace(call, **more))
+        limit_B, seeds_B = (np.pad(x, (0, spare)) for x in (call.limit_B, call.seeds_B))
+        run = mode.start(self.weights, [*prompts, *[[0]] * spare], replace(call, limit_B=limit_B, seeds_B=seeds_B))
         reader = Reader(stop, detokenize, prompts) if detokenize else None
         if on_block or stop:
             return _in_pieces(run, count, reader, on_block)

@@ -217,8 +217,8 @@ FAULTS = [
     Fault(
         "rows that fill a batch up are decoded",
         "edlm_jax/decoding/decoder.py",
-        "limit_B=np.pad(call.limit_B, (0, spare))",
-        'limit_B=np.pad(call.limit_B, (0, spare), mode="edge")',
+        "(np.pad(x, (0, spare))",
+        '(np.pad(x, (0, spare), mode="edge")',
     ),
     Fault(
         "each limit is another program",
