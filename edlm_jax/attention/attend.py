@@ -23,7 +23,7 @@ from edlm_jax.parallel.devices import platform
 # Rows of up to so many keys take the split there: on a GPU a choice, not yet measured; on two CPU cores tiles are 1.8
 # times as fast at 2048 keys with four documents a row, 0.86 with one, and slower at 1024 keys. On TPU, of rows with
 # copies that only the step knows, for splash kernels take the others; not yet measured.
-_SHORT = {"gpu": 512, "cuda": 512, "cpu": 1024, "tpu": 1024}
+_SHORT = {"gpu": 512, "cpu": 1024, "tpu": 1024}
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def plan_attention(sight: Sight, heads: tuple[int, int], tiles: Tiles | None = N
     if platform() == "tpu" and sight.copies_BM is None:
         return Plan(plan_splash(sight, heads, tiles))
     if sight.k_len > _SHORT.get(platform(), np.inf):
-        return Plan((plan_triton if platform() in ("gpu", "cuda") else plan_tiled)(sight, tiles))
+        return Plan((plan_triton if platform() == "gpu" else plan_tiled)(sight, tiles))
     return Plan(plan_split(sight))
 
 

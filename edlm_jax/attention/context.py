@@ -174,7 +174,7 @@ def plan_in_pieces(sight: Sight, heads: tuple[int, int], tiles: Tiles | None = N
             q, k, v, None if planned[0][0] is None else planned[0], planned[1]
         )
     else:
-        if target in ("gpu", "cuda"):
+        if target == "gpu":
             tiles = triton.checked(tiles)
             plan, attend = triton.plan_visits, partial(triton.attend_visits, tiles, in_python)
         else:

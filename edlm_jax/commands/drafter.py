@@ -37,10 +37,13 @@ class DrafterJob:
         self.config, self.overrides = config, [f"--config.init.path={ar}", f"--config.data.sources=({source},)"]
         self.overrides += overrides
 
-    def answers(self) -> dict[str, Any]:
-        """The model's own greedy answers to questions of the train split; a drafter of other settings goes."""
+    def clear(self) -> None:
+        """Removes a drafter of other settings."""
         shutil.rmtree(self.workdir, ignore_errors=True)
-        self.workdir.mkdir(parents=True)
+
+    def answers(self) -> dict[str, Any]:
+        """The model's own greedy answers to questions of the train split; continues where it was stopped."""
+        self.workdir.mkdir(parents=True, exist_ok=True)
         asked = questions("train", max(round(_ANSWERS * self.minutes), 1))
         write_whole(self.asked, "".join(f"{question}\n" for question in asked))
         what = [f"--model={self.ar}", f"--prompts-file={self.asked}", f"--out={self.answered}", "--mode=ar"]

@@ -38,7 +38,9 @@ def measure(
         model = workdir / "model"
         job = drafter.DrafterJob(ar, workdir / f"minutes_{minutes:g}", config, overrides, minutes)
         recipe = to_json(load_config(config, overrides))
-        trained |= stages.run("answers", job.answers, given={**asked, "config": recipe}) | stages.run("pace", job.pace)
+        given = {**asked, "config": recipe}
+        trained |= stages.run("answers", job.answers, resumes=True, given=given, clear=job.clear)
+        trained |= stages.run("pace", job.pace)
         trained |= stages.run("drafter", lambda: job.train(trained["steps"]), resumes=True)
         stages.run("export", lambda: job.export(model))
     speed = stages.run("speed", lambda: _speed(model, **measured), given={**asked, **measured})

@@ -35,16 +35,26 @@ class Stages:
         stages = self._record["stages"]
         return {name: stages[name]["seconds"] for name in self.names if name in stages}
 
-    def run(self, name: str, work: Callable[[], Any], resumes: bool = False, given: Any = None) -> Any:
+    def run(
+        self,
+        name: str,
+        work: Callable[[], Any],
+        resumes: bool = False,
+        given: Any = None,
+        clear: Callable[[], None] | None = None,
+    ) -> Any:
         """The stage's result: from the file if it is finished, else by doing the work.
 
         Args:
           given: what this stage and those behind it depend on, beside the config (JSON).
+          clear: removes what they left when something else was given; not what this stage itself left half done.
         """
         stages, index = self._record["stages"], self.names.index(name)
         if stages.get(name, {}).get("given") != given:
             for outdated in self.names[index:]:
                 stages.pop(outdated, None)
+        if clear and name not in stages:
+            clear()
         stage = stages.get(name, {"seconds": 0.0, "done": False})
         label = f"[{index + 1}/{len(self.names)}] {name}"
         if stage["done"]:

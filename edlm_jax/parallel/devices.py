@@ -60,4 +60,5 @@ def default_dtype() -> str:
 def platform() -> str:
     """What is being traced for: the devices of the mesh that is set, which need not be this machine's, or jax's own."""
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return device.platform if device is not None else jax.default_backend()
+    found = device.platform if device is not None else jax.default_backend()
+    return "gpu" if found == "cuda" else found  # one name for NVIDIA's

@@ -104,9 +104,8 @@ def needed(memory) -> int:
 def fit(run: Run, spec: ModelSpec, mesh: Mesh, workdir: Path | None = None) -> Run:
     """The run with what it leaves open decided for the devices that are here.
 
-    Where their memory is not known (CPU): one row each at a time, everything computed again.
-
-    With the work directory of a run that goes on: as it began on such devices, to the last bit.
+    Where their memory is not known (CPU): one row each at a time, everything computed again. With the work directory
+    of a run that goes on: as it began on such devices, to the last bit.
     """
     if not is_open(run):
         return run
@@ -117,9 +116,11 @@ def fit(run: Run, spec: ModelSpec, mesh: Mesh, workdir: Path | None = None) -> R
         program = compile_if_it_fits(lower_step(room.of(run), spec, mesh))
         return not isinstance(program, str) and fits(needed(program.memory_analysis()), memory)
 
-    known = Room(*_remembered(workdir).get(_place(run, mesh), (0, ""))) if workdir else Room(0, "")
-    asked = Room(run.optimizer.accumulation or known.micro_batches, known.remat if run.remat == AUTO else run.remat)
-    room = known if known.micro_batches and known == asked else find_room(run, mesh, fits_here if memory else _never)
+    known = _remembered(workdir).get(_place(run, mesh)) if workdir else None
+    if known and run.optimizer.accumulation in (0, known[0]) and run.remat in (AUTO, known[1]):
+        room = Room(*known)
+    else:
+        room = find_room(run, mesh, fits_here if memory else lambda room: False)
     # The most cautious of all processes'.
     return Room(largest(room.micro_batches), _POLICIES[largest(_POLICIES.index(room.remat))]).of(run)
 
@@ -139,7 +140,3 @@ def _remembered(workdir: Path) -> dict[str, Any]:
 def _place(run: Run, mesh: Mesh) -> str:
     tiles = run.start.tiles or "default"
     return f"{mesh.devices.flat[0].device_kind} as {dict(mesh.shape)}, {tiles} tiles"
-
-
-def _never(room: Room) -> bool:
-    return False

@@ -56,6 +56,20 @@ def test_a_stage_that_is_given_something_else_runs_again_with_those_behind_it(tm
     assert [(stage["done"], stage["given"]) for stage in seen[0].values()] == [(False, {"size": 1})]
 
 
+def test_what_a_stage_left_half_done_is_cleared_only_where_something_else_is_given(tmp_path):
+    cleared = []
+
+    def run(given, work):
+        stages = Stages(tmp_path / "stages.json", "config", NAMES)
+        return stages.run("first", work, given=given, clear=lambda: cleared.append(given))
+
+    for given, expected in ((1, [1]), (1, [1]), (2, [1, 2]), (2, [1, 2])):
+        with pytest.raises(ZeroDivisionError):
+            run(given, lambda: 1 / 0)
+        assert cleared == expected
+    assert run(2, lambda: "whole") == "whole" and cleared == [1, 2]
+
+
 def test_a_refused_stage_leaves_no_directory(tmp_path):
     with pytest.raises(ZeroDivisionError):
         Stages(tmp_path / "workdir" / "stages.json", "config", NAMES).run("first", lambda: 1 / 0)
