@@ -17,11 +17,11 @@ docs/compile/*.json by `python -m edlm_jax.benchmarks.compile_table docs/compile
 
 Over all chips of a torus of three axes (v4, v5p; seen with one matrix) the TPU compiler gathers weights and sums
 gradients by all-reduces; over the chips of one or two of its axes by gathers and scatters, which send half as much. So
-weights are best sharded over a part of such a slice, with `mesh.data` for the rest, where memory allows few micro-
-batches. 8B on v5p:4x4x4 with one row a device at a time and fsdp 64 moved 686.5 GiB in all-reduces a step, which are
-1373 GiB over links (the compiler's word for the same config at an earlier commit). On v5e:4x4, a torus of two axes, it
-does not pay: 1.5B in 32 micro-batches sent 894 GiB over links with `mesh.data=4` (not kept as JSON), for each of them
-sums over `data`, too, and 416 without.
+weights are best sharded over a part of such a slice, with `mesh.data` for the rest, where memory allows few
+micro-batches. 8B on v5p:4x4x4 with one row a device at a time and fsdp 64 moved 686.5 GiB in all-reduces a step, which
+are 1373 GiB over links (the compiler's word for the same config at an earlier commit). On v5e:4x4, a torus of two
+axes, it does not pay: 1.5B in 32 micro-batches sent 894 GiB over links with `mesh.data=4` (not kept as JSON), for each
+of them sums over `data`, too, and 416 without.
 """
 _GPUS = """
 ## GPUs
