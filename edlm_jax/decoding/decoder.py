@@ -106,7 +106,7 @@ class Decoder:
         """Decodes a batch of prompts of any lengths; `generate` explains more.
 
         Args:
-          mode: default: diffusion, or AR where the model was never converted.
+          mode: default: the model's own, `default_mode`.
           limit: the most new tokens of a row.
           seed: one for all rows, or one a row.
           ends: ids of tokens; a row ends at any of them that has no mask before it.

@@ -31,7 +31,6 @@ ADAPTERS = {  # matrix: its A and its B
 }
 ADAPTER_NAMES = {name for names in ADAPTERS.values() for name in names}
 TARGETS = {f"{matrix.partition('_')[0]}_proj": matrix for matrix in ADAPTERS}  # as Hugging Face calls them: q_proj
-COLUMNS = ("all", "noisy")
 FUSED_ADAPTERS = {  # of matrices that decoding has fused; B has one part for each of them, and zeros beside it
     "qkv_DKMH": ("qkv_a_DR", "qkv_b_RKMH"),
     "gate_up_DPF": ("gate_up_a_DR", "gate_up_b_RPF"),

@@ -22,6 +22,7 @@ GRIDS = ("response", "position")
 CONFIDENCES = ("raw", "drawn")
 COMMITS = ("fused", "separate", "first_token")
 PRIORS = ("masks", "uniform_tokens")
+ADAPTED = ("all", "noisy")
 CHOICES = dict(  # of a conversion's fields
     pattern=CONVERSIONS,
     alignment=ALIGNMENTS,
@@ -30,6 +31,7 @@ CHOICES = dict(  # of a conversion's fields
     confidence=CONFIDENCES,
     commit=COMMITS,
     noise=PRIORS,
+    adapted=ADAPTED,
 )
 
 # By their names in config.json.
@@ -51,6 +53,7 @@ class Conversion:
     confidence: str = "raw"  # of the model's own distribution, or of the one that tokens are drawn from
     commit: str = "fused"  # how a finished block enters the cache: decoding/blocks.py
     noise: str = "masks"  # what stood where tokens were unknown
+    adapted: str = "all"  # "noisy": adapters on noisy columns draft, and all else is the AR model still
 
     def __post_init__(self):
         for name in ("mask_token_id", "block_length"):

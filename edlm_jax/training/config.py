@@ -11,8 +11,8 @@ from ml_collections import ConfigDict, config_dict
 from edlm_jax.diffusion.registry import NOISES, TERMS
 from edlm_jax.diffusion.streams import ALIGNMENTS, LAYOUTS
 from edlm_jax.errors import InputError
-from edlm_jax.models.lora import COLUMNS, TARGETS
-from edlm_jax.models.spec import GRIDS, PREFILLS
+from edlm_jax.models.lora import TARGETS
+from edlm_jax.models.spec import ADAPTED, GRIDS, PREFILLS
 from edlm_jax.models.transformer import REMAT_POLICIES
 from edlm_jax.pretrained.mask_token import STARTS
 from edlm_jax.training.optimizer import SCHEDULES
@@ -21,7 +21,7 @@ CHOICES = {
     "dtype": ("bfloat16", "float32"),
     "remat": (*REMAT_POLICIES, "auto"),
     "init.mask_embedding": STARTS,
-    "lora.columns": COLUMNS,
+    "lora.columns": ADAPTED,
     "objective.grid": GRIDS,
     "objective.pattern": tuple(LAYOUTS),
     "objective.noise": tuple(NOISES),

@@ -138,4 +138,5 @@ def _conversion(c: ConfigDict, layout: Layout) -> Conversion | None:
         return None
     prefill = layout.prefill if o.prefill == "auto" else o.prefill
     prior, mask_id = o.noise if o.noise in PRIORS else "masks", max(c.init.mask_token_id, 0)
-    return Conversion(mask_id, o.block_length, o.pattern, o.alignment, prefill, o.grid, noise=prior)
+    adapted = c.lora.columns if c.lora.rank else "all"
+    return Conversion(mask_id, o.block_length, o.pattern, o.alignment, prefill, o.grid, noise=prior, adapted=adapted)

@@ -60,7 +60,7 @@ def test_a_drafter_is_trained_beside_the_model(command, tmp_path):
     before, after = (load_pretrained(tmp_path / name, "float32") for name in ("ar", "model"))
     was, now = (dict(nnx.to_flat_state(nnx.state(model))) for model in (before, after))
     assert all(np.array_equal(was[path][...], now[path][...]) for path in was)
-    assert after.layers.gated and np.any(after.layers.q_b_RNH[...])
+    assert after.layers.gated and np.any(after.layers.q_b_RNH[...]) and after.spec.conversion.adapted == "noisy"
 
 
 def test_a_changed_setting_runs_its_stages_again_and_no_others(command, tmp_path, capsys, monkeypatch):

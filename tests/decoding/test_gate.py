@@ -156,3 +156,9 @@ def test_modes_that_verify_nothing_are_refused():
     for mode in ("diffusion", "mars"):
         with pytest.raises(InputError, match=f"{mode} verifies no drafts.*use ar, self_speculation"):
             generate(gated, [[1, 2]], max_new_tokens=3, mode=mode)
+
+
+def test_a_model_that_only_drafts_decodes_by_self_speculation():
+    model, gated = make_gated("Uno", fresh_rng())
+    assert Decoder(gated).completed(None).name == "self_speculation"
+    assert Decoder(model).completed(None).name == "diffusion"

@@ -41,7 +41,9 @@ def make_model(alignment="same_position", prefill="block_causal", scale=40.0, se
 
 def with_gate(model, rng, rank=3):
     """The model with random adapters that act on noisy columns alone."""
-    gated = Transformer(model.spec, rngs=nnx.Rngs(0), lora=Lora(rank, 2.0 * rank, "noisy"))
+    conversion = dataclasses.replace(model.spec.conversion, adapted="noisy")
+    spec = dataclasses.replace(model.spec, conversion=conversion)
+    gated = Transformer(spec, rngs=nnx.Rngs(0), lora=Lora(rank, 2.0 * rank, "noisy"))
     nnx.update(gated, nnx.state(model))
     for names in ADAPTERS.values():
         for name in names:

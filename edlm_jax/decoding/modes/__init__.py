@@ -44,8 +44,10 @@ __all__ = [
 
 
 def default_mode(spec: ModelSpec) -> Mode:
-    """Diffusion, or AR where a model was never converted."""
-    return Diffusion() if spec.conversion else Autoregressive()
+    """AR where a model was never converted, self-speculation where it only drafts, else diffusion."""
+    if spec.conversion is None:
+        return Autoregressive()
+    return SelfSpeculation() if spec.conversion.adapted == "noisy" else Diffusion()
 
 
 def options_of(name: str) -> set[str]:
@@ -83,7 +85,7 @@ def parse_mode(text: str) -> Mode:
 def add_mode_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares --mode and, for each option that some mode has, an argument of its own."""
     names = "{" + ",".join(MODES) + "}"
-    what = "or with options, as in psd:depth=3 (default: diffusion if the model was converted)"
+    what = "or with options, as in psd:depth=3 (default: diffusion; self_speculation where adapters draft; else ar)"
     parser.add_argument("--mode", metavar=names, help=what)
     takers: dict[str, list[type[Mode]]] = {}
     for mode in MODES.values():
