@@ -12,7 +12,7 @@ import numpy as np
 from edlm_jax.models.lora import Lora, partition
 from edlm_jax.parallel.mesh import local_rows, to_global
 from edlm_jax.reports.progress import Progress
-from edlm_jax.training.fitting import fit
+from edlm_jax.training.fitting import fit, needed
 from edlm_jax.training.initial import abstract_state, initial_params, initial_state, planned_spec
 from edlm_jax.training.metrics import mfu_meter, step_flops
 from edlm_jax.training.run import Run
@@ -96,5 +96,5 @@ def state_bytes(state: TrainState, lora: Lora | None) -> dict[str, int]:
 def _peak_bytes(compiled) -> dict[str, int]:
     """Of one device: what the compiler plans for the step, and, where the device counts, what was in use at most."""
     analysis, stats = compiled.memory_analysis(), jax.local_devices()[0].memory_stats() or {}
-    planned = {"planned": analysis.peak_memory_in_bytes} if analysis else {}
+    planned = {"planned": needed(analysis)} if analysis else {}
     return planned | ({"measured": stats["peak_bytes_in_use"]} if "peak_bytes_in_use" in stats else {})

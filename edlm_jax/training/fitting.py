@@ -97,7 +97,7 @@ def fits(peak_bytes: int, memory_bytes: int) -> bool:
 
 
 def needed(memory) -> int:
-    """The peak in bytes, by a program's `memory_analysis`; a TPU's can lie below the temporaries that it plans."""
+    """The peak in bytes, by a program's `memory_analysis`; those of TPUs and CPUs can leave out the temporaries."""
     return max(memory.peak_memory_in_bytes, memory.argument_size_in_bytes + memory.temp_size_in_bytes)
 
 

@@ -83,6 +83,8 @@ def test_bench_train(tiny_config, capsys, monkeypatch):
     assert result["tokens_per_second"] == pytest.approx(8 * 32 / seconds["median"])
     assert result["model_flops_per_second"] == pytest.approx(result["model_flops_per_step"] / seconds["median"])
     assert result["loss"] > 0 and result["mesh"]["fsdp"] == 8
+    state = sum(result["state_bytes"][name] for name in ("parameters", "optimizer")) / 8  # of a device
+    assert result["peak_bytes"]["planned"] > 1.5 * state  # what the forward pass keeps counts, too
     attention = result["attention"]
     slower = attention["dense"]["milliseconds"] / attention["attend"]["milliseconds"]
     assert attention["speedup"] == pytest.approx(slower) and attention["ideal_speedup"] > 4  # of two streams, packed
