@@ -1,6 +1,6 @@
-"""Who may look at whom (`pattern`), and how fast (`plan_attention` once a forward, then `attend`)."""
+"""Who may look at whom (`pattern`), and how fast (`plan_attention` once a forward)."""
 
-from edlm_jax.attention.attend import Plan, attend, plan_attention
+from edlm_jax.attention.attend import Attend, plan_attention
 from edlm_jax.attention.context import InPieces
 from edlm_jax.attention.pattern import (
     PLAIN,
@@ -18,17 +18,16 @@ from edlm_jax.attention.splash import count_tiles
 
 __all__ = [
     "PLAIN",
+    "Attend",
     "Bidirectional",
     "BlockCausal",
     "Causal",
     "CleanContext",
     "InPieces",
     "Pattern",
-    "Plan",
     "Sight",
     "SlidingWindow",
     "Tiles",
-    "attend",
     "attend_cached",
     "attend_dense",
     "count_tiles",

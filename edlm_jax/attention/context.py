@@ -76,12 +76,8 @@ class InPieces(Pattern):
     @cached_property
     def query_order(self) -> np.ndarray:
         """`order` of the queries."""
-        return self.order.reshape(self.pieces, -1)[:, : self.num_queries // self.pieces].reshape(-1)
-
-    @property
-    def num_queries(self) -> int:
-        """Columns that are queries."""
-        return self.queries or self.length
+        count = self.queries or self.length
+        return self.order.reshape(self.pieces, -1)[:, : count // self.pieces].reshape(-1)
 
     @property
     def chunk(self) -> int:
@@ -99,7 +95,6 @@ class InPieces(Pattern):
         return self.pattern.allowed(self.query_order[q], self.order[k])
 
     def within(self, window: int | None) -> "InPieces":
-        """The window is the row's."""
         return dataclasses.replace(self, pattern=self.pattern.within(window))
 
     def for_queries(self, count: int) -> Pattern:
@@ -126,7 +121,6 @@ class InPieces(Pattern):
         return tuple(part.reshape(B, -1, *rest) for part in (pieces[:, :, :M], pieces[:, :, M:]))
 
     def join(self, noisy_BM: jax.Array, clean_BL: jax.Array) -> jax.Array:
-        """The row of its two streams."""
         B, rest = noisy_BM.shape[0], noisy_BM.shape[2:]
         parts = [x.reshape(B, self.pieces, -1, *rest) for x in (noisy_BM, clean_BL)]
         return jnp.concatenate(parts, axis=2).reshape(B, -1, *rest)
@@ -160,9 +154,8 @@ def plan_in_pieces(sight: Sight, heads: tuple[int, int], tiles: Tiles | None = N
     target, in_python = interpret or platform(), bool(interpret)
     on_tpu = sight.copies_BM is None and target == "tpu"
     if on_tpu and has_partial_tiles(pattern, sight.q_len, sight.k_len, tiles or splash.TILES):
-        kernel = make_kernel(
-            pattern, sight.q_len, sight.k_len, local_heads(*heads), tiles or splash.TILES, in_python
-        )
+        how = local_heads(*heads), tiles or splash.TILES, in_python
+        kernel = make_kernel(pattern, sight.q_len, sight.k_len, *how)
         by_piece = NamedSharding(mesh, PartitionSpec(None, CONTEXT_AXIS))
         segments = sight.q_segments_BT, sight.k_segments_BS
         if segments[0] is not None:  # a device needs the documents of all keys: they are gathered here, once

@@ -1,9 +1,9 @@
 """Who may look at whom: the attention patterns of Efficient-DLM (arXiv 2512.14067, section 3) as hashable values.
 
 A pattern answers one question, `allowed(query index, key index)`, and everything else is lowered from that answer: the
-dense mask of the tests (`dense`), and the kernels that skip what it forbids (`attend`). Indices are columns of the row,
-not RoPE positions, and block b is columns [b*C, (b+1)*C). In the pictures rows are queries, columns keys, `#` may look
-and `.` may not.
+dense mask of the tests (`dense`), and the kernels that skip what it forbids (attend.py). Indices are columns of the
+row, not RoPE positions, and block b is columns [b*C, (b+1)*C). In the pictures rows are queries, columns keys, `#` may
+look and `.` may not.
 """
 
 from collections.abc import Callable
@@ -53,7 +53,6 @@ class Causal(Pattern):
     """
 
     def allowed(self, q, k):
-        """Key not later than query."""
         return k <= q
 
 
@@ -62,7 +61,6 @@ class Bidirectional(Pattern):
     """Everyone looks at everyone (Dream, LLaDA): no KV cache can be exact under it."""
 
     def allowed(self, q, k):
-        """Always."""
         return (q == q) & (k == k)
 
 
@@ -82,7 +80,6 @@ class BlockCausal(Pattern):
         _check_block_length(self.block_length)
 
     def allowed(self, q, k):
-        """Key's block not later than query's block."""
         return k // self.block_length <= q // self.block_length
 
 
@@ -104,7 +101,7 @@ class CleanContext(Pattern):
     noisy column sees of its own block what is not later than itself. RoPE positions run 0..length-1 on both.
 
     The noisy stream has `noisy_length` columns (default: length). Column j is a noisy copy of clean column j % length:
-    2 * length of them are two views, [noisy | noisy | clean]. `attend` takes other copies as an array.
+    2 * length of them are two views, [noisy | noisy | clean]. A `Sight` takes other copies as an array.
 
           noisy   clean      length = 4, block_length = 2, clean = "block_causal"
         # # . . | . . . .
@@ -138,7 +135,6 @@ class CleanContext(Pattern):
 
     @property
     def noisy_columns(self) -> int:
-        """The length of the noisy stream."""
         return self.noisy_length or self.length
 
     @property
@@ -164,7 +160,6 @@ class CleanContext(Pattern):
         return (q_noisy & (own_block | earlier)) | (~q_noisy & from_clean)
 
     def positions(self, length: int) -> np.ndarray:
-        """0..L-1 on each stream."""
         return self.place(np.arange(length)).astype(np.int32)
 
     def place(self, column):
@@ -189,22 +184,18 @@ class SlidingWindow(Pattern):
     window: int
 
     def allowed(self, q, k):
-        """As the pattern says, and near."""
         return self.pattern.allowed(q, k) & self._near(q, k)
 
     def dense(self, q_len: int, k_len: int) -> np.ndarray:
-        """Of the pattern's mask what is near."""
         return self.pattern.dense(q_len, k_len) & self._near(np.arange(q_len)[:, None], np.arange(k_len)[None])
 
     def _near(self, q, k):
         return abs(self.place(q) - self.place(k)) < self.window
 
     def place(self, column):
-        """The pattern's."""
         return self.pattern.place(column)
 
     def positions(self, length: int) -> np.ndarray:
-        """The pattern's."""
         return self.pattern.positions(length)
 
 

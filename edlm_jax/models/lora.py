@@ -52,7 +52,6 @@ class Lora:
 
     @property
     def scale(self) -> float:
-        """Of A B."""
         return self.alpha / self.rank
 
     @property
@@ -62,7 +61,6 @@ class Lora:
 
     @property
     def adapters(self) -> dict[str, tuple[str, str]]:
-        """Those of ADAPTERS that there are."""
         return {TARGETS[name]: ADAPTERS[TARGETS[name]] for name in self.targets or TARGETS}
 
 

@@ -123,7 +123,6 @@ class ModelSpec:
         return dict(zip("VDNKHF", shape, strict=True))
 
     def kind(self, layer: int) -> Kind:
-        """Of one layer."""
         return self.kinds[layer % len(self.kinds)]
 
     @property
@@ -133,7 +132,6 @@ class ModelSpec:
 
     @property
     def on_position_grid(self) -> bool:
-        """Are blocks counted from position 0?"""
         return self.conversion is not None and self.conversion.grid == "position"
 
     @classmethod
