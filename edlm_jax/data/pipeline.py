@@ -21,9 +21,8 @@ from typing import Any
 import grain
 import numpy as np
 
-from edlm_jax.data.counts import Tally
 from edlm_jax.data.packing import FILLER, Grid, Row, align_document, pack_documents, padding_row, what_is_lost
-from edlm_jax.data.shards import ShardedBatches
+from edlm_jax.data.shards import BatchIterator, open_batches
 from edlm_jax.data.shuffle import shuffle
 from edlm_jax.data.tokenized import Tokenized, open_tokenized
 from edlm_jax.errors import InputError
@@ -61,11 +60,7 @@ class Pieces(Sequence):
 
     def __init__(self, documents: Tokenized, grid: Grid, mask_id: int | None):
         self.documents, self.grid, self.mask_id = documents, grid, mask_id
-
-    @property
-    def tally(self) -> Tally:
-        """Of the documents."""
-        return self.documents.tally
+        self.tally = documents.tally
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -86,16 +81,21 @@ class CutDocuments(grain.experimental.FlatMapTransform):
     """A document's aligned pieces, however many."""
 
     def flat_map(self, pieces: list) -> list:
-        """The pieces were cut when the document was tokenised."""
-        return pieces
+        return pieces  # they were cut when the document was tokenised
 
 
 class EvalBatches:
-    """Held-out batches, as often as they are iterated over; `tallies` count what became of their documents."""
+    """The held-out batches, of each the rows `rows` (None: all): each document once, until the first source ends or
+    eval_batches are made. The same ones as often as they are iterated over; the last may be filled with padding.
 
-    def __init__(self, data: Data, sources: list[Pieces], grid: Grid, rows: Sequence[int] | None):
-        self._data, self._sources, self._grid, self._rows = data, sources, grid, rows
-        self.tallies = [source.tally for source in sources]
+    Each process packs the whole set, so that all of them see the same number of batches. `tallies` count what became of
+    the documents.
+    """
+
+    def __init__(self, data: Data, tokenizer, *, rows: Sequence[int] | None = None, mask_id: int | None = None):
+        self._data, self._rows, self._grid = data, rows, _make_grid(data, tokenizer)
+        self._sources = open_sources(data.eval_sources, data, tokenizer, self._grid, mask_id)
+        self.tallies = [source.tally for source in self._sources]
 
     def __iter__(self) -> Iterator[Row]:
         data = self._data
@@ -111,7 +111,7 @@ class EvalBatches:
 
 def make_dataset(
     data: Data, tokenizer, *, rows: Sequence[int] | None = None, mask_id: int | None = None
-) -> ShardedBatches:
+) -> BatchIterator:
     """The training batches, without end; of each batch the rows `rows` (None: all), in ascending order."""
     grid = _make_grid(data, tokenizer)
     sources = open_sources(data.sources, data, tokenizer, grid, mask_id)
@@ -130,19 +130,7 @@ def make_dataset(
 
     rows = range(data.batch_size) if rows is None else rows
     tallies = [source.tally for source in sources]
-    return ShardedBatches(open_shard, shards=data.shards, batch_size=data.batch_size, rows=rows, tallies=tallies)
-
-
-def make_eval_batches(
-    data: Data, tokenizer, *, rows: Sequence[int] | None = None, mask_id: int | None = None
-) -> EvalBatches:
-    """The held-out batches, of each the rows `rows` (None: all): each document once, until the first source ends or
-    eval_batches are made. The same batches whenever it is called; the last one may be filled with padding.
-
-    Each process packs the whole set, so that all of them see the same number of batches.
-    """
-    grid = _make_grid(data, tokenizer)
-    return EvalBatches(data, open_sources(data.eval_sources, data, tokenizer, grid, mask_id), grid, rows)
+    return open_batches(open_shard, shards=data.shards, batch_size=data.batch_size, rows=rows, tallies=tallies)
 
 
 def open_sources(

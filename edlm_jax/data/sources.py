@@ -168,7 +168,6 @@ def open_text(path: str, separator: str = "") -> Sequence:
 
 
 def open_jsonl(path: str, columns: Mapping = {}) -> Sequence:  # noqa: B006 (never changed)
-    """JSON lines, one object per line."""
     return JsonLines(FileParts(find_files(path, ".jsonl", compressed=True), "\n"), columns, path)
 
 
@@ -195,13 +194,7 @@ def open_tfds(path: str, split: str = "train", columns: Mapping = {}) -> Sequenc
 
 
 def open_array_record(path: str) -> Sequence:
-    """Pre-tokenised documents."""
     return TokenRecords(find_files(path, ".array_record"))
-
-
-def open_stdlib(split: str = "train") -> Sequence:
-    """The Python standard library's sources."""
-    return StdlibSource(split=split)
 
 
 OPENERS: dict[str, Callable[..., Sequence]] = {
@@ -212,7 +205,7 @@ OPENERS: dict[str, Callable[..., Sequence]] = {
     "tfds": open_tfds,
     "array_record": open_array_record,
     "tasks": TaskSource,
-    "stdlib": open_stdlib,
+    "stdlib": StdlibSource,
 }
 
 

@@ -59,15 +59,14 @@ class Term:
         return streams.aligned(x_BTD), streams.targets_BM, self.wanted(streams)
 
     def sums(self, streams: Streams, model, x_BTD) -> Sums:
-        """{"loss": the sum over the batch, ...} from the last hidden states."""
-        raise NotImplementedError
+        """{"loss": the sum over the batch, ...} from the last hidden states; by itself of cross-entropy."""
+        return {"loss": model.cross_entropy(*self.reads(streams, x_BTD)).sum()}  # 0 where it is not wanted
 
     def losses(self, sums: Sums, weights: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """What is reported of training and of held-out data; `weights` are all terms' counts, and "tokens"."""
         return {f"{self.name}_loss": mean(sums["loss"], weights[self.name])}
 
     def metrics(self, sums: Sums, weights: dict[str, jax.Array], streams: Streams) -> dict[str, jax.Array]:
-        """What a step reports."""
         return self.losses(sums, weights) | {name: value for name, value in sums.items() if name != "loss"}
 
 
@@ -96,10 +95,6 @@ class NextToken(Term):
 
     def reads(self, streams: Streams, x_BTD) -> tuple[jax.Array, jax.Array, jax.Array]:
         return streams.clean(x_BTD), *streams.next_tokens
-
-    def sums(self, streams: Streams, model, x_BTD) -> Sums:
-        ce_BL = model.cross_entropy(*self.reads(streams, x_BTD))
-        return {"loss": weighted_sum(ce_BL, self.wanted(streams))[0]}
 
 
 @dataclass(frozen=True)

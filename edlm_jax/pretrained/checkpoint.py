@@ -95,11 +95,6 @@ class Checkpoint:
             )
 
     @property
-    def names(self) -> list[str]:
-        """All tensors."""
-        return list(self._files)
-
-    @property
     def metadata(self) -> dict[str, str]:
         """What the files say beside their tensors."""
         return {key: value for file in self._files.values() for key, value in (file.metadata() or {}).items()}

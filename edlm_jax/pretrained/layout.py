@@ -60,17 +60,14 @@ class Place:
 
     @property
     def layer_shape(self) -> tuple[int, ...]:
-        """The shape of one layer of our parameter."""
         return tuple(dict(self.sizes)[letter] for letter in self.letters)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of our parameter."""
         return ((self.num_layers,) if self.num_layers else ()) + self.layer_shape
 
     @property
     def hf_shape(self) -> tuple[int, ...]:
-        """The shape of each Hugging Face tensor."""
         sizes = dict(self.sizes)
         return tuple(math.prod(sizes[letter] for letter in group) for group in self.groups)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edlm_jax.errors import InputError
+from edlm_jax.files import read_json
 from edlm_jax.pretrained.source import find_directory, read_config
 from edlm_jax.pretrained.tokenizer_files import WHOLE, stand_in
 
@@ -37,7 +38,8 @@ def load_tokenizer(path_or_repo: str | Path, vocab_size: int | None = None) -> "
 
 
 def _open(directory: Path) -> "PreTrainedTokenizerBase":
-    instead, whole = stand_in(directory), (directory / "tokenizer.json").is_file()
+    settings, whole = directory / "tokenizer_config.json", (directory / "tokenizer.json").is_file()
+    instead = stand_in(read_json(settings) if settings.is_file() else {})
     if instead == WHOLE and not whole:
         raise InputError(
             f"{directory}: its tokenizer is code in that directory, which never runs; put the tokenizer.json of the "

@@ -6,19 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edlm_jax.files import read_json
 from edlm_jax.pretrained.source import tokenizer_files
 from edlm_jax.pretrained.text import listed_ends
 
 # Tokenizers whose class is code of their own, and the class of transformers that reads the same files alike.
 _CLASSES = {"DreamTokenizer": "Qwen2Tokenizer"}
 WHOLE = "PreTrainedTokenizerFast"  # for any other such class: all that it is must stand in tokenizer.json
-
-
-def stand_in(directory: Path) -> str | None:
-    """The class of transformers in place of the code that a directory's tokenizer asks for; None: it asks for none."""
-    path = directory / "tokenizer_config.json"
-    return _stand_in(read_json(path) if path.is_file() else {})
 
 
 def copy_tokenizer(source: str | Path, target: Path, config: Mapping[str, Any]) -> None:
@@ -33,7 +26,8 @@ def copy_tokenizer(source: str | Path, target: Path, config: Mapping[str, Any]) 
     _change(target / "generation_config.json", lambda generation: generation | _ends(generation, config))
 
 
-def _stand_in(settings: Mapping[str, Any]) -> str | None:
+def stand_in(settings: Mapping[str, Any]) -> str | None:
+    """The class of transformers in place of the code that tokenizer_config.json asks for; None: it asks for none."""
     name = str(settings.get("tokenizer_class"))
     if name in _CLASSES:
         return _CLASSES[name]
@@ -45,7 +39,7 @@ def _stand_in(settings: Mapping[str, Any]) -> str | None:
 
 
 def _without_code(settings: dict[str, Any]) -> dict[str, Any]:
-    instead = _stand_in(settings)
+    instead = stand_in(settings)
     kept = {name: value for name, value in settings.items() if name != "auto_map"}
     return kept | ({"tokenizer_class": instead} if instead else {})
 

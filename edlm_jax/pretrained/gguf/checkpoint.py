@@ -55,15 +55,12 @@ class _Tensor:
         self._head_dim = head_dim(file) if turned else 0
 
     def get_shape(self) -> list[int]:
-        """As Hugging Face has it."""
         return self._tensor.shape.tolist()[::-1]
 
     def get_dtype(self) -> str:
-        """The name of its type."""
         return self._tensor.tensor_type.name
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-        """A part."""
         from gguf import dequantize
 
         rows, columns, H = index[0], index[1:], self._head_dim or 1
