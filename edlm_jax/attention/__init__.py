@@ -9,11 +9,12 @@ from edlm_jax.attention.pattern import (
     Causal,
     CleanContext,
     Pattern,
+    Sight,
     SlidingWindow,
+    Tiles,
     same_segment,
 )
 from edlm_jax.attention.reference import attend_cached, attend_dense
-from edlm_jax.attention.sight import Sight, Tiles
 from edlm_jax.attention.splash import count_tiles
 
 __all__ = [

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from edlm_jax.attention.context import InPieces, plan_in_pieces
-from edlm_jax.attention.sight import Sight, Tiles
+from edlm_jax.attention.pattern import Sight, Tiles
 from edlm_jax.attention.splash import plan_splash
 from edlm_jax.attention.split import plan_split
 from edlm_jax.attention.tiled import plan_tiled

@@ -21,12 +21,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from edlm_jax.attention import splash, tiled, triton
 from edlm_jax.attention.intervals import key_runs
-from edlm_jax.attention.pattern import BlockCausal, CleanContext, Pattern, unbounded
-from edlm_jax.attention.sight import Sight, Tiles
+from edlm_jax.attention.pattern import BlockCausal, CleanContext, Pattern, Sight, Tiles, unbounded
 from edlm_jax.attention.splash import has_partial_tiles, local_heads, make_kernel, run_kernel
 from edlm_jax.parallel.devices import platform
-from edlm_jax.parallel.per_device import head_axes, row_axes
-from edlm_jax.parallel.sharding import TRAINING
+from edlm_jax.parallel.sharding import TRAINING, head_axes, row_axes
 
 (CONTEXT_AXIS,) = TRAINING.L
 Maybe = TypeVar("Maybe", jax.Array, None, jax.Array | None)
@@ -56,8 +54,7 @@ class InPieces(Pattern):
     @classmethod
     def on_mesh(cls, pattern: Pattern, length: int) -> "InPieces":
         """A piece for each device of the context axis; one, the row as it is, where whole blocks do not go round."""
-        mesh = jax.sharding.get_abstract_mesh()
-        pieces = mesh.shape.get(CONTEXT_AXIS, 1) if not mesh.empty else 1
+        pieces = jax.sharding.get_abstract_mesh().shape.get(CONTEXT_AXIS, 1)
         streams, C = _streams(pattern, length), _block(pattern)
         return cls(pattern, length, 1 if any(size % (pieces * C) for size in streams) else pieces)
 
@@ -163,9 +160,7 @@ def plan_in_pieces(sight: Sight, heads: tuple[int, int], tiles: Tiles | None = N
             segments = segments[0], jax.lax.with_sharding_constraint(segments[1], everywhere)
         arrays = segments, kernel
         specs = (PartitionSpec(rows, CONTEXT_AXIS), PartitionSpec(rows)), kernel.manual_sharding_spec(by_piece)
-        local = lambda q, k, v, planned: run_kernel(  # noqa: E731
-            q, k, v, None if planned[0][0] is None else planned[0], planned[1]
-        )
+        local = lambda q, k, v, planned: run_kernel(q, k, v, *planned)  # noqa: E731
     else:
         if target == "gpu":
             tiles = triton.checked(tiles)

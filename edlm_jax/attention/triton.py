@@ -20,10 +20,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 
 from edlm_jax.attention.intervals import Visits, may_look, visits
-from edlm_jax.attention.sight import Sight, Tiles
+from edlm_jax.attention.pattern import Sight, Tiles
 from edlm_jax.attention.tiled import NEVER, pad, plan_rows
 from edlm_jax.errors import InputError
-from edlm_jax.parallel.per_device import by_rows_and_heads
+from edlm_jax.parallel.sharding import by_rows_and_heads
 
 _SMALLEST = 16  # Triton multiplies matrices from this size on, in powers of two
 _LOG2_E = math.log2(math.e)  # its exponential has base 2

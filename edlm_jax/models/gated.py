@@ -8,15 +8,9 @@ from collections.abc import Callable
 
 import jax
 
-from edlm_jax.attention import Attend, InPieces, Sight
+from edlm_jax.attention import Attend, InPieces
 from edlm_jax.models.lora import without_adapters
 from edlm_jax.parallel.sharding import constrain
-
-
-def clean_sight(row: InPieces, window: int | None, batch: int, segment_ids_BT: jax.Array | None) -> Sight:
-    """What the clean stream sees of itself."""
-    L, documents_BL = row.pattern.length, None if segment_ids_BT is None else row.split(segment_ids_BT)[1]
-    return Sight(row.beside_noise.within(window), batch, L, L, documents_BL, documents_BL)
 
 
 def two_streams(

@@ -6,8 +6,8 @@ over it, so that a 36-layer model compiles as fast as a 5-layer one. Parameter n
 parallel/sharding.py reads it.
 """
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import partial, wraps
 from typing import Any
 
 import jax
@@ -18,8 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from edlm_jax.attention import Causal, CleanContext, InPieces, Pattern, Sight, Tiles, plan_attention
 from edlm_jax.errors import InputError
 from edlm_jax.models.column_losses import Certainty, Divergence
-from edlm_jax.models.compiled_once import compiled_once
-from edlm_jax.models.gated import clean_sight, two_streams
+from edlm_jax.models.gated import two_streams
 from edlm_jax.models.head import column_loss, linear_cross_entropy
 from edlm_jax.models.layer import layer_forward, layer_shapes, norm, scaled_embedding
 from edlm_jax.models.lora import Lora, initial_adapters, scaled, without_adapters
@@ -37,6 +36,27 @@ REMAT_POLICIES = {  # each keeps less of the forward pass than the one before
 
 # So few layers are written out one by one: stacking what they keep for the backward pass costs a tenth of a CPU's step.
 _UNROLLED = 4
+
+
+def compiled_once(*static: str) -> Callable[[Callable], Callable]:
+    """A decorator of a model's method: one program for all calls of equal shapes, `static` arguments and model class.
+
+    A forward pass makes the functions that it scans over anew, so that jax by itself would compile at every call.
+    Inside `jax.jit` it is as if this were not there.
+    """
+
+    def decorate(method):
+        @partial(jax.jit, static_argnames=("graphdef", *static))
+        def run(graphdef, state, *args, **kwargs):
+            return method(nnx.merge(graphdef, state), *args, **kwargs)
+
+        @wraps(method)
+        def call(self, *args, **kwargs):
+            return run(*nnx.split(self), *args, **kwargs)
+
+        return call
+
+    return decorate
 
 
 class Layers(nnx.Module):
@@ -141,10 +161,11 @@ class Transformer(nnx.Module):
             return plan_attention(sight, heads, self.tiles)
 
         if self.layers.gated and isinstance(pattern, CleanContext):
+            L, documents_BL = pattern.length, None if segment_ids_BT is None else row.split(segment_ids_BT)[1]
 
             def beside(window):
-                alone = plan_attention(clean_sight(row, window, B, segment_ids_BT), heads, self.tiles)
-                return planned(window, pattern.noisy_columns), alone
+                alone = Sight(row.beside_noise.within(window), B, L, L, documents_BL, documents_BL)
+                return planned(window, pattern.noisy_columns), plan_attention(alone, heads, self.tiles)
 
             checkpointed = partial(rematerialise, remat=remat, in_scan=in_scan)
             plans, forward = {window: beside(window) for window in spec.windows}, partial(layer_forward, spec)
