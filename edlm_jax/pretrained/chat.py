@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from edlm_jax.errors import InputError
-from edlm_jax.pretrained.encode import encode_more, encode_rendered, encode_text, quote
+from edlm_jax.pretrained.encode import encode_bare, encode_more, encode_text, quote
 
 Message = Mapping[str, Any]  # role, content, and what the template knows: tool_calls, reasoning_content, name, ...
 Part = tuple[str, bool]  # text with quotations marked (encode.py), and whether the assistant says it
@@ -16,7 +16,7 @@ Part = tuple[str, bool]  # text with quotations marked (encode.py), and whether 
 
 def encode_chat(tokenizer, messages: Sequence[Message], tools: Any = None) -> list[int]:
     """The prompt that asks for the next turn."""
-    return encode_rendered(tokenizer, render(tokenizer, messages, tools, add_generation_prompt=True))
+    return encode_bare(tokenizer, render(tokenizer, messages, tools, add_generation_prompt=True))
 
 
 def encode_prompt(tokenizer, text: str, chat: bool) -> list[int]:
@@ -63,7 +63,7 @@ def encode_parts(tokenizer, parts: Sequence[Part]) -> Iterator[tuple[list[int], 
     """(ids, whether the assistant says it) of each part, as the decoder meets it: no prompt knows its answer."""
     before = None
     for text, says in parts:
-        ids = encode_rendered(tokenizer, text) if before is None else encode_more(tokenizer, text, before)
+        ids = encode_bare(tokenizer, text) if before is None else encode_more(tokenizer, text, before)
         yield ids, says
         before = text
 

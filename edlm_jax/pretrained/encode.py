@@ -23,7 +23,7 @@ _ALIAS = "\ufdd2{}\ufdd2"  # of a special token, in a tokenizer that knows the s
 
 def encode_text(tokenizer, text: str) -> list[int]:
     """The ids of a text from its beginning; one that begins with the start token already gets no second one."""
-    start, ids = _start(tokenizer), _encode(tokenizer, text)
+    start, ids = _start(tokenizer), encode_bare(tokenizer, text)
     return ids if ids[: len(start)] == start else [*start, *ids]
 
 
@@ -31,15 +31,15 @@ def encode_more(tokenizer, text: str, before: str) -> list[int]:
     """The ids of what follows a text that was encoded on its own."""
     if _begins_with_space(tokenizer):
         for other in (before, "\n"):  # the second where the two would be joined into one token
-            head, both = _encode(tokenizer, other), _encode(tokenizer, other + text)
+            head, both = encode_bare(tokenizer, other), encode_bare(tokenizer, other + text)
             if both[: len(head)] == head:
                 return both[len(head) :]
-    return _encode(tokenizer, text)
+    return encode_bare(tokenizer, text)
 
 
-def encode_rendered(tokenizer, text: str) -> list[int]:
-    """The ids of a chat template's text from its beginning: it writes its start token itself, or wants none."""
-    return _encode(tokenizer, text)
+def encode_bare(tokenizer, text: str) -> list[int]:
+    """The ids of a text with nothing before it: a chat template writes its start token itself, or wants none."""
+    return _encode_quoting(tokenizer, text) if QUOTED in text else tokenizer.encode(text, add_special_tokens=False)
 
 
 def begin_id(tokenizer) -> int:
@@ -79,10 +79,6 @@ def _begins_with_space(tokenizer) -> bool:
     """Does a text get a space before it, which one that follows other text must not get? (Llama 2, Mistral)"""
     alone, behind = (tokenizer.encode(text, add_special_tokens=False) for text in ("x", "\nx"))
     return behind[len(behind) - len(alone) :] != alone
-
-
-def _encode(tokenizer, text: str) -> list[int]:
-    return _encode_quoting(tokenizer, text) if QUOTED in text else tokenizer.encode(text, add_special_tokens=False)
 
 
 def _encode_quoting(tokenizer, text: str) -> list[int]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 
@@ -20,9 +19,6 @@ class GgufCheckpoint(Checkpoint):
     """As a directory's tensors are read: what is sliced is dequantised, and nothing else."""
 
     dtypes = (*FLOATS, *QUANTISED)
-
-    def __init__(self, path: str | Path):
-        super().__init__(Path(path))
 
     def __enter__(self) -> "GgufCheckpoint":
         self.file = open_gguf(self.directory)
