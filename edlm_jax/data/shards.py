@@ -59,7 +59,6 @@ class BatchIterator:
 
 def open_batches(
     open_shard: Callable[[int], grain.IterDataset],
-    *,
     shards: int,
     batch_size: int,
     rows: Sequence[int],

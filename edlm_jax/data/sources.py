@@ -57,7 +57,10 @@ class Rows(Sequence):
         if not 0 <= index < len(self):
             raise IndexError(index)
         try:
-            return self._to_document(self.read(index))
+            row = self.read(index)
+            wanted = {name: column for name, column in self.columns.items() if name != TOOLS or column in row}
+            columns = choose_columns(wanted, row, "it")
+            return {name: self._to_value(name, row[column]) for name, column in columns.items()}
         except UnicodeError:
             raise InputError("not UTF-8") from None
 
@@ -69,11 +72,6 @@ class Rows(Sequence):
     def read(self, index: int) -> Mapping[str, Any]:
         """A row as it stands."""
         return self.table[index]
-
-    def _to_document(self, row: Mapping[str, Any]) -> Document:
-        wanted = {name: column for name, column in self.columns.items() if name != TOOLS or column in row}
-        columns = choose_columns(wanted, row, "it")
-        return {name: self._to_value(name, row[column]) for name, column in columns.items()}
 
     def _to_value(self, name: str, value: Any) -> Any:
         value = _plain(value, self.nulls)

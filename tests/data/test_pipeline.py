@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from edlm_jax.data import packing, pipeline
-from edlm_jax.data.pipeline import Data, EvalBatches, make_dataset
-from edlm_jax.data.shuffle import shuffle
+from edlm_jax.data.pipeline import Data, EvalBatches, make_dataset, shuffle
 from edlm_jax.errors import InputError
 from tests.data.conftest import CHAT_TEMPLATE, make_tokenizer
 from tests.seeds import fresh_rng
