@@ -23,10 +23,9 @@ from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.parallel.processes import check_shared
 from edlm_jax.parallel.sharding import param_shardings
-from edlm_jax.pretrained.tokenizer_files import copy_tokenizer
-from edlm_jax.training.arrays import array_handler, restore_args
-from edlm_jax.training.config import RESUMABLE, differing_keys, with_new_fields
-from edlm_jax.training.data_state import DataHandler, DataItem
+from edlm_jax.pretrained.tokenizer import copy_tokenizer
+from edlm_jax.training.config import RESUMABLE, differing_keys
+from edlm_jax.training.handlers import DataHandler, DataItem, array_handler, restore_args
 from edlm_jax.training.step import TrainState
 
 _POLICY = ocp.checkpoint_managers
@@ -113,7 +112,7 @@ def check_workdir(workdir: Path, config: str) -> None:
         return
     if latest_step(workdir) is None:  # a run that ended before its first checkpoint: nothing is lost
         return
-    names = differing_keys(json.loads(config), with_new_fields(read_json(workdir / "config.json")))
+    names = differing_keys(json.loads(config), read_json(workdir / "config.json"))
     if names:
         raise InputError(
             f"{workdir} holds a run with another config ({', '.join(names)} differ); choose another --workdir, or "

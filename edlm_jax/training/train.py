@@ -17,8 +17,8 @@ from edlm_jax.parallel.mesh import check_batch, local_rows, to_global
 from edlm_jax.parallel.processes import agree, announce
 from edlm_jax.pretrained import open_parameters
 from edlm_jax.training.checkpoint import Checkpoints, check_workdir, latest_step, write_workdir
-from edlm_jax.training.data_state import check_sizes
 from edlm_jax.training.fitting import fit, is_open, remember
+from edlm_jax.training.handlers import check_sizes
 from edlm_jax.training.heldout import heldout_metrics, make_bound_step
 from edlm_jax.training.initial import abstract_state, initial_params, initial_state, read_spec
 from edlm_jax.training.metrics import Clock, MetricsFiles, Window, drift_metrics, mfu_meter, step_flops
