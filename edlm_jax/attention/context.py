@@ -61,14 +61,12 @@ class InPieces(Pattern):
     @cached_property
     def order(self) -> np.ndarray:
         """int32[length]: the column of the row that lies in each place."""
-        pieces, start = [[] for _ in range(self.pieces)], 0
+        columns, chunks_PX = np.arange(self.length, dtype=np.int32), []
         for size, (front, back) in zip(_streams(self.pattern, self.length), self._chunks, strict=True):
-            stop = start + size
-            for index, piece in enumerate(pieces):
-                piece.append(np.arange(start + index * front, start + (index + 1) * front))
-                piece.append(np.arange(stop - (index + 1) * back, stop - index * back))
-            start = stop
-        return np.concatenate([chunk for piece in pieces for chunk in piece]).astype(np.int32)
+            stream, columns = columns[:size], columns[size:]
+            fronts, backs = np.split(stream, [self.pieces * front])
+            chunks_PX += [fronts.reshape(self.pieces, front), backs.reshape(self.pieces, back)[::-1]]
+        return np.concatenate(chunks_PX, axis=1).reshape(-1)
 
     @cached_property
     def query_order(self) -> np.ndarray:

@@ -42,8 +42,10 @@ def read_parquet(files: list[Path], choose_columns: Callable[[list[str], str], M
 
 def load_hf_dataset(path: str, split: str) -> Sequence:
     """A dataset saved with save_to_disk, or one split of a saved DatasetDict."""
-    import datasets
-
+    try:
+        import datasets
+    except ImportError:
+        raise InputError("an hf_dataset source needs the datasets package: pip install datasets") from None
     try:
         dataset = datasets.load_from_disk(path)
     except FileNotFoundError as error:
@@ -57,8 +59,10 @@ def load_hf_dataset(path: str, split: str) -> Sequence:
 
 def load_tfds(path: str, split: str) -> Sequence:
     """One split of a prepared TFDS version directory (the one that holds dataset_info.json)."""
-    import tensorflow_datasets as tfds
-
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError:
+        raise InputError("a tfds source needs tensorflow-datasets: pip install tensorflow-datasets") from None
     if not (Path(path) / "dataset_info.json").is_file():
         raise InputError(f"no prepared TFDS version at {path}: dataset_info.json is missing")
     builder = tfds.builder_from_directory(path)

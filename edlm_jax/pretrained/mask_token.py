@@ -73,7 +73,13 @@ def start_mask_embedding(model: Transformer, mask_id: int, how: str, key: jax.Ar
     """
     if how not in STARTS:
         raise InputError(f"init.mask_embedding {how!r} is not one of {', '.join(STARTS)}")
-    embedding_VD = model.embedding_VD[...]
+    row_D, ratio = _start(model.embedding_VD[...], mask_id, how, key)
+    if how != "keep":
+        model.embedding_VD[...] = model.embedding_VD[...].at[mask_id].set(row_D)
+    return float(ratio)
+
+
+def _start(embedding_VD: jax.Array, mask_id: int, how: str, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     rows_VD = embedding_VD.astype(jnp.float32)
     others_V1 = (jnp.arange(rows_VD.shape[0]) != mask_id)[:, None]
     median = jnp.median(jnp.linalg.norm(rows_VD, axis=1))
@@ -84,6 +90,4 @@ def start_mask_embedding(model: Transformer, mask_id: int, how: str, key: jax.Ar
     if how == "noise":
         spread_D = jnp.std(rows_VD, axis=0, where=others_V1)
         row_D = mean_D + spread_D * jax.random.normal(key, mean_D.shape)
-    if how != "keep":
-        model.embedding_VD[...] = embedding_VD.at[mask_id].set(row_D.astype(embedding_VD.dtype))
-    return float(jnp.linalg.norm(row_D) / median)
+    return row_D.astype(embedding_VD.dtype), jnp.linalg.norm(row_D) / median
