@@ -1,6 +1,6 @@
-"""Who may look at whom (`pattern`), and how fast (`plan_attention` once a forward, then `attend`)."""
+"""Who may look at whom (`pattern`), and how fast (`plan_attention` once a forward)."""
 
-from edlm_jax.attention.attend import Plan, attend, plan_attention
+from edlm_jax.attention.attend import Attend, plan_attention
 from edlm_jax.attention.context import InPieces
 from edlm_jax.attention.pattern import (
     PLAIN,
@@ -9,26 +9,26 @@ from edlm_jax.attention.pattern import (
     Causal,
     CleanContext,
     Pattern,
+    Sight,
     SlidingWindow,
+    Tiles,
     same_segment,
 )
 from edlm_jax.attention.reference import attend_cached, attend_dense
-from edlm_jax.attention.sight import Sight, Tiles
 from edlm_jax.attention.splash import count_tiles
 
 __all__ = [
     "PLAIN",
+    "Attend",
     "Bidirectional",
     "BlockCausal",
     "Causal",
     "CleanContext",
     "InPieces",
     "Pattern",
-    "Plan",
     "Sight",
     "SlidingWindow",
     "Tiles",
-    "attend",
     "attend_cached",
     "attend_dense",
     "count_tiles",

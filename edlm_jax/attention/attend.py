@@ -6,14 +6,12 @@ equal.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
 
 from edlm_jax.attention.context import InPieces, plan_in_pieces
-from edlm_jax.attention.sight import Sight, Tiles
+from edlm_jax.attention.pattern import Sight, Tiles
 from edlm_jax.attention.splash import plan_splash
 from edlm_jax.attention.split import plan_split
 from edlm_jax.attention.tiled import plan_tiled
@@ -26,15 +24,14 @@ from edlm_jax.parallel.devices import platform
 _SHORT = {"gpu": 512, "cpu": 1024, "tpu": 1024}
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What all layers of a forward share: masks, documents, and the tiles that are worth a visit."""
-
-    run: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (q_BTNH, k_BSKH, v_BSKH) -> out_BTNH
 
 
-def plan_attention(sight: Sight, heads: tuple[int, int], tiles: Tiles | None = None) -> Plan:
-    """The plan of a forward pass, for the platform and the mesh that it is traced for.
+def plan_attention(sight: Sight, heads: tuple[int, int], tiles: Tiles | None = None) -> Attend:
+    """Scaled dot-product attention of all layers of a forward, for the platform and the mesh that it is traced for.
+
+    What they share is worked out here: masks, documents, and the tiles that are worth a visit. The result of each is
+    named "attention" for remat policies.
 
     On TPU in tiles (`plan_splash`), whatever the shapes, unless the copies are only known inside the step. Then, and on
     CPU, in tiles of plain JAX (`plan_tiled`), and on GPU in ours (`plan_triton`), where rows are long. Else by the
@@ -45,16 +42,9 @@ def plan_attention(sight: Sight, heads: tuple[int, int], tiles: Tiles | None = N
       tiles: of whichever backend computes in tiles; by default its own.
     """
     if isinstance(sight.pattern, InPieces):
-        return Plan(plan_in_pieces(sight, heads, tiles))
+        return plan_in_pieces(sight, heads, tiles)
     if platform() == "tpu" and sight.copies_BM is None:
-        return Plan(plan_splash(sight, heads, tiles))
+        return plan_splash(sight, heads, tiles)
     if sight.k_len > _SHORT.get(platform(), np.inf):
-        return Plan((plan_triton if platform() == "gpu" else plan_tiled)(sight, tiles))
-    return Plan(plan_split(sight))
-
-
-def attend(
-    q_BTNH: Float[Array, "B T N H"], k_BSKH: Float[Array, "B S K H"], v_BSKH: Float[Array, "B S K H"], plan: Plan
-) -> Float[Array, "B T N H"]:
-    """Scaled dot-product attention under a plan. The result is named "attention" for remat policies."""
-    return plan.run(q_BTNH, k_BSKH, v_BSKH)
+        return (plan_triton if platform() == "gpu" else plan_tiled)(sight, tiles)
+    return plan_split(sight)

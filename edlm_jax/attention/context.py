@@ -21,12 +21,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from edlm_jax.attention import splash, tiled, triton
 from edlm_jax.attention.intervals import key_runs
-from edlm_jax.attention.pattern import BlockCausal, CleanContext, Pattern, unbounded
-from edlm_jax.attention.sight import Sight, Tiles
+from edlm_jax.attention.pattern import BlockCausal, CleanContext, Pattern, Sight, Tiles, unbounded
 from edlm_jax.attention.splash import has_partial_tiles, local_heads, make_kernel, run_kernel
 from edlm_jax.parallel.devices import platform
-from edlm_jax.parallel.per_device import head_axes, row_axes
-from edlm_jax.parallel.sharding import TRAINING
+from edlm_jax.parallel.sharding import TRAINING, head_axes, row_axes
 
 (CONTEXT_AXIS,) = TRAINING.L
 Maybe = TypeVar("Maybe", jax.Array, None, jax.Array | None)
@@ -56,32 +54,25 @@ class InPieces(Pattern):
     @classmethod
     def on_mesh(cls, pattern: Pattern, length: int) -> "InPieces":
         """A piece for each device of the context axis; one, the row as it is, where whole blocks do not go round."""
-        mesh = jax.sharding.get_abstract_mesh()
-        pieces = mesh.shape.get(CONTEXT_AXIS, 1) if not mesh.empty else 1
+        pieces = jax.sharding.get_abstract_mesh().shape.get(CONTEXT_AXIS, 1)
         streams, C = _streams(pattern, length), _block(pattern)
         return cls(pattern, length, 1 if any(size % (pieces * C) for size in streams) else pieces)
 
     @cached_property
     def order(self) -> np.ndarray:
         """int32[length]: the column of the row that lies in each place."""
-        pieces, start = [[] for _ in range(self.pieces)], 0
+        columns, chunks_PX = np.arange(self.length, dtype=np.int32), []
         for size, (front, back) in zip(_streams(self.pattern, self.length), self._chunks, strict=True):
-            stop = start + size
-            for index, piece in enumerate(pieces):
-                piece.append(np.arange(start + index * front, start + (index + 1) * front))
-                piece.append(np.arange(stop - (index + 1) * back, stop - index * back))
-            start = stop
-        return np.concatenate([chunk for piece in pieces for chunk in piece]).astype(np.int32)
+            stream, columns = columns[:size], columns[size:]
+            fronts, backs = np.split(stream, [self.pieces * front])
+            chunks_PX += [fronts.reshape(self.pieces, front), backs.reshape(self.pieces, back)[::-1]]
+        return np.concatenate(chunks_PX, axis=1).reshape(-1)
 
     @cached_property
     def query_order(self) -> np.ndarray:
         """`order` of the queries."""
-        return self.order.reshape(self.pieces, -1)[:, : self.num_queries // self.pieces].reshape(-1)
-
-    @property
-    def num_queries(self) -> int:
-        """Columns that are queries."""
-        return self.queries or self.length
+        count = self.queries or self.length
+        return self.order.reshape(self.pieces, -1)[:, : count // self.pieces].reshape(-1)
 
     @property
     def chunk(self) -> int:
@@ -99,7 +90,6 @@ class InPieces(Pattern):
         return self.pattern.allowed(self.query_order[q], self.order[k])
 
     def within(self, window: int | None) -> "InPieces":
-        """The window is the row's."""
         return dataclasses.replace(self, pattern=self.pattern.within(window))
 
     def for_queries(self, count: int) -> Pattern:
@@ -126,7 +116,6 @@ class InPieces(Pattern):
         return tuple(part.reshape(B, -1, *rest) for part in (pieces[:, :, :M], pieces[:, :, M:]))
 
     def join(self, noisy_BM: jax.Array, clean_BL: jax.Array) -> jax.Array:
-        """The row of its two streams."""
         B, rest = noisy_BM.shape[0], noisy_BM.shape[2:]
         parts = [x.reshape(B, self.pieces, -1, *rest) for x in (noisy_BM, clean_BL)]
         return jnp.concatenate(parts, axis=2).reshape(B, -1, *rest)
@@ -160,9 +149,8 @@ def plan_in_pieces(sight: Sight, heads: tuple[int, int], tiles: Tiles | None = N
     target, in_python = interpret or platform(), bool(interpret)
     on_tpu = sight.copies_BM is None and target == "tpu"
     if on_tpu and has_partial_tiles(pattern, sight.q_len, sight.k_len, tiles or splash.TILES):
-        kernel = make_kernel(
-            pattern, sight.q_len, sight.k_len, local_heads(*heads), tiles or splash.TILES, in_python
-        )
+        how = local_heads(*heads), tiles or splash.TILES, in_python
+        kernel = make_kernel(pattern, sight.q_len, sight.k_len, *how)
         by_piece = NamedSharding(mesh, PartitionSpec(None, CONTEXT_AXIS))
         segments = sight.q_segments_BT, sight.k_segments_BS
         if segments[0] is not None:  # a device needs the documents of all keys: they are gathered here, once
@@ -170,9 +158,7 @@ def plan_in_pieces(sight: Sight, heads: tuple[int, int], tiles: Tiles | None = N
             segments = segments[0], jax.lax.with_sharding_constraint(segments[1], everywhere)
         arrays = segments, kernel
         specs = (PartitionSpec(rows, CONTEXT_AXIS), PartitionSpec(rows)), kernel.manual_sharding_spec(by_piece)
-        local = lambda q, k, v, planned: run_kernel(  # noqa: E731
-            q, k, v, None if planned[0][0] is None else planned[0], planned[1]
-        )
+        local = lambda q, k, v, planned: run_kernel(q, k, v, *planned)  # noqa: E731
     else:
         if target == "gpu":
             tiles = triton.checked(tiles)

@@ -28,10 +28,6 @@ class Visits(NamedTuple):
     seen_BIJ: jax.Array
     whole_BIJ: jax.Array
 
-    def by_key(self) -> "Visits":
-        """The same for a loop over the query tiles of each key tile."""
-        return Visits(self.seen_BIJ.swapaxes(1, 2), self.whole_BIJ.swapaxes(1, 2))
-
     def order(self) -> tuple[jax.Array, jax.Array]:
         """(int32[B, I, J] J's tiles, the whole ones first, then other seen ones; int32[B, I, 2] where these end)."""
         rank_BIJ = 2 - self.seen_BIJ.astype(jnp.int32) - self.whole_BIJ

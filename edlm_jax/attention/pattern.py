@@ -1,14 +1,16 @@
 """Who may look at whom: the attention patterns of Efficient-DLM (arXiv 2512.14067, section 3) as hashable values.
 
 A pattern answers one question, `allowed(query index, key index)`, and everything else is lowered from that answer: the
-dense mask of the tests (`dense`), and the kernels that skip what it forbids (`attend`). Indices are columns of the row,
-not RoPE positions, and block b is columns [b*C, (b+1)*C). In the pictures rows are queries, columns keys, `#` may look
-and `.` may not.
+dense mask of the tests (`dense`), and the kernels that skip what it forbids (attend.py). Indices are columns of the
+row, not RoPE positions, and block b is columns [b*C, (b+1)*C). In the pictures rows are queries, columns keys, `#` may
+look and `.` may not.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -27,7 +29,7 @@ class Pattern:
 
     def positions(self, length: int) -> np.ndarray:
         """int32[length] RoPE positions of a row that holds one document from its first column on."""
-        return np.arange(length, dtype=np.int32)
+        return self.place(np.arange(length)).astype(np.int32)
 
     def place(self, column):
         """Elementwise: where in its stream a column stands; in one document places differ as RoPE positions do."""
@@ -39,7 +41,7 @@ class Pattern:
 
     def dense(self, q_len: int, k_len: int) -> np.ndarray:
         """bool[q_len, k_len]: the whole mask, for tests, pictures and short sequences."""
-        return np.asarray(self.allowed(np.arange(q_len)[:, None], np.arange(k_len)[None, :]))
+        return self.allowed(np.arange(q_len)[:, None], np.arange(k_len)[None, :])
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,6 @@ class Causal(Pattern):
     """
 
     def allowed(self, q, k):
-        """Key not later than query."""
         return k <= q
 
 
@@ -62,7 +63,6 @@ class Bidirectional(Pattern):
     """Everyone looks at everyone (Dream, LLaDA): no KV cache can be exact under it."""
 
     def allowed(self, q, k):
-        """Always."""
         return (q == q) & (k == k)
 
 
@@ -82,7 +82,6 @@ class BlockCausal(Pattern):
         _check_block_length(self.block_length)
 
     def allowed(self, q, k):
-        """Key's block not later than query's block."""
         return k // self.block_length <= q // self.block_length
 
 
@@ -104,7 +103,7 @@ class CleanContext(Pattern):
     noisy column sees of its own block what is not later than itself. RoPE positions run 0..length-1 on both.
 
     The noisy stream has `noisy_length` columns (default: length). Column j is a noisy copy of clean column j % length:
-    2 * length of them are two views, [noisy | noisy | clean]. `attend` takes other copies as an array.
+    2 * length of them are two views, [noisy | noisy | clean]. A `Sight` takes other copies as an array.
 
           noisy   clean      length = 4, block_length = 2, clean = "block_causal"
         # # . . | . . . .
@@ -138,7 +137,6 @@ class CleanContext(Pattern):
 
     @property
     def noisy_columns(self) -> int:
-        """The length of the noisy stream."""
         return self.noisy_length or self.length
 
     @property
@@ -163,10 +161,6 @@ class CleanContext(Pattern):
         from_clean = ~k_noisy & self.clean_pattern.allowed(q_clean, k_clean)
         return (q_noisy & (own_block | earlier)) | (~q_noisy & from_clean)
 
-    def positions(self, length: int) -> np.ndarray:
-        """0..L-1 on each stream."""
-        return self.place(np.arange(length)).astype(np.int32)
-
     def place(self, column):
         """That of the clean column which a noisy one is a copy of."""
         return (column - self.noisy_columns * (column >= self.noisy_columns)) % self.length
@@ -189,23 +183,10 @@ class SlidingWindow(Pattern):
     window: int
 
     def allowed(self, q, k):
-        """As the pattern says, and near."""
-        return self.pattern.allowed(q, k) & self._near(q, k)
-
-    def dense(self, q_len: int, k_len: int) -> np.ndarray:
-        """Of the pattern's mask what is near."""
-        return self.pattern.dense(q_len, k_len) & self._near(np.arange(q_len)[:, None], np.arange(k_len)[None])
-
-    def _near(self, q, k):
-        return abs(self.place(q) - self.place(k)) < self.window
+        return self.pattern.allowed(q, k) & (abs(self.place(q) - self.place(k)) < self.window)
 
     def place(self, column):
-        """The pattern's."""
         return self.pattern.place(column)
-
-    def positions(self, length: int) -> np.ndarray:
-        """The pattern's."""
-        return self.pattern.positions(length)
 
 
 @dataclass(frozen=True)
@@ -218,6 +199,37 @@ class PromptThenBlock(Pattern):
     def allowed(self, q, k):
         """The block sees everything; the prompt never sees the block."""
         return (q >= self.length) | ((k < self.length) & self.prefill.allowed(q, k))
+
+
+class Sight(NamedTuple):
+    """A pattern over `q_len` query and `k_len` key columns of `batch` rows, with their documents.
+
+    Where segment ids are given a column looks inside its own document alone. Under `CleanContext`, `copies_BM` says
+    which clean column each noisy one is a copy of, whole blocks at a time.
+    """
+
+    pattern: Pattern
+    batch: int
+    q_len: int
+    k_len: int
+    q_segments_BT: jax.Array | None = None
+    k_segments_BS: jax.Array | None = None
+    copies_BM: jax.Array | None = None
+
+    @property
+    def by_row(self) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        """(segments of queries, of keys, copies), which devices that share out rows share out; one document if none."""
+        if self.q_segments_BT is not None and self.k_segments_BS is not None:
+            return self.q_segments_BT.astype(jnp.int32), self.k_segments_BS.astype(jnp.int32), self.copies_BM
+        one_BT, one_BS = (jnp.zeros((self.batch, length), jnp.int32) for length in (self.q_len, self.k_len))
+        return one_BT, one_BS, self.copies_BM
+
+
+class Tiles(NamedTuple):
+    """The largest tile of scores that is computed at once; a backend's own default is what was measured there."""
+
+    queries: int
+    keys: int
 
 
 def unbounded(pattern: Pattern) -> tuple[Pattern, int | None]:

@@ -15,11 +15,10 @@ import jax
 import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-from edlm_jax.attention.pattern import Pattern
-from edlm_jax.attention.sight import Sight, Tiles
+from edlm_jax.attention.pattern import Pattern, Sight, Tiles
 from edlm_jax.attention.tiled import pad
 from edlm_jax.errors import InputError
-from edlm_jax.parallel.per_device import by_rows_and_heads, head_axes
+from edlm_jax.parallel.sharding import by_rows_and_heads, head_axes
 
 _LANES = 128  # columns come in multiples of the vector unit's width
 TILES = Tiles(512, 512)  # the largest: a length that it does not divide gets smaller ones
@@ -36,7 +35,7 @@ def plan_splash(sight: Sight, heads: tuple[int, int], tiles: Tiles | None = None
     if any(size % _LANES for size in tiles):
         raise InputError(f"tiles of attention on TPU are multiples of {_LANES}, not {tuple(tiles)}")
     kernel = make_kernel(sight.pattern, sight.q_len, sight.k_len, local_heads(*heads), tiles, interpret)
-    segments = None if sight.q_segments_BT is None else (sight.q_segments_BT, sight.k_segments_BS)
+    segments = sight.q_segments_BT, sight.k_segments_BS
     return lambda q, k, v: by_rows_and_heads(partial(run_kernel, kernel=kernel), q, k, v, segments)
 
 
@@ -78,13 +77,13 @@ class _TileMask(splash.Mask):
 
 
 def run_kernel(q_BTNH, k_BSKH, v_BSKH, segments, kernel):
-    """One device's attention; `segments` is (those of the queries, those of the keys) or None."""
+    """One device's attention; `segments` are (those of the queries, those of the keys), or None twice."""
     T, H = q_BTNH.shape[1], q_BTNH.shape[3]
     q_BNTH, k_BKSH, v_BKSH = (pad(x.swapaxes(1, 2), 2, _LANES) for x in (q_BTNH * H**-0.5, k_BSKH, v_BSKH))
-    if segments is not None:
-        q_BT, k_BS = segments
-        segments = splash.SegmentIds(pad(q_BT, 1, _LANES, mode="edge"), pad(k_BS, 1, _LANES))
-    out_BNTH = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, segment_ids=ids))(q_BNTH, k_BKSH, v_BKSH, segments)
+    (q_BT, k_BS), ids = segments, None
+    if q_BT is not None:
+        ids = splash.SegmentIds(pad(q_BT, 1, _LANES, mode="edge"), pad(k_BS, 1, _LANES))
+    out_BNTH = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, segment_ids=ids))(q_BNTH, k_BKSH, v_BKSH, ids)
     return out_BNTH[:, :, :T].swapaxes(1, 2)
 
 

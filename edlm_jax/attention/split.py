@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from edlm_jax.attention.pattern import BlockCausal, Causal, CleanContext, same_segment, unbounded
+from edlm_jax.attention.pattern import BlockCausal, Causal, CleanContext, Sight, same_segment, unbounded
 from edlm_jax.attention.reference import attend_dense, combine, partial_attention
-from edlm_jax.attention.sight import Sight
 
 _CHUNK = 128  # queries per tile of the triangular split; a choice, other sizes are not yet measured
 
@@ -41,11 +40,7 @@ class _Part(NamedTuple):
         return jax.tree.map(unfold, parts)
 
 
-class _Chunk(NamedTuple):
-    """Queries, and the groups of keys that they meet under one softmax."""
-
-    queries: slice
-    parts: list[_Part]
+_Chunk = tuple[slice, list[_Part]]  # queries, and the groups of keys that they meet under one softmax
 
 
 def plan_split(sight: Sight):
@@ -62,9 +57,9 @@ def plan_split(sight: Sight):
     def attend(q_BTNH, k_BSKH, v_BSKH):
         # What many chunks send back to a key is added up where it is float32.
         outs, (k32_BSKH, v32_BSKH) = [], (x.astype(jnp.float32) for x in (k_BSKH, v_BSKH))
-        for chunk in chunks:
-            q = q_BTNH[:, chunk.queries]
-            outs.append(combine([part.attend(q, k32_BSKH, v32_BSKH) for part in chunk.parts], q))
+        for queries, parts in chunks:
+            q = q_BTNH[:, queries]
+            outs.append(combine([part.attend(q, k32_BSKH, v32_BSKH) for part in parts], q))
         return checkpoint_name(jnp.concatenate(outs, axis=1), "attention")
 
     return attend
@@ -84,7 +79,7 @@ def _triangle(pattern, first, length, q_segments_BT, k_segments_BT) -> list[_Chu
         if q_segments_BT is not None:
             mask_BTS = mask_BTS & same_segment(q_segments_BT[:, start:stop], k_segments_BT[:, near:stop])
         part = _Part(slice(first + near, first + stop), mask_BTS)
-        chunks.append(_Chunk(slice(first + start, first + stop), [part]))
+        chunks.append((slice(first + start, first + stop), [part]))
     return chunks
 
 
@@ -109,7 +104,7 @@ def _clean_context(sight: Sight) -> list[_Chunk]:
             if packed:
                 mask_BTS = mask_BTS & same_segment(noisy_BM[:, start:stop], clean_BL[:, near:seen])
             parts.append(_Part(slice(M + near, M + seen), mask_BTS))
-        chunks.append(_Chunk(slice(start, stop), parts))
+        chunks.append((slice(start, stop), parts))
     if sight.q_len > M:
         chunks += _triangle(pattern.clean_pattern.within(window), M, L, clean_BL, clean_BL)
     return chunks

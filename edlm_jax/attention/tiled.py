@@ -18,8 +18,8 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from edlm_jax.attention.intervals import key_runs, may_look, visits
-from edlm_jax.attention.sight import Sight, Tiles
-from edlm_jax.parallel.per_device import by_rows, by_rows_and_heads
+from edlm_jax.attention.pattern import Sight, Tiles
+from edlm_jax.parallel.sharding import by_rows, by_rows_and_heads
 
 # Finite, so that a masked score cannot make NaN; its exp is exactly zero beside any allowed one.
 NEVER = -(2.0**100)

@@ -19,11 +19,11 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 
-from edlm_jax.attention.intervals import may_look, visits
-from edlm_jax.attention.sight import Sight, Tiles
+from edlm_jax.attention.intervals import Visits, may_look, visits
+from edlm_jax.attention.pattern import Sight, Tiles
 from edlm_jax.attention.tiled import NEVER, pad, plan_rows
 from edlm_jax.errors import InputError
-from edlm_jax.parallel.per_device import by_rows_and_heads
+from edlm_jax.parallel.sharding import by_rows_and_heads
 
 _SMALLEST = 16  # Triton multiplies matrices from this size on, in powers of two
 _LOG2_E = math.log2(math.e)  # its exponential has base 2
@@ -31,18 +31,10 @@ _STAGES = 2  # copies of a tile in flight; a choice, not yet measured on a GPU
 TILES = Tiles(64, 64)  # powers of two from 16 on; not yet measured on a GPU
 
 
-class _Mask(NamedTuple):
-    """Who may look at whom: the runs of keys of each query, and documents."""
-
-    runs_BRT: jax.Array
-    q_ids_BT: jax.Array
-    k_ids_BS: jax.Array
-
-
 class _Plan(NamedTuple):
-    """The mask, and for each tile of queries, and of keys, the tiles to visit and where these end (`Visits.order`)."""
+    """Who may look at whom, and for each tile of queries, and of keys, the tiles to visit, see `Visits.order`."""
 
-    mask: _Mask
+    mask: tuple[jax.Array, jax.Array, jax.Array]  # the runs of keys of each query, documents of queries and of keys
     by_query: tuple[jax.Array, jax.Array]
     by_key: tuple[jax.Array, jax.Array]
 
@@ -86,19 +78,17 @@ def plan_visits(runs_BRT, q_ids_BT, k_ids_BS, tiles: Tiles) -> _Plan:
     """What the kernels are told of queries and the runs of keys that `key_runs` gave."""
     # Queries that pad the last tile are like the last one: a softmax over nothing is NaN. Nobody's run holds the keys.
     of_queries = (pad(x, -1, tiles.queries, mode="edge") for x in (runs_BRT, q_ids_BT))
-    mask = _Mask(*of_queries, pad(k_ids_BS, 1, tiles.keys))
+    mask = (*of_queries, pad(k_ids_BS, 1, tiles.keys))
     found = visits(*mask, *tiles)
-    return _Plan(mask, found.order(), found.by_key().order())
+    return _Plan(mask, found.order(), Visits(*(x_BIJ.swapaxes(1, 2) for x_BIJ in found)).order())
 
 
 def attend_visits(tiles: Tiles, interpret: bool, q_BTNH, k_BSKH, v_BSKH, plan: _Plan):
     """Attention of one device's rows and heads, as planned."""
     T, H = q_BTNH.shape[1], q_BTNH.shape[3]
     head_size = max(pl.next_power_of_2(H), _SMALLEST)
-    sizes = (tiles.queries, tiles.keys, tiles.keys)
-    q_BTNH, k_BSKH, v_BSKH = (
-        pad(pad(x, 1, size), 3, head_size) for x, size in zip((q_BTNH, k_BSKH, v_BSKH), sizes, strict=True)
-    )
+    arrays = (q_BTNH, tiles.queries), (k_BSKH, tiles.keys), (v_BSKH, tiles.keys)
+    q_BTNH, k_BSKH, v_BSKH = (pad(pad(x, 1, size), 3, head_size) for x, size in arrays)
     return _attention(q_BTNH, k_BSKH, v_BSKH, plan, _Settings(tiles, H**-0.5, interpret))[:, :T, :, :H]
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edlm_jax.attention import Pattern, Sight, Tiles, attend, plan_attention, same_segment
+from edlm_jax.attention import Pattern, Sight, Tiles, plan_attention, same_segment
 from edlm_jax.benchmarks.training import packed_batch
 from edlm_jax.diffusion import example_keys
 from edlm_jax.parallel.devices import describe
@@ -22,7 +22,7 @@ TILES = tuple(Tiles(*sizes) for sizes in ((32, 64), (64, 32), (64, 64), (64, 128
 
 
 def time_attention(run: Run, tiles: Sequence[Tiles] = ()) -> dict[str, Any]:
-    """Milliseconds on one device for one packed row, all of its streams, by `attend` and with a whole mask ("dense").
+    """Milliseconds on one device for one packed row, all of its streams, as planned and with a whole mask ("dense").
 
     "speedup" is dense over attend. "ideal_speedup" is scores in all over scores that may be looked at: what a kernel
     would reach that computed no other score, each as fast as the dense one. `tiles`: others to time beside the
@@ -38,7 +38,7 @@ def time_attention(run: Run, tiles: Sequence[Tiles] = ()) -> dict[str, Any]:
     T = segments_BT.shape[1]
     sight = Sight(pattern, 1, T, T, segments_BT, segments_BT, noise.copies_BM)
     heads = spec.num_heads, spec.num_kv_heads
-    planned = lambda tiles: partial(attend, plan=plan_attention(sight, heads, tiles))  # noqa: E731
+    planned = partial(plan_attention, sight, heads)
     sides = {"attend": planned(run.start.tiles), "dense": partial(attend_masked, mask_BTS=mask_BTT)}
     sides |= {f"tiles of {q} x {k}": planned(Tiles(q, k)) for q, k in tiles}
     arrays = random_arrays(1, mask_BTT.shape[1], spec.num_heads, spec.num_kv_heads, spec.head_dim, run.start.dtype)

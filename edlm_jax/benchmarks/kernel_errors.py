@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edlm_jax.attention import BlockCausal, Causal, CleanContext, Pattern, Sight, attend, attend_dense, plan_attention
+from edlm_jax.attention import BlockCausal, Causal, CleanContext, Pattern, Sight, attend_dense, plan_attention
 from edlm_jax.benchmarks.attention import forward_and_backward, random_arrays
 
 # Of the largest value: eight bits of bfloat16, and float32 products as the hardware rounds them (TF32 keeps ten bits).
@@ -43,7 +43,7 @@ def _errors(pattern: Pattern, columns: int, rows: int, C: int, dtype: str) -> di
     ids_BT = jnp.asarray(np.tile(document_BL, columns // stream), jnp.int32)
 
     def ours(q, k, v):
-        return attend(q, k, v, plan_attention(Sight(pattern, rows, columns, columns, ids_BT, ids_BT), _HEADS))
+        return plan_attention(Sight(pattern, rows, columns, columns, ids_BT, ids_BT), _HEADS)(q, k, v)
 
     def dense(q, k, v):
         return attend_dense(q, k, v, pattern=pattern, q_segments_BT=ids_BT, k_segments_BS=ids_BT)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edlm_jax.data.tokenized import open_tokenized
+from edlm_jax.data.tokenized import Tokenized
 from edlm_jax.decoding import Decoder, Engine, Mode, RequestSettings
 
 Requests = Sequence[tuple[list[int], int]]  # (prompt, its answer's length)
@@ -23,7 +23,7 @@ def trace_requests(tokenizer, count: int) -> Requests:
     with (Path(__file__).parent / "serve_trace.csv").open() as file:
         lengths = [(int(row["prompt"]), int(row["answer"])) for row in csv.DictReader(file)][:count]
     stream, ends = [], []
-    for ((tokens_L, loss_mask_L),) in open_tokenized(dict(kind="tasks", split="test", size=256 + count), tokenizer):
+    for ((tokens_L, loss_mask_L),) in Tokenized(dict(kind="tasks", split="test", size=256 + count), tokenizer):
         ends.append(len(stream) + int((loss_mask_L == 0).sum()))
         stream += tokens_L.tolist()
     ends = [end for end in ends if end >= 400]

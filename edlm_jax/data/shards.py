@@ -12,6 +12,7 @@ entry per shard, so that it can be restored among any number of processes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import grain
 import numpy as np
@@ -22,38 +23,11 @@ from edlm_jax.data.packing import Row
 PREFETCHED = 4  # batches
 
 
-class ShardedBatches:
-    """Rows `rows` of every batch of `batch_size`; `open_shard(shard)` is the stream of rows of one of `shards`.
+class BatchIterator:
+    """One after the other, and where it stands: `get_state()` is {shard: numbers}, ready for JSON.
 
     `tallies` count what becomes of the documents of each source, as far as this process reads them.
     """
-
-    def __init__(
-        self,
-        open_shard: Callable[[int], grain.IterDataset],
-        *,
-        shards: int,
-        batch_size: int,
-        rows: Sequence[int],
-        tallies: Sequence[Tally],
-    ):
-        self.tallies = list(tallies)
-        self._streams: dict[str, grain.IterDataset] = {}
-        size = batch_size // shards
-        for shard in range(shards):
-            wanted = np.array([row - shard * size for row in rows if row // size == shard])
-            if len(wanted):
-                stream = open_shard(shard).batch(size, drop_remainder=True)
-                mine = stream if len(wanted) == size else stream.map(_Take(wanted))
-                prefetched = grain.experimental.ThreadPrefetchIterDataset(mine, prefetch_buffer_size=PREFETCHED)
-                self._streams[str(shard)] = prefetched
-
-    def __iter__(self) -> "BatchIterator":
-        return BatchIterator({shard: iter(stream) for shard, stream in self._streams.items()}, self.tallies)
-
-
-class BatchIterator:
-    """One after the other, and where it stands: `get_state()` is {shard: numbers}, ready for JSON."""
 
     def __init__(self, iterators: dict[str, grain.DatasetIterator], tallies: list[Tally]):
         self._iterators, self.tallies = iterators, tallies
@@ -66,7 +40,6 @@ class BatchIterator:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def get_state(self) -> dict:
-        """The state of each shard that this process reads."""
         return {shard: iterator.get_state() for shard, iterator in self._iterators.items()}
 
     def set_state(self, state: dict) -> None:
@@ -76,7 +49,6 @@ class BatchIterator:
 
     @property
     def shards(self) -> list[str]:
-        """The shards that this process reads."""
         return list(self._iterators)
 
     def close(self) -> None:
@@ -85,11 +57,24 @@ class BatchIterator:
             iterator.close()
 
 
-class _Take(grain.transforms.Map):
-    """Some rows of a shard's part of the batch."""
+def open_batches(
+    open_shard: Callable[[int], grain.IterDataset],
+    shards: int,
+    batch_size: int,
+    rows: Sequence[int],
+    tallies: list[Tally],
+) -> BatchIterator:
+    """Rows `rows` of every batch of `batch_size`; `open_shard(shard)` is the stream of rows of one of `shards`."""
+    size, iterators = batch_size // shards, {}
+    for shard in range(shards):
+        wanted = np.array([row - shard * size for row in rows if row // size == shard])
+        if len(wanted):
+            stream = open_shard(shard).batch(size, drop_remainder=True)
+            mine = stream if len(wanted) == size else stream.map(partial(_take, wanted))
+            prefetched = grain.experimental.ThreadPrefetchIterDataset(mine, prefetch_buffer_size=PREFETCHED)
+            iterators[str(shard)] = iter(prefetched)
+    return BatchIterator(iterators, tallies)
 
-    def __init__(self, rows: np.ndarray):
-        self._rows = rows
 
-    def map(self, batch: Row) -> Row:
-        return {name: value[self._rows] for name, value in batch.items()}
+def _take(rows: np.ndarray, batch: Row) -> Row:
+    return {name: value[rows] for name, value in batch.items()}

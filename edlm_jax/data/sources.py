@@ -57,7 +57,10 @@ class Rows(Sequence):
         if not 0 <= index < len(self):
             raise IndexError(index)
         try:
-            return self._to_document(self.read(index))
+            row = self.read(index)
+            wanted = {name: column for name, column in self.columns.items() if name != TOOLS or column in row}
+            columns = choose_columns(wanted, row, "it")
+            return {name: self._to_value(name, row[column]) for name, column in columns.items()}
         except UnicodeError:
             raise InputError("not UTF-8") from None
 
@@ -69,11 +72,6 @@ class Rows(Sequence):
     def read(self, index: int) -> Mapping[str, Any]:
         """A row as it stands."""
         return self.table[index]
-
-    def _to_document(self, row: Mapping[str, Any]) -> Document:
-        wanted = {name: column for name, column in self.columns.items() if name != TOOLS or column in row}
-        columns = choose_columns(wanted, row, "it")
-        return {name: self._to_value(name, row[column]) for name, column in columns.items()}
 
     def _to_value(self, name: str, value: Any) -> Any:
         value = _plain(value, self.nulls)
@@ -168,7 +166,6 @@ def open_text(path: str, separator: str = "") -> Sequence:
 
 
 def open_jsonl(path: str, columns: Mapping = {}) -> Sequence:  # noqa: B006 (never changed)
-    """JSON lines, one object per line."""
     return JsonLines(FileParts(find_files(path, ".jsonl", compressed=True), "\n"), columns, path)
 
 
@@ -195,13 +192,7 @@ def open_tfds(path: str, split: str = "train", columns: Mapping = {}) -> Sequenc
 
 
 def open_array_record(path: str) -> Sequence:
-    """Pre-tokenised documents."""
     return TokenRecords(find_files(path, ".array_record"))
-
-
-def open_stdlib(split: str = "train") -> Sequence:
-    """The Python standard library's sources."""
-    return StdlibSource(split=split)
 
 
 OPENERS: dict[str, Callable[..., Sequence]] = {
@@ -212,7 +203,7 @@ OPENERS: dict[str, Callable[..., Sequence]] = {
     "tfds": open_tfds,
     "array_record": open_array_record,
     "tasks": TaskSource,
-    "stdlib": open_stdlib,
+    "stdlib": StdlibSource,
 }
 
 

@@ -20,24 +20,22 @@ class StdlibSource(Sequence):
     A file's name decides its split, so that it is the same for every Python version.
     """
 
-    def __init__(self, split: str = "train", root: str | Path = ""):
+    def __init__(self, split: str = "train"):
         check_split(split, "standard library")
-        self.root = Path(root or sysconfig.get_path("stdlib"))
-        self.skipped = 0
+        root, self.skipped = Path(sysconfig.get_path("stdlib")), 0
         self._texts: list[str] = []
-        relative = sorted(path.relative_to(self.root) for path in self.root.rglob("*.py"))
-        for path in relative:
+        for path in sorted(path.relative_to(root) for path in root.rglob("*.py")):
             if SKIPPED_DIRECTORIES.intersection(path.parts) or belongs_to_test(path.as_posix()) != (split == "test"):
                 continue
             try:
-                text = decode((self.root / path).read_bytes(), path)
+                text = decode((root / path).read_bytes(), path)
             except UnicodeDecodeError:
                 self.skipped += 1
                 continue
             if text.strip():
                 self._texts.append(text)
         if not self._texts:
-            raise InputError(f"no Python sources of the {split} split below {self.root}")
+            raise InputError(f"no Python sources of the {split} split below {root}")
 
     def __len__(self) -> int:
         return len(self._texts)

@@ -88,17 +88,8 @@ def _record(rng: random.Random) -> Example:
     return f"def record({', '.join(names)}):\n    return", f" {{{items}}}"
 
 
-GENERATORS: dict[str, Callable[[random.Random], Example]] = {
-    "count": _count,
-    "sums": _sums,
-    "sort": _sort,
-    "reverse": _reverse,
-    "lookup": _lookup,
-    "brackets": _brackets,
-    "init": _init,
-    "record": _record,
-    "spell": _spell,
-}
+_GENERATORS = (_count, _sums, _sort, _reverse, _lookup, _brackets, _init, _record, _spell)
+GENERATORS: dict[str, Callable[[random.Random], Example]] = {g.__name__.strip("_"): g for g in _GENERATORS}
 KINDS = tuple(GENERATORS)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edlm_jax.data.counts import MAX_SKIPPED, Tally
-from edlm_jax.data.documents import Document, Tokens, tokenize
+from edlm_jax.data.documents import Tokens, tokenize
 from edlm_jax.data.sources import Rows, open_source
 from edlm_jax.errors import InputError
 
@@ -12,12 +12,15 @@ BLANK = "blank"  # documents without text; the formats in which most corpora are
 
 
 class Tokenized(Sequence):
-    """Random access to what each document becomes: nothing, its tokens, or several documents' (documents.py)."""
+    """Random access to what each document of an entry of config.data.sources becomes.
 
-    def __init__(self, source: Sequence[Document], tokenizer, name: str, max_skipped: float = MAX_SKIPPED):
-        self.source, self.tokenizer = source, tokenizer
-        unread = source.skipped if isinstance(source, Rows) else 0
-        self.tally = Tally(name, len(source), max_skipped, unread)
+    That is nothing, its tokens, or several documents' (documents.py).
+    """
+
+    def __init__(self, spec: Mapping[str, Any], tokenizer, max_skipped: float = MAX_SKIPPED):
+        self.source, self.tokenizer = open_source(spec), tokenizer
+        unread = self.source.skipped if isinstance(self.source, Rows) else 0
+        self.tally = Tally(spec["path"] if "path" in spec else spec["kind"], len(self.source), max_skipped, unread)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -33,11 +36,4 @@ class Tokenized(Sequence):
         return tokens
 
     def locate(self, index: int) -> str:
-        """Where a document stands, for messages."""
         return self.source.locate(index) if isinstance(self.source, Rows) else f"document {index} of {self.tally.name}"
-
-
-def open_tokenized(spec: Mapping[str, Any], tokenizer, max_skipped: float = MAX_SKIPPED) -> Tokenized:
-    """The documents that one entry of config.data.sources names."""
-    source = open_source(spec)
-    return Tokenized(source, tokenizer, spec["path"] if "path" in spec else spec["kind"], max_skipped)

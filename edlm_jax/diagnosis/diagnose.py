@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edlm_jax.data.pipeline import make_eval_batches
+from edlm_jax.data.pipeline import EvalBatches
 from edlm_jax.decoding import Decoder
 from edlm_jax.decoding.modes import Diffusion
 from edlm_jax.diagnosis.drift import weight_drift
@@ -70,7 +70,7 @@ def diagnose(
                 found["states"] = write_states(states, decoder, prompts, decoded, batch_size)
                 done("residual streams")
         if draws:
-            batch = next(iter(make_eval_batches(data, text.tokenizer)))
+            batch = next(iter(EvalBatches(data, text.tokenizer)))
             on_way = lambda way: done(f"gradients, {way}")  # noqa: E731
             found["gradient_variance"] = gradient_variance(model, objective, batch, draws, on_way)
     return found

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from edlm_jax.data.packing import without_filler
-from edlm_jax.data.pipeline import Data, make_eval_batches
+from edlm_jax.data.pipeline import Data, EvalBatches
 from edlm_jax.diffusion import Layout
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.heldout import heldout_objective
@@ -43,7 +43,7 @@ def predict(model: Transformer, data: Data, tokenizer, layout: Layout) -> dict[s
     """
     C, objective, (graphdef, state) = data.block_length, heldout_objective(model, layout), nnx.split(model)
     total = None
-    for index, batch in enumerate(make_eval_batches(data, tokenizer)):
+    for index, batch in enumerate(EvalBatches(data, tokenizer)):
         added = jax.device_get(_tally(graphdef, state, objective, C, batch, np.int32(index)))
         total = added if total is None else jax.tree.map(np.add, total, added)
     if total is None or not total.tokens_C.any():

@@ -15,12 +15,13 @@ from edlm_jax.errors import InputError
 
 
 @dataclass(frozen=True)
-class TotalVariation(Term):
-    """The mean of half |p - q| over columns that are noise and have a clean one for the same token."""
+class Drafts(Term):
+    """The mean of ce of the text's tokens over columns that are noise and have a clean one for the same token.
 
-    name: ClassVar[str] = "total_variation"
-    best: ClassVar[int] = 0  # tokens of the teacher that KL sums over; 0: all
-    which: ClassVar[int] = 0  # of (total variation, KL)
+    Where the text is the model's own greedy one, these are the drafts that stand: no clean logits are needed to know.
+    """
+
+    name: ClassVar[str] = "drafts"
 
     def check(self, layout: Layout) -> None:
         if not (layout.two_streams and layout.next_tokens):
@@ -30,13 +31,30 @@ class TotalVariation(Term):
             )
 
     def reads_clean(self, layout: Layout) -> bool:
-        return True
+        return False
 
     def wanted(self, streams: Streams) -> jax.Array:
         noise_BM = streams.corruption.masked_BM
         if streams.layout.shifted:  # of the token after a column's own
             return noise_BM & streams.corruption.copied(streams.next_tokens[1])
         return noise_BM & streams.has_predecessor
+
+    def reads(self, streams: Streams, x_BTD) -> tuple[jax.Array, jax.Array, jax.Array]:
+        after = streams.corruption.copied(streams.next_tokens[0])
+        targets_BM = after if streams.layout.shifted else streams.targets_BM
+        return x_BTD[:, : targets_BM.shape[1]], targets_BM, self.wanted(streams)
+
+
+@dataclass(frozen=True)
+class TotalVariation(Drafts):
+    """The mean of half |p - q| over the same columns."""
+
+    name: ClassVar[str] = "total_variation"
+    best: ClassVar[int] = 0  # tokens of the teacher that KL sums over; 0: all
+    which: ClassVar[int] = 0  # of (total variation, KL)
+
+    def reads_clean(self, layout: Layout) -> bool:
+        return True
 
     def sums(self, streams: Streams, model, x_BTD) -> Sums:
         if self.best not in streams.found:  # one pass over the head for all that is asked of it
@@ -61,22 +79,3 @@ class TopKullbackLeibler(KullbackLeibler):
 
     name: ClassVar[str] = "kl_top16"
     best: ClassVar[int] = 16
-
-
-@dataclass(frozen=True)
-class Drafts(TotalVariation):
-    """The mean of ce of the text's tokens over the same columns.
-
-    Where the text is the model's own greedy one, these are the drafts that stand: no clean logits are needed to know.
-    """
-
-    name: ClassVar[str] = "drafts"
-
-    def reads_clean(self, layout: Layout) -> bool:
-        return False
-
-    def sums(self, streams: Streams, model, x_BTD) -> Sums:
-        after = streams.corruption.copied(streams.next_tokens[0])
-        targets_BM = after if streams.layout.shifted else streams.targets_BM
-        ce_BM = model.cross_entropy(x_BTD[:, : targets_BM.shape[1]], targets_BM, self.wanted(streams))
-        return {"loss": ce_BM.sum()}  # 0 where it is not wanted

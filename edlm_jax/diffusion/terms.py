@@ -59,15 +59,14 @@ class Term:
         return streams.aligned(x_BTD), streams.targets_BM, self.wanted(streams)
 
     def sums(self, streams: Streams, model, x_BTD) -> Sums:
-        """{"loss": the sum over the batch, ...} from the last hidden states."""
-        raise NotImplementedError
+        """{"loss": the sum over the batch, ...} from the last hidden states; by itself of cross-entropy."""
+        return {"loss": model.cross_entropy(*self.reads(streams, x_BTD)).sum()}  # 0 where it is not wanted
 
     def losses(self, sums: Sums, weights: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """What is reported of training and of held-out data; `weights` are all terms' counts, and "tokens"."""
         return {f"{self.name}_loss": mean(sums["loss"], weights[self.name])}
 
     def metrics(self, sums: Sums, weights: dict[str, jax.Array], streams: Streams) -> dict[str, jax.Array]:
-        """What a step reports."""
         return self.losses(sums, weights) | {name: value for name, value in sums.items() if name != "loss"}
 
 
@@ -97,10 +96,6 @@ class NextToken(Term):
     def reads(self, streams: Streams, x_BTD) -> tuple[jax.Array, jax.Array, jax.Array]:
         return streams.clean(x_BTD), *streams.next_tokens
 
-    def sums(self, streams: Streams, model, x_BTD) -> Sums:
-        ce_BL = model.cross_entropy(*self.reads(streams, x_BTD))
-        return {"loss": weighted_sum(ce_BL, self.wanted(streams))[0]}
-
 
 @dataclass(frozen=True)
 class MaskedTokens(Term):
@@ -116,8 +111,10 @@ class MaskedTokens(Term):
     def sums(self, streams: Streams, model, x_BTD) -> Sums:
         level_BM, masked_BM = streams.corruption.noise_level_BM, self.wanted(streams)
         ce_BM = model.cross_entropy(*self.reads(streams, x_BTD))
-        bins = _by_noise_level(ce_BM, masked_BM, level_BM)
-        return {"loss": _over_level(ce_BM, masked_BM, level_BM)[0], "bin_ce": bins[0], "bin_count": bins[1]}
+        bin_BM = jnp.minimum(jnp.ceil(level_BM * NOISE_BINS).astype(int) - 1, NOISE_BINS - 1)
+        bins = [weighted_sum(ce_BM, masked_BM & (bin_BM == index)) for index in range(NOISE_BINS)]
+        bin_ce, bin_count = (jnp.stack(column) for column in zip(*bins, strict=True))
+        return {"loss": _over_level(ce_BM, masked_BM, level_BM)[0], "bin_ce": bin_ce, "bin_count": bin_count}
 
     def losses(self, sums: Sums, weights: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return dict(
@@ -157,10 +154,3 @@ def mean(total, count):
 
 def _over_level(ce_BL, masked_BL, noise_level_BL):
     return weighted_sum(ce_BL / noise_level_BL, masked_BL)
-
-
-def _by_noise_level(ce_BL, masked_BL, noise_level_BL):
-    """(sum of ce, number) of masked tokens in each of NOISE_BINS bins; a metric, so no gradient flows."""
-    bin_BL = jnp.minimum(jnp.ceil(noise_level_BL * NOISE_BINS).astype(int) - 1, NOISE_BINS - 1)
-    pairs = [weighted_sum(ce_BL, masked_BL & (bin_BL == index)) for index in range(NOISE_BINS)]
-    return tuple(jnp.stack(column) for column in zip(*pairs, strict=True))

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from edlm_jax.diffusion.streams import Streams
-from edlm_jax.diffusion.terms import Sums, Term
+from edlm_jax.diffusion.terms import Term
 
 
 @dataclass(frozen=True)
@@ -12,6 +11,3 @@ class CrossEntropy(Term):
     """The mean of ce over masked tokens."""
 
     name: ClassVar[str] = "cross_entropy"
-
-    def sums(self, streams: Streams, model, x_BTD) -> Sums:
-        return {"loss": model.cross_entropy(*self.reads(streams, x_BTD)).sum()}  # 0 where it is not wanted

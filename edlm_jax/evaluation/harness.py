@@ -30,7 +30,7 @@ from edlm_jax.evaluation.likelihood import Likelihood, log_likelihood
 from edlm_jax.parallel.devices import default_dtype
 from edlm_jax.pretrained import Text, load_pretrained, load_spec, load_tokenizer
 from edlm_jax.pretrained.chat import render
-from edlm_jax.pretrained.encode import RENDERED, begin_id, encode_rendered, encode_text
+from edlm_jax.pretrained.encode import RENDERED, begin_id, encode_bare, encode_text
 
 _LOGGER = logging.getLogger("lm_eval.models.edlm_jax")  # heard where the harness's own are
 _NEW_TOKENS = 256  # where a task does not say how many
@@ -98,7 +98,7 @@ class EdlmLM(TemplateLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
         """Tokens of a text from its beginning, or of a part of one; a rendered conversation begins as it is."""
         begins = add_special_tokens is not False and not string.startswith(RENDERED)
-        return (encode_text if begins else encode_rendered)(self.tokenizer, string.removeprefix(RENDERED))
+        return (encode_text if begins else encode_bare)(self.tokenizer, string.removeprefix(RENDERED))
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The conversation as the tokenizer's template writes it, with the marks that `tok_encode` knows."""

@@ -9,7 +9,7 @@ from flax import nnx
 
 from edlm_jax.data.counts import totals
 from edlm_jax.data.packing import without_filler
-from edlm_jax.data.pipeline import Data, make_eval_batches
+from edlm_jax.data.pipeline import Data, EvalBatches
 from edlm_jax.diffusion import Layout
 from edlm_jax.errors import InputError
 from edlm_jax.models.spec import ModelSpec
@@ -49,7 +49,7 @@ def heldout_loss(model: Transformer, data: Data, tokenizer, layout: Layout) -> f
     objective, (graphdef, state) = heldout_objective(model, layout), nnx.split(model)
     total, tokens = 0.0, 0.0
     with on_mesh(mesh_of(state)):
-        for index, batch in enumerate(make_eval_batches(data, tokenizer)):
+        for index, batch in enumerate(EvalBatches(data, tokenizer)):
             more, more_tokens = jax.device_get(nats(graphdef, state, objective, batch, np.int32(index)))
             total, tokens = total + float(more), tokens + float(more_tokens)
     if not tokens:
@@ -59,7 +59,7 @@ def heldout_loss(model: Transformer, data: Data, tokenizer, layout: Layout) -> f
 
 def heldout_data(data: Data, tokenizer, mask_id: int | None) -> dict[str, int]:
     """What a held-out loss is measured on, and what of its sources is not."""
-    batches = make_eval_batches(data, tokenizer, mask_id=mask_id)
+    batches = EvalBatches(data, tokenizer, mask_id=mask_id)
     found = dict(rows=0, tokens=0, documents=0)
     for batch in batches:
         found["rows"] += int((batch["segment_ids"] > 0).any(axis=1).sum())

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from edlm_jax.attention import Pattern, Sight, attend, attend_cached, plan_attention, same_segment
+from edlm_jax.attention import Pattern, Sight, attend_cached, plan_attention, same_segment
 from edlm_jax.models.lora import DECODED_ADAPTERS
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
@@ -39,8 +39,7 @@ class Xla:
     def attend_prompt(self, spec: ModelSpec, pattern: Pattern, segments_BT):
         """The attention (q_BTNH, k_BTKH, v_BTKH) -> out_BTNH of whole rows under a pattern."""
         B, T = segments_BT.shape
-        plan = plan_attention(Sight(pattern, B, T, T, segments_BT, segments_BT), (spec.num_heads, spec.num_kv_heads))
-        return lambda q, k, v: attend(q, k, v, plan)
+        return plan_attention(Sight(pattern, B, T, T, segments_BT, segments_BT), (spec.num_heads, spec.num_kv_heads))
 
     def write(self, k_BKSH, v_BKSH, new_k_BTKH, new_v_BTKH, start, where_BT):
         """Both caches with new columns from `start` on, an int or int32[B], where `where_BT` (None: everywhere)."""

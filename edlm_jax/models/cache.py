@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from edlm_jax.attention import Pattern
 from edlm_jax.errors import InputError
 from edlm_jax.models.backend import Xla, choose, write
-from edlm_jax.models.layer import FUSED, fuse_projections, layer_forward, norm, scaled_embedding
+from edlm_jax.models.layer import fuse_projections, layer_forward, norm, scaled_embedding
 from edlm_jax.models.lora import DECODED_ADAPTERS, opened
 from edlm_jax.models.product import project
 from edlm_jax.models.rope import rotary_tables
@@ -119,7 +119,7 @@ def _fused_layers(model, take):
         if take:
             for x in stacked.values():
                 x[i] = None
-        yield fuse_projections(spec, layer)
+        yield fuse_projections(layer)
 
 
 def _unstacked(x) -> list:
@@ -205,7 +205,7 @@ def forward(
         if streams is not None:
             streams.append(x_BTD)
         p, tables = opened(layer, drafts), rotary_BT.tables[index % len(spec.kinds)]
-        x_BTD = layer_forward(spec, FUSED, p, x_BTD, tables, partial(attention, index), wanted)
+        x_BTD = layer_forward(spec, p, x_BTD, tables, partial(attention, index), wanted)
         x_BTD = constrain(x_BTD, "B__", DECODING)
     if streams is not None:
         streams.append(x_BTD)

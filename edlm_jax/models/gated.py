@@ -8,19 +8,13 @@ from collections.abc import Callable
 
 import jax
 
-from edlm_jax.attention import InPieces, Plan, Sight, attend
+from edlm_jax.attention import Attend, InPieces
 from edlm_jax.models.lora import without_adapters
 from edlm_jax.parallel.sharding import constrain
 
 
-def clean_sight(row: InPieces, window: int | None, batch: int, segment_ids_BT: jax.Array | None) -> Sight:
-    """What the clean stream sees of itself."""
-    L, documents_BL = row.pattern.length, None if segment_ids_BT is None else row.split(segment_ids_BT)[1]
-    return Sight(row.beside_noise.within(window), batch, L, L, documents_BL, documents_BL)
-
-
 def two_streams(
-    forward: Callable, row: InPieces, rotary: tuple | None, plans: tuple[Plan, Plan], checkpointed: Callable
+    forward: Callable, row: InPieces, rotary: tuple | None, plans: tuple[Attend, Attend], checkpointed: Callable
 ) -> Callable:
     """`body((noisy_BMD, clean_BLD), layer)` of a scan over layers.
 
@@ -32,7 +26,7 @@ def two_streams(
     rotary_noisy, rotary_clean = zip(*map(row.split, rotary), strict=True) if rotary else (None, None)
 
     def noisy_layer(noisy_BMD, layer, k_BLKH, v_BLKH):
-        attention = lambda q, k, v: attend(q, row.join(k, k_BLKH), row.join(v, v_BLKH), plans[0])  # noqa: E731
+        attention = lambda q, k, v: plans[0](q, row.join(k, k_BLKH), row.join(v, v_BLKH))  # noqa: E731
         return constrain(forward(layer, noisy_BMD, rotary_noisy, attention), "BL_")
 
     noisy_layer = checkpointed(noisy_layer)
@@ -43,7 +37,7 @@ def two_streams(
 
         def attention(q_BLNH, k_BLKH, v_BLKH):
             seen.extend(map(jax.lax.stop_gradient, (k_BLKH, v_BLKH)))
-            return attend(q_BLNH, k_BLKH, v_BLKH, plans[1])
+            return plans[1](q_BLNH, k_BLKH, v_BLKH)
 
         own = jax.lax.stop_gradient(without_adapters(layer))
         clean_BLD = constrain(forward(own, clean_BLD, rotary_clean, attention), "BL_")

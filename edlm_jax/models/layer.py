@@ -3,9 +3,6 @@
 Shapes as in transformer.py; the arrays of a layer are a dictionary by the names of its parameters.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
@@ -31,32 +28,22 @@ def layer_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     return {name: tuple(sizes[letter] for letter in letters(name)) for name in names}
 
 
-class Inputs(NamedTuple):
-    """How a layer's first products lie: each by itself, or fused (`fuse_projections`)."""
-
-    queries_keys_values: Callable
-    gate_and_up: Callable
-
-
-def layer_forward(spec: ModelSpec, inputs: Inputs, p: dict, x_BTD, rotary, attention, read=lambda x_BT: x_BT):
+def layer_forward(spec: ModelSpec, p: dict, x_BTD, rotary, attention, read=lambda x_BT: x_BT):
     """One pre-norm layer; `attention(q_BTNH, k_BSKH, v_BSKH) -> out_BTNH` decides who looks at whom.
 
-    Only the columns that somebody will `read(x_BT)` are queries and come out; the others are keys and values.
+    Only the columns that somebody will `read(x_BT)` are queries and come out; the others are keys and values. Matrices
+    that share their input may be fused (`fuse_projections`).
     """
-    x_BTD = read(x_BTD) + _attention_branch(spec, inputs, p, x_BTD, rotary, attention, read)
-    h_BTD = norm(spec, x_BTD, p["mlp_norm_D"])
-    gate_BTF, up_BTF = inputs.gate_and_up(spec, p, h_BTD)
+    x_BTD = read(x_BTD) + _attention_branch(spec, p, x_BTD, rotary, attention, read)
+    gate_BTF, up_BTF = _gate_and_up(p, norm(spec, x_BTD, p["mlp_norm_D"]))
     h_BTF = ACTIVATIONS[spec.activation](gate_BTF) * up_BTF
-    bias = p["down_bias_D"] if spec.mlp_bias else None
-    down_BTD = project(h_BTF, p["down_FD"])
     if spec.branch_norms:
-        return x_BTD + norm(spec, _with_extra(down_BTD, p, "down_FD", bias, h_BTF), p["mlp_out_norm_D"])
-    return _with_extra(x_BTD + down_BTD, p, "down_FD", bias, h_BTF)
+        return x_BTD + norm(spec, _product(p, "down_FD", h_BTF), p["mlp_out_norm_D"])
+    return _with_extra(x_BTD + project(h_BTF, p["down_FD"]), p, "down_FD", h_BTF)
 
 
-def _attention_branch(spec, inputs, p, x_BTD, rotary, attention, read):
-    h_BTD = norm(spec, x_BTD, p["attention_norm_D"])
-    q_BTNH, k_BSKH, v_BSKH = inputs.queries_keys_values(spec, p, h_BTD, read)
+def _attention_branch(spec, p, x_BTD, rotary, attention, read):
+    q_BTNH, k_BSKH, v_BSKH = _queries_keys_values(spec, p, norm(spec, x_BTD, p["attention_norm_D"]), read)
     if spec.qk_norm:
         q_BTNH = norm(spec, q_BTNH, p["q_norm_H"])
         k_BSKH = norm(spec, k_BSKH, p["k_norm_H"])
@@ -65,31 +52,26 @@ def _attention_branch(spec, inputs, p, x_BTD, rotary, attention, read):
     if rotary:
         q_rotary = [read(table_BTR) for table_BTR in rotary]
         q_BTNH, k_BSKH = rotate(q_BTNH, *q_rotary), rotate(k_BSKH, *rotary)
-    out_BTNH = attention(q_BTNH, k_BSKH, v_BSKH)
-    bias = p["o_bias_D"] if spec.o_bias else None
-    out_BTD = _with_extra(project(out_BTNH, p["o_NHD"], summed=2), p, "o_NHD", bias, out_BTNH)
+    out_BTD = _product(p, "o_NHD", attention(q_BTNH, k_BSKH, v_BSKH), summed=2)
     return norm(spec, out_BTD, p["attention_out_norm_D"]) if spec.branch_norms else out_BTD
 
 
-def _each_query_key_value(spec, p, h_BTD, read):
-    def product(matrix, bias, x_BTD):
-        bias = p[bias] if spec.qkv_bias else None
-        return _with_extra(project(x_BTD, p[matrix]), p, matrix, bias, x_BTD)
-
-    q_BTNH = product("q_DNH", "q_bias_NH", read(h_BTD))
-    return q_BTNH, product("k_DKH", "k_bias_KH", h_BTD), product("v_DKH", "v_bias_KH", h_BTD)
-
-
-def _each_gate_and_up(spec, p, h_BTD):
-    biases = (p["gate_bias_F"], p["up_bias_F"]) if spec.mlp_bias else (None, None)
-    gate_BTF = _with_extra(project(h_BTD, p["gate_DF"]), p, "gate_DF", biases[0], h_BTD)
-    return gate_BTF, _with_extra(project(h_BTD, p["up_DF"]), p, "up_DF", biases[1], h_BTD)
+def _queries_keys_values(spec, p, h_BTD, read):
+    if "qkv_DKMH" not in p:
+        return _product(p, "q_DNH", read(h_BTD)), _product(p, "k_DKH", h_BTD), _product(p, "v_DKH", h_BTD)
+    qkv_BTKMH = _product(p, "qkv_DKMH", h_BTD)
+    q_BTNH = read(qkv_BTKMH)[..., :-2, :].reshape(h_BTD.shape[0], -1, spec.num_heads, spec.head_dim)
+    return q_BTNH, qkv_BTKMH[..., -2, :], qkv_BTKMH[..., -1, :]
 
 
-SEPARATE = Inputs(_each_query_key_value, _each_gate_and_up)
+def _gate_and_up(p, h_BTD):
+    if "gate_up_DPF" not in p:
+        return _product(p, "gate_DF", h_BTD), _product(p, "up_DF", h_BTD)
+    gate_up_BTPF = _product(p, "gate_up_DPF", h_BTD)
+    return gate_up_BTPF[..., 0, :], gate_up_BTPF[..., 1, :]
 
 
-def fuse_projections(spec: ModelSpec, p: dict) -> dict:
+def fuse_projections(p: dict) -> dict:
     """The same layer with one matrix for q, k and v and one for gate and up: fewer, larger products to decode with.
 
     M = N / K + 2: each key head's queries, its keys, its values; both matrices shard as their parts do.
@@ -97,33 +79,14 @@ def fuse_projections(spec: ModelSpec, p: dict) -> dict:
     grouped = lambda q, k, v: jnp.concatenate(  # noqa: E731
         [q.reshape(*k.shape[:-1], -1, k.shape[-1]), k[..., None, :], v[..., None, :]], axis=-2
     )
-    paired = lambda gate, up: jnp.stack([gate, up], axis=1)  # noqa: E731
+    paired = lambda gate, up: jnp.stack([gate, up], axis=-2)  # noqa: E731
     parts, fused = set(), {}
     for matrices, name, join in ((_QKV, "qkv_DKMH", grouped), (_GATE_UP, "gate_up_DPF", paired)):
+        biases = [_bias(matrix) for matrix in matrices]
         fused |= {name: join(*(p[matrix] for matrix in matrices))} | fuse_adapters(p, matrices, name, join)
-        parts |= {*matrices, *(adapter for matrix in matrices for adapter in ADAPTERS[matrix])}
-    if spec.qkv_bias:
-        fused["qkv_bias_KMH"] = grouped(p["q_bias_NH"], p["k_bias_KH"], p["v_bias_KH"])
-    if spec.mlp_bias:
-        fused["gate_up_bias_PF"] = jnp.stack([p["gate_bias_F"], p["up_bias_F"]])
-    parts |= {"q_bias_NH", "k_bias_KH", "v_bias_KH", "gate_bias_F", "up_bias_F"}
+        fused |= {_bias(name): join(*(p[bias] for bias in biases))} if biases[0] in p else {}
+        parts |= {*matrices, *biases, *(adapter for matrix in matrices for adapter in ADAPTERS[matrix])}
     return fused | {name: value for name, value in p.items() if name not in parts}
-
-
-def _fused_queries_keys_values(spec, p, h_BTD, read):
-    bias = p["qkv_bias_KMH"] if spec.qkv_bias else None
-    qkv_BTKMH = _with_extra(project(h_BTD, p["qkv_DKMH"]), p, "qkv_DKMH", bias, h_BTD)
-    q_BTNH = read(qkv_BTKMH)[..., :-2, :].reshape(h_BTD.shape[0], -1, spec.num_heads, spec.head_dim)
-    return q_BTNH, qkv_BTKMH[..., -2, :], qkv_BTKMH[..., -1, :]
-
-
-def _fused_gate_and_up(spec, p, h_BTD):
-    bias = p["gate_up_bias_PF"] if spec.mlp_bias else None
-    gate_up_BTPF = _with_extra(project(h_BTD, p["gate_up_DPF"]), p, "gate_up_DPF", bias, h_BTD)
-    return gate_up_BTPF[..., 0, :], gate_up_BTPF[..., 1, :]
-
-
-FUSED = Inputs(_fused_queries_keys_values, _fused_gate_and_up)
 
 
 def scaled_embedding(spec: ModelSpec, x_BTD):
@@ -151,9 +114,20 @@ def rms_norm(x, scale, eps: float, centered: bool = False):
     return (normed.astype(x.dtype).astype(jnp.float32) * scale).astype(x.dtype)
 
 
-def _with_extra(y_BTO, p, matrix, bias, x_BTI):
-    """y, with x W in it, and what comes to that: the adapter's part and the bias, as far as there are any."""
-    return _with_bias(y_BTO, bias, low_rank(p, matrix, x_BTI))
+def _product(p, matrix, x_BTI, summed=1):
+    """x W, with the adapter's part and the bias, as far as there are any."""
+    return _with_extra(project(x_BTI, p[matrix], summed=summed), p, matrix, x_BTI, summed)
+
+
+def _with_extra(y_BTO, p, matrix, x_BTI, summed=1):
+    """y, with x W in it, and what comes to that."""
+    return _with_bias(y_BTO, p.get(_bias(matrix, summed)), low_rank(p, matrix, x_BTI))
+
+
+def _bias(matrix: str, summed: int = 1) -> str:
+    """The name that a matrix's bias has if there is one: q_bias_NH of q_DNH."""
+    stem, _, axes = matrix.rpartition("_")
+    return f"{stem}_bias_{axes[summed:]}"
 
 
 def _with_bias(y_BTO, bias, also=0):

@@ -51,7 +51,6 @@ class Lora:
 
     @property
     def scale(self) -> float:
-        """Of A B."""
         return self.alpha / self.rank
 
     @property
@@ -61,7 +60,6 @@ class Lora:
 
     @property
     def adapters(self) -> dict[str, tuple[str, str]]:
-        """Those of ADAPTERS that there are."""
         return {TARGETS[name]: ADAPTERS[TARGETS[name]] for name in self.targets or TARGETS}
 
 

@@ -14,13 +14,12 @@ import jax
 from edlm_jax.attention.pattern import PLAIN
 from edlm_jax.diffusion.streams import ALIGNMENTS, CONVERSIONS, Layout, find_layout
 from edlm_jax.errors import InputError
-from edlm_jax.models.config_json import flag, positive, size
 from edlm_jax.models.families import FAMILIES, Kind, find_family
+from edlm_jax.models.families.family import flag, positive, size
 
 PREFILLS = tuple(PLAIN)
 GRIDS = ("response", "position")
 CONFIDENCES = ("raw", "drawn")
-COMMITS = ("fused", "separate", "first_token")
 PRIORS = ("masks", "uniform_tokens")
 ADAPTED = ("all", "noisy")
 CHOICES = dict(  # of a conversion's fields
@@ -29,7 +28,7 @@ CHOICES = dict(  # of a conversion's fields
     prefill=PREFILLS,
     grid=GRIDS,
     confidence=CONFIDENCES,
-    commit=COMMITS,
+    commit=("fused", "separate", "first_token"),
     noise=PRIORS,
     adapted=ADAPTED,
 )
@@ -126,7 +125,6 @@ class ModelSpec:
         return dict(zip("VDNKHF", shape, strict=True))
 
     def kind(self, layer: int) -> Kind:
-        """Of one layer."""
         return self.kinds[layer % len(self.kinds)]
 
     @property
@@ -136,7 +134,6 @@ class ModelSpec:
 
     @property
     def on_position_grid(self) -> bool:
-        """Are blocks counted from position 0?"""
         return self.conversion is not None and self.conversion.grid == "position"
 
     @classmethod
@@ -147,7 +144,12 @@ class ModelSpec:
         width, heads = size(full, "hidden_size"), size(full, "num_attention_heads")
         kv_heads = size(full, "num_key_value_heads", default=heads)
         head_dim = _head_dim(full, width, heads)
-        _refuse_unsupported(full)
+        for key in _EXPERT_KEYS:
+            if full.get(key):
+                raise InputError(f"config.json: a mixture of experts ({key} = {full[key]}) is not supported")
+        if full.get("quantization_config"):
+            reason = "quantization_config is not supported; use the checkpoint that is not quantized"
+            raise InputError(f"config.json: {reason}")
         bias, mlp_bias = (name in family.bias_flags and flag(full, name) for name in ("attention_bias", "mlp_bias"))
         return cls(
             family=family.model_type,
@@ -180,17 +182,14 @@ class ModelSpec:
         config = json.loads(self.hf_json)
         for name in ("edlm", "auto_map"):
             config.pop(name, None)
-        if not config or not self._agrees_with(config):
+        original = ModelSpec.from_hf(config, self.source) if config else None
+        if not original or dataclasses.replace(original, conversion=self.conversion, hf_json=self.hf_json) != self:
             config = {key: value for key, value in config.items() if key not in _STALE_KEYS} | self._hf_fields()
         rope = FAMILIES[self.family].rope(self)
         config |= rope.respelled(config, self.head_dim) if rope else {}
         if self.conversion is not None:
             config["edlm"] = dataclasses.asdict(self.conversion)
         return config
-
-    def _agrees_with(self, config: Mapping[str, Any]) -> bool:
-        original = ModelSpec.from_hf(config, self.source)
-        return dataclasses.replace(original, conversion=self.conversion, hf_json=self.hf_json) == self
 
     def _hf_fields(self) -> dict[str, Any]:
         family = FAMILIES[self.family]
@@ -217,14 +216,6 @@ def _head_dim(config: Mapping[str, Any], width: int, heads: int) -> int:
     if width % heads:
         raise InputError(f"config.json: hidden_size {width} is not a multiple of num_attention_heads {heads}")
     return width // heads
-
-
-def _refuse_unsupported(config: Mapping[str, Any]) -> None:
-    for key in _EXPERT_KEYS:
-        if config.get(key):
-            raise InputError(f"config.json: a mixture of experts ({key} = {config[key]}) is not supported")
-    if config.get("quantization_config"):
-        raise InputError("config.json: quantization_config is not supported; use the checkpoint that is not quantized")
 
 
 def _conversion(config: Mapping[str, Any]) -> Conversion | None:

@@ -6,8 +6,8 @@ over it, so that a 36-layer model compiles as fast as a 5-layer one. Parameter n
 parallel/sharding.py reads it.
 """
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import partial, wraps
 from typing import Any
 
 import jax
@@ -15,13 +15,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from edlm_jax.attention import Causal, CleanContext, InPieces, Pattern, Sight, Tiles, attend, plan_attention
+from edlm_jax.attention import Causal, CleanContext, InPieces, Pattern, Sight, Tiles, plan_attention
 from edlm_jax.errors import InputError
 from edlm_jax.models.column_losses import Certainty, Divergence
-from edlm_jax.models.compiled_once import compiled_once
-from edlm_jax.models.gated import clean_sight, two_streams
+from edlm_jax.models.gated import two_streams
 from edlm_jax.models.head import column_loss, linear_cross_entropy
-from edlm_jax.models.layer import SEPARATE, layer_forward, layer_shapes, norm, scaled_embedding
+from edlm_jax.models.layer import layer_forward, layer_shapes, norm, scaled_embedding
 from edlm_jax.models.lora import Lora, initial_adapters, scaled, without_adapters
 from edlm_jax.models.product import look_up, project
 from edlm_jax.models.rope import rotary_tables
@@ -37,6 +36,27 @@ REMAT_POLICIES = {  # each keeps less of the forward pass than the one before
 
 # So few layers are written out one by one: stacking what they keep for the backward pass costs a tenth of a CPU's step.
 _UNROLLED = 4
+
+
+def compiled_once(*static: str) -> Callable[[Callable], Callable]:
+    """A decorator of a model's method: one program for all calls of equal shapes, `static` arguments and model class.
+
+    A forward pass makes the functions that it scans over anew, so that jax by itself would compile at every call.
+    Inside `jax.jit` it is as if this were not there.
+    """
+
+    def decorate(method):
+        @partial(jax.jit, static_argnames=("graphdef", *static))
+        def run(graphdef, state, *args, **kwargs):
+            return method(nnx.merge(graphdef, state), *args, **kwargs)
+
+        @wraps(method)
+        def call(self, *args, **kwargs):
+            return run(*nnx.split(self), *args, **kwargs)
+
+        return call
+
+    return decorate
 
 
 class Layers(nnx.Module):
@@ -117,7 +137,7 @@ class Transformer(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """What the head reads, after the final norm. Positions default to one document a row from column 0 on.
 
-        `copies_BM`: see `attend`; positions, segments and tokens of the noisy columns are then those of their copies.
+        `copies_BM`: see `Sight`; positions, segments and tokens of the noisy columns are then those of their copies.
         Of the last layer only the first `columns` are computed where that is given: under `CleanContext` the clean
         stream has no loss of its own, and there it needs to give keys and values alone. On a mesh that splits rows
         over `context` the columns lie `InPieces` from the first layer to the last.
@@ -141,13 +161,14 @@ class Transformer(nnx.Module):
             return plan_attention(sight, heads, self.tiles)
 
         if self.layers.gated and isinstance(pattern, CleanContext):
+            L, documents_BL = pattern.length, None if segment_ids_BT is None else row.split(segment_ids_BT)[1]
 
             def beside(window):
-                alone = plan_attention(clean_sight(row, window, B, segment_ids_BT), heads, self.tiles)
-                return planned(window, pattern.noisy_columns), alone
+                alone = Sight(row.beside_noise.within(window), B, L, L, documents_BL, documents_BL)
+                return planned(window, pattern.noisy_columns), plan_attention(alone, heads, self.tiles)
 
             checkpointed = partial(rematerialise, remat=remat, in_scan=in_scan)
-            plans, forward = {window: beside(window) for window in spec.windows}, partial(layer_forward, spec, SEPARATE)
+            plans, forward = {window: beside(window) for window in spec.windows}, partial(layer_forward, spec)
             both = [
                 two_streams(forward, row, rotary[kind.rope], plans[kind.window], checkpointed) for kind in spec.kinds
             ]
@@ -156,8 +177,8 @@ class Transformer(nnx.Module):
             return constrain(row.leave(x_BTD), "BL_")
 
         def body(x_BTD, layer, kind, plan, columns=None):
-            read, attention = partial(row.read, count=columns), partial(attend, plan=plan)
-            x_BTD = layer_forward(spec, SEPARATE, layer, x_BTD, rotary[kind.rope], attention, read)
+            read = partial(row.read, count=columns)
+            x_BTD = layer_forward(spec, layer, x_BTD, rotary[kind.rope], plan, read)
             return constrain(x_BTD, "BL_"), None
 
         layers, last = without_adapters(layers) if self.layers.gated else layers, None
@@ -179,7 +200,6 @@ class Transformer(nnx.Module):
         return scaled_embedding(self.spec, look_up(self.embedding_VD[...], tokens_BT, self.dtype))
 
     def final_norm(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """The norm before the head."""
         return norm(self.spec, x_BTD, self.final_norm_D[...])
 
     @compiled_once()

@@ -64,15 +64,11 @@ def _described() -> dict:
     if not 0 <= index < count:
         raise InputError(f"{INDEX}={index} is not one of the {count} processes 0..{count - 1}")
     if index == 0:
-        _check_port(port)
+        try:
+            socket.create_server(("", port)).close()
+        except OSError as error:  # jax would crash
+            raise InputError(f"port {port} of {ADDRESS} is not free: {error.strerror}; choose another") from None
     return dict(coordinator_address=address, num_processes=count, process_id=index)
-
-
-def _check_port(port: int) -> None:
-    try:
-        socket.create_server(("", port)).close()
-    except OSError as error:  # jax would crash
-        raise InputError(f"port {port} of {ADDRESS} is not free: {error.strerror}; choose another") from None
 
 
 def _initialize(described: dict, failed: list[Exception]) -> None:

@@ -31,7 +31,7 @@ def adapter_places(spec: ModelSpec, lora: Lora) -> list[Place]:
             continue
         out, into = place.groups
         module = "base_model.model." + place.template.removesuffix(".weight")
-        sizes = (*place.sizes, ("R", lora.rank))
+        sizes = {**place.sizes, "R": lora.rank}
         for name, part, groups in zip(lora.adapters[place.path[-1]], "AB", (("R", into), (out, "R")), strict=True):
             tensor = dict(template=f"{module}.lora_{part}.weight", groups=groups, sizes=sizes)
             found.append(dataclasses.replace(place, path=("layers", name), **tensor))

@@ -95,11 +95,6 @@ class Checkpoint:
             )
 
     @property
-    def names(self) -> list[str]:
-        """All tensors."""
-        return list(self._files)
-
-    @property
     def metadata(self) -> dict[str, str]:
         """What the files say beside their tensors."""
         return {key: value for file in self._files.values() for key, value in (file.metadata() or {}).items()}
@@ -123,7 +118,13 @@ def _files(directory: Path) -> dict[str, set[str] | None]:
     if not index.exists():
         if (directory / SINGLE).exists():
             return {SINGLE: None}
-        raise InputError(_nothing_to_load(directory))
+        pickles = sorted(path.name for suffix in ("bin", "pt", "pth") for path in directory.glob(f"*.{suffix}"))
+        if pickles:
+            raise InputError(
+                f"{directory} holds only pickled weights ({pickles[0]}), which are never loaded because they can run "
+                "code; save them as safetensors with transformers' save_pretrained first"
+            )
+        raise InputError(only_gguf(directory) or f"{directory} holds neither {SINGLE} nor {INDEX}")
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files: dict[str, set[str] | None] = {}
@@ -140,16 +141,6 @@ def _files(directory: Path) -> dict[str, set[str] | None]:
     if SINGLE not in files and (directory / SINGLE).exists():
         raise InputError(f"{directory} holds both {SINGLE} and {INDEX} of other files; remove the stale one")
     return dict(sorted(files.items()))
-
-
-def _nothing_to_load(directory: Path) -> str:
-    pickles = sorted(path.name for suffix in ("bin", "pt", "pth") for path in directory.glob(f"*.{suffix}"))
-    if pickles:
-        return (
-            f"{directory} holds only pickled weights ({pickles[0]}), which are never loaded because they can run code; "
-            "save them as safetensors with transformers' save_pretrained first"
-        )
-    return only_gguf(directory) or f"{directory} holds neither {SINGLE} nor {INDEX}"
 
 
 def _and_more(names: list[str]) -> str:

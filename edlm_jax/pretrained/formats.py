@@ -34,12 +34,9 @@ def check_format(spec: ModelSpec, name: str) -> None:
     if conversion is None:
         raise InputError(f"format {name!r} is for converted models; this one is autoregressive")
     wanted = released.conversion
-    for what, found, needed in (
-        ("family", spec.family, released.family),
-        ("alignment", conversion.alignment, wanted.alignment),
-        ("pattern", conversion.pattern, wanted.pattern),
-        ("prefill", conversion.prefill, wanted.prefill),
-    ):
+    pairs = {"family": (spec.family, released.family)}
+    pairs |= {what: (getattr(conversion, what), getattr(wanted, what)) for what in ("alignment", "pattern", "prefill")}
+    for what, (found, needed) in pairs.items():
         if found != needed:
             raise InputError(f"format {name!r} needs {what} {needed!r}; this model has {found!r}")
     if spec.vocab_size <= wanted.mask_token_id:

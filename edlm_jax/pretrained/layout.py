@@ -6,6 +6,7 @@ by their axes and unflattened: q_DNH. The letters of both sides say how to get f
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -50,7 +51,7 @@ class Place:
     path: tuple[str, ...]  # in the model's state
     template: str  # of the tensors' names, with {layer} where the parameter is stacked
     groups: tuple[str, ...]  # letters of the Hugging Face axes, several where they are flattened together
-    sizes: tuple[tuple[str, int], ...]  # of every letter
+    sizes: Mapping[str, int]  # of every letter
     num_layers: int  # 0: not stacked
 
     @property
@@ -60,19 +61,15 @@ class Place:
 
     @property
     def layer_shape(self) -> tuple[int, ...]:
-        """The shape of one layer of our parameter."""
-        return tuple(dict(self.sizes)[letter] for letter in self.letters)
+        return tuple(self.sizes[letter] for letter in self.letters)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of our parameter."""
         return ((self.num_layers,) if self.num_layers else ()) + self.layer_shape
 
     @property
     def hf_shape(self) -> tuple[int, ...]:
-        """The shape of each Hugging Face tensor."""
-        sizes = dict(self.sizes)
-        return tuple(math.prod(sizes[letter] for letter in group) for group in self.groups)
+        return tuple(math.prod(self.sizes[letter] for letter in group) for group in self.groups)
 
     @property
     def hf_names(self) -> tuple[str, ...]:
@@ -81,14 +78,13 @@ class Place:
 
     def read(self, tensor, index: tuple[slice, ...]) -> np.ndarray:
         """The part `index` of one layer of ours; only that part is read from `tensor`, sliced lazily or not."""
-        sizes = dict(self.sizes)
-        ranges = {a: part.indices(sizes[a])[:2] for a, part in zip(self.letters, index, strict=True)}
+        ranges = {a: part.indices(self.sizes[a])[:2] for a, part in zip(self.letters, index, strict=True)}
         outer, inner, split = [], [], []
         for group in self.groups:
             start, stop = ranges[group[0]]
-            step = math.prod(sizes[letter] for letter in group[1:])
-            outer.append(slice(start * step, stop * step))
-            split += [stop - start, *(sizes[letter] for letter in group[1:])]
+            rest = [self.sizes[letter] for letter in group[1:]]
+            outer.append(slice(start * math.prod(rest), stop * math.prod(rest)))
+            split += [stop - start, *rest]
             inner += [slice(None), *(slice(*ranges[letter]) for letter in group[1:])]
         return tensor[tuple(outer)].reshape(split)[tuple(inner)].transpose(self._order)
 
@@ -103,7 +99,7 @@ class Place:
 
 def places(spec: ModelSpec) -> list[Place]:
     """Every parameter of the model, in the order in which a checkpoint lists them."""
-    shapes, sizes, renamed = layer_shapes(spec), tuple(spec.sizes.items()), FAMILIES[spec.family].names
+    shapes, sizes, renamed = layer_shapes(spec), spec.sizes, FAMILIES[spec.family].names
     place = lambda path, name, axes, count: Place(path, name, tuple(axes.split(",")), sizes, count)  # noqa: E731
     top = [place((ours,), *theirs, 0) for ours, theirs in _TOP.items() if ours != "head_DV" or not spec.tied]
     layers = [

@@ -60,7 +60,7 @@ def open_parameters(
     """
     spec, directory = load_spec(path_or_repo), find_directory(path_or_repo)
     with contextlib.ExitStack() as stack:
-        checkpoint = GgufCheckpoint(path_or_repo) if is_gguf(path_or_repo) else Checkpoint(directory)
+        checkpoint = GgufCheckpoint(Path(path_or_repo)) if is_gguf(path_or_repo) else Checkpoint(directory)
         stack.enter_context(checkpoint)
         layout = checkpoint.rename(places(spec))
         checkpoint.check({name: place.hf_shape for place in layout for name in place.hf_names}, tied=spec.tied)

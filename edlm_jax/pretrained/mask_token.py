@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Names of special tokens that fit, the best first, and why; among equals the lowest id.
 _SLOTS = {
     r"<\|mask\|>|<mask>|\[MASK\]|<\|mdm_mask\|>": "made for it",
-    r"<\|fim_pad\|>": "pads fill-in-the-middle, in no text",  # Qwen2.5, Qwen3: 151662
+    r"<\|fim_pad\|>": "pads fill-in-the-middle, in no text",  # Qwen2.5, Qwen3: 151662, as Efficient-DLM has it
     r"<\|reserved_special_token_\d+\|>": "reserved, in no text",  # Llama 3: 128002
     r".*(reserved|unused).*|<SPECIAL_\d+>|\[control_\d+\]|<fim_pad>": "unused, in no text",  # Gemma, Mistral, others
     r"<empty_output>": "an empty notebook cell, in no prose or chat",  # SmolLM2
@@ -30,10 +30,7 @@ STARTS = ("keep", "mean", "noise")
 
 
 def choose_mask_token(tokenizer: "PreTrainedTokenizerBase", spec: ModelSpec, override: int = -1) -> int:
-    """The id to mask with: `override` unless -1, else the unused special token of the tokenizer's family.
-
-    Qwen2.5 and Qwen3 use <|fim_pad|> (151662), as the released Efficient-DLM models do.
-    """
+    """The id to mask with: `override` unless -1, else the unused special token of the tokenizer's family."""
     ends = Text.of(spec, tokenizer).ends  # also those that the model's files list, or its chat template writes
     taken = {tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id, *ends} - {None}
     if override != -1:

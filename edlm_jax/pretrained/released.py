@@ -1,23 +1,11 @@
 """Block-diffusion checkpoints as others release them: their config.json and tensor names in terms of ours.
 
-    architecture               family  mask    block  alignment      prompt         grid      seen in
-    EfficientDLM               qwen3   151662  32     same position  bidirectional  response  nvidia/Efficient-DLM-4B
-    DiffEncoderModel           qwen3   151662  32     same position  bidirectional  response  nvidia/Nemotron-Diffusion-
-                                                                                              Research-4B-v0
-    SDARForCausalLM            qwen3   151669  4      same position  block-causal   position  JetLM/SDAR-4B-Chat
-    Fast_dLLM_QwenForCausalLM  qwen2   151665  32     shifted        block-causal   position  Fast_dLLM_v2_7B
-    DreamModel                 qwen2   151666  32     shifted        bidirectional  position  Dream-v0-Instruct-7B
-    LLaDAModelLM               llama   126336  32     same position  bidirectional  position  GSAI-ML/LLaDA-8B-Instruct
-    A2DQwen3LMHeadModel        qwen3   151669  32     same position  block-causal   response  dllm's bd3lm models, which
-    A2DQwen2LMHeadModel        qwen2   151665                                                 add their mask token after
-    A2DLlamaLMHeadModel        llama   128256                                                 the tokenizer's own
-
-A config's own mask_token_id and block length (block_size, bd_size) come before these. Prompt and grid are those of the
-released samplers. Efficient-DLM was trained with block-causal prompts all the same, and so its likelihood is measured.
-Counted from position 0, the last tokens of a prompt share their block with the first ones of the answer. Rules compare
-probabilities after temperature, top-k and top-p in SDAR, Fast-dLLM v2 and Dream, the model's own in the others.
-Fast-dLLM v2 takes a block's first token from the commit before it. DiffEncoderModel has Efficient-DLM's names and is
-taken to be decoded alike.
+A config's own mask_token_id and block length (block_size, bd_size) come before those of `RELEASED`. Prompt and grid
+are those of the released samplers. Efficient-DLM was trained with block-causal prompts all the same, and so its
+likelihood is measured. Counted from position 0, the last tokens of a prompt share their block with the first ones of
+the answer. Rules compare probabilities after temperature, top-k and top-p in SDAR, Fast-dLLM v2 and Dream, the model's
+own in the others. Fast-dLLM v2 takes a block's first token from the commit before it. DiffEncoderModel has
+Efficient-DLM's names and is taken to be decoded alike.
 
 Dream and LLaDA have no block length: 32 is our choice, and decoding them in cached blocks, which they were not trained
 for, is an approximation; so it is for dllm's mdlm models, which their config.json does not tell from bd3lm ones.
@@ -62,25 +50,27 @@ _EFFICIENT_DLM = Released(
     constants=(("disable_qk_norm", False),),
 )
 RELEASED = {
-    "EfficientDLM": _EFFICIENT_DLM,
-    "DiffEncoderModel": _EFFICIENT_DLM,
-    "SDARForCausalLM": Released(
+    "EfficientDLM": _EFFICIENT_DLM,  # nvidia/Efficient-DLM-4B
+    "DiffEncoderModel": _EFFICIENT_DLM,  # nvidia/Nemotron-Diffusion-Research-4B-v0
+    "SDARForCausalLM": Released(  # JetLM/SDAR-4B-Chat
         family="qwen3",
         conversion=Conversion(151669, 4, grid="position", confidence="drawn"),
         block_key="block_size",
     ),
-    "Fast_dLLM_QwenForCausalLM": Released(
+    "Fast_dLLM_QwenForCausalLM": Released(  # Fast_dLLM_v2_7B
         family="qwen2",
         conversion=Conversion(
             151665, 32, alignment="shifted", grid="position", confidence="drawn", commit="first_token"
         ),
         block_key="bd_size",
     ),
+    # dllm's bd3lm models, which add their mask token after the tokenizer's own.
     "A2DQwen3LMHeadModel": Released(family="qwen3", conversion=Conversion(151669, 32), block_key="block_size"),
     "A2DQwen2LMHeadModel": Released(family="qwen2", conversion=Conversion(151665, 32), block_key="block_size"),
     "A2DLlamaLMHeadModel": Released(family="llama", conversion=Conversion(128256, 32), block_key="block_size"),
+    # Dream-v0-Instruct-7B
     "DreamModel": Released(family="qwen2", conversion=_whole(151666, alignment="shifted", confidence="drawn")),
-    "LLaDAModelLM": Released(
+    "LLaDAModelLM": Released(  # GSAI-ML/LLaDA-8B-Instruct
         family="llama",
         conversion=_whole(126336),
         fields=(

@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -21,7 +22,7 @@ from edlm_jax.pretrained.checkpoint import INDEX, SINGLE
 from edlm_jax.pretrained.formats import check_format, prepare
 from edlm_jax.pretrained.layout import Place, places
 from edlm_jax.pretrained.load import FLOATS
-from edlm_jax.pretrained.tokenizer_files import copy_tokenizer
+from edlm_jax.pretrained.tokenizer import copy_tokenizer
 
 SHARD_BYTES = 5_000_000_000
 
@@ -42,6 +43,8 @@ def save_pretrained(
     formats.py, instead of the family's own. The directory must not exist yet, or be empty:
     the files are written beside it and renamed at the end. On several hosts every process calls this, the first writes.
     """
+    from huggingface_hub import split_state_dict_into_shards_factory  # slow to import
+
     lora = model.layers.lora
     if lora and not lora.gated:
         raise InputError("this model's adapters are not merged; read its run with load_trained, which merges them")
@@ -53,18 +56,21 @@ def save_pretrained(
         model, config = prepare(model, format)
     params = {path: variable[...] for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))}
     stored = np.dtype(dtype or params[("embedding_VD",)].dtype)
-    plan = _plan(model, stored, shard_bytes)
-    adapters = adapter_places(model.spec, lora) if lora else []
-    beside = [(place, layer) for place in adapters for layer in range(place.num_layers)]
+    tensors, adapters = _tensors(places(model.spec)), _tensors(adapter_places(model.spec, lora)) if lora else {}
+    files = split_state_dict_into_shards_factory(
+        tensors,
+        get_storage_size=lambda tensor: math.prod(tensor[0].hf_shape) * stored.itemsize,
+        filename_pattern=SINGLE.replace(".", "{suffix}."),
+        max_shard_size=shard_bytes,
+    )
     if jax.process_index() == 0:
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
-            _write_weights(plan, params, stored, draft)
+            _write_weights(files, lambda name: _tensor(*tensors[name], params, stored), draft)
             _write_config(config, stored, draft)
             if lora:
-                wide = np.dtype(np.float32)
-                arrays = {place.hf_names[layer]: _tensor(place, layer, params, wide) for place, layer in beside}
+                arrays = {name: _tensor(*tensor, params, np.dtype("float32")) for name, tensor in adapters.items()}
                 write_adapter(model.spec, lora, arrays, draft)
             if model.spec.source:
                 copy_tokenizer(model.spec.source, draft, config)
@@ -74,8 +80,8 @@ def save_pretrained(
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     else:
-        for place, layer in [*(tensor for file in plan for tensor in file), *beside]:
-            _tensor(place, layer, params, stored)  # takes part in the gathering
+        for name in [*(name for names in files.filename_to_tensors.values() for name in names), *adapters]:
+            _tensor(*(tensors | adapters)[name], params, stored)  # takes part in the gathering
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("save_pretrained")
 
@@ -101,51 +107,31 @@ def _write_config(config: dict, dtype: np.dtype, draft: Path) -> None:
     (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_weights(plan: list[list[tuple[Place, int]]], params: dict, dtype: np.dtype, draft: Path) -> None:
+def _write_weights(files, read: Callable[[str], np.ndarray], draft: Path) -> None:
     """One file, or several with an index; one file's tensors at a time are in host memory."""
-    weight_map: dict[str, str] = {}
-    total = 0
-    for number, tensors in enumerate(plan, start=1):
-        file_name = SINGLE if len(plan) == 1 else f"model-{number:05d}-of-{len(plan):05d}.safetensors"
-        arrays = {place.hf_names[layer]: _tensor(place, layer, params, dtype) for place, layer in tensors}
+    for file_name, names in files.filename_to_tensors.items():
+        arrays = {name: read(name) for name in names}
         save_file(arrays, draft / file_name, {"format": "pt"})  # transformers refuses a file without the format
-        weight_map |= dict.fromkeys(arrays, file_name)
-        total += sum(array.nbytes for array in arrays.values())
-    if len(plan) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    if files.is_sharded:
+        index = {"metadata": files.metadata, "weight_map": dict(sorted(files.tensor_to_filename.items()))}
         (draft / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _plan(model: Transformer, dtype: np.dtype, shard_bytes: int) -> list[list[tuple[Place, int]]]:
-    """The tensors (parameter, layer) of each file."""
-    layout = places(model.spec)
-    tensors = [(place, 0) for place in layout if not place.num_layers]
-    tensors += [(place, layer) for layer in range(model.spec.num_layers) for place in layout if place.num_layers]
-    files: list[list[tuple[Place, int]]] = [[]]
-    used = 0
-    for place, layer in tensors:
-        size = math.prod(place.hf_shape) * dtype.itemsize
-        if files[-1] and used + size > shard_bytes:
-            files.append([])
-            used = 0
-        files[-1].append((place, layer))
-        used += size
-    return files
+def _tensors(layout: list[Place]) -> dict[str, tuple[Place, int]]:
+    """{name: (parameter, layer)} of the tensors that these parameters become, in the order of a checkpoint."""
+    first = {place.hf_names[0]: (place, 0) for place in layout if not place.num_layers}
+    stacked = [place for place in layout if place.num_layers]
+    layers = range(max(place.num_layers for place in stacked))
+    return first | {place.hf_names[layer]: (place, layer) for layer in layers for place in stacked}
 
 
 def _tensor(place: Place, layer: int, params: dict, dtype: np.dtype) -> np.ndarray:
-    param = params[place.path]
-    return place.write(_to_host(_layer(param, layer) if place.num_layers else param).astype(dtype))
+    array = _layer(params[place.path], layer) if place.num_layers else params[place.path]
+    whole = np.asarray(array) if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True)
+    return place.write(whole.astype(dtype))
 
 
 @jax.jit
 def _layer(param: jax.Array, layer: int) -> jax.Array:
     """One layer on the devices: `layer` is traced, so that a shape compiles once and not once per layer."""
     return jax.lax.dynamic_index_in_dim(param, layer, keepdims=False)
-
-
-def _to_host(array: jax.Array) -> np.ndarray:
-    if array.is_fully_addressable:
-        return np.asarray(array)
-    return multihost_utils.process_allgather(array, tiled=True)
-

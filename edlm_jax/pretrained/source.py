@@ -79,12 +79,6 @@ def only_gguf(directory: Path) -> str:
     return f"{directory} holds its weights as GGUF: give the file itself, {files[0]}" if files else ""
 
 
-def tokenizer_files(directory: Path) -> list[Path]:
-    """The files of TOKENIZER_FILES that are there, relative to the directory."""
-    found = {path for pattern in TOKENIZER_FILES for path in directory.glob(pattern) if path.is_file()}
-    return sorted(path.relative_to(directory) for path in found)
-
-
 @functools.cache  # one snapshot for as long as the process runs: a run reads its first weights more than once
 def _download(repo: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download

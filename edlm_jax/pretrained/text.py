@@ -3,7 +3,7 @@
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,10 @@ class Text:
         added = {token.content: token_id for token_id, token in tokenizer.added_tokens_decoder.items()}
         closers = [content for content in added if content and closing.startswith(content)]
         turn_ends = [added[max(closers, key=len)]] if closers else []
-        ends = dict.fromkeys([tokenizer.eos_token_id, *_listed(spec), *turn_ends])
+        listed, generation = listed_ends(json.loads(spec.hf_json)), Path(spec.source, "generation_config.json")
+        if spec.source and generation.is_file():
+            listed = [*listed_ends(read_json(generation), generation), *listed]
+        ends = dict.fromkeys([tokenizer.eos_token_id, *listed, *turn_ends])
         return cls(tokenizer, tuple(token for token in ends if token is not None), "" if closers else closing)
 
     def shown(self, tokens: list[int]) -> str:
@@ -75,16 +78,8 @@ def _closing(tokenizer) -> str:
     return rest.strip() if answer else ""
 
 
-def _listed(spec: ModelSpec) -> Iterator[int]:
-    """The ids under `eos_token_id`, one or a list, in generation_config.json and config.json."""
-    path = Path(spec.source, "generation_config.json")
-    if spec.source and path.is_file():
-        yield from listed_ends(read_json(path), path)
-    yield from listed_ends(json.loads(spec.hf_json), "config.json")
-
-
 def listed_ends(config: Any, name: str | Path = "config.json") -> list[int]:
-    """The ids under `eos_token_id` of a file's JSON."""
+    """The ids under `eos_token_id` of a file's JSON, which has one or a list."""
     if not isinstance(config, dict):
         raise InputError(f"{name} is not a JSON object")
     listed = config.get("eos_token_id")

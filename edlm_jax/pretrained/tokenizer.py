@@ -1,17 +1,27 @@
-"""The tokenizer that lies beside the weights, or alone. Code that lies there, too, never runs, and nobody is asked."""
+"""The tokenizer that lies beside the weights, or alone: read, and copied into exports and work directories.
 
+Code that lies there, too, never runs, nobody is asked, and no copy has it.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edlm_jax.errors import InputError
-from edlm_jax.pretrained.source import find_directory, read_config
-from edlm_jax.pretrained.tokenizer_files import WHOLE, stand_in
+from edlm_jax.files import read_json
+from edlm_jax.pretrained.source import TOKENIZER_FILES, find_directory, read_config
+from edlm_jax.pretrained.text import listed_ends
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken", "tekken.json")
+# Tokenizers whose class is code of their own, and the class of transformers that reads the same files alike.
+_CLASSES = {"DreamTokenizer": "Qwen2Tokenizer"}
+_WHOLE = "PreTrainedTokenizerFast"  # for any other such class: all that it is must stand in tokenizer.json
 
 
 def load_tokenizer(path_or_repo: str | Path, vocab_size: int | None = None) -> "PreTrainedTokenizerBase":
@@ -37,8 +47,9 @@ def load_tokenizer(path_or_repo: str | Path, vocab_size: int | None = None) -> "
 
 
 def _open(directory: Path) -> "PreTrainedTokenizerBase":
-    instead, whole = stand_in(directory), (directory / "tokenizer.json").is_file()
-    if instead == WHOLE and not whole:
+    settings, whole = directory / "tokenizer_config.json", (directory / "tokenizer.json").is_file()
+    instead = _stand_in(read_json(settings) if settings.is_file() else {})
+    if instead == _WHOLE and not whole:
         raise InputError(
             f"{directory}: its tokenizer is code in that directory, which never runs; put the tokenizer.json of the "
             "model it was made from beside it"
@@ -62,3 +73,51 @@ def _needs_sentencepiece(directory: Path) -> bool:
         return False
     with models[0].open("rb") as file:
         return file.read(1) == b"\n"
+
+
+def copy_tokenizer(source: str | Path, target: Path, config: Mapping[str, Any]) -> None:
+    """All that the tokenizer of a directory is made of; `config` is the config.json of the model that it belongs to.
+
+    A generation_config.json gets the ends that it lacks: where there is one, nobody looks for them in config.json.
+    """
+    for path in {path for pattern in TOKENIZER_FILES for path in Path(source).glob(pattern) if path.is_file()}:
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
+    _change(target / "tokenizer_config.json", _without_code)
+    _change(target / "generation_config.json", lambda generation: generation | _ends(generation, config))
+
+
+def _stand_in(settings: Mapping[str, Any]) -> str | None:
+    """The class of transformers in place of the code that tokenizer_config.json asks for; None: it asks for none."""
+    name = str(settings.get("tokenizer_class"))
+    if name in _CLASSES:
+        return _CLASSES[name]
+    if not settings.get("auto_map"):
+        return None
+    import transformers  # slow to import
+
+    return None if hasattr(transformers, name.removesuffix("Fast")) else _WHOLE
+
+
+def _without_code(settings: dict[str, Any]) -> dict[str, Any]:
+    instead = _stand_in(settings)
+    kept = {name: value for name, value in settings.items() if name != "auto_map"}
+    return kept | ({"tokenizer_class": instead} if instead else {})
+
+
+def _ends(generation: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    known = listed_ends(generation, "generation_config.json")
+    missing = [token for token in listed_ends(config) if token not in known]
+    ends = known + missing
+    return {"eos_token_id": ends if len(ends) > 1 else ends[0]} if missing else {}
+
+
+def _change(path: Path, change: Callable[[dict], dict]) -> None:
+    """Rewrites a file that is there, if this changes what it says; one that is no JSON stays as it is."""
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return
+    if isinstance(before, dict) and (after := change(before)) != before:
+        path.write_text(json.dumps(after, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -23,10 +23,9 @@ from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.parallel.processes import check_shared
 from edlm_jax.parallel.sharding import param_shardings
-from edlm_jax.pretrained.tokenizer_files import copy_tokenizer
-from edlm_jax.training.arrays import array_handler, restore_args
-from edlm_jax.training.config import RESUMABLE, differing_keys, with_new_fields
-from edlm_jax.training.data_state import DataHandler, DataItem
+from edlm_jax.pretrained.tokenizer import copy_tokenizer
+from edlm_jax.training.config import RESUMABLE, differing_keys
+from edlm_jax.training.handlers import DataHandler, DataItem, array_handler, restore_args
 from edlm_jax.training.step import TrainState
 
 _POLICY = ocp.checkpoint_managers
@@ -59,7 +58,6 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int | None:
-        """The newest complete checkpoint's step."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: TrainState, data: BatchIterator) -> None:
@@ -88,7 +86,6 @@ class Checkpoints:
         return TrainState(restored.optimizer["step"], restored.params, restored.optimizer["opt_state"])
 
     def restore_params(self, step: int, abstract: dict) -> dict:
-        """The parameters of a step alone."""
         args = ocp.args.Composite(params=restore_args(abstract))
         return self._manager.restore(step, args=args).params
 
@@ -115,7 +112,7 @@ def check_workdir(workdir: Path, config: str) -> None:
         return
     if latest_step(workdir) is None:  # a run that ended before its first checkpoint: nothing is lost
         return
-    names = differing_keys(json.loads(config), with_new_fields(read_json(workdir / "config.json")))
+    names = differing_keys(json.loads(config), read_json(workdir / "config.json"))
     if names:
         raise InputError(
             f"{workdir} holds a run with another config ({', '.join(names)} differ); choose another --workdir, or "
@@ -190,7 +187,6 @@ def abstract_model(
 
 
 def with_shardings(abstract, shardings):
-    """A tree of ShapeDtypeStructs that carry shardings."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
 
 

@@ -6,6 +6,7 @@ What a config means is looked up once, in run.py.
 import json
 import math
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_dict
 
 from edlm_jax.diffusion.registry import NOISES, TERMS
@@ -184,25 +185,16 @@ def to_json(c: ConfigDict) -> str:
     return json.dumps(c.to_dict(), indent=2, default=list)
 
 
-def with_new_fields(stored: dict, defaults: dict | None = None) -> dict:
-    """A config as an older run wrote it, with the fields that did not exist yet at their defaults, by which it ran."""
-    defaults = json.loads(to_json(default_config())) if defaults is None else defaults
-    nested = {name for name, value in defaults.items() if isinstance(value, dict) and name in stored}
-    return defaults | stored | {name: with_new_fields(stored[name], defaults[name]) for name in nested}
+def differing_keys(ours: dict, stored: dict) -> list[str]:
+    """Dotted names of the fields, but those of RESUMABLE, in which a config and an older run's differ, both from JSON.
 
-
-def differing_keys(ours: dict, theirs: dict, path: str = "") -> list[str]:
-    """Dotted names of the fields in which two resolved configs (read from JSON) differ, those of RESUMABLE left out."""
-    names = []
-    for key in sorted(set(ours) | set(theirs)):
-        if path + key in RESUMABLE:
-            continue
-        a, b = ours.get(key), theirs.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            names += differing_keys(a, b, f"{path}{key}.")
-        elif a != b:
-            names.append(path + key)
-    return names
+    What did not exist yet when that run wrote it was as its default is, by which it ran.
+    """
+    defaults = json.loads(to_json(default_config()))
+    ours, stored, defaults = (flatten_dict(config, sep=".") for config in (ours, stored, defaults))
+    stored = defaults | stored
+    names = sorted(name for name in {*ours, *stored} if ours.get(name) != stored.get(name))
+    return [name for name in names if not any(f"{name}.".startswith(f"{group}.") for group in RESUMABLE)]
 
 
 def _get(c: ConfigDict, path: str):

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,8 @@ from edlm_jax.models.lora import Lora, combine, initial_adapters, partition, wit
 from edlm_jax.models.spec import Conversion, ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.parallel.sharding import param_shardings
-from edlm_jax.pretrained import choose_mask_token, load_pretrained, load_spec, load_tokenizer, start_mask_embedding
+from edlm_jax.pretrained import load_pretrained, load_spec, load_tokenizer
+from edlm_jax.pretrained.mask_token import choose_mask_token, start_mask_embedding
 from edlm_jax.pretrained.source import find_directory
 from edlm_jax.pretrained.text import listed_ends
 from edlm_jax.training.checkpoint import abstract_model, with_shardings
@@ -26,9 +27,6 @@ from edlm_jax.training.optimizer import Optimizer, make_optimizer
 from edlm_jax.training.step import TrainState
 
 _DECAYED = 0.1  # of the median norm of embeddings: below, the first norm layer multiplies gradients by over ten
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Start:
     lora: Lora | None
 
 
-def read_spec(start: Start) -> tuple[ModelSpec, "PreTrainedTokenizerBase"]:
+def read_spec(start: Start) -> tuple[ModelSpec, Any]:
     """The spec of what will be trained, conversion included, and its tokenizer; reads no weights."""
     if start.path:
         spec = load_spec(start.path)
@@ -89,7 +87,6 @@ def abstract_state(
 
 
 def initial_params(start: Start, spec: ModelSpec, mesh: Mesh) -> dict:
-    """Parameters as the run starts with them."""
     params = _base_params(start, spec, mesh)
     if start.lora is None:
         return params
@@ -123,7 +120,6 @@ def _base_params(start: Start, spec: ModelSpec, mesh: Mesh) -> dict:
 
 
 def initial_state(start: Start, optimizer: Optimizer, params: dict, abstract: TrainState) -> TrainState:
-    """Step 0 with these parameters."""
     shardings, (trained, _) = jax.tree.map(lambda x: x.sharding, abstract), partition(params, start.lora)
     opt_state = jax.jit(make_optimizer(optimizer).init, out_shardings=shardings.opt_state)(trained)
     return TrainState(jax.device_put(jnp.int32(0), shardings.step), params, opt_state)
@@ -150,7 +146,7 @@ def _pure(model: Transformer) -> dict:
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
-def _with_tokenizer(spec: ModelSpec, path: str) -> tuple[ModelSpec, "PreTrainedTokenizerBase"]:
+def _with_tokenizer(spec: ModelSpec, path: str) -> tuple[ModelSpec, Any]:
     """The spec with the tokenizer that its model is trained with, and that tokenizer.
 
     Its end of text is the one that is learned, so config.json names it. A tokenizer of another directory brings all of

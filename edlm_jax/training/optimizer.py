@@ -31,15 +31,12 @@ def _cosine(o: Optimizer) -> optax.Schedule:
 
 
 def _wsd(o: Optimizer) -> optax.Schedule:
+    stable = optax.constant_schedule(o.learning_rate)
     decay = optax.linear_schedule(o.learning_rate, o.final_learning_rate, o.decay_steps)
-    return optax.join_schedules([_constant(o), decay], [o.steps - o.warmup_steps - o.decay_steps])
+    return optax.join_schedules([stable, decay], [o.steps - o.warmup_steps - o.decay_steps])
 
 
-def _constant(o: Optimizer) -> optax.Schedule:
-    return optax.constant_schedule(o.learning_rate)
-
-
-SCHEDULES = {"cosine": _cosine, "wsd": _wsd, "constant": _constant}
+SCHEDULES = {"cosine": _cosine, "wsd": _wsd, "constant": lambda o: optax.constant_schedule(o.learning_rate)}
 
 
 def make_schedule(o: Optimizer) -> optax.Schedule:
@@ -55,10 +52,7 @@ def decay_mask(params):
     nothing, and a slot near zero explodes the gradients of the conversion (reported by LLaDA2.0).
     """
 
-    def decays(path, _):
-        name = path[-1].key
-        return not any(part in name for part in ("norm", "bias", "embedding"))
-
+    decays = lambda path, _: not any(part in path[-1].key for part in ("norm", "bias", "embedding"))  # noqa: E731
     return jax.tree_util.tree_map_with_path(decays, params)
 
 

@@ -1,9 +1,8 @@
 """A run: what a config says, looked up once and made into typed parts. What lies below takes the part that it needs."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -13,7 +12,7 @@ from edlm_jax.attention import Tiles
 from edlm_jax.data.pipeline import Data
 from edlm_jax.diffusion.registry import NOISES, TERMS
 from edlm_jax.diffusion.streams import Layout, find_layout
-from edlm_jax.diffusion.terms import NextToken, Term
+from edlm_jax.diffusion.terms import NextToken
 from edlm_jax.errors import InputError
 from edlm_jax.models.lora import Lora
 from edlm_jax.models.spec import PRIORS, Conversion
@@ -25,16 +24,6 @@ from edlm_jax.training.initial import Start
 from edlm_jax.training.objective import Objective
 from edlm_jax.training.optimizer import SCHEDULES, Optimizer
 from edlm_jax.training.step import Numbers
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """config.evaluation, which says what its fields mean."""
-
-    tasks: Sequence[Mapping[str, Any]]
-    thresholds: Sequence[float]
-    batch_size: int
-    timed_prompts: int
 
 
 @dataclass(frozen=True)
@@ -53,7 +42,7 @@ class Run:
     data: Data
     optimizer: Optimizer
     saves: Saves
-    evaluation: Evaluation
+    evaluation: ConfigDict  # as in the config: training does not read it
     axes: Axes
 
     @classmethod
@@ -87,7 +76,7 @@ class Run:
             data=Data(**data, block_length=layout.block_length, grid=o.grid, seed=c.seed),
             optimizer=optimizer,
             saves=Saves(**c.checkpoint),
-            evaluation=Evaluation(**c.evaluation),
+            evaluation=ConfigDict(c.evaluation),
             axes=Axes(**c.mesh),
         )
 
@@ -112,23 +101,17 @@ class Run:
 
 
 def _objective(o: ConfigDict, layout: Layout) -> Objective:
-    terms = _terms(o, layout)
+    """AR has its own term alone, other layouts those that the config weighs."""
+    weighed = tuple(term(o[f"{name}_weight"]) for name, term in TERMS.items() if o[f"{name}_weight"])
+    terms = weighed if layout.noisy else (NextToken(1.0),)
+    if not terms:
+        names = " and ".join(f"{name}_weight" for name in TERMS)
+        raise InputError(f"config.objective: {names} are all 0, so there is no loss")
     for term in terms:
         term.check(layout)
     if not any(term.needs_noise for term in terms):
         return Objective(dataclasses.replace(layout, noisy_length=0), None, terms)
     return Objective(layout, None, terms).under(NOISES[o.noise](0, 1, o))
-
-
-def _terms(o: ConfigDict, layout: Layout) -> tuple[Term, ...]:
-    """Those that the config weighs; AR has its own alone."""
-    if not layout.noisy:
-        return (NextToken(1.0),)
-    terms = tuple(term(o[f"{name}_weight"]) for name, term in TERMS.items() if o[f"{name}_weight"])
-    if not terms:
-        names = " and ".join(f"{name}_weight" for name in TERMS)
-        raise InputError(f"config.objective: {names} are all 0, so there is no loss")
-    return terms
 
 
 def _conversion(c: ConfigDict, layout: Layout) -> Conversion | None:

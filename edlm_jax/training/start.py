@@ -10,7 +10,7 @@ from edlm_jax.data.pipeline import WITH_MASK_TOKEN
 from edlm_jax.diffusion import Layout
 from edlm_jax.models.lora import partition
 from edlm_jax.models.spec import ModelSpec
-from edlm_jax.pretrained import why_mask_token
+from edlm_jax.pretrained.mask_token import why_mask_token
 from edlm_jax.training.initial import Start
 
 if TYPE_CHECKING:

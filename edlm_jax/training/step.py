@@ -37,7 +37,6 @@ class Numbers(NamedTuple):
 
     @classmethod
     def of(cls, seed: int, optimizer: Optimizer, half_life: float | None) -> "Numbers":
-        """The numbers of a run."""
         rates = np.float32(optimizer.learning_rate), np.float32(optimizer.final_learning_rate)
         return cls(np.uint32(seed % 2**32), *rates, np.float32(half_life or 0))
 
@@ -74,10 +73,9 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(numbers.seed), state.step)
         corruption = drawn.corrupt(example_keys(key, batch["tokens"].shape[0]), batch)
         weights = drawn.weights(batch, corruption)
-        how = drawn, optimizer.accumulation, remat, partition(shardings.params, lora)[0]
-        accumulate = functools.partial(_accumulate, graphdef, *how)
         trained, frozen = partition(state.params, lora)
-        sums, grads = accumulate(trained, frozen, batch, corruption, weights)
+        how = drawn, optimizer.accumulation, remat, partition(shardings.params, lora)[0]
+        sums, grads = _accumulate(graphdef, *how, trained, frozen, batch, corruption, weights)
         updates, opt_state = make_optimizer(rated).update(grads, state.opt_state, trained)
         params = combine(optax.apply_updates(trained, updates), frozen)
         metrics = drawn.metrics(sums, weights, drawn.streams(batch, corruption))
@@ -128,12 +126,9 @@ def _accumulate(
         grads, sums = grad(trained, *micro)
         return jax.tree.map(jnp.add, carry, (sums, grads)), None
 
-    micro = jax.tree.map(functools.partial(_split_rows, count), (batch, corruption))
+    # Row r is in micro-batch r % count: a device splits its own rows, none move.
+    split = lambda x_BL: x_BL.reshape(-1, count, *x_BL.shape[1:]).swapaxes(0, 1)  # noqa: E731
+    micro = jax.tree.map(split, (batch, corruption))
     first = jax.tree.map(lambda x: x[0], micro)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad, trained, *first)[::-1])
     return jax.lax.scan(body, zeros, micro)[0]
-
-
-def _split_rows(count: int, x_BL: jax.Array) -> jax.Array:
-    """[B, L] -> [count, B / count, L], row r in micro-batch r % count: a device splits its own rows, none move."""
-    return x_BL.reshape(x_BL.shape[0] // count, count, *x_BL.shape[1:]).swapaxes(0, 1)

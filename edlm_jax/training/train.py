@@ -11,25 +11,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from edlm_jax.data.counts import totals
-from edlm_jax.data.pipeline import Data, make_dataset, make_eval_batches
-from edlm_jax.data.shards import BatchIterator
+from edlm_jax.data.pipeline import Data, EvalBatches, make_dataset
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.parallel.mesh import check_batch, local_rows, to_global
 from edlm_jax.parallel.processes import agree, announce
 from edlm_jax.pretrained import open_parameters
 from edlm_jax.training.checkpoint import Checkpoints, check_workdir, latest_step, write_workdir
-from edlm_jax.training.data_state import check_sizes
 from edlm_jax.training.fitting import fit, is_open, remember
+from edlm_jax.training.handlers import check_sizes
 from edlm_jax.training.heldout import heldout_metrics, make_bound_step
 from edlm_jax.training.initial import abstract_state, initial_params, initial_state, read_spec
-from edlm_jax.training.metrics import (
-    Clock,
-    MetricsFiles,
-    Window,
-    drift_metrics,
-    mfu_meter,
-    step_flops,
-)
+from edlm_jax.training.metrics import Clock, MetricsFiles, Window, drift_metrics, mfu_meter, step_flops
 from edlm_jax.training.progress import Reporter
 from edlm_jax.training.run import Run
 from edlm_jax.training.start import about_data, about_model
@@ -72,8 +64,8 @@ class Batches:
     def __init__(self, data: Data, spec: ModelSpec, tokenizer, mesh: Mesh):
         self.data, self.mesh, self.rows = data, mesh, local_rows(mesh, data.batch_size)
         which = dict(rows=self.rows, mask_id=spec.conversion.mask_token_id if spec.conversion else None)
-        self.train: BatchIterator = iter(make_dataset(data, tokenizer, **which))
-        held_out = make_eval_batches(data, tokenizer, **which) if data.eval_sources else None
+        self.train = make_dataset(data, tokenizer, **which)
+        held_out = EvalBatches(data, tokenizer, **which) if data.eval_sources else None
         self.held_out = list(held_out or ())
         self.held_out_tallies = held_out.tallies if held_out else []
 
@@ -129,7 +121,7 @@ class Trainer:
                         self._save(step, state)
                     if done or stopped:
                         break
-                    batch = self._next_batch()
+                    batch = next(self.batches.train)
                     state, metrics = self._step(step, state, batch)
                     self._log(step + 1, metrics, batch)
                 with self.reporter.busy("writing the checkpoint"):
@@ -182,9 +174,6 @@ class Trainer:
         if step != self.checkpoints.latest_step:
             with self.clock.pause():
                 self.checkpoints.save(step, state, self.batches.train)
-
-    def _next_batch(self) -> dict[str, np.ndarray]:
-        return next(self.batches.train)
 
     def _step(self, step: int, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         lengths, numbers = self.run.block_lengths, self.run.numbers

@@ -17,7 +17,7 @@ def planned(plan):
     return attend
 
 
-attend = planned(lambda sight, heads: plan_attention(sight, heads).run)
+attend = planned(plan_attention)
 attend_split = planned(lambda sight, heads: plan_split(sight))
 
 

@@ -15,7 +15,7 @@ from tests.attention.planned import attend
 from tests.attention.test_splash import check, random_case, value_and_grad
 from tests.attention.test_triton import CASES, COPIES, chosen_copies, dense, lowered, random_documents
 
-MODULE = import_module("edlm_jax.attention.attend")  # the package has a function of that name
+MODULE = import_module("edlm_jax.attention.attend")
 SHORT, TILES = MODULE._SHORT["cpu"], tiled.TILES
 
 

@@ -9,7 +9,7 @@ import pytest
 from edlm_jax import pretrained
 from edlm_jax.commands.main import main
 from edlm_jax.data.sources import open_source
-from edlm_jax.data.tokenized import open_tokenized
+from edlm_jax.data.tokenized import Tokenized
 from edlm_jax.evaluation import responses
 from edlm_jax.evaluation.responses import ResponseFile
 from edlm_jax.pretrained import load_tokenizer
@@ -45,7 +45,7 @@ def test_responses_are_documents(tmp_path, capsys):
     right = [line["response"] == tasks[line["index"]]["response"] for line in lines(out)]
     assert sum(right) >= 9 and all(line["ended"] and line["accepted_at"][0] == 1 for line in lines(out))
     assert (result["responses"], result["written"], result["cut"]) == (10, 10, 0)
-    documents = open_tokenized(dict(kind="jsonl", path=str(out)), load_tokenizer(QUICKSTART))
+    documents = Tokenized(dict(kind="jsonl", path=str(out)), load_tokenizer(QUICKSTART))
     assert len(documents) == 10 and all(len(documents[i]) == 1 for i in range(10))
 
 

@@ -37,14 +37,15 @@ def documents(**spec):
 
 @pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
 @pytest.mark.parametrize("separator", ["", "\n", "\n\n", "\r\n\r\n"])
-def test_every_reader_of_text_gives_the_same(content, separator, tmp_path):
+def test_every_reader_of_text_gives_the_same(content, separator, tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_bytes(content)
     parts = TEXT.split(separator.replace("\r\n", "\n")) if separator else [TEXT]
     wanted = [dict(text=part) for part in parts if part.strip()]
     assert documents(kind="text", path=str(tmp_path), separator=separator) == wanted
     assert _read_lines(str(tmp_path / "a.txt")) == ["one ç", "two", "", "three"]
     (tmp_path / "module.py").write_bytes(content)
-    assert StdlibSource("train", root=tmp_path)[0] == dict(text=TEXT)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    assert StdlibSource("train")[0] == dict(text=TEXT)
 
 
 def test_json_lines_of_other_systems(tmp_path):

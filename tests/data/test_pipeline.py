@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from edlm_jax.data import packing, pipeline
-from edlm_jax.data.pipeline import Data, make_dataset, make_eval_batches
-from edlm_jax.data.shuffle import shuffle
+from edlm_jax.data.pipeline import Data, EvalBatches, make_dataset, shuffle
 from edlm_jax.errors import InputError
 from tests.data.conftest import CHAT_TEMPLATE, make_tokenizer
 from tests.seeds import fresh_rng
@@ -86,12 +85,12 @@ def test_restored_iterator_goes_on_bitwise(step, tmp_path, tokenizer):
     """Through packing windows, a weighted mixture, long documents in pieces and several epochs."""
     sources = [write_texts(tmp_path / "a.jsonl", 40) | dict(weight=2.5), write_pairs(tmp_path / "b.jsonl", 33)]
     data = make_data(sources)
-    iterator = iter(make_dataset(replace(data, seed=3), tokenizer))
+    iterator = make_dataset(replace(data, seed=3), tokenizer)
     for _ in range(step):
         next(iterator)
     state = json.dumps(iterator.get_state())
     following = [next(iterator) for _ in range(30)]
-    restored = iter(make_dataset(replace(data, seed=3), tokenizer))
+    restored = make_dataset(replace(data, seed=3), tokenizer)
     if step % 2:
         next(restored)  # a used iterator is as good as a fresh one
     restored.set_state(json.loads(state))
@@ -152,14 +151,14 @@ def test_states_of_many_readers_are_taken_over_by_others(tmp_path, tokenizer):
     whole = take(data, tokenizer, 12)
     states = {}
     for rows in ([0, 1, 2, 3], [4, 5], [6, 7]):
-        iterator = iter(make_dataset(data, tokenizer, rows=rows))
+        iterator = make_dataset(data, tokenizer, rows=rows)
         for _ in range(7):
             next(iterator)
         states |= json.loads(json.dumps(iterator.get_state()))
         iterator.close()
     assert sorted(states) == ["0", "1", "2", "3"]
     for rows in (range(8), [2, 3, 4], [7]):
-        iterator = iter(make_dataset(data, tokenizer, rows=rows))
+        iterator = make_dataset(data, tokenizer, rows=rows)
         iterator.set_state(states)
         part = [{name: value[list(rows)] for name, value in batch.items()} for batch in whole[7:]]
         assert_same_batches([next(iterator) for _ in range(5)], part)
@@ -251,12 +250,12 @@ def test_odd_documents_change_no_state(tmp_path, tokenizer):
     odd = [(7 * i, line) for i, line in enumerate(ODD)]
     sources = [write_chats(tmp_path / "a.jsonl", 30, odd), write_texts(tmp_path / "b.jsonl", 20)]
     data = make_data(sources, length=128, max_skipped=1.0)
-    iterator = iter(make_dataset(replace(data, seed=3), tokenizer))
+    iterator = make_dataset(replace(data, seed=3), tokenizer)
     for _ in range(5):
         next(iterator)
     state = json.dumps(iterator.get_state())
     following, after = [next(iterator) for _ in range(20)], json.dumps(iterator.get_state())
-    restored = iter(make_dataset(replace(data, seed=3), tokenizer))
+    restored = make_dataset(replace(data, seed=3), tokenizer)
     restored.set_state(json.loads(state))
     assert_same_batches([next(restored) for _ in range(20)], following)
     assert json.dumps(restored.get_state()) == after
@@ -273,7 +272,7 @@ def test_too_many_odd_documents_are_an_error(tmp_path, tokenizer, monkeypatch):
     with pytest.raises(InputError, match=reason + r"a\.jsonl:1: not JSON"):
         make_dataset(data, tokenizer)
     monkeypatch.setattr(pipeline, "TOKENS", 100)  # of a large corpus the beginning alone is looked at
-    batches = iter(make_dataset(data, tokenizer))
+    batches = make_dataset(data, tokenizer)
     with pytest.raises(InputError, match="4 of 506 documents"):
         for _ in range(500):
             next(batches)
@@ -307,19 +306,19 @@ def test_a_template_that_rewrites_makes_a_document_of_each_turn(tmp_path):
 
 def test_held_out_batches_hold_each_document_once(tmp_path, tokenizer):
     data = make_data([write_texts(tmp_path / "a.jsonl", 51)])
-    batches = list(make_eval_batches(data, tokenizer))
+    batches = list(EvalBatches(data, tokenizer))
     assert sorted(names_of(batches, tokenizer)) == sorted(f"doc{i}" for i in range(51))
     assert all(batch["tokens"].shape == (4, LENGTH) for batch in batches)
-    assert_same_batches(batches, list(make_eval_batches(data, tokenizer)))
+    assert_same_batches(batches, list(EvalBatches(data, tokenizer)))
     few = make_data(data.sources, eval_batches=2)
-    assert_same_batches(batches[:2], list(make_eval_batches(few, tokenizer)))
+    assert_same_batches(batches[:2], list(EvalBatches(few, tokenizer)))
 
 
 def test_held_out_batches_are_the_same_whoever_reads_them(tmp_path, tokenizer):
     data = make_data([write_texts(tmp_path / "a.jsonl", 51), write_pairs(tmp_path / "b.jsonl", 30)])
-    whole = list(make_eval_batches(data, tokenizer))
+    whole = list(EvalBatches(data, tokenizer))
     halves = [
-        list(make_eval_batches(data, tokenizer, rows=rows)) for rows in (range(1), range(1, 4))
+        list(EvalBatches(data, tokenizer, rows=rows)) for rows in (range(1), range(1, 4))
     ]
     joined = [{name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(*halves, strict=True)]
     assert_same_batches(whole, joined)

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from edlm_jax.data.array_record import decode_record, encode_record, write_token_records
 from edlm_jax.data.documents import tokenize
 from edlm_jax.data.sources import OPENERS, open_source
-from edlm_jax.data.tokenized import open_tokenized
+from edlm_jax.data.tokenized import Tokenized
 from edlm_jax.errors import InputError
 from tests.seeds import fresh_rng
 
@@ -93,7 +93,7 @@ def test_what_a_table_fills_in_is_nobodys_field(tmp_path):
 def test_jsonl_that_is_not_utf8_is_skipped_and_counted(tmp_path, tokenizer):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "a"}\n{"text": "\xe4"}\n\n{"text": "half a pair: \\ud800"}\n{"text": "b"}\n')
-    documents = open_tokenized(dict(kind="jsonl", path=str(path)), tokenizer, max_skipped=0.5)
+    documents = Tokenized(dict(kind="jsonl", path=str(path)), tokenizer, max_skipped=0.5)
     for _ in range(2):  # epochs
         assert [len(tokens) for tokens in documents] == [1, 0, 1]
         assert documents.tally.counts == dict(skipped=2)
@@ -130,7 +130,7 @@ def test_parquet_without_the_columns_says_what_it_has(columns, missing, tmp_path
 def test_parquet_that_is_not_utf8_is_skipped_and_counted(tmp_path, tokenizer):
     content = pa.array([b"a", b"\xe4", b"c"], pa.binary()).view(pa.string())
     pq.write_table(pa.table(dict(text=content)), tmp_path / "a.parquet")
-    documents = open_tokenized(dict(kind="parquet", path=str(tmp_path)), tokenizer)
+    documents = Tokenized(dict(kind="parquet", path=str(tmp_path)), tokenizer)
     assert [len(tokens) for tokens in documents] == [1, 0, 1] and documents.tally.counts == dict(skipped=1)
 
 
@@ -196,10 +196,10 @@ def test_records_keep_tokens_and_loss():
 def test_pretokenised_corpus_gives_the_same_tokens(tmp_path, tokenizer):
     rows = [dict(text="t"), dict(prompt="p", response="rr"), dict(messages=CHAT)]
     path = write_lines(tmp_path / "a.jsonl", [*rows, dict(text=""), dict(messages=CHAT[1:])])
-    documents = open_tokenized(dict(kind="jsonl", path=path), tokenizer)
+    documents = Tokenized(dict(kind="jsonl", path=path), tokenizer)
     assert write_token_records(documents, tmp_path / "a.array_record") == 3
     assert documents.tally.counts == dict(blank=1, skipped=1)
-    read = open_tokenized(dict(kind="array_record", path=str(tmp_path)), tokenizer)
+    read = Tokenized(dict(kind="array_record", path=str(tmp_path)), tokenizer)
     assert len(read) == 3
     for row, tokens in zip(rows, read, strict=True):
         np.testing.assert_array_equal(tokens, tokenize(row, tokenizer))
@@ -267,7 +267,7 @@ def test_empty_or_missing_corpus_is_refused(kind, suffix, tmp_path):
 def test_bad_rows_are_refused(line, columns, reason, tmp_path, tokenizer):
     (tmp_path / "a.jsonl").write_text('{"text": "good", "t": "good"}\n\n' + line + "\n")
     with pytest.raises(InputError, match=reason) as caught:
-        documents = open_tokenized(dict(kind="jsonl", path=str(tmp_path), columns=columns), tokenizer, max_skipped=0)
+        documents = Tokenized(dict(kind="jsonl", path=str(tmp_path), columns=columns), tokenizer, max_skipped=0)
         documents[1]
     assert "\n" not in str(caught.value)
     assert "columns of" in reason or "a.jsonl:3: " in str(caught.value)

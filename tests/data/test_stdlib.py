@@ -10,7 +10,7 @@ from edlm_jax.errors import InputError
 
 
 @pytest.fixture
-def library(tmp_path):
+def library(tmp_path, monkeypatch):
     """A small library: modules of both splits, one that is not UTF-8, one empty, and directories to leave out."""
     for index in range(80):
         (tmp_path / f"module_{index:02d}.py").write_text(f"VALUE = {index}\n")
@@ -21,11 +21,12 @@ def library(tmp_path):
     for directory in ("site-packages", "test", "package"):
         (tmp_path / directory).mkdir()
         (tmp_path / directory / "inner.py").write_text(f"WHERE = {directory!r}\n")
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
     return tmp_path
 
 
 def test_splits_cover_the_library_without_overlap(library):
-    train, test = StdlibSource("train", library), StdlibSource("test", library)
+    train, test = StdlibSource("train"), StdlibSource("test")
     texts = [[document["text"] for document in source] for source in (train, test)]
     expected = {f"VALUE = {index}\n" for index in range(80)} | {"WHERE = 'package'\n"}
     assert set(texts[0]) | set(texts[1]) == expected
@@ -34,13 +35,13 @@ def test_splits_cover_the_library_without_overlap(library):
 
 
 def test_the_order_is_that_of_the_paths(library):
-    numbered = [document["text"] for document in StdlibSource("train", library)]
+    numbered = [document["text"] for document in StdlibSource("train")]
     values = [int(text.split()[-1]) for text in numbered if text.startswith("VALUE")]
     assert values == sorted(values)
 
 
 def test_files_that_are_not_utf8_are_skipped_and_counted(library):
-    skipped = {split: StdlibSource(split, library).skipped for split in ("train", "test")}
+    skipped = {split: StdlibSource(split).skipped for split in ("train", "test")}
     assert skipped["train"] + skipped["test"] == 2
     assert skipped["test"] == belongs_to_test("latin.py") + belongs_to_test("latin_b.py")
 
@@ -51,8 +52,9 @@ def test_this_machines_library_is_python():
     ast.parse(source[len(source) // 2]["text"])
 
 
-def test_an_empty_library_and_an_unknown_split_are_refused(tmp_path):
+def test_an_empty_library_and_an_unknown_split_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
     with pytest.raises(InputError, match="no Python sources"):
-        StdlibSource("train", tmp_path)
+        StdlibSource("train")
     with pytest.raises(InputError, match="split"):
         StdlibSource("dev")

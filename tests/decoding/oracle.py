@@ -81,8 +81,8 @@ class Drawn(Pattern):
 
     mask_TT: jax.Array
 
-    def dense(self, q_len, k_len):
-        return self.mask_TT
+    def allowed(self, q, k):
+        return self.mask_TT[q, k]
 
 
 @partial(jax.jit, static_argnames="graphdef")

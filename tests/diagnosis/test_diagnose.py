@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from edlm_jax.commands.main import main
-from edlm_jax.data.pipeline import make_eval_batches
+from edlm_jax.data.pipeline import EvalBatches
 from edlm_jax.diagnosis import gradient_variance as variance_module
 from edlm_jax.diagnosis.gradient_variance import WAYS, gradient_variance, under
 from edlm_jax.diagnosis.order import decode_order
@@ -42,7 +42,7 @@ def test_ar_predictions_are_those_of_the_model(tiny_ar_dir):
     data = replace(heldout_rows(model.spec, SOURCE, batch_size=3), block_length=4)
     found = predict(model, data, tokenizer, AUTOREGRESSIVE)
     loss_4, tokens_4, confidence, right = np.zeros(4), np.zeros(4), [], []
-    for batch in make_eval_batches(data, tokenizer):
+    for batch in EvalBatches(data, tokenizer):
         fields = {"positions_BT": batch["positions"], "segment_ids_BT": batch["segment_ids"]}
         logits_BTV = model(jnp.asarray(batch["tokens"]), **jax.tree.map(jnp.asarray, fields))
         log_p_BTV = np.asarray(jax.nn.log_softmax(logits_BTV))

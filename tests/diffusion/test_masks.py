@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edlm_jax.diffusion import EPSILON, choose_copies, corrupt
+from edlm_jax.diffusion import corrupt
+from edlm_jax.diffusion.masks import EPSILON
+from edlm_jax.diffusion.noise import choose_copies
 from edlm_jax.errors import InputError
 from tests.seeds import fresh_rng
 

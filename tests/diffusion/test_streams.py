@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from edlm_jax.attention import Bidirectional, BlockCausal, Causal, CleanContext
-from edlm_jax.diffusion import example_keys, find_layout
-from edlm_jax.diffusion.streams import CONVERSIONS, LAYOUTS
+from edlm_jax.diffusion import example_keys
+from edlm_jax.diffusion.streams import CONVERSIONS, LAYOUTS, find_layout
 from edlm_jax.errors import InputError
 from tests.training.tiny import make_objective, random_batch
 

@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
-from edlm_jax.diffusion import diffusion_loss, next_token_targets, shift_right
+from edlm_jax.diffusion import diffusion_loss
+from edlm_jax.diffusion.streams import next_token_targets, shift_right
 from tests.seeds import fresh_rng
 
 

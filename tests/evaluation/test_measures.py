@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from edlm_jax.commands.main import main
-from edlm_jax.data.pipeline import make_eval_batches
+from edlm_jax.data.pipeline import EvalBatches
 from edlm_jax.data.stdlib import StdlibSource
 from edlm_jax.diagnosis import prediction
 from edlm_jax.diagnosis.drift import weight_drift
@@ -34,7 +34,7 @@ def test_heldout_ar_loss_is_the_mean_over_all_supervised_tokens(tiny_ar_dir):
     model, tokenizer = load_pretrained(tiny_ar_dir, "float32"), load_tokenizer(tiny_ar_dir)
     data = heldout_rows(model.spec, SOURCE, batch_size=3)
     total, count = 0.0, 0
-    for batch in make_eval_batches(data, tokenizer):
+    for batch in EvalBatches(data, tokenizer):
         logits_BTV = model(
             jnp.asarray(batch["tokens"]),
             positions_BT=jnp.asarray(batch["positions"]),
@@ -59,7 +59,7 @@ def test_the_diffusion_bound_of_a_model_that_knows_nothing_is_log_vocabulary(tin
     model.embedding_VD[...] = jnp.zeros_like(model.embedding_VD[...])  # tied: all logits are 0
     # sum(ce / t) over all that is learned: its mean over the noise is ln V for each exactly, the sample's is near
     learned, documents = 0, 0
-    for batch in make_eval_batches(data, tokenizer):
+    for batch in EvalBatches(data, tokenizer):
         learned, documents = learned + (batch["loss_mask"] > 0).sum(), documents + (batch["loss_mask"] == 1).sum()
     expected = np.log(259) * learned / documents
     assert learned > 1.1 * documents

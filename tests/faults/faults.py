@@ -283,15 +283,15 @@ FAULTS = [
     ),
     Fault(
         "a resumed run starts its data again",
-        "edlm_jax/training/data_state.py",
+        "edlm_jax/training/handlers.py",
         "        args.item.set_state(\n            {shard:",
         "        (\n            {shard:",
     ),
     Fault(
         "another config is continued",
         "edlm_jax/training/config.py",
-        "        elif a != b:\n",
-        "        elif a is None:\n",
+        "if ours.get(name) != stored.get(name))",
+        "if ours.get(name) is None)",
     ),
     Fault(
         "a warm-up longer than the run is taken",

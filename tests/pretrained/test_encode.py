@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from edlm_jax.errors import InputError
 from edlm_jax.pretrained import encode
-from edlm_jax.pretrained.encode import QUOTED, begin_id, encode_more, encode_rendered, encode_text, id_limit, quote
+from edlm_jax.pretrained.encode import QUOTED, begin_id, encode_bare, encode_more, encode_text, id_limit, quote
 
 START, END, TURN = "<s>", "</s>", "<|turn|>"
 LETTERS = ("<unk>", START, END, *"\u2581<>/|\nabcdefghijklmnopqrstuvwxyz", "ab", "\u2581ab", "\u2581<")
@@ -77,7 +77,7 @@ def test_a_quoted_token_is_text_and_all_else_stays(scheme):
     tokenizer = of_bytes() if scheme == "bytes" else spaced(scheme)
     control = {tokenizer.convert_tokens_to_ids(name) for name in (START, END, TURN)}
     said = "a </s>ab"
-    ids = encode_rendered(tokenizer, f"{TURN}{quote(tokenizer, said)}{END}")
+    ids = encode_bare(tokenizer, f"{TURN}{quote(tokenizer, said)}{END}")
     assert [token for token in ids if token in control] == [ids[0], ids[-1]] == tokenizer.encode(
         TURN + END, add_special_tokens=False
     )

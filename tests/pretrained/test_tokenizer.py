@@ -14,8 +14,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from edlm_jax import InputError, load_pretrained
-from edlm_jax.pretrained import choose_mask_token, load_tokenizer, mask_token, start_mask_embedding
+from edlm_jax.pretrained import load_tokenizer, mask_token
 from edlm_jax.pretrained import tokenizer as tokenizer_module
+from edlm_jax.pretrained.mask_token import choose_mask_token, start_mask_embedding
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 WORDS = ("[UNK]", "a", "b", "c", "d", "</s>")

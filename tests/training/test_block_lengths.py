@@ -2,7 +2,7 @@
 
 import pytest
 
-from edlm_jax.diffusion import find_layout
+from edlm_jax.diffusion.streams import find_layout
 from edlm_jax.errors import InputError
 from edlm_jax.training.block_lengths import BlockLengths
 from edlm_jax.training.config import default_config

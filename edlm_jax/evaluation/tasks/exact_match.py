@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Sequence
 
 from edlm_jax.data.documents import Document
-from edlm_jax.data.tokenized import open_tokenized
+from edlm_jax.data.tokenized import Tokenized
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.tasks.scorers import ExactMatch
 from edlm_jax.evaluation.tasks.task import Question, Task
@@ -17,7 +17,7 @@ from edlm_jax.pretrained.text import Text, read_after
 
 def exact_match(tokenizer, **source) -> Task:
     """The prompts of a source, as in config.data.sources."""
-    documents, text, questions = open_tokenized(source, tokenizer), Text(tokenizer), []
+    documents, text, questions = Tokenized(source, tokenizer), Text(tokenizer), []
     for index, tokens in enumerate(documents):
         if not tokens:
             continue  # of no use: counted and named

@@ -1,19 +1,15 @@
 """What a family of models has of its own, as a value: its fields in config.json, its switches, its tensors' names.
 
 What all families share is elsewhere: their fields in spec.py, the layer in layer.py, tensors' names in
-pretrained/layout.py.
+pretrained/layout.py. Here is how entries of config.json are read, strictly.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edlm_jax.errors import InputError
-from edlm_jax.models.config_json import size
 from edlm_jax.models.rope import Rope
-
-if TYPE_CHECKING:
-    from edlm_jax.models.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -44,11 +40,11 @@ class Family:
             raise InputError(f"config.json: layer_types {', '.join(map(repr, other))} is not supported")
         return {"kinds": (Kind(Rope.from_hf(config, head_dim)),)}
 
-    def rope(self, spec: "ModelSpec") -> Rope | None:
+    def rope(self, spec) -> Rope | None:
         """The one that config.json has in either of its forms (see `Rope.respelled`)."""
         return next((kind.rope for kind in spec.kinds if kind.rope), None)
 
-    def to_hf(self, spec: "ModelSpec") -> dict[str, Any]:
+    def to_hf(self, spec) -> dict[str, Any]:
         """What `fields` reads, and the switches that this family has."""
         values, rope = {"attention_bias": spec.o_bias, "mlp_bias": spec.mlp_bias}, self.rope(spec)
         return {name: values[name] for name in self.bias_flags} | ({"rope_parameters": rope.to_hf()} if rope else {})
@@ -60,3 +56,28 @@ def sliding_window(config: Mapping[str, Any]) -> int | None:
         return None
     window = size(config, "sliding_window")
     return None if window >= size(config, "max_position_embeddings") else window
+
+
+def size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """A positive whole number; the default stands for an explicit null, and nothing for an absent key."""
+    value = config.get(key)
+    if value is None and key in config and default is not None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"config.json: {key} must be a positive whole number, not {value!r}")
+    return value
+
+
+def positive(config: Mapping[str, Any], key: str, default: float) -> float:
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise InputError(f"config.json: {key} must be a positive number, not {value!r}")
+    return float(value)
+
+
+def flag(config: Mapping[str, Any], key: str) -> bool:
+    """true or false, which an absent key is."""
+    value = config.get(key, False)
+    if not isinstance(value, bool):
+        raise InputError(f"config.json: {key} must be true or false, not {value!r}")
+    return value

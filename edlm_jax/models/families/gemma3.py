@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edlm_jax.errors import InputError
-from edlm_jax.models.config_json import size
-from edlm_jax.models.families.family import Family, Kind, sliding_window
+from edlm_jax.models.families.family import Family, Kind, size, sliding_window
 from edlm_jax.models.rope import Rope
 
 _LOCAL, _GLOBAL = "sliding_attention", "full_attention"

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edlm_jax.errors import InputError
-from edlm_jax.models.config_json import size
-from edlm_jax.models.families.family import Family, Kind
+from edlm_jax.models.families.family import Family, Kind, size
 
 
 class SmolLM3(Family):

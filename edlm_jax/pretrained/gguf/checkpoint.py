@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 
@@ -20,9 +19,6 @@ class GgufCheckpoint(Checkpoint):
     """As a directory's tensors are read: what is sliced is dequantised, and nothing else."""
 
     dtypes = (*FLOATS, *QUANTISED)
-
-    def __init__(self, path: str | Path):
-        super().__init__(Path(path))
 
     def __enter__(self) -> "GgufCheckpoint":
         self.file = open_gguf(self.directory)
@@ -55,15 +51,12 @@ class _Tensor:
         self._head_dim = head_dim(file) if turned else 0
 
     def get_shape(self) -> list[int]:
-        """As Hugging Face has it."""
         return self._tensor.shape.tolist()[::-1]
 
     def get_dtype(self) -> str:
-        """The name of its type."""
         return self._tensor.tensor_type.name
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-        """A part."""
         from gguf import dequantize
 
         rows, columns, H = index[0], index[1:], self._head_dim or 1

@@ -3,12 +3,9 @@
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edlm_jax.errors import InputError
-
-if TYPE_CHECKING:
-    from gguf.gguf_reader import ReaderTensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +14,7 @@ class GgufFile:
 
     path: Path
     metadata: dict[str, Any]  # general.architecture, llama.block_count, tokenizer.ggml.tokens, ...
-    tensors: dict[str, "ReaderTensor"]
+    tensors: dict[str, Any]  # gguf.gguf_reader.ReaderTensor
 
     def __getitem__(self, key: str) -> Any:
         """A value of the metadata that must be there."""

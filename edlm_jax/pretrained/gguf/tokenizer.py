@@ -7,13 +7,10 @@ own releases stand here, as their tokenizer.json files have them.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edlm_jax.errors import InputError
 from edlm_jax.pretrained.gguf.file import GgufFile
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # tokenizer.ggml.token_type
 
@@ -49,6 +46,8 @@ _SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # t
 
 def write_tokenizer(file: GgufFile, directory: Path) -> None:
     """tokenizer.json, tokenizer_config.json and, where there is one, chat_template.jinja."""
+    from tokenizers import AddedToken
+
     kind = file["tokenizer.ggml.model"]
     if kind not in _BUILDERS:
         raise InputError(f"{file.path}: tokenizer {kind!r} is not supported; supported are {', '.join(_BUILDERS)}")
@@ -58,7 +57,10 @@ def write_tokenizer(file: GgufFile, directory: Path) -> None:
     if len(vocabulary) < len(tokens) - types.count(_UNUSED):
         raise InputError(f"{file.path}: tokenizer.ggml.tokens has a token twice")
     tokenizer, begins = _BUILDERS[kind](file, vocabulary, types)
-    _add_special(tokenizer, tokens, types)
+    whole = {i: its for i, its in enumerate(types) if its in (_UNKNOWN, _CONTROL, _USER_DEFINED)}  # no text cuts these
+    tokenizer.add_tokens(
+        [AddedToken(tokens[i], normalized=False, special=its != _USER_DEFINED) for i, its in whole.items()]
+    )
     special = {f"{name}_token": _token(file, f"tokenizer.ggml.{key}_token_id") for name, key in _SPECIAL.items()}
     special = {name: token for name, token in special.items() if token is not None}
     _add_begin_and_end(file, tokenizer, special, begins)
@@ -69,7 +71,7 @@ def write_tokenizer(file: GgufFile, directory: Path) -> None:
         (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
-def _byte_level(file: GgufFile, vocabulary: dict[str, int], types: list[int]) -> tuple["Tokenizer", bool]:
+def _byte_level(file: GgufFile, vocabulary: dict[str, int], types: list[int]):
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     name = file.metadata.get("tokenizer.ggml.pre")
@@ -87,7 +89,7 @@ def _byte_level(file: GgufFile, vocabulary: dict[str, int], types: list[int]) ->
     return tokenizer, way.begins
 
 
-def _sentence_piece(file: GgufFile, vocabulary: dict[str, int], types: list[int]) -> tuple["Tokenizer", bool]:
+def _sentence_piece(file: GgufFile, vocabulary: dict[str, int], types: list[int]):
     """SentencePiece's BPE: the pair that makes the best token is joined first, which ordered merges do alike."""
     from tokenizers import Tokenizer, decoders, models, normalizers
 
@@ -116,19 +118,7 @@ def _merges(vocabulary: dict[str, int], scores: dict[str, float]) -> list[tuple[
 _BUILDERS = {"gpt2": _byte_level, "llama": _sentence_piece}
 
 
-def _add_special(tokenizer: "Tokenizer", tokens: list[str], types: list[int]) -> None:
-    """Tokens that no text is cut across."""
-    from tokenizers import AddedToken
-
-    added = [
-        AddedToken(token, normalized=False, special=its != _USER_DEFINED)
-        for token, its in zip(tokens, types, strict=True)
-        if its in (_UNKNOWN, _CONTROL, _USER_DEFINED)
-    ]
-    tokenizer.add_tokens(added)
-
-
-def _add_begin_and_end(file: GgufFile, tokenizer: "Tokenizer", special: dict[str, str], begins: bool) -> None:
+def _add_begin_and_end(file: GgufFile, tokenizer, special: dict[str, str], begins: bool) -> None:
     from tokenizers import processors
 
     wanted = {"bos_token": begins, "eos_token": False}
