@@ -1,8 +1,9 @@
 """A run: what a config says, looked up once and made into typed parts. What lies below takes the part that it needs."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -27,6 +28,16 @@ from edlm_jax.training.step import Numbers
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """config.evaluation, which says what its fields mean."""
+
+    tasks: Sequence[Mapping[str, Any]]
+    thresholds: Sequence[float]
+    batch_size: int
+    timed_prompts: int
+
+
+@dataclass(frozen=True)
 class Run:
     """Everything about a run but its work directory."""
 
@@ -42,7 +53,7 @@ class Run:
     data: Data
     optimizer: Optimizer
     saves: Saves
-    evaluation: ConfigDict  # as in the config: training does not read it
+    evaluation: Evaluation
     axes: Axes
 
     @classmethod
@@ -76,7 +87,7 @@ class Run:
             data=Data(**data, block_length=layout.block_length, grid=o.grid, seed=c.seed),
             optimizer=optimizer,
             saves=Saves(**c.checkpoint),
-            evaluation=ConfigDict(c.evaluation),
+            evaluation=Evaluation(**c.evaluation),
             axes=Axes(**c.mesh),
         )
 
