@@ -5,8 +5,11 @@ settles something in each row that goes on; `advance(state)` is what someone who
 what is left when nobody reads more. A state's `done_B` says which rows have ended.
 """
 
-from dataclasses import dataclass
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import jax
 
@@ -49,9 +52,24 @@ class Run:
         return self.settings.program(self.weights, self.request).width
 
     def whole(self) -> Generation:
-        """All of it."""
+        """All of it, in parts beside one another where the machine has cores for them."""
+        first, *others = parts = self.parts()
+        states = [first._whole()]  # compiles for all of them, and does not wait
+        states += beside([part._whole for part in others])
+        results = [part.collect(state) for part, state in zip(parts, states, strict=True)]
+        joined = [sum((getattr(result, field.name) for result in results), []) for field in fields(Generation)]
+        return Generation(*joined)
+
+    def parts(self) -> list[Self]:
+        """The same decoding by rows, as many a part: a row's bits do not depend on the rows beside it."""
+        rows = len(self.request.pad_B)
+        count = self.weights.backend.parts(rows, self.weights.nbytes)
+        cuts = [slice(i * rows // count, (i + 1) * rows // count) for i in range(count)]
+        return [replace(self, request=_rows(self.request, cut)) for cut in cuts]
+
+    def _whole(self):
         with on_mesh(self.weights.mesh):
-            return self.collect(decode_whole(self.weights, self.request, self.settings))
+            return decode_whole(self.weights, self.request, self.settings)
 
     def begin(self):
         """The state after the prefill."""
@@ -66,3 +84,20 @@ class Run:
     def collect(self, state) -> Generation:
         """What a state holds so far."""
         return self.request.settled(state).generation()
+
+
+def _rows(request, cut: slice):
+    """Some of a request's rows: what has them says so by its name."""
+    of_rows = [field.name for field in fields(request) if field.name.rpartition("_")[2].startswith("B")]
+    values = {name: getattr(request, name) for name in of_rows}
+    return replace(request, **{name: value[cut] for name, value in values.items() if value is not None})
+
+
+def beside(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    """What calls give that start compiled programs, each from a thread of its own: those of one run one by one."""
+    return [future.result() for future in [_thread(index).submit(call) for index, call in enumerate(calls)]]
+
+
+@functools.cache
+def _thread(index: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, f"decode-{index}")

@@ -17,6 +17,7 @@ step, where the copy here is one a request.
 
 import time
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,7 +40,8 @@ _PIECES = 16, 64  # columns of a prompt at a time; 64 cost a CPU as much as 16 r
 _KEPT = 4  # caches of prompts that others may begin as
 _PATIENCE = 16  # steps with half of the rows unused before there are half as many
 _MOST_TURNS = 8
-_SHORT, _LONG = 2e-3, 8e-3  # seconds of a step that is worth its calls, and of one that keeps nobody waiting
+_SHORT, _LONG = 5e-3, 15e-3  # seconds of a step that is worth its calls, and of one that keeps nobody waiting
+_ENDED = 8  # a step ends when more than one row of so many has ended
 
 
 @dataclass
@@ -72,7 +74,13 @@ class Lane:
         self.state: Any = None  # (the same, the mode's state), on the device
         self._guides: dict[int, Guide] = {}  # of slots
         self._kept = [_Kept(None) for _ in range(_KEPT)]
-        self._spare_steps = 0
+        self._spare_steps, self._begun = 0, 0.0
+
+    def beside(self) -> "Lane":
+        """Another lane as this one is, still without rows; they have the caches of prompts in common."""
+        other = copy(self)
+        other._guides = {}
+        return other
 
     @property
     def live(self) -> int:
@@ -89,7 +97,7 @@ class Lane:
         if kept.cache is None:
             empty = KVCache.empty(self.weights.spec, 1, self.columns, self.weights.dtype)
             kept.cache = jax.tree.map(jnp.zeros_like, empty)  # each layer's its own, or none could be given away
-        self._kept = [other for other in self._kept if other is not kept] + [kept]
+        self._kept[:] = [other for other in self._kept if other is not kept] + [kept]
         kept.row, state = None, None
         for at, length in self._plan(row, known):
             where = row.tokens_1X, np.array([row.start], np.int32), np.array([at], np.int32)
@@ -151,20 +159,29 @@ class Lane:
         return min(times[1:] or times)
 
     def step(self) -> Settled:
-        """Takes all rows a turn or a few further, as far as none ends."""
+        """Takes all rows a turn or a few further, as far as few of them end."""
+        self.start()
+        return self.finish()
+
+    def start(self) -> None:
+        """Begins a step, and does not wait for it."""
         self._shrink()
         turns = self.turns
         if self._guides:
             turns = 1
             self._guide()
-        begun = time.perf_counter()
+        self._begun = time.perf_counter()
         with on_mesh(self.weights.mesh):
             requests, state = self.state
             state = replace(state, done_B=self.done_B)
             state = _proceed(self.weights, requests, self.settings, state, np.int32(turns))
         self.state = requests, state
+
+    def finish(self) -> Settled:
+        """What a step that was begun has brought."""
+        _, state = self.state
         settled, self.done_B = self.requests.settled(state), np.array(state.done_B)
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - self._begun
         if seconds < _SHORT:
             self.turns = min(2 * self.turns, _MOST_TURNS)
         elif seconds > _LONG:
@@ -257,9 +274,10 @@ def _piece(weights, request, settings, cache, tokens_1X, start_1, at_1, length):
 
 @compiled(static_argnames="settings", donate_argnames="state")
 def _proceed(weights, requests, settings, state, turns):
-    """So many turns, or until a row ends."""
+    """So many turns, or until rows have ended: one, or of many rows a few, for each call takes the host's time."""
     program, done_B = settings.program(weights, requests), state.done_B
-    goes_on = lambda carry: (carry[0] < turns) & (carry[1].done_B == done_B).all() & ~done_B.all()  # noqa: E731
+    few = lambda s: (s.done_B != done_B).sum() * _ENDED <= len(done_B)  # noqa: E731
+    goes_on = lambda carry: (carry[0] < turns) & few(carry[1]) & ~carry[1].done_B.all()  # noqa: E731
     return jax.lax.while_loop(goes_on, lambda carry: (carry[0] + 1, program.turn(carry[1])), (0, state))[1]
 
 

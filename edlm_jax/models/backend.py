@@ -3,6 +3,7 @@
 Chosen once, when a model is made ready for decoding (`choose`); modes and layers do not know of it.
 """
 
+import os
 from dataclasses import dataclass, replace
 
 import jax
@@ -18,6 +19,8 @@ from edlm_jax.parallel.devices import platform
 from edlm_jax.parallel.sharding import DECODING, constrain, letters
 
 _QUERIES = 512  # of a prompt at a time, on CPU
+_CACHED = 16 * 2**20  # bytes of weights that lie in a CPU's last cache, where each core may read them for itself
+_ROWS = 4  # of a part at the least
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,10 @@ class Xla:
     def only(self, wanted_BT, weights, mask_BTS=None):
         """Weights and mask of a forward of which nobody reads other columns; here these cost what all do."""
         return weights, mask_BTS
+
+    def parts(self, rows: int, weight_bytes: int) -> int:
+        """Of how many programs, each with as many of the rows, a decoding is to be made, run beside one another."""
+        return 1
 
     def attend(self, q_BTNH, k_BKSH, v_BKSH, mask_BTS):
         """Attention over a cache under a mask."""
@@ -64,6 +71,13 @@ class CpuKernels(Xla):
         packed = lambda w: isinstance(w, cpu.Packed)  # noqa: E731
         told = lambda w: replace(w, wanted_BT=wanted_BT) if packed(w) else w  # noqa: E731
         return jax.tree.map(told, weights, is_leaf=packed), mask_BTS
+
+    def parts(self, rows: int, weight_bytes: int) -> int:
+        """One a core: rows have nothing in common but weights, and cores that wait for each other at every product lose
+        a third of it. Weights that come from memory are read once for all rows.
+        """
+        parts = max(min(os.cpu_count() or 1, rows // _ROWS), 1) if weight_bytes <= _CACHED else 1
+        return next(count for count in range(parts, 0, -1) if rows % count == 0)
 
     def attend(self, q_BTNH, k_BKSH, v_BKSH, mask_BTS):
         """Attention over a cache under a mask."""

@@ -97,6 +97,11 @@ class DecodingWeights:
         """What is computed in."""
         return jax.tree.leaves(self.final_norm_D)[0].dtype
 
+    @property
+    def nbytes(self) -> int:
+        """Of all of them together."""
+        return sum(x.nbytes for x in jax.tree.leaves(self))
+
     def embed(self, tokens) -> jax.Array:
         """[..., D]: the embeddings of token ids, in the compute dtype."""
         x = self.head_DV.columns(tokens) if self.embedding_VD is None else self.embedding_VD[tokens]

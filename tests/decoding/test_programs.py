@@ -15,8 +15,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:(grid 'position'|.*reads next to
 
 @pytest.fixture(autouse=True)
 def accelerator(monkeypatch):
-    """Rows are filled up as they are where they all cost the same."""
+    """Rows are filled up as they are where they all cost the same, and decoded together."""
     monkeypatch.setattr("edlm_jax.decoding.decoder.platform", lambda: "gpu")
+    monkeypatch.setattr("edlm_jax.models.backend.CpuKernels.parts", lambda *_: 1)
 
 
 @pytest.mark.parametrize("watch", [None, lambda rows: None])

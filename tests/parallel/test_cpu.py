@@ -18,7 +18,7 @@ from edlm_jax.parallel import cpu
 # tests/test_packaging.py says that they are there wherever a compiler is.
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="this installation found no C++ compiler")
 
-SHAPES = [(1, 1), (7, 33), (128, 96), (576, 130)]  # 128: rows that are spread; 576: shared out between threads
+SHAPES = [(1, 1), (7, 33), (1024, 96), (576, 130)]  # 1024: rows that are spread; 576: shared out between threads
 
 
 @pytest.fixture

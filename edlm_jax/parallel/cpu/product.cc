@@ -7,6 +7,7 @@
 // Every sum runs over D from 0 up, one product at a time: its bits depend on its row and its column, on nothing else.
 
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "instructions.h"
@@ -151,18 +152,18 @@ template <class W>
 constexpr Multiply<W>*multiply_avx2 = nullptr, *multiply_avx512 = nullptr;
 #endif
 
-// Takes the rows that are computed, and spreads them where that helps: rows a multiple of some large power of two apart
-// fall on the same few lines of the nearest cache.
-std::vector<float> gather(Task& t, const std::vector<int64_t>& to) {
-  constexpr int64_t kLines = 128, kPad = 16;  // floats
+// Takes the rows that are computed, and spreads them where that helps: rows a multiple of 4 KB apart fall on the same
+// few lines of the nearest cache (a twentieth slower; 2 KB apart as fast as others).
+std::unique_ptr<float[]> gather(Task& t, const std::vector<int64_t>& to) {
+  constexpr int64_t kLines = 1024, kPad = 16;  // floats
   const int64_t rows = to.size(), stride = t.width + (t.width % kLines ? 0 : kPad);
   t.to = to.data();
   if (rows == t.rows && (rows == 1 || stride == t.width)) return {};
-  std::vector<float> x(rows * stride);
+  std::unique_ptr<float[]> x(new float[rows * stride]);  // std::vector would write zeros first
   for (int64_t r = 0; r < rows; ++r) {
-    std::memcpy(x.data() + r * stride, t.x + to[r] * t.width, t.width * sizeof(float));
+    std::memcpy(x.get() + r * stride, t.x + to[r] * t.width, t.width * sizeof(float));
   }
-  t.x = x.data();
+  t.x = x.get();
   t.x_stride = stride;
   t.rows = rows;
   return x;
