@@ -17,8 +17,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from edlm_jax.decoding.decoder import Decoder
-from edlm_jax.decoding.engine import beside
-from edlm_jax.decoding.generation import Settled
 from edlm_jax.decoding.lane import Lane
 from edlm_jax.decoding.load import Pace, Yield, choose
 from edlm_jax.decoding.modes import Mode
@@ -89,12 +87,8 @@ class Engine:
         self.spec, self.slots, self.columns = decoder.spec, slots, columns
         self.paces: list[Pace] = []  # of several modes, what their forwards cost, once it is warm
         self.modes = [decoder.completed(mode) for mode in modes]
-        # Rows of one mode are shared out to lanes that work beside one another, if the machine gains by it.
-        weights = decoder.weights
-        parts = weights.backend.parts(slots, weights.nbytes) if len(modes) == 1 else 1
-        size = dict(least=-(-least // parts), slots=slots // parts, columns=columns)
-        self._lanes = [Lane(weights, mode, **size) for mode in self.modes]
-        self._beside = [self._lanes[0].beside() for _ in range(parts - 1)]
+        size = dict(least=least, slots=slots, columns=columns)
+        self._lanes = [Lane(decoder.weights, mode, **size) for mode in self.modes]
         self._yields = [Yield(lane.most) for lane in self._lanes]
         self._live: dict[int, _Live] = {}
         self._waiting: deque[int] = deque()  # slots whose prompts are not prefilled
@@ -103,10 +97,6 @@ class Engine:
     def mode(self) -> Mode:
         """The first of the modes."""
         return self.modes[0]
-
-    @property
-    def _all(self) -> list[Lane]:
-        return self._lanes + self._beside
 
     @property
     def live(self) -> int:
@@ -160,11 +150,7 @@ class Engine:
         modes without blocks. The slot of a row with `finished` is free again when this returns. Without live rows: [].
         """
         self._prefill()
-        if not self._beside:
-            return [event for index, lane in enumerate(self._lanes) if lane.live for event in self._decode(index, lane)]
-        lanes = [lane for lane in self._all if lane.live]
-        beside([lane.start for lane in lanes])
-        return [event for lane in lanes for event in self._told(0, lane, lane.finish())]
+        return [event for index, lane in enumerate(self._lanes) if lane.live for event in self._decode(index, lane)]
 
     def release(self, slot: int) -> None:
         """Frees a slot at once, whatever its row has; it costs no further forward. A free slot may be released."""
@@ -179,19 +165,17 @@ class Engine:
 
         Where many wait, slots that nothing fills cost more than a step that takes longer.
         """
-        room = max(sum(lane.live * lane.width for lane in self._all), _WAITS * min(len(self._waiting), _MOST_WAIT))
+        room = max(sum(lane.live * lane.width for lane in self._lanes), _WAITS * min(len(self._waiting), _MOST_WAIT))
         while self._waiting:
             slot = self._waiting[0]
             row = self._live[slot]
             if row.lane is None:
                 row.lane = self._lanes[self._choose(row.settings)]
-                if self._beside:
-                    row.lane = min(self._all, key=lambda lane: lane.live)
                 row.prefill = row.lane.prefill(slot, row.lane.row(row.prompt, row.settings))
             room -= next(row.prefill)
             if slot in row.lane.rows:
                 self._waiting.popleft()
-            if room <= 0 and any(lane.live for lane in self._all):
+            if room <= 0 and any(lane.live for lane in self._lanes):
                 return
 
     def _able(self, settings: RequestSettings) -> list[int]:
@@ -207,11 +191,7 @@ class Engine:
         return able[choose(self.live, [self.paces[i] for i in able], [self._yields[i].mean for i in able])]
 
     def _decode(self, index: int, lane: Lane) -> list[Event]:
-        return self._told(index, lane, lane.step())
-
-    def _told(self, index: int, lane: Lane, settled: Settled) -> list[Event]:
-        """What a step of a lane has brought, which decodes by the mode of this index."""
-        events = []
+        settled, events = lane.step(), []
         for at, slot in enumerate(lane.rows):
             if slot is None:
                 continue

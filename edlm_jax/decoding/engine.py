@@ -55,7 +55,7 @@ class Run:
         """All of it, in parts beside one another where the machine has cores for them."""
         first, *others = parts = self.parts()
         states = [first._whole()]  # compiles for all of them, and does not wait
-        states += beside([part._whole for part in others])
+        states += _beside([part._whole for part in others])
         results = [part.collect(state) for part, state in zip(parts, states, strict=True)]
         joined = [sum((getattr(result, field.name) for result in results), []) for field in fields(Generation)]
         return Generation(*joined)
@@ -93,7 +93,7 @@ def _rows(request, cut: slice):
     return replace(request, **{name: value[cut] for name, value in values.items() if value is not None})
 
 
-def beside(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+def _beside(calls: Sequence[Callable[[], Any]]) -> list[Any]:
     """What calls give that start compiled programs, each from a thread of its own: those of one run one by one."""
     return [future.result() for future in [_thread(index).submit(call) for index, call in enumerate(calls)]]
 

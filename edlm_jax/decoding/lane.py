@@ -17,7 +17,6 @@ step, where the copy here is one a request.
 
 import time
 from collections.abc import Iterator
-from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,13 +73,7 @@ class Lane:
         self.state: Any = None  # (the same, the mode's state), on the device
         self._guides: dict[int, Guide] = {}  # of slots
         self._kept = [_Kept(None) for _ in range(_KEPT)]
-        self._spare_steps, self._begun = 0, 0.0
-
-    def beside(self) -> "Lane":
-        """Another lane as this one is, still without rows; they have the caches of prompts in common."""
-        other = copy(self)
-        other._guides = {}
-        return other
+        self._spare_steps = 0
 
     @property
     def live(self) -> int:
@@ -97,7 +90,7 @@ class Lane:
         if kept.cache is None:
             empty = KVCache.empty(self.weights.spec, 1, self.columns, self.weights.dtype)
             kept.cache = jax.tree.map(jnp.zeros_like, empty)  # each layer's its own, or none could be given away
-        self._kept[:] = [other for other in self._kept if other is not kept] + [kept]
+        self._kept = [other for other in self._kept if other is not kept] + [kept]
         kept.row, state = None, None
         for at, length in self._plan(row, known):
             where = row.tokens_1X, np.array([row.start], np.int32), np.array([at], np.int32)
@@ -160,28 +153,19 @@ class Lane:
 
     def step(self) -> Settled:
         """Takes all rows a turn or a few further, as far as few of them end."""
-        self.start()
-        return self.finish()
-
-    def start(self) -> None:
-        """Begins a step, and does not wait for it."""
         self._shrink()
         turns = self.turns
         if self._guides:
             turns = 1
             self._guide()
-        self._begun = time.perf_counter()
+        begun = time.perf_counter()
         with on_mesh(self.weights.mesh):
             requests, state = self.state
             state = replace(state, done_B=self.done_B)
             state = _proceed(self.weights, requests, self.settings, state, np.int32(turns))
         self.state = requests, state
-
-    def finish(self) -> Settled:
-        """What a step that was begun has brought."""
-        _, state = self.state
         settled, self.done_B = self.requests.settled(state), np.array(state.done_B)
-        seconds = time.perf_counter() - self._begun
+        seconds = time.perf_counter() - begun
         if seconds < _SHORT:
             self.turns = min(2 * self.turns, _MOST_TURNS)
         elif seconds > _LONG:

@@ -76,7 +76,7 @@ class CpuKernels(Xla):
         """One a core: rows have nothing in common but weights, and cores that wait for each other at every product lose
         a third of it. Weights that come from memory are read once for all rows.
         """
-        parts = max(min(os.cpu_count() or 1, rows // _ROWS), 1) if weight_bytes <= _CACHED else 1
+        parts = max(min(len(os.sched_getaffinity(0)), rows // _ROWS), 1) if weight_bytes <= _CACHED else 1
         return next(count for count in range(parts, 0, -1) if rows % count == 0)
 
     def attend(self, q_BTNH, k_BKSH, v_BKSH, mask_BTS):

@@ -9,7 +9,6 @@ from edlm_jax.attention import Causal
 from edlm_jax.decoding import Decoder, Engine, RequestSettings, parse_mode
 from edlm_jax.decoding.lane import Lane
 from edlm_jax.errors import InputError
-from edlm_jax.models.backend import CpuKernels, Xla
 from tests.compilations import compiled
 from tests.decoding.tiny import make_model, prompts
 from tests.seeds import fresh_rng
@@ -51,19 +50,12 @@ def alone(decoder, mode, prompt, settings):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("text", [*MODES, "another"])
-def test_rows_are_the_decoders(text, monkeypatch):
-    """Requests arrive and are released at any step; each row's tokens, ends and forwards are those of it alone.
-
-    In one lane, or in two that work beside each other.
-    """
+def test_rows_are_the_decoders(text):
+    """Requests arrive and are released at any step; each row's tokens, ends and forwards are those of it alone."""
     rng = fresh_rng()
-    lanes = int(rng.choice([1, 2]))
-    for backend in (Xla, CpuKernels):  # the decoder's one row stays in one part
-        monkeypatch.setattr(backend, "parts", lambda _, rows, size: lanes if rows > 1 else 1)
-    slots = 3 * lanes
     mode = parse_mode(str(rng.choice(OTHERS)) if text == "another" else text)
     decoder = Decoder(make_model("shifted" if rng.random() < 0.5 else "same_position"))
-    engine, asked, got = Engine(decoder, mode, slots=slots, columns=110, least=int(rng.choice([1, slots]))), {}, {}
+    engine, asked, got = Engine(decoder, mode, slots=3, columns=110, least=int(rng.choice([1, 3]))), {}, {}
     begins = prompts(rng, [30, 90])  # some begin alike
     lengths = [*rng.integers(9, 17, 4), *rng.integers(65, 91, 5)]  # two of the decoder's sizes, one to four pieces
     waiting = [((begins[n % 2] + begins[1 - n % 2])[:n], draw_settings(rng, mode)) for n in rng.permutation(lengths)]
@@ -88,19 +80,15 @@ def test_rows_are_the_decoders(text, monkeypatch):
                 counts = event.denoise_forwards, event.commit_forwards
                 assert counts == (expected.denoise_forwards, expected.commit_forwards)
                 assert event.finished == ("end" if tokens[-1] in settings.ends else "limit")
-    assert not asked and engine.free == slots
+    assert not asked and engine.free == 3
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize(
-    "lanes, texts",
-    [(1, "ar diffusion:threshold=0.5"), (1, "diffusion:threshold=0.5,prefill=bidirectional"), (2, "ar")],
-)
-def test_nothing_compiles_once_it_is_warm(monkeypatch, lanes, texts):
+@pytest.mark.parametrize("texts", ["ar diffusion:threshold=0.5", "diffusion:threshold=0.5,prefill=bidirectional"])
+def test_nothing_compiles_once_it_is_warm(monkeypatch, texts):
     """Rows come and go, up to three and down to none, greedy and drawn, of any length, of two modes and of one."""
     rng, modes = fresh_rng(), [parse_mode(text) for text in texts.split()]
-    monkeypatch.setattr(CpuKernels, "parts", lambda *_: lanes)
-    engine = Engine(make_model(), modes, slots=3 * lanes, columns=160)
+    engine = Engine(make_model(), modes, slots=3, columns=160)
     engine.warm()
     monkeypatch.setattr("edlm_jax.decoding.lane._PATIENCE", 0)  # rows become fewer as soon as they can
     assert len(engine.paces) in (0, 2) and all(min(p.plain) == 1 and max(p.commits) == 3 for p in engine.paces)
@@ -111,7 +99,7 @@ def test_nothing_compiles_once_it_is_warm(monkeypatch, lanes, texts):
         while waiting and engine.free and rng.random() < 0.5:
             engine.insert(*waiting.pop())
         if rng.random() < 0.1:
-            engine.release(int(rng.integers(3 * lanes)))
+            engine.release(int(rng.integers(3)))
         engine.step()
     assert not compiled
 

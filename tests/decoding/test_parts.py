@@ -5,7 +5,6 @@ import pytest
 
 from edlm_jax import generate
 from edlm_jax.decoding import Decoder
-from edlm_jax.decoding.batching import Engine
 from edlm_jax.decoding.engine import decode_whole
 from edlm_jax.models.backend import CpuKernels, Xla
 from edlm_jax.parallel import cpu
@@ -37,11 +36,9 @@ def test_parts_of_a_batch_are_the_batch(mode, monkeypatch):
 @pytest.mark.skipif(not cpu.available(), reason="this installation found no C++ compiler")
 def test_parts_are_those_of_cores_that_have_the_weights_near(monkeypatch):
     """As many rows each, few enough programs for the rows, and none for weights that each would read from memory."""
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(4))
     weights = Decoder(make_model()).weights
     assert weights.nbytes == sum(x.nbytes for x in jax.tree.leaves(weights)) < 2**20
     count = lambda rows: weights.backend.parts(rows, weights.nbytes)  # noqa: E731
     assert [count(rows) for rows in (1, 7, 8, 9, 12, 15, 16, 18, 64)] == [1, 1, 2, 1, 3, 3, 4, 3, 4]
     assert CpuKernels().parts(64, 2**30) == Xla().parts(64, 2**20) == 1
-    engine = Engine(make_model(), slots=16, columns=64)
-    assert len(engine._beside) == 3 and all(lane.slots == 4 for lane in engine._all)
