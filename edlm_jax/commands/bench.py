@@ -28,7 +28,6 @@ from edlm_jax.reports.benchmark import show_benchmark
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
     parser.add_argument("what", choices=tuple(_MEASURES), metavar="WHAT", help=f"one of {', '.join(_MEASURES)}")
     add_config_argument(parser, required=False)
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="of train: measured steps (20)")
@@ -58,7 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure; returns what the command prints with --json."""
     from edlm_jax.reports.report import describe_machine
 
     return _MEASURES[args.what](args) | describe_machine()
@@ -86,9 +84,9 @@ def _kernels(args):
 def _attention(args):
     run = _run(args)
     from edlm_jax.benchmarks.attention import TILES, time_attention
-    from edlm_jax.benchmarks.torch_peer import time_flex_attention
+    from edlm_jax.benchmarks.torch_peer import alone, flex_attention_time
 
-    peer = time_flex_attention(run, args.repeats)  # first: then jax takes the GPU's memory
+    peer = alone(flex_attention_time, run, args.repeats, "cuda")  # first: then jax takes the GPU's memory
     return dict(config=args.config, attention=time_attention(run, TILES), flex_attention=peer)
 
 
@@ -109,11 +107,12 @@ def _run(args):
 def _train(args):
     run = _run(args)
     from edlm_jax.benchmarks.attention import time_attention
-    from edlm_jax.benchmarks.torch_peer import time_peer
+    from edlm_jax.benchmarks.torch_peer import alone, time_torch_step
     from edlm_jax.benchmarks.training import time_train_step
 
     command = " ".join(["edlm bench train", f"--config={args.config}", f"--steps={args.steps}", *args.overrides])
-    peer = time_peer(run, args.steps)  # first: then jax takes the GPU's memory
+    # First: then jax takes the GPU's memory.
+    peer = alone(time_torch_step, run, args.steps, "flex_attention", "cuda")
     result = dict(command=command, **time_train_step(run, args.steps))
     result |= dict(attention=time_attention(run), peer=peer)
     if peer.get("micro_batches") == result["micro_batches"]:  # else the one has fuller products than the other
@@ -122,7 +121,6 @@ def _train(args):
 
 
 def _decode(args):
-    """Rates by batch size and seconds by forward width."""
     if not args.model:
         raise InputError("edlm bench decode needs --model=DIR, a converted model")
     sizes = read_numbers(args.batch_sizes, int, "batch-sizes")
@@ -199,7 +197,6 @@ def _decode(args):
 
 
 def _serve(args):
-    """Each mode in an engine of its own, and several in one."""
     if not args.model:
         raise InputError("edlm bench serve needs --model=DIR")
     concurrency = read_numbers(args.concurrency, int, "concurrency")
@@ -209,7 +206,7 @@ def _serve(args):
     from edlm_jax.benchmarks.serving import measure_serving, trace_requests
     from edlm_jax.decoding import Decoder, Engine, check_settings, parse_mode
     from edlm_jax.pretrained import load_pretrained, load_spec, load_tokenizer
-    from edlm_jax.reports.plot_serving import plot_serving
+    from edlm_jax.reports.plots import plot_serving
 
     spec = load_spec(args.model)
     C = spec.conversion.block_length if spec.conversion else 0
@@ -233,7 +230,6 @@ def _serve(args):
 
 
 def _forward(args):
-    """Milliseconds by columns and rows, and the machine's bounds."""
     if not args.model and not args.config:
         raise InputError("edlm bench forward needs --model=DIR, a directory with a config.json, or --config=NAME")
     from edlm_jax.benchmarks.forward import measure_forward
@@ -252,7 +248,6 @@ _MEASURES |= {"serve": _serve, "device": _device, "all": _all}
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
-    """Print the tables."""
     show_benchmark(args.what, result)
 
 

@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edlm_jax.commands.devices import add_dtype_argument, add_tensor_argument, chosen_dtype, chosen_mesh
-from edlm_jax.errors import InputError, PartlyRefusedError
+from edlm_jax.commands.devices import add_dtype_argument, add_tensor_argument, check_numbers, chosen_dtype, chosen_mesh
+from edlm_jax.errors import InputError, PartlyRefusedError, check_range
 
 MEASURES = ("heldout", "retrieval")  # beside tasks
 GENERATED = ("tasks", "stdlib")  # held-out splits of sources that need no file
@@ -26,7 +26,6 @@ KIND_OF_SUFFIX = {".txt": "text", ".jsonl": "jsonl", ".parquet": "parquet"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
     parser.add_argument("--model", required=True, metavar="PATH", help="Hugging Face directory, GGUF file or hub id")
     from edlm_jax.evaluation.tasks import TASKS
 
@@ -54,11 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure; returns the parts of a report that were measured."""
     thresholds = read_numbers(args.thresholds, float, "thresholds", 0, 1)
-    for name in ("count", "batch_size", "timed_prompts", "rows"):
-        if vars(args)[name] is not None and vars(args)[name] < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be positive, not {vars(args)[name]}")
+    check_numbers(args, "count", "batch_size", "timed_prompts", "rows")
     if args.rows and args.task != "heldout":
         raise InputError(f"--rows is for --task=heldout; --task={args.task} takes --count")
     source = choose_source(args)
@@ -82,7 +78,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
-    """Print the tables."""
     from edlm_jax.reports.report import print_report
 
     print_report(result, markdown=args.markdown)
@@ -174,7 +169,7 @@ def _sweep(args, specs, source, text, thresholds, block_lengths):
 
 
 def _write_sweep(report: dict[str, Any], out: Path) -> None:
-    from edlm_jax.reports.plot_sweep import plot_sweep
+    from edlm_jax.reports.plots import plot_sweep
     from edlm_jax.reports.report import write_report
 
     write_report(report, out / "sweep.json")
@@ -219,9 +214,8 @@ def read_numbers(text: str, kind: type, name: str, least: float = 1, most: float
         numbers = [kind(part) for part in text.split(",")]
     except ValueError:
         raise InputError(f"--{name} takes numbers separated by commas, not {text!r}") from None
-    if not all(least <= number <= most for number in numbers):
-        wanted = f"lie in [{least}, {most}]" if most < math.inf else "be positive" if least else "not be negative"
-        raise InputError(f"--{name} must {wanted}, not {text!r}")
+    for number in numbers:
+        check_range(f"--{name}", number, least, most)
     return numbers
 
 

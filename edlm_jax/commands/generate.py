@@ -13,12 +13,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from edlm_jax.commands.devices import add_dtype_argument, add_tensor_argument, chosen_dtype, chosen_mesh
+from edlm_jax.commands.devices import add_dtype_argument, add_tensor_argument, check_numbers, chosen_dtype, chosen_mesh
 from edlm_jax.errors import InputError, PartlyRefusedError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
     from edlm_jax.decoding.modes import add_mode_arguments  # the options are the modes' own
 
     parser.add_argument("--model", required=True, metavar="PATH", help="Hugging Face directory, GGUF file or hub id")
@@ -45,9 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Decode the prompts; returns the texts and the counts."""
-    if args.batch_size < 1:
-        raise InputError(f"--batch-size must be positive, not {args.batch_size}")
+    check_numbers(args, "batch_size")
     if args.out:
         from edlm_jax.commands.responses import write_responses
 
@@ -139,7 +136,6 @@ class _Printer:
         self.text, self.prompt, self.chat, self.printed = text, prompt, chat, 0
 
     def __call__(self, tokens: list[list[int]]) -> None:
-        """Prints what is new."""
         from edlm_jax.pretrained.text import read_after
 
         self.show(_answer(read_after(self.text.shown, self.prompt, tokens[0]).rstrip("\ufffd"), self.chat))
@@ -156,7 +152,6 @@ def _answer(text: str, chat: bool) -> str:
 
 
 def settings(args, spec, text, chat: bool) -> dict[str, Any]:
-    """The decoder's arguments."""
     from edlm_jax.decoding import Sampling
     from edlm_jax.decoding.modes import mode_of
 

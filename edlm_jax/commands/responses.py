@@ -80,7 +80,6 @@ def _read_questions(args) -> tuple[dict[int, dict[str, Any]], dict[int, str], in
 
 
 def _source(text: str) -> dict[str, Any]:
-    """An entry of config.data.sources, or the one of a file by its suffix."""
     from edlm_jax.commands.evaluate import KIND_OF_SUFFIX
 
     if text.startswith("{"):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from edlm_jax.decoding.sampling import Proposal
-from edlm_jax.errors import InputError
+from edlm_jax.errors import InputError, check_range
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,8 @@ class Rule:
         return f"{next(name for name, kind in RULES.items() if kind is type(self))}:{number:g}"
 
     def check(self) -> None:
-        """Raises InputError for a number out of its range."""
         for field in fields(self):
-            value = getattr(self, field.name)
-            if not self.low <= value <= self.high:
-                raise InputError(f"{field.name} must lie in [{self.low:g}, {self.high:g}], not {value}")
+            check_range(field.name, getattr(self, field.name), self.low, self.high)
 
 
 @jax.tree_util.register_dataclass

@@ -18,7 +18,7 @@ needs shifted logits). The block's first denoising forward then knows that token
 """
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -37,17 +37,16 @@ from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, forward_cach
 class BlockSettings:
     """What a compiled program depends on, beside the kind of rule.
 
-    The rule's number, temperature, seeds, the ends and the length limit are arguments of it. Modes that are told more
-    have a subclass.
+    The rule's number, temperature, seeds, the ends and the length limit are arguments of it.
     """
 
     kind: type["BlockProgram"]  # the traced functions
+    mode: Any  # its options, without its rule
     block_length: int
     num_blocks: int
     mask_id: int
     shifted: bool
     draw: Draw
-    commit: str
     prefill: Pattern
 
     def is_noise(self, tokens: jax.Array) -> jax.Array:
@@ -57,19 +56,18 @@ class BlockSettings:
     @property
     def fused_commit(self) -> bool:
         """Does a commit ride in the next block's first forward?"""
-        return self.commit == "fused"
+        return self.mode.commit == "fused"
 
     @property
     def first_token(self) -> bool:
         """Does a commit, or the prefill, give the next block's first token?"""
-        return self.commit == "first_token"
+        return self.mode.commit == "first_token"
 
     def spanning(self, columns: int) -> Self:
         """For rows of so many columns, whose prompts are prefilled in pieces."""
         return replace(self, num_blocks=columns // self.block_length)
 
     def program(self, weights: DecodingWeights, request: "Request") -> "BlockProgram":
-        """The traced functions of one decoding."""
         return self.kind(weights, request, self)
 
 
@@ -87,6 +85,7 @@ class BlockState:
     denoise_B: jax.Array
     commit_B: jax.Array
     before_BV: jax.Array | None  # logits of the column before the block: shifted alignment reads its first token there
+    aside: Any = None  # what the mode itself carries
 
 
 @jax.tree_util.register_dataclass
@@ -126,11 +125,12 @@ class BlockProgram:
 
     def __init__(self, weights: DecodingWeights, request: Request, settings: BlockSettings):
         self.weights, self.request, self.settings, self.pad_B = weights, request, settings, request.pad_B
+        self.mode, C = settings.mode, settings.block_length
         self.keys_B = jax.vmap(jax.random.key)(request.seeds_B)
         self.P = request.prompts_BP.shape[1]
-        self.X = self.S = self.P + settings.num_blocks * settings.block_length
-        self.F = settings.block_length  # columns that a step denoises: the current block, or others behind it, too
-        self.width = self.F + settings.block_length * settings.fused_commit  # of a turn's widest forward
+        self.F = self.mode.blocks * C  # columns that a step denoises: the current block, or others behind it, too
+        self.X = self.S = self.P + (settings.num_blocks - 1) * C + self.F
+        self.width = self.F + C * settings.fused_commit  # of a turn's widest forward
         self.rotary = Rotary.of(weights.spec, self.S)
 
     def advance(self, s: BlockState) -> BlockState:
@@ -139,7 +139,7 @@ class BlockProgram:
 
     def outcome(self, s: BlockState) -> BlockState:
         """Without the cache."""
-        return replace(s, cache=None, before_BV=None)
+        return replace(s, cache=None, before_BV=None, aside=None)
 
     def turn(self, s: BlockState) -> BlockState:
         """Commits what is pending, then denoises until something is.
@@ -149,7 +149,15 @@ class BlockProgram:
         """
         commit = lambda carry: (carry[0] & False, self.commit(carry[1]))  # noqa: E731
         _, s = jax.lax.while_loop(lambda carry: carry[0], commit, (s.pending_B.any(), s))
-        return jax.lax.while_loop(lambda s: ~s.pending_B.any() & ~s.done_B.all(), self.denoise, s)
+        return self.go_on(s)
+
+    def go_on(self, s: BlockState) -> BlockState:
+        """Denoises until a block is pending."""
+        return jax.lax.while_loop(self.goes_on, self.denoise, s)
+
+    def goes_on(self, s: BlockState):
+        """Is no block pending, and some row not done?"""
+        return ~s.pending_B.any() & ~s.done_B.all()
 
     def begin(self) -> BlockState:
         """The prompt into the cache, and the first denoising step: one forward over [prompt | first block].
@@ -160,7 +168,7 @@ class BlockProgram:
         B, P = prompts_BP.shape
         c, C = self.settings, self.settings.block_length
         T = P if c.first_token else P + C
-        masks = jnp.full((B, (c.num_blocks - 1) * C), c.mask_id, jnp.int32)
+        masks = jnp.full((B, self.X - P - C), c.mask_id, jnp.int32)
         tokens_BX = jnp.concatenate([prompts_BP, self.request.first_block_BC, masks], axis=1)
         columns_T = jnp.arange(T)[None]
         segments_BT = (columns_T >= self.pad_B[:, None]).astype(jnp.int32)
@@ -216,7 +224,7 @@ class BlockProgram:
         return jnp.concatenate([s.before_BV[:, None], self.weights.logits(x_BFD[:, :-1])], axis=1)
 
     def start(self, s: BlockState) -> BlockState:
-        """A state before its first denoising step; a mode may carry more in it."""
+        """A state before its first denoising step; a mode may carry more `aside`."""
         return s
 
     def inputs(self, s: BlockState, first_B, T):

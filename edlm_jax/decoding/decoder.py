@@ -16,7 +16,7 @@ from edlm_jax.decoding.modes import MODES, Call, Mode, default_mode
 from edlm_jax.decoding.prompts import bucket, refuse_prompt, row_seeds
 from edlm_jax.decoding.sampling import Sampling
 from edlm_jax.decoding.stopping import Reader, check_stop
-from edlm_jax.errors import InputError
+from edlm_jax.errors import InputError, check_range
 from edlm_jax.models import ModelSpec, Transformer
 from edlm_jax.models.cache import DecodingWeights
 from edlm_jax.parallel.devices import platform
@@ -70,10 +70,6 @@ class Decoder:
             _DECODERS[model] = [weakref.ref(x) for x in parameters], decoder
         return decoder
 
-    def refuse(self, prompts: Sequence[Sequence[int]], mode: Mode | None = None, **settings) -> dict[int, str]:
-        """index -> reason of the prompts that a call with these settings would refuse."""
-        return refuse_prompts(self.spec, prompts, mode, **settings)
-
     def completed(self, mode: Mode | None) -> Mode:
         """The mode as this model decodes by it (default: its own); InputError where it cannot."""
         return self._call(1, mode, limit=1)[0]
@@ -119,7 +115,7 @@ class Decoder:
         """
         count, settings = len(prompts), dict(sampling=sampling, seed=seed, ends=ends, stop=stop, detokenize=detokenize)
         mode, call, stop = self._call(count, mode, limit=limit, **settings)
-        for reason in self.refuse(prompts, mode, limit=limit).values():
+        for reason in refuse_prompts(self.spec, prompts, mode, limit=limit).values():
             raise InputError(reason)
         if not prompts:
             return Generation([], [], [], [])
@@ -154,8 +150,7 @@ def _read_call(
     on_block=None,
 ) -> tuple[Mode, Call, tuple[str, ...]]:
     """(mode, call, stop strings) of a call with so many prompts: all that can be refused without weights or prompts."""
-    if limit < 1:
-        raise InputError(f"max_new_tokens must be positive, not {limit}")
+    check_range("max_new_tokens", limit)
     sampling.check()
     mode = (mode or default_mode(spec)).completed(spec)
     mode.check(spec, sampling)

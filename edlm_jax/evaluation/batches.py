@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from edlm_jax.decoding import Decoder, Engine, Generation, Mode, RequestSettings, Sampling
+from edlm_jax.decoding import Decoder, Engine, Generation, Mode, RequestSettings, Sampling, refuse_prompts
 from edlm_jax.decoding.ends import read_ends
 from edlm_jax.decoding.prompts import bucket, row_seeds
 from edlm_jax.decoding.requests import MOST_ENDS
@@ -65,7 +65,8 @@ def decode_each(
     More prompts than rows go through the engine, where a row that ends makes room for the next prompt; fewer are one
     batch, which compiles less. The results are the same.
     """
-    for reason in decoder.refuse(prompts, **decoding).values():  # before the first row, and by its own index
+    # Before the first row, and by its own index.
+    for reason in refuse_prompts(decoder.spec, prompts, **decoding).values():
         raise InputError(reason)
     seeds = prompt_seeds(0, len(prompts)) if seeds is None else seeds
     if len(prompts) > batch_size and _suits_the_engine(decoder, **decoding):

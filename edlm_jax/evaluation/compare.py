@@ -11,7 +11,7 @@ from edlm_jax.data.sources import open_source
 from edlm_jax.decoding import Mode
 from edlm_jax.decoding.generation import forwards_by_tokens
 from edlm_jax.decoding.modes import Autoregressive, Diffusion
-from edlm_jax.errors import InputError
+from edlm_jax.errors import InputError, check_range
 from edlm_jax.evaluation.speed import compare_rates
 from edlm_jax.evaluation.tasks import check_task, choose_questions, decoded_questions, load_tasks, need_decoded
 from edlm_jax.evaluation.tasks.task import Outcome, Task, Way
@@ -33,8 +33,7 @@ def check_evaluation(run: Run) -> None:
     if not e.thresholds:
         raise InputError("config.evaluation.thresholds is empty; give at least one, for example (1.0, 0.9)")
     for name in ("batch_size", "timed_prompts"):
-        if getattr(e, name) < 1:
-            raise InputError(f"config.evaluation.{name} must be positive, not {getattr(e, name)}")
+        check_range(f"config.evaluation.{name}", getattr(e, name))
     if not e.tasks:
         raise InputError("config.evaluation.tasks is empty; give tasks, or sources of prompts with exact answers")
     for entry in e.tasks:
@@ -95,13 +94,14 @@ def summarise(kinds: Sequence[str], outcomes: Sequence[Outcome]) -> dict[str, An
     """What questions of these kinds came to."""
     right = np.array([outcome.right for outcome in outcomes], float)
     places = {kind: [i for i, other in enumerate(kinds) if other == kind] for kind in dict.fromkeys(kinds)}
-    new_tokens, denoise, commit = (sum(outcome[field] for outcome in outcomes) for field in (1, 2, 3))
+    rows = [outcome.row for outcome in outcomes if outcome.row]
+    new_tokens, denoise = sum(len(row.tokens) for row in rows), sum(row.denoise_forwards for row in rows)
     decoded = {
         "tokens_per_forward": new_tokens / max(denoise, 1),  # commits not counted
         "denoise_forwards": denoise,
-        "commit_forwards": commit,
+        "commit_forwards": sum(row.commit_forwards for row in rows),
         "new_tokens": new_tokens,
-        "forwards_by_tokens": forwards_by_tokens((outcome.accepted_at for outcome in outcomes), denoise),
+        "forwards_by_tokens": forwards_by_tokens((row.accepted_at for row in rows), denoise),
     }
     by_kind = {"kinds": {kind: float(right[members].mean()) for kind, members in places.items()}}
     return {"accuracy": float(right.mean())} | (decoded if denoise else {}) | by_kind

@@ -22,7 +22,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from edlm_jax.decoding import Decoder, Sampling, check_settings
+from edlm_jax.decoding import Decoder, Sampling, check_settings, refuse_prompts
 from edlm_jax.decoding.modes import default_mode, make_mode
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.batches import decode_batches, prompt_seeds
@@ -82,7 +82,6 @@ class EdlmLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int | None:
-        """The first end token."""
         return next(iter(self.text.ends), None)
 
     @property
@@ -181,7 +180,8 @@ class EdlmLM(TemplateLM):
         for length in sorted(set(lengths)):
             members = [i for i in range(len(pairs)) if lengths[i] == length]
             how = self._decoding(dict(max_gen_toks=length)) | dict(ends=None)
-            refused = self.decoder.refuse([pairs[i][0] for i in members], **how)  # what cannot be decoded is not greedy
+            # What cannot be decoded is not greedy.
+            refused = refuse_prompts(self.model.spec, [pairs[i][0] for i in members], **how)
             members = [i for index, i in enumerate(members) if index not in refused]
             prompts = [pairs[i][0] for i in members]
             decoded = decode_batches(self.decoder, prompts, batch_size=self.batch_size, **how)
@@ -193,7 +193,7 @@ class EdlmLM(TemplateLM):
         """The requests that can be decoded; what cannot is answered by nothing, and named."""
         places = list(prompts)
         names = [f"the prompt of document {requests[i].doc_id} of {requests[i].task_name}" for i in places]
-        refused = self.decoder.refuse(list(prompts.values()), names=names, **self._decoding(kwargs))
+        refused = refuse_prompts(self.model.spec, list(prompts.values()), names=names, **self._decoding(kwargs))
         for reason in refused.values():
             _LOGGER.warning("edlm_jax: answered by nothing: %s", reason)
         return [place for index, place in enumerate(places) if index not in refused]

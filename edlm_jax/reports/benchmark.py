@@ -4,7 +4,6 @@ from typing import Any
 
 
 def show_benchmark(what: str, result: dict[str, Any]) -> None:
-    """Prints the tables of one of its measurements."""
     _SHOWN[what](result)
 
 

@@ -20,7 +20,7 @@ from edlm_jax.files import read_json
 from edlm_jax.reports.report import describe_machine, write_report
 from edlm_jax.studies.cells import Cell, Plan
 from edlm_jax.studies.measures import drift_of, of_model, of_training
-from edlm_jax.studies.results import Results, collect
+from edlm_jax.studies.results import Results, summarise
 from edlm_jax.training.checkpoint import load_trained
 from edlm_jax.training.run import Run
 from edlm_jax.training.train import train
@@ -82,10 +82,22 @@ class Study:
         return result
 
     def results(self, name: str, doc: str, baseline: dict[str, Any]) -> Results:
-        """Of all cells that are finished so far."""
+        """Of all cells that are finished so far; `doc` is that of the study's file."""
         finished = [result for index in range(len(self.cells)) if (result := self.finished(index)) is not None]
-        settings = dict(x=self.plan.x, quick=self.plan.quick, base=_plain(self.base))
-        return collect(name, doc, settings, finished, len(self.cells), baseline, describe_machine())
+        arms = dict.fromkeys(cell["arm"] for cell in finished)
+        return {
+            "study": name,
+            "doc": doc,
+            "x": self.plan.x,
+            "quick": self.plan.quick,
+            "finished": len(finished),
+            "cells_in_all": len(self.cells),
+            "ar": baseline,
+            "arms": [summarise(arm, [cell for cell in finished if cell["arm"] == arm]) for arm in arms],
+            "cells": [{key: value for key, value in cell.items() if key != "config"} for cell in finished],
+            "config": _plain(self.base),
+            **describe_machine(),
+        }
 
     def _run_cell(self, cell: Cell) -> dict[str, Any]:
         directory, began = self._directory(cell), time.perf_counter()

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edlm_jax.decoding.left_to_right import Grown, LeftToRight
-from edlm_jax.decoding.modes.mode import Call, Mode, run_rows
+from edlm_jax.decoding.modes.mode import Call, Mode
 from edlm_jax.decoding.windows import window
 from edlm_jax.models.cache import forward_cached
 
@@ -27,12 +27,10 @@ class Autoregressive(Mode):
     causal: ClassVar[bool] = True
 
     def start(self, weights, prompts, call: Call):
-        return run_rows(weights, prompts, call, self, _Autoregressive)
+        return self.run_rows(_Autoregressive, weights, prompts, call)
 
 
 class _Autoregressive(LeftToRight):
-    """One token a turn."""
-
     width = 1  # the last token
 
     def turn(self, rows: Grown) -> Grown:

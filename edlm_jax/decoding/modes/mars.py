@@ -21,10 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from edlm_jax.attention import Causal
-from edlm_jax.decoding.acceptance import Threshold
 from edlm_jax.decoding.left_to_right import Grown, LeftToRight
-from edlm_jax.decoding.modes.mode import Call, MaskMode, option, run_rows
-from edlm_jax.decoding.sampling import Sampling
+from edlm_jax.decoding.modes.mode import Call, MaskMode, option
 from edlm_jax.decoding.windows import window
 
 
@@ -36,12 +34,8 @@ class Mars(MaskMode):
     causal: ClassVar[bool] = True
     threshold: float = option(0.9, float, "accept tokens of at least this confidence, and always the first one")
 
-    def check(self, spec, sampling: Sampling) -> None:
-        Threshold(self.threshold).check()
-        super().check(spec, sampling)
-
     def start(self, weights, prompts, call: Call):
-        return run_rows(weights, prompts, call, self, _Mars, threshold=self.threshold)
+        return self.run_rows(_Mars, weights, prompts, call)
 
 
 class _Mars(LeftToRight):

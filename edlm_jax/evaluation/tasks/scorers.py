@@ -27,7 +27,7 @@ class ExactMatch(Scorer):
     def score(self, questions: Sequence[Question], way: Way, text: Text, batch_size: int) -> list[Outcome]:
         rows = decode_questions(way.decoder, way.mode, questions, text, batch_size)
         pairs = zip(questions, rows, strict=True)
-        return [_outcome(answer_text(row.tokens, q.prompt, text) == q.answer, row) for q, row in pairs]
+        return [Outcome(answer_text(row.tokens, q.prompt, text) == q.answer, row) for q, row in pairs]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class PassesTests(Scorer):
         programs = [row.text.join(question.answer) for question, row in zip(questions, rows, strict=True)]
         with ThreadPoolExecutor(min(os.cpu_count() or 1, _AT_ONCE)) as pool:  # threads that wait for processes
             passed = list(pool.map(lambda program: passes(program, self.seconds), programs))
-        return [_outcome(right, row) for right, row in zip(passed, rows, strict=True)]
+        return [Outcome(right, row) for right, row in zip(passed, rows, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,3 @@ def answer_text(tokens: Sequence[int], prompt: Sequence[int], text: Text) -> str
     """The text of generated tokens up to the first end."""
     until_end = itertools.takewhile(lambda token: token not in text.ends, tokens)
     return read_after(text.whole, prompt, list(until_end))
-
-
-def _outcome(right: bool, row: Decoded) -> Outcome:
-    return Outcome(right, len(row.tokens), row.denoise_forwards, row.commit_forwards, row.accepted_at)
