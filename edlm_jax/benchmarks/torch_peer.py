@@ -157,7 +157,7 @@ def peer_inputs(
 
     if objective.layout.shifted or [term.name for term in objective.terms] != ["diffusion"]:
         raise InputError("the peer knows the diffusion loss at the same position alone")
-    put = lambda x: torch.from_numpy(np.array(x)).to(device)  # noqa: E731
+    put = lambda x: None if x is None else torch.from_numpy(np.array(x)).to(device)  # noqa: E731
     columns = objective.streams(batch, noise).inputs
     tokens_BT, positions_BT, segments_BT = (columns[f"{name}_BT"] for name in ("tokens", "positions", "segment_ids"))
     targets_BM, masked_BM = np.asarray(noise.copied(batch["tokens"])), np.asarray(noise.masked_BM)
@@ -167,7 +167,7 @@ def peer_inputs(
     for rows in np.split(np.arange(len(tokens_BT)), count):
         copies_BM = None if noise.copies_BM is None else noise.copies_BM[rows]
         if attention == "flex_attention":
-            mask = _block_mask(pattern, put(segments_BT[rows]), None if copies_BM is None else put(copies_BM))
+            mask = _block_mask(pattern, put(segments_BT[rows]), put(copies_BM))
         else:
             mask = put(whole_mask(pattern, segments_BT[rows], copies_BM))[:, None]
         inputs = dict(input_ids=put(tokens_BT[rows]).long(), position_ids=put(positions_BT[rows]).long())

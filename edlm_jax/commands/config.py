@@ -1,6 +1,7 @@
 """Config files: find one, load it, apply the overrides of the command line, say in one line what is wrong with them."""
 
 import argparse
+import contextlib
 import difflib
 import runpy
 from collections.abc import Sequence
@@ -58,24 +59,24 @@ def _run_file(path: str) -> dict:
     file = Path(path) if Path(path).is_file() else recorded_configs().get(path)
     if file is None:
         raise InputError(f"no config {path}: it is neither a file nor one of {', '.join(recorded_configs())}")
-    try:
+    with _loading(path):
         return runpy.run_path(str(file))
-    except Exception as error:
-        raise _does_not_load(path, error) from error
 
 
 def _get_config(path: str, namespace: dict, *arguments: str):
-    try:
+    with _loading(path):
         if "get_config" not in namespace:
             raise NameError("it has no get_config()")
         return namespace["get_config"](*arguments)
+
+
+@contextlib.contextmanager
+def _loading(path: str):
+    try:
+        yield
     except Exception as error:
-        raise _does_not_load(path, error) from error
-
-
-def _does_not_load(path: str, error: Exception) -> InputError:
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
-    return InputError(f"config file {path} does not load: {reason}")
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"config file {path} does not load: {reason}") from error
 
 
 def _apply(config, overrides: Sequence[str]):

@@ -7,7 +7,6 @@ with the same --workdir after an interruption: finished stages are not repeated,
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from edlm_jax.commands.config import add_config_argument, load_config
@@ -34,7 +33,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     load_config(args.config, args.overrides)  # before anything is ported
     from edlm_jax.commands.lossless_job import measure
 
-    measured = dict(prompts=args.prompts, max_new_tokens=args.max_new_tokens, repeats=args.repeats)
-    report = measure(args.model, Path(args.workdir), args.config, args.overrides, args.minutes, **measured)
+    report = measure(args)
     print(f"report: {args.workdir}/report.json, report.png; model: {args.workdir}/model", file=sys.stderr)
     return report

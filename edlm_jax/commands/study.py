@@ -46,38 +46,29 @@ def show(results: dict[str, Any], args: argparse.Namespace) -> None:
 def _run(study, name: str, doc: str, wanted: range) -> dict[str, Any]:
     from edlm_jax.reports.progress import Progress
     from edlm_jax.reports.report import write_report
-    from edlm_jax.studies.page import page
-    from edlm_jax.studies.plot import plot_study
 
     study.keep_programs()
     todo = [index for index in wanted if study.finished(index) is None]
     baseline, fresh = study.baseline(), 0
     with Progress(len(todo), "cells", live=False) as progress:
-
-        def on_cell(index: int, result: dict[str, Any], new: bool) -> None:
-            nonlocal fresh
-            fresh += new
-            cell = study.cells[index]
-            if new:
-                programs = f"{result['compiled']['all']} programs compiled, {result['compiled']['reused']} reused"
-                progress.done(fresh, f"{cell.name} in {result['seconds']:.0f} s, {programs}")
-                _print_table(study.results(name, doc, baseline), stderr=True)
-            else:
+        for cell, result in study.run(wanted):
+            if result is None:
                 print(f"{cell.name}: done before", file=sys.stderr)
-
-        study.run(wanted, on_cell)
+                continue
+            fresh += 1
+            programs = f"{result['compiled']['all']} programs compiled, {result['compiled']['reused']} reused"
+            progress.done(fresh, f"{cell.name} in {result['seconds']:.0f} s, {programs}")
+            _print_table(study.results(name, doc, baseline), stderr=True)
     results = study.results(name, doc, baseline)
     write_report(results, study.workdir / "results.json")
-    (study.workdir / f"{name}.md").write_text(page(results), encoding="utf-8")
-    plot_study(results, study.workdir / f"{name}.png")
+    _write_page(study.workdir, results)
     print(f"study: {study.workdir / 'results.json'}, {name}.md, {name}.png", file=sys.stderr)
     return results
 
 
 def _report(directory: Path, name: str, doc: str) -> dict[str, Any]:
     """The page from its results; of a study without any, one that says so."""
-    from edlm_jax.studies.page import empty_page, page
-    from edlm_jax.studies.plot import plot_study
+    from edlm_jax.studies.page import empty_page
     from edlm_jax.studies.results import read_results
 
     if not directory.is_dir():
@@ -87,9 +78,16 @@ def _report(directory: Path, name: str, doc: str) -> dict[str, Any]:
         (directory / f"{name}.md").write_text(empty_page(name, doc), encoding="utf-8")
         return {"study": name, "arms": []}
     results = read_results(path) | {"doc": doc}  # the file may have learned since what the run found
-    (directory / f"{name}.md").write_text(page(results), encoding="utf-8")
-    plot_study(results, directory / f"{name}.png")
+    _write_page(directory, results)
     return results
+
+
+def _write_page(directory: Path, results: dict[str, Any]) -> None:
+    from edlm_jax.studies.page import page
+    from edlm_jax.studies.plot import plot_study
+
+    (directory / f"{results['study']}.md").write_text(page(results), encoding="utf-8")
+    plot_study(results, directory / f"{results['study']}.png")
 
 
 def _print_table(results: dict[str, Any], stderr: bool = False) -> None:

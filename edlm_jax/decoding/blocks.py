@@ -299,7 +299,8 @@ class BlockProgram:
         columns_T, columns_11S = jnp.arange(T), jnp.arange(self.S)[None, None]
         inputs_BT = self.inputs(s, first_B, T)
         rotary_BT = self.rotary.at(jnp.maximum(first_B[:, None] + columns_T[None] - self.pad_B[:, None], 0))
-        block_end_BT1 = first_B[:, None, None] + (columns_T // C * C + C)[None, :, None]
+        block_BT = ((first_B - s.start_B)[:, None] + columns_T[None]) // C  # counted from the current one
+        block_end_BT1 = (s.start_B[:, None] + (block_BT + 1) * C)[..., None]
         mask_BTS = (columns_11S >= self.pad_B[:, None, None]) & (columns_11S < block_end_BT1)
         where_BT = self.written(s, first_B, T, where_B)
         wanted_BT = ~s.done_B[:, None] & (True if where_B is None else where_B[:, None] | (columns_T >= C)[None])

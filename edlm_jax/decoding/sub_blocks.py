@@ -17,8 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from edlm_jax.decoding.blocks import BlockProgram, BlockState
-from edlm_jax.decoding.windows import window
-from edlm_jax.models.cache import forward_cached
+from edlm_jax.decoding.windows import put_whole, window
 
 
 class SubBlocks(BlockProgram):
@@ -49,6 +48,8 @@ class DualCache(SubBlocks):
     def written(self, s: BlockState, first_B, T, where_B):
         """Of its current block a row writes all or, where that would do, what its own narrow forward would write."""
         U, masked_BC = self.mode.sub_block_length, self._masked(s)
+        if T < self.settings.block_length:
+            return None  # a narrow forward writes all it has
         offset_BT = (first_B - s.start_B)[:, None] + jnp.arange(T)[None]
         active_BT = offset_BT // U == _active(masked_BC, U)[:, None]
         current_BT = self._needs_full(s)[:, None] | active_BT
@@ -62,19 +63,12 @@ class DualCache(SubBlocks):
 
     def _narrow(self, s: BlockState) -> BlockState:
         """One step of every row's active sub-block, whose first token is known."""
-        c, C, U = self.settings, self.settings.block_length, self.mode.sub_block_length
+        shifted, U = self.settings.shifted, self.mode.sub_block_length
         inside_B = _active(self._masked(s), U) * U
-        first_B, columns_11S = s.start_B + inside_B, jnp.arange(self.S)[None, None]
-        rotary_BU = self.rotary.at(jnp.maximum(first_B[:, None] + jnp.arange(U)[None] - self.pad_B[:, None], 0))
-        mask_B1S = (columns_11S >= self.pad_B[:, None, None]) & (columns_11S < s.start_B[:, None, None] + C)
-        mask_BUS = jnp.broadcast_to(mask_B1S, (mask_B1S.shape[0], U, self.S))
-        tokens_BU = window(s.tokens_BX, first_B, U)
-        rows = (tokens_BU, rotary_BU, first_B, mask_BUS)
-        x_BUD, cache = forward_cached(self.weights, s.cache, *rows, wanted_BT=~s.done_B[:, None])
-        logits_BUV = self.weights.logits(x_BUD[:, : U - c.shifted])
-        empty_BCV = jnp.zeros((logits_BUV.shape[0], C, logits_BUV.shape[-1]))
-        put = jax.vmap(lambda old, new, start: jax.lax.dynamic_update_slice_in_dim(old, new, start, 0))
-        return self.accept(replace(s, cache=cache), put(empty_BCV, logits_BUV, inside_B + c.shifted))
+        x_BUD, s = super().forward(s, s.start_B + inside_B, U)
+        logits_BUV = self.weights.logits(x_BUD[:, : U - shifted])
+        empty_BCV = jnp.zeros((logits_BUV.shape[0], self.settings.block_length, logits_BUV.shape[-1]))
+        return self.accept(s, put_whole(empty_BCV, logits_BUV, inside_B + shifted))
 
     def _masked(self, s: BlockState):
         return self.settings.is_noise(window(s.tokens_BX, s.start_B, self.settings.block_length))

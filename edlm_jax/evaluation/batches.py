@@ -80,6 +80,23 @@ def decode_each(
         yield dict(zip(chosen, _rows(result), strict=False))
 
 
+def decode_to_longest(
+    decoder: Decoder, prompts: Sequence[Sequence[int]], limits: Sequence[int], **decoding
+) -> list[Decoded]:
+    """`decode_batches` with the longest limit for all, or the own one where a prompt leaves no more room.
+
+    A higher limit changes no earlier token, and each one would be compiled again.
+    """
+    longest, decoded = max(limits, default=1), {}
+    fits = [len(prompt) + longest <= decoder.spec.max_length for prompt in prompts]
+    chosen = [longest if fit else limit for fit, limit in zip(fits, limits, strict=True)]
+    for limit in sorted(set(chosen), reverse=True):
+        members = [index for index in range(len(prompts)) if chosen[index] == limit]
+        rows = decode_batches(decoder, [prompts[i] for i in members], limit=limit, **decoding)
+        decoded |= zip(members, rows, strict=True)
+    return [decoded[index] for index in range(len(prompts))]
+
+
 def _suits_the_engine(decoder: Decoder, *, sampling: Sampling = Sampling(), ends=None, **_) -> bool:  # noqa: B008 (frozen)
     """Its rows lie on one device, end at few tokens, and are as sure as the checkpoint's own code says."""
     return decoder.weights.groups == 1 and len(read_ends(ends)) <= MOST_ENDS and sampling.confidence is None

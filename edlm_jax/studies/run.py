@@ -4,22 +4,27 @@ import dataclasses
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax import monitoring
 
+from edlm_jax.benchmarks.training import time_train_step
 from edlm_jax.decoding import Decoder
 from edlm_jax.decoding.modes import Mode, default_mode, make_mode, options_of
+from edlm_jax.diagnosis.drift import weight_drift
+from edlm_jax.diffusion.streams import AUTOREGRESSIVE
 from edlm_jax.errors import InputError, StoppedError
 from edlm_jax.evaluation.compare import AR, Origin, compare_accuracy
+from edlm_jax.evaluation.embedding import attentions, documented_functions, retrieval
+from edlm_jax.evaluation.heldout import heldout_loss
 from edlm_jax.evaluation.tasks.task import Way
 from edlm_jax.files import read_json
+from edlm_jax.models.transformer import Transformer
 from edlm_jax.reports.report import describe_machine, write_report
-from edlm_jax.studies.cells import Cell, Plan
-from edlm_jax.studies.measures import drift_of, of_model, of_training
+from edlm_jax.studies.cells import Cell, Measures, Plan
 from edlm_jax.studies.results import Results, summarise
 from edlm_jax.training.checkpoint import load_trained
 from edlm_jax.training.run import Run
@@ -46,15 +51,14 @@ class Study:
             jax.config.update("jax_compilation_cache_dir", str((self.workdir / "compiled").absolute()))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
-    def run(self, wanted: Iterable[int], on_cell: Callable[[int, dict[str, Any], bool], None]) -> None:
-        """Finishes these cells; `on_cell(index, result, fresh)` after each."""
+    def run(self, wanted: Iterable[int]) -> Iterator[tuple[Cell, dict[str, Any] | None]]:
+        """Finishes these cells; yields each with its result, None if it was finished before."""
         for index in wanted:
-            result = self.finished(index)
-            fresh = result is None
-            if fresh:
-                result = self._run_cell(self.cells[index])
-                write_report(result, self._directory(self.cells[index]) / "cell.json")
-            on_cell(index, result, fresh)
+            cell, result = self.cells[index], None
+            if self.finished(index) is None:
+                result = self._run_cell(cell)
+                write_report(result, self._directory(cell) / "cell.json")
+            yield cell, result
 
     def finished(self, index: int) -> dict[str, Any] | None:
         """The result of a cell that was measured, here or on another machine."""
@@ -199,3 +203,40 @@ def _plain(run: Run) -> dict[str, Any]:
 
 def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and abs(value) == float("inf") else value
+
+
+def drift_of(before: Transformer, after: Transformer) -> dict[str, Any]:
+    """The mean over layers for the tables, and every layer's under "drift"."""
+    drift = weight_drift(before, after)
+    means = {f"drift_{group}": sum(d["relative"]) / len(d["relative"]) for group, d in drift.items()}
+    return means | {"drift": drift}
+
+
+def of_model(measures: Measures, run: Run, model: Transformer, tokenizer) -> dict[str, float]:
+    """Held-out losses in nats per token, "LOSS_SOURCE": an AR model's own, of a converted model this one and its bound.
+
+    The AR loss of a conversion says what it has forgotten of being one. And how well a docstring finds its function's
+    body when texts are read by each attention: the mean reciprocal rank.
+    """
+    measured, layout = {}, run.objective.layout
+    for source in measures.eval_losses:
+        data = dataclasses.replace(run.data, eval_sources=(source,))
+        layouts = {"ar_loss": AUTOREGRESSIVE} | ({"diffusion_loss": layout} if model.spec.conversion else {})
+        for name, trained_as in layouts.items():
+            measured[f"{name}_{source['kind']}"] = heldout_loss(model, data, tokenizer, trained_as)
+    if measures.retrieval:
+        pairs = documented_functions(measures.retrieval)
+        for name, pattern in attentions(model.spec, layout.block_length).items():
+            found = retrieval(model, tokenizer, pairs, pattern=pattern)
+            measured[f"retrieval_{name}"] = found["mean_reciprocal_rank"]
+    return measured
+
+
+def of_training(measures: Measures, run: Run) -> dict[str, float]:
+    """What a training step takes: seconds, the bytes of its state, and the peak that the compiler plans for."""
+    if not measures.timed_steps:
+        return {}
+    timed = time_train_step(run, measures.timed_steps)
+    cost = {"step_seconds": timed["seconds_per_step"]["median"]}
+    cost |= {f"{name}_bytes": count for name, count in timed["state_bytes"].items()}
+    return cost | ({"peak_bytes": timed["peak_bytes"]["planned"]} if "planned" in timed["peak_bytes"] else {})

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from edlm_jax.decoding import Decoder, Mode
-from edlm_jax.evaluation.batches import Decoded, decode_batches
+from edlm_jax.evaluation.batches import Decoded, decode_to_longest
 from edlm_jax.evaluation.likelihood import check_likelihood, log_likelihood
 from edlm_jax.evaluation.programs import passes
 from edlm_jax.evaluation.tasks.task import Outcome, Question, Scorer, Way
@@ -77,16 +77,9 @@ class LikeliestChoice(Scorer):
 def decode_questions(
     decoder: Decoder, mode: Mode, questions: Sequence[Question], text: Text, batch_size: int, **how
 ) -> list[Decoded]:
-    """Every question's result: with room for the longest answer, or for its own where its prompt leaves no more."""
-    longest, decoded = max(question.limit for question in questions), {}
-    fits = [len(question.prompt) + longest <= decoder.spec.max_length for question in questions]
-    limits = [longest if fit else question.limit for fit, question in zip(fits, questions, strict=True)]
-    for limit in sorted(set(limits), reverse=True):
-        members = [index for index in range(len(questions)) if limits[index] == limit]
-        settings = dict(batch_size=batch_size, mode=mode, limit=limit, ends=text.ends, **how)
-        rows = decode_batches(decoder, [questions[i].prompt for i in members], **settings)
-        decoded |= zip(members, rows, strict=True)
-    return [decoded[index] for index in range(len(questions))]
+    """Every question's result."""
+    prompts, limits = [question.prompt for question in questions], [question.limit for question in questions]
+    return decode_to_longest(decoder, prompts, limits, batch_size=batch_size, mode=mode, ends=text.ends, **how)
 
 
 def answer_text(tokens: Sequence[int], prompt: Sequence[int], text: Text) -> str:
