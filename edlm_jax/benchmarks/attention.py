@@ -83,9 +83,7 @@ def random_arrays(rows: int, columns: int, heads: int, key_heads: int, head_size
     sizes = [heads, key_heads, key_heads, heads]
     keys = jax.random.split(jax.random.key(0), len(sizes))
     shapes = [(rows, columns, size, head_size) for size in sizes]
-    return [
-        jax.random.normal(key, shape, jnp.float32).astype(dtype) for key, shape in zip(keys, shapes, strict=True)
-    ]
+    return [jax.random.normal(key, shape, jnp.float32).astype(dtype) for key, shape in zip(keys, shapes, strict=True)]
 
 
 def forward_and_backward(attention: Callable) -> Callable:

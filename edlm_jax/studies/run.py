@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 from jax import monitoring
+from ml_collections import ConfigDict
 
 from edlm_jax.benchmarks.training import time_train_step
 from edlm_jax.decoding import Decoder
@@ -24,7 +25,7 @@ from edlm_jax.evaluation.tasks.task import Way
 from edlm_jax.files import read_json
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.reports.report import describe_machine, write_report
-from edlm_jax.studies.cells import Cell, Measures, Plan
+from edlm_jax.studies.cells import MEASURES, Cell, Plan
 from edlm_jax.studies.results import Results, summarise
 from edlm_jax.training.checkpoint import load_trained
 from edlm_jax.training.run import Run
@@ -41,8 +42,8 @@ class Study:
     """
 
     def __init__(self, plan: Plan, workdir: Path):
-        self.plan, self.base, self.measures, self.cells = plan, plan.base, plan.measures, plan.cells
-        self.workdir, modes = workdir, [make_mode(name) for name in ("ar", *plan.measures.eval_modes)]
+        self.config, self.base, self.cells, self.workdir = plan.config, plan.base, plan.cells, workdir
+        modes = [make_mode(name) for name in ("ar", *self.config.eval_modes)]
         self.origin = Origin(plan.base, modes)
 
     def keep_programs(self) -> None:
@@ -77,7 +78,7 @@ class Study:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             ar = self.origin.ar
-            measured = of_model(self.measures, self.base, ar, self.origin.text.tokenizer) | {"config": config}
+            measured = of_model(self.config, self.base, ar, self.origin.text.tokenizer) | {"config": config}
             measured |= {"name": "converted before"} if ar.spec.conversion else {}
             write_report(self._score(Way(Decoder(ar), default_mode(ar.spec), ar)) | measured, path)
         result = read_json(path)
@@ -92,8 +93,8 @@ class Study:
         return {
             "study": name,
             "doc": doc,
-            "x": self.plan.x,
-            "quick": self.plan.quick,
+            "x": self.config.x,
+            "quick": self.config.quick,
             "finished": len(finished),
             "cells_in_all": len(self.cells),
             "ar": baseline,
@@ -110,8 +111,8 @@ class Study:
             if not summary["completed"]:
                 raise StoppedError(f"stopped in {cell.name} at step {summary['step']}; the same command continues")
             training_compiled = compilations.compiled
-            measured = [self._measure(cell, directory, step) for step in self.measures.eval_steps or (None,)]
-            cost = of_training(self.measures, cell.run)
+            measured = [self._measure(cell, directory, step) for step in self.config.eval_steps or (None,)]
+            cost = of_training(self.config, cell.run)
         return {
             "arm": cell.arm,
             "seed": cell.seed,
@@ -135,20 +136,20 @@ class Study:
             {
                 "step": step,
                 "mode": mode.name,
-                "block_length": length if self.measures.eval_block_lengths else None,
+                "block_length": length if self.config.eval_block_lengths else None,
                 "threshold": getattr(mode, "threshold", None),
                 **self._score(way._replace(mode=mode)),
             }
             for mode, length in self._modes(cell)
         ]
-        measures = of_model(self.measures, cell.run, model, self.origin.text.tokenizer)
+        measures = of_model(self.config, cell.run, model, self.origin.text.tokenizer)
         return points, {"step": step} | drift_of(self.origin.ar, model) | measures
 
     def _modes(self, cell: Cell) -> list[tuple[Mode, int]]:
         """Every mode, in blocks of every length if it has blocks, at every threshold if it has one."""
-        lengths = self.measures.eval_block_lengths or (cell.run.data.block_length,)
+        lengths = self.config.eval_block_lengths or (cell.run.data.block_length,)
         modes = []
-        for name, length in itertools.product(self.measures.eval_modes, lengths):
+        for name, length in itertools.product(self.config.eval_modes, lengths):
             own = options_of(name)
             blocks = {"block_length": length} if "block_length" in own else {}
             thresholds = cell.run.evaluation.thresholds if "threshold" in own else (None,)
@@ -166,7 +167,7 @@ class Study:
 
     def _measured_config(self, run: Run) -> dict[str, Any]:
         """As JSON gives it back."""
-        return json.loads(json.dumps(dict(training=_plain(run)) | dataclasses.asdict(self.measures)))
+        return json.loads(json.dumps(dict(training=_plain(run)) | {name: self.config[name] for name in MEASURES}))
 
 
 class Compilations:
@@ -212,31 +213,31 @@ def drift_of(before: Transformer, after: Transformer) -> dict[str, Any]:
     return means | {"drift": drift}
 
 
-def of_model(measures: Measures, run: Run, model: Transformer, tokenizer) -> dict[str, float]:
+def of_model(study: ConfigDict, run: Run, model: Transformer, tokenizer) -> dict[str, float]:
     """Held-out losses in nats per token, "LOSS_SOURCE": an AR model's own, of a converted model this one and its bound.
 
     The AR loss of a conversion says what it has forgotten of being one. And how well a docstring finds its function's
     body when texts are read by each attention: the mean reciprocal rank.
     """
     measured, layout = {}, run.objective.layout
-    for source in measures.eval_losses:
+    for source in study.eval_losses:
         data = dataclasses.replace(run.data, eval_sources=(source,))
         layouts = {"ar_loss": AUTOREGRESSIVE} | ({"diffusion_loss": layout} if model.spec.conversion else {})
         for name, trained_as in layouts.items():
             measured[f"{name}_{source['kind']}"] = heldout_loss(model, data, tokenizer, trained_as)
-    if measures.retrieval:
-        pairs = documented_functions(measures.retrieval)
+    if study.retrieval:
+        pairs = documented_functions(study.retrieval)
         for name, pattern in attentions(model.spec, layout.block_length).items():
             found = retrieval(model, tokenizer, pairs, pattern=pattern)
             measured[f"retrieval_{name}"] = found["mean_reciprocal_rank"]
     return measured
 
 
-def of_training(measures: Measures, run: Run) -> dict[str, float]:
+def of_training(study: ConfigDict, run: Run) -> dict[str, float]:
     """What a training step takes: seconds, the bytes of its state, and the peak that the compiler plans for."""
-    if not measures.timed_steps:
+    if not study.timed_steps:
         return {}
-    timed = time_train_step(run, measures.timed_steps)
+    timed = time_train_step(run, study.timed_steps)
     cost = {"step_seconds": timed["seconds_per_step"]["median"]}
     cost |= {f"{name}_bytes": count for name, count in timed["state_bytes"].items()}
     return cost | ({"peak_bytes": timed["peak_bytes"]["planned"]} if "planned" in timed["peak_bytes"] else {})

@@ -5,7 +5,7 @@ from typing import ClassVar, Self
 
 from edlm_jax.decoding.acceptance import Rule
 from edlm_jax.decoding.blocks import BlockProgram
-from edlm_jax.decoding.modes.mode import BlockMode, Call, option, read_rule, read_switch
+from edlm_jax.decoding.modes.mode import BlockMode, option, read_rule, read_switch
 from edlm_jax.decoding.sampling import Sampling
 from edlm_jax.decoding.sub_blocks import DualCache, SubBlocks
 from edlm_jax.errors import InputError
@@ -38,6 +38,6 @@ class Diffusion(BlockMode):
         if U is not None and (U < 1 or self.block_length % U):
             raise InputError(f"sub_block_length {U} must divide the block length {self.block_length}")
 
-    def start(self, weights, prompts, call: Call):
-        kind = BlockProgram if self.sub_block_length is None else DualCache if self.dual_cache else SubBlocks
-        return self.run_blocks(kind, weights, prompts, call)
+    @property
+    def program(self) -> type[BlockProgram]:
+        return BlockProgram if self.sub_block_length is None else DualCache if self.dual_cache else SubBlocks

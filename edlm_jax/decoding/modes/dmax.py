@@ -24,34 +24,10 @@ from typing import ClassVar, Self
 import jax.numpy as jnp
 
 from edlm_jax.decoding.blocks import BlockProgram, BlockState
-from edlm_jax.decoding.modes.mode import BlockMode, Call, option
+from edlm_jax.decoding.modes.mode import BlockMode, option
 from edlm_jax.decoding.sampling import Sampling
 from edlm_jax.decoding.windows import put, put_whole, window
 from edlm_jax.errors import InputError
-
-
-@dataclass(frozen=True)
-class DMax(BlockMode):
-    """Feeds soft tokens back and revises them until they agree."""
-
-    name: ClassVar[str] = "dmax"
-    greedy: ClassVar[bool] = True
-    sure: float = option(
-        0.9, float, "a block whose tokens all have this confidence needs no further look", within=(0, 1)
-    )
-    commit: str | None = option(None, str, "how a finished block enters the cache: fused or separate")
-
-    def completed(self, spec) -> Self:
-        # Not the checkpoint's own way: what decodes it plainly need not suit revisions.
-        return BlockMode.completed(self if self.commit else replace(self, commit="fused"), spec)
-
-    def check(self, spec, sampling: Sampling) -> None:
-        super().check(spec, sampling)
-        if self.commit == "first_token":
-            raise InputError("dmax may revise any token, a block's first, too; set commit to 'fused' or 'separate'")
-
-    def start(self, weights, prompts, call: Call):
-        return self.run_blocks(_DMax, weights, prompts, call)
 
 
 class _DMax(BlockProgram):
@@ -101,6 +77,28 @@ class _DMax(BlockProgram):
             pending_B=moves_B,
             done_B=s.done_B | finished_B,
         )
+
+
+@dataclass(frozen=True)
+class DMax(BlockMode):
+    """Feeds soft tokens back and revises them until they agree."""
+
+    name: ClassVar[str] = "dmax"
+    program: ClassVar[type] = _DMax
+    greedy: ClassVar[bool] = True
+    sure: float = option(
+        0.9, float, "a block whose tokens all have this confidence needs no further look", within=(0, 1)
+    )
+    commit: str | None = option(None, str, "how a finished block enters the cache: fused or separate")
+
+    def completed(self, spec) -> Self:
+        # Not the checkpoint's own way: what decodes it plainly need not suit revisions.
+        return BlockMode.completed(self if self.commit else replace(self, commit="fused"), spec)
+
+    def check(self, spec, sampling: Sampling) -> None:
+        super().check(spec, sampling)
+        if self.commit == "first_token":
+            raise InputError("dmax may revise any token, a block's first, too; set commit to 'fused' or 'separate'")
 
 
 def _run(confidence_BC, masked_BC, threshold):

@@ -19,21 +19,8 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from edlm_jax.decoding.blocks import BlockProgram, BlockState
-from edlm_jax.decoding.modes.mode import BlockMode, Call, option
+from edlm_jax.decoding.modes.mode import BlockMode, option
 from edlm_jax.decoding.windows import window
-
-
-@dataclass(frozen=True)
-class Edit(BlockMode):
-    """Replaces tokens of the block where it has become sure of others."""
-
-    name: ClassVar[str] = "edit"
-    greedy: ClassVar[bool] = True
-    edit: float = option(0.9, float, "replace a token by one of more than this confidence", within=(0, 1))
-    looks: int = option(1, int, "forwards of a full block, which may still edit it", within=(0, inf))
-
-    def start(self, weights, prompts, call: Call):
-        return self.run_blocks(_Edit, weights, prompts, call)
 
 
 class _Edit(BlockProgram):
@@ -57,3 +44,14 @@ class _Edit(BlockProgram):
         accepted_BC = self.request.rule(proposal, masked_BC) | edited_BC
         s = self.keep(s, proposal.tokens_BC, accepted_BC, over_B)
         return replace(s, aside=jnp.where(s.pending_B, 0, looks_B))
+
+
+@dataclass(frozen=True)
+class Edit(BlockMode):
+    """Replaces tokens of the block where it has become sure of others."""
+
+    name: ClassVar[str] = "edit"
+    program: ClassVar[type] = _Edit
+    greedy: ClassVar[bool] = True
+    edit: float = option(0.9, float, "replace a token by one of more than this confidence", within=(0, 1))
+    looks: int = option(1, int, "forwards of a full block, which may still edit it", within=(0, inf))

@@ -17,9 +17,9 @@ import numpy as np
 
 from edlm_jax.attention import PLAIN
 from edlm_jax.decoding.acceptance import Rule, Threshold, parse_rule
-from edlm_jax.decoding.blocks import BlockProgram, BlockSettings, Request
+from edlm_jax.decoding.blocks import BlockSettings, Request
 from edlm_jax.decoding.engine import Run
-from edlm_jax.decoding.left_to_right import LeftToRight, RowRequest, RowSettings
+from edlm_jax.decoding.left_to_right import RowRequest, RowSettings
 from edlm_jax.decoding.prompts import bucket, pad_prompts
 from edlm_jax.decoding.sampling import Draw, Sampling
 from edlm_jax.errors import InputError, check_range
@@ -70,6 +70,7 @@ class Mode:
     """The base of all modes."""
 
     name: ClassVar[str]
+    program: ClassVar[Any]  # its traced functions: a LeftToRight or a BlockProgram
     greedy: ClassVar[bool] = False  # it compares tokens with its own best ones: no sampling
     lossless: ClassVar[bool] = False  # its text is AR's, greedy or drawn
     guided: ClassVar[bool] = False  # each new token can be told which it may be
@@ -118,17 +119,13 @@ class Mode:
             )
 
     def start(self, weights: DecodingWeights, prompts: Sequence[Sequence[int]], call: Call) -> Run:
-        """The decoding of these prompts."""
-        raise NotImplementedError
-
-    def run_rows(self, kind: type[LeftToRight], weights: DecodingWeights, prompts, call: Call) -> Run:
-        """Prompts as a program of this kind takes them, which settles tokens from left to right."""
+        """The decoding of these prompts, here by a program that settles tokens from left to right."""
         prompts_BP, pad_B = pad_prompts(prompts, 1, call.spec.max_length)
         request = RowRequest(prompts_BP, pad_B, *self._shared(call))
         conversion, own = call.spec.conversion, vars(self)
         mask_id = own.get("mask_id", conversion.mask_token_id if conversion else None)
         shape = self.compiled_in, own.get("block_length"), call.room
-        return Run(weights, request, RowSettings(kind, *shape, mask_id, call.shifted, call.draw))
+        return Run(weights, request, RowSettings(self.program, *shape, mask_id, call.shifted, call.draw))
 
     def _shared(self, call: Call) -> tuple:
         """The last fields of every program's request."""
@@ -209,8 +206,8 @@ class BlockMode(MaskMode):
                     stacklevel=4,
                 )
 
-    def run_blocks(self, kind: type[BlockProgram], weights: DecodingWeights, prompts, call: Call) -> Run:
-        """Prompts as a block program of this kind takes them."""
+    def start(self, weights: DecodingWeights, prompts: Sequence[Sequence[int]], call: Call) -> Run:
+        """The decoding of these prompts by a block program."""
         C, mask_id = known(self.block_length), known(self.mask_id)
         cuts = [len(prompt) // C * C if self.grid == "position" else len(prompt) for prompt in prompts]
         given = [list(prompt[cut:]) for prompt, cut in zip(prompts, cuts, strict=True)]  # to the first block
@@ -219,7 +216,7 @@ class BlockMode(MaskMode):
         first_block_BC = np.array([row + [mask_id] * (C - len(row)) for row in given], np.int32)
         first_B = np.array([prompts_BP.shape[1] + len(row) for row in given], np.int32)
         settings = BlockSettings(
-            kind=kind,
+            kind=self.program,
             mode=self.compiled_in,
             block_length=C,
             # Counted from position 0, up to block_length - 1 tokens of the prompt lie in the first block.

@@ -28,24 +28,10 @@ import jax
 import jax.numpy as jnp
 
 from edlm_jax.decoding.blocks import BlockProgram, BlockState
-from edlm_jax.decoding.modes.mode import BlockMode, Call, option
+from edlm_jax.decoding.modes.mode import BlockMode, option
 from edlm_jax.decoding.windows import window
 
 _ALMOST = 0.9  # the paper's share of a block behind which the next one takes its best token
-
-
-@dataclass(frozen=True)
-class MultiBlock(BlockMode):
-    """Denoises several blocks at a time."""
-
-    name: ClassVar[str] = "multi_block"
-    blocks: int = option(2, int, "blocks that are denoised at a time", within=(1, inf))
-    opens: float = option(
-        0.1, float, "open the next block when more than this share of the last one is there", within=(0, 1)
-    )
-
-    def start(self, weights, prompts, call: Call):
-        return self.run_blocks(_MultiBlock, weights, prompts, call)
 
 
 class _MultiBlock(BlockProgram):
@@ -76,3 +62,15 @@ class _MultiBlock(BlockProgram):
         last_BC = window(s.tokens_BX, s.start_B + (active_B - 1) * C, C)
         opens_B = ((~self.settings.is_noise(last_BC)).sum(axis=1) > mode.opens * C) & (active_B < mode.blocks)
         return replace(s, aside=active_B + opens_B)
+
+
+@dataclass(frozen=True)
+class MultiBlock(BlockMode):
+    """Denoises several blocks at a time."""
+
+    name: ClassVar[str] = "multi_block"
+    program: ClassVar[type] = _MultiBlock
+    blocks: int = option(2, int, "blocks that are denoised at a time", within=(1, inf))
+    opens: float = option(
+        0.1, float, "open the next block when more than this share of the last one is there", within=(0, 1)
+    )

@@ -18,9 +18,14 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from edlm_jax.decoding.left_to_right import Grown
-from edlm_jax.decoding.modes.mode import Call, Mode, option
+from edlm_jax.decoding.modes.mode import Mode, option
 from edlm_jax.decoding.speculation import Drafts, Speculation
 from edlm_jax.decoding.windows import window
+
+
+class _PromptLookup(Speculation):
+    def turn(self, rows: Grown) -> Grown:
+        return self.verify(rows, Drafts(look_up(rows, self.pad_B, self.mode.lookup, self.D)[0]))
 
 
 @dataclass(frozen=True)
@@ -28,18 +33,11 @@ class PromptLookup(Mode):
     """Drafts what followed the last tokens earlier in the row, and verifies it causally."""
 
     name: ClassVar[str] = "prompt_lookup"
+    program: ClassVar[type] = _PromptLookup
     lossless: ClassVar[bool] = True
     causal: ClassVar[bool] = True
     drafts: int = option(3, int, "tokens that are drafted", within=(1, inf))
     lookup: int = option(2, int, "last tokens that are looked for", within=(1, inf))
-
-    def start(self, weights, prompts, call: Call):
-        return self.run_rows(_PromptLookup, weights, prompts, call)
-
-
-class _PromptLookup(Speculation):
-    def turn(self, rows: Grown) -> Grown:
-        return self.verify(rows, Drafts(look_up(rows, self.pad_B, self.mode.lookup, self.D)[0]))
 
 
 def look_up(rows: Grown, pad_B, N: int, D: int):

@@ -26,22 +26,9 @@ import jax.numpy as jnp
 
 from edlm_jax.decoding.acceptance import Rule, rank
 from edlm_jax.decoding.blocks import BlockProgram, BlockState
-from edlm_jax.decoding.modes.mode import BlockMode, Call, option, read_rule
+from edlm_jax.decoding.modes.mode import BlockMode, option, read_rule
 from edlm_jax.decoding.sampling import best_token
 from edlm_jax.decoding.windows import forward_window, put, window
-
-
-@dataclass(frozen=True)
-class PSD(BlockMode):
-    """Diffusion with guesses several tokens deep, which the next forward verifies side by side."""
-
-    name: ClassVar[str] = "psd"
-    greedy: ClassVar[bool] = True
-    rule: Rule | None = option(None, read_rule, "another rule than the threshold")
-    depth: int = option(3, int, "tokens that are guessed", flag="--draft-depth", within=(0, inf))
-
-    def start(self, weights, prompts, call: Call):
-        return self.run_blocks(_PSD, weights, prompts, call)
 
 
 class _PSD(BlockProgram):
@@ -118,3 +105,14 @@ class _PSD(BlockProgram):
             logits_BGCV = jnp.concatenate([first_BG1V, logits_BGCV[:, :, :-1]], axis=2)
             s = replace(s, before_BV=before_BV)
         return logits_BGCV, replace(s, cache=cache)
+
+
+@dataclass(frozen=True)
+class PSD(BlockMode):
+    """Diffusion with guesses several tokens deep, which the next forward verifies side by side."""
+
+    name: ClassVar[str] = "psd"
+    program: ClassVar[type] = _PSD
+    greedy: ClassVar[bool] = True
+    rule: Rule | None = option(None, read_rule, "another rule than the threshold")
+    depth: int = option(3, int, "tokens that are guessed", flag="--draft-depth", within=(0, inf))

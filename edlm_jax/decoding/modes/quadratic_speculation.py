@@ -31,7 +31,7 @@ import numpy as np
 
 from edlm_jax.attention.pattern import Causal, PromptThenBlock
 from edlm_jax.decoding.left_to_right import Grown
-from edlm_jax.decoding.modes.mode import Call, DraftMode, known, option
+from edlm_jax.decoding.modes.mode import DraftMode, known, option
 from edlm_jax.decoding.modes.prompt_lookup import look_up
 from edlm_jax.decoding.speculation import Drafts, SelfDrafting
 from edlm_jax.decoding.windows import window
@@ -40,29 +40,6 @@ from edlm_jax.errors import InputError
 # Columns of noise whose logits are worked out beside those of the text, of which one group's are read: a product with
 # the head then costs its reading once.
 _AT_ONCE = 16
-
-
-@dataclass(frozen=True)
-class QuadraticSpeculation(DraftMode):
-    """Verifies drafts and follows them up in one wide forward."""
-
-    name: ClassVar[str] = "quadratic_speculation"
-    ahead: int | None = option(None, int, "of the drafts, those that noise gives; default: all")
-    lookup: int = option(0, int, "last tokens that are looked for; 0: none", within=(0, inf))
-
-    def completed(self, spec) -> "QuadraticSpeculation":
-        mode = super().completed(spec)
-        if mode.ahead is None:
-            return replace(mode, ahead=mode.drafts)
-        return replace(mode, block_length=mode.ahead + 1)
-
-    def check(self, spec, sampling) -> None:
-        super().check(spec, sampling)
-        if not 0 <= known(self.ahead) <= known(self.drafts):
-            raise InputError(f"ahead must be 0 to drafts={self.drafts}, not {self.ahead}")
-
-    def start(self, weights, prompts, call: Call):
-        return self.run_rows(_Quadratic, weights, prompts, call)
 
 
 class _Quadratic(SelfDrafting):
@@ -113,6 +90,27 @@ class _Quadratic(SelfDrafting):
             return drafts
         tokens_BD, found_B = look_up(rows, self.pad_B, self.mode.lookup, self.D)
         return drafts.replaced(found_B, self.given(tokens_BD))
+
+
+@dataclass(frozen=True)
+class QuadraticSpeculation(DraftMode):
+    """Verifies drafts and follows them up in one wide forward."""
+
+    name: ClassVar[str] = "quadratic_speculation"
+    program: ClassVar[type] = _Quadratic
+    ahead: int | None = option(None, int, "of the drafts, those that noise gives; default: all")
+    lookup: int = option(0, int, "last tokens that are looked for; 0: none", within=(0, inf))
+
+    def completed(self, spec) -> "QuadraticSpeculation":
+        mode = super().completed(spec)
+        if mode.ahead is None:
+            return replace(mode, ahead=mode.drafts)
+        return replace(mode, block_length=mode.ahead + 1)
+
+    def check(self, spec, sampling) -> None:
+        super().check(spec, sampling)
+        if not 0 <= known(self.ahead) <= known(self.drafts):
+            raise InputError(f"ahead must be 0 to drafts={self.drafts}, not {self.ahead}")
 
 
 def _at(x_BCAX, place_B):

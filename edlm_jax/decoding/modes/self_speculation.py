@@ -24,21 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from edlm_jax.decoding.left_to_right import Grown
-from edlm_jax.decoding.modes.mode import Call, DraftMode, option
+from edlm_jax.decoding.modes.mode import DraftMode, option
 from edlm_jax.decoding.modes.prompt_lookup import look_up
 from edlm_jax.decoding.speculation import Drafts, SelfDrafting
 from edlm_jax.decoding.windows import window
-
-
-@dataclass(frozen=True)
-class SelfSpeculation(DraftMode):
-    """Drafts a block behind what is known and verifies it causally, in two forwards."""
-
-    name: ClassVar[str] = "self_speculation"
-    lookup: int = option(0, int, "last tokens that are looked for; 0: none", within=(0, inf))
-
-    def start(self, weights, prompts, call: Call):
-        return self.run_rows(_Linear, weights, prompts, call)
 
 
 class _Linear(SelfDrafting):
@@ -84,3 +73,12 @@ class _Linear(SelfDrafting):
         if not self.causal:
             seen_TT[int(self.apart) :, 1:] = True
         return seen_TT
+
+
+@dataclass(frozen=True)
+class SelfSpeculation(DraftMode):
+    """Drafts a block behind what is known and verifies it causally, in two forwards."""
+
+    name: ClassVar[str] = "self_speculation"
+    program: ClassVar[type] = _Linear
+    lookup: int = option(0, int, "last tokens that are looked for; 0: none", within=(0, inf))
