@@ -24,7 +24,7 @@ from edlm_jax.commands.config import add_config_argument, load_run
 from edlm_jax.commands.devices import add_dtype_argument, chosen_dtype
 from edlm_jax.commands.evaluate import load_common_tokenizer, read_numbers
 from edlm_jax.errors import InputError
-from edlm_jax.reports.benchmark import show_benchmark
+from edlm_jax.reports.benchmark import SHOWN
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,11 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = "random prompts of so many tokens, and no end: every row then gets all its new tokens"
     parser.add_argument("--prompt-tokens", type=int, metavar="N", help=what)
     parser.add_argument("--thresholds", default="0.95,0.9", metavar="P,P", help="of diffusion (0.95,0.9)")
-    parser.add_argument(
-        "--modes",
-        metavar="MODE MODE",
-        help="to compare with AR in place of diffusion, between spaces: 'prompt_lookup self_speculation:drafts=3'",
-    )
+    what = "to compare with AR in place of diffusion, between spaces: 'prompt_lookup self_speculation:drafts=3'"
+    parser.add_argument("--modes", metavar="MODE MODE", help=what)
     clients = "of serve: clients, each with one request at a time (1,2,4,8,16,32,64)"
     parser.add_argument("--concurrency", default="1,2,4,8,16,32,64", metavar="N,N", help=clients)
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="times each batch is decoded (5)")
@@ -248,7 +245,7 @@ _MEASURES |= {"serve": _serve, "device": _device, "all": _all}
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
-    show_benchmark(args.what, result)
+    SHOWN[args.what](result)
 
 
 def _peer(path, **common):

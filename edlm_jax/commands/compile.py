@@ -7,19 +7,15 @@ import argparse
 import os
 from typing import Any
 
-from edlm_jax.benchmarks.gpus import GPUS
+from edlm_jax.benchmarks.topologies import GPUS
 from edlm_jax.commands.config import add_config_argument, load_run
 from edlm_jax.errors import check_range
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_argument(parser)
-    parser.add_argument(
-        "--topology",
-        required=True,
-        metavar="NAME",
-        help=f"TPU chips, for example v5e:4x4 or v5p:4x4x4, or the GPUs of a machine: {', '.join(GPUS)}, as in h100:8",
-    )
+    what = f"TPU chips, for example v5e:4x4 or v5p:4x4x4, or the GPUs of a machine: {', '.join(GPUS)}, as in h100:8"
+    parser.add_argument("--topology", required=True, metavar="NAME", help=what)
     parser.add_argument("--num_slices", type=int, default=1, metavar="N", help="of TPUs: so many, over a network (1)")
     parser.add_argument("--hosts", type=int, default=1, metavar="N", help="of GPUs: so many machines (1)")
 

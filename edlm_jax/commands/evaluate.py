@@ -33,12 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = "what to measure; a task of a file may be told more: humaneval:max_new_tokens=256,seconds=5 (tasks)"
     parser.add_argument("--task", default="tasks", metavar=names, help=what)
     parser.add_argument("--baseline", metavar="DIR", help="AR model to compare with")
-    parser.add_argument(
-        "--data",
-        metavar="SOURCE",
-        help=f"{', '.join(GENERATED)}, or a file ({', '.join(KIND_OF_SUFFIX)}); tasks need prompt and response columns "
-        "(default: tasks for tasks, stdlib for heldout)",
-    )
+    what = f"{', '.join(GENERATED)} (the defaults of tasks and heldout), or a file ({', '.join(KIND_OF_SUFFIX)})"
+    parser.add_argument("--data", metavar="SOURCE", help=f"{what}; tasks need prompt and response columns")
     parser.add_argument("--count", type=int, default=256, metavar="N", help="generated tasks, or functions (256)")
     parser.add_argument("--rows", type=int, metavar="N", help="of --task=heldout, of up to 512 tokens each (512)")
     parser.add_argument("--thresholds", default="1,0.9,0.8", metavar="P,P", help="of a converted model (1,0.9,0.8)")

@@ -54,7 +54,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         model = workdir / "model"
         job = DrafterJob(ar, workdir / f"minutes_{minutes:g}", *recipe, minutes)
         given = {**asked, "config": to_json(load_config(*recipe))}
-        trained |= stages.run("answers", job.answers, resumes=True, given=given, clear=job.clear)
+        clear = lambda: shutil.rmtree(job.workdir, ignore_errors=True)  # noqa: E731 (a drafter of other settings)
+        trained |= stages.run("answers", job.answers, resumes=True, given=given, clear=clear)
         trained |= stages.run("pace", job.pace)
         trained |= stages.run("drafter", lambda: job.train(trained["steps"]), resumes=True)
         stages.run("export", lambda: job.export(model))
@@ -152,10 +153,6 @@ class DrafterJob:
         source = dict(kind="jsonl", path=str(self.answered))
         self.config, self.overrides = config, [f"--config.init.path={ar}", f"--config.data.sources=({source},)"]
         self.overrides += overrides
-
-    def clear(self) -> None:
-        """Removes a drafter of other settings."""
-        shutil.rmtree(self.workdir, ignore_errors=True)
 
     def answers(self) -> dict[str, Any]:
         """The model's own greedy answers to questions of the train split; continues where it was stopped."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from edlm_jax.commands.config import add_config_argument, load_study
 from edlm_jax.errors import InputError
+from edlm_jax.files import read_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +70,6 @@ def _run(study, name: str, doc: str, wanted: range) -> dict[str, Any]:
 def _report(directory: Path, name: str, doc: str) -> dict[str, Any]:
     """The page from its results; of a study without any, one that says so."""
     from edlm_jax.studies.page import empty_page
-    from edlm_jax.studies.results import read_results
 
     if not directory.is_dir():
         raise InputError(f"--report={directory} is not a directory")
@@ -77,7 +77,10 @@ def _report(directory: Path, name: str, doc: str) -> dict[str, Any]:
     if not path.exists():
         (directory / f"{name}.md").write_text(empty_page(name, doc), encoding="utf-8")
         return {"study": name, "arms": []}
-    results = read_results(path) | {"doc": doc}  # the file may have learned since what the run found
+    results = read_json(path)
+    if not isinstance(results, dict) or "arms" not in results:
+        raise InputError(f"{path} is not the results.json of a study")
+    results["doc"] = doc  # the file may have learned since what the run found
     _write_page(directory, results)
     return results
 

@@ -70,6 +70,10 @@ class Decoder:
             _DECODERS[model] = [weakref.ref(x) for x in parameters], decoder
         return decoder
 
+    def refuse(self, prompts: Sequence[Sequence[int]], mode: Mode | None = None, **settings) -> dict[int, str]:
+        """index -> reason of the prompts that a call with these settings would refuse."""
+        return refuse_prompts(self.spec, prompts, mode, **settings)
+
     def completed(self, mode: Mode | None) -> Mode:
         """The mode as this model decodes by it (default: its own); InputError where it cannot."""
         return self._call(1, mode, limit=1)[0]
@@ -115,7 +119,7 @@ class Decoder:
         """
         count, settings = len(prompts), dict(sampling=sampling, seed=seed, ends=ends, stop=stop, detokenize=detokenize)
         mode, call, stop = self._call(count, mode, limit=limit, **settings)
-        for reason in refuse_prompts(self.spec, prompts, mode, limit=limit).values():
+        for reason in self.refuse(prompts, mode, limit=limit).values():
             raise InputError(reason)
         if not prompts:
             return Generation([], [], [], [])

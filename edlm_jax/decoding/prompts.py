@@ -29,6 +29,13 @@ def bucket(length: int, shortest: int) -> int:
     return shortest
 
 
+def split_prompts(prompts: Sequence[Sequence[int]], block_length: int) -> tuple[list[list[int]], list[list[int]]]:
+    """(whole blocks of each prompt, the rest of it)."""
+    cuts = [len(prompt) // block_length * block_length for prompt in prompts]
+    pairs = [(list(prompt[:cut]), list(prompt[cut:])) for prompt, cut in zip(prompts, cuts, strict=True)]
+    return [whole for whole, _ in pairs], [rest for _, rest in pairs]
+
+
 def row_seeds(seed: int | Sequence[int], count: int) -> np.ndarray:
     """uint32[count]: one a row, so that a row draws the same noise in any batch."""
     alone = isinstance(seed, int | np.integer)

@@ -30,10 +30,9 @@ class Sampling:
 
     def check(self) -> None:
         check_range("temperature", self.temperature, 0)
-        if self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise InputError(
-                f"top_k must not be negative and top_p must lie in (0, 1], not {self.top_k} and {self.top_p}"
-            )
+        check_range("top_k", self.top_k, 0)
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p must lie in (0, 1], not {self.top_p}")
         if self.confidence not in (None, *CONFIDENCES):
             raise InputError(f"confidence {self.confidence!r} is unknown; choose one of {', '.join(CONFIDENCES)}")
         if self.temperature == 0 and (self.top_k or self.top_p < 1):

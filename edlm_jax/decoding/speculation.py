@@ -46,10 +46,6 @@ class Drafts:
         choose = lambda own, new: jnp.where(where_B.reshape(-1, *[1] * (own.ndim - 1)), new, own)  # noqa: E731
         return jax.tree.map(choose, self, others)
 
-    def followed(self, others: "Drafts") -> "Drafts":
-        """With the other drafts behind them."""
-        return jax.tree.map(lambda own, new: jnp.concatenate([own, new], axis=1), self, others)
-
 
 class Speculation(LeftToRight):
     """The base of the programs that verify drafts."""

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from edlm_jax.decoding import Decoder, Engine, Generation, Mode, RequestSettings, Sampling, refuse_prompts
+from edlm_jax.decoding import Decoder, Engine, Generation, Mode, RequestSettings, Sampling
 from edlm_jax.decoding.ends import read_ends
 from edlm_jax.decoding.prompts import bucket, row_seeds
 from edlm_jax.decoding.requests import MOST_ENDS
@@ -65,11 +65,13 @@ def decode_each(
     More prompts than rows go through the engine, where a row that ends makes room for the next prompt; fewer are one
     batch, which compiles less. The results are the same.
     """
-    # Before the first row, and by its own index.
-    for reason in refuse_prompts(decoder.spec, prompts, **decoding).values():
+    for reason in decoder.refuse(prompts, **decoding).values():  # before the first row, and by its own index
         raise InputError(reason)
     seeds = prompt_seeds(0, len(prompts)) if seeds is None else seeds
-    if len(prompts) > batch_size and _suits_the_engine(decoder, **decoding):
+    sampling, ends = decoding.get("sampling", Sampling()), read_ends(decoding.get("ends"))
+    # Its rows lie on one device, end at few tokens, and are as sure as the checkpoint's own code says.
+    suits_the_engine = decoder.weights.groups == 1 and len(ends) <= MOST_ENDS and sampling.confidence is None
+    if len(prompts) > batch_size and suits_the_engine:
         yield from _in_slots(decoder, prompts, seeds, batch_size, **decoding)
         return
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths together: little padding
@@ -95,11 +97,6 @@ def decode_to_longest(
         rows = decode_batches(decoder, [prompts[i] for i in members], limit=limit, **decoding)
         decoded |= zip(members, rows, strict=True)
     return [decoded[index] for index in range(len(prompts))]
-
-
-def _suits_the_engine(decoder: Decoder, *, sampling: Sampling = Sampling(), ends=None, **_) -> bool:  # noqa: B008 (frozen)
-    """Its rows lie on one device, end at few tokens, and are as sure as the checkpoint's own code says."""
-    return decoder.weights.groups == 1 and len(read_ends(ends)) <= MOST_ENDS and sampling.confidence is None
 
 
 def _in_slots(

@@ -22,7 +22,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from edlm_jax.decoding import Decoder, Sampling, check_settings, refuse_prompts
+from edlm_jax.decoding import Decoder, Sampling, check_settings
 from edlm_jax.decoding.modes import default_mode, make_mode
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.batches import decode_batches, decode_to_longest, prompt_seeds
@@ -117,7 +117,8 @@ class EdlmLM(TemplateLM):
                 begun = bar.n
                 kwargs = normalize_gen_kwargs(_without_none(requests[members[0]].args[1]), _NEW_TOKENS)
                 seeds = prompt_seeds(self.seed, len(requests))
-                prompts = {i: self._prompt(requests[i].args[0], kwargs["max_gen_toks"]) for i in members}
+                contexts = {i: self.tok_encode(requests[i].args[0]) or [self.prefix_token_id] for i in members}
+                prompts = {i: self._cut(context, kwargs["max_gen_toks"]) for i, context in contexts.items()}
                 members = self._decodable(prompts, requests, kwargs)
                 decoded = decode_batches(
                     self.decoder,
@@ -170,7 +171,7 @@ class EdlmLM(TemplateLM):
 
     def _is_greedy(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[bool]:
         """Whether greedy block decoding begins with the continuation; what cannot be decoded is not greedy."""
-        refused = refuse_prompts(self.model.spec, [context for context, _ in pairs], self.decoding, limit=1)
+        refused = self.decoder.refuse([context for context, _ in pairs], self.decoding, limit=1)
         members = [i for i in range(len(pairs)) if i not in refused]
         prompts, limits = [pairs[i][0] for i in members], [len(pairs[i][1]) for i in members]
         how = dict(batch_size=self.batch_size, mode=self.decoding)
@@ -181,7 +182,7 @@ class EdlmLM(TemplateLM):
         """The requests that can be decoded; what cannot is answered by nothing, and named."""
         places = list(prompts)
         names = [f"the prompt of document {requests[i].doc_id} of {requests[i].task_name}" for i in places]
-        refused = refuse_prompts(self.model.spec, list(prompts.values()), names=names, **self._decoding(kwargs))
+        refused = self.decoder.refuse(list(prompts.values()), names=names, **self._decoding(kwargs))
         for reason in refused.values():
             _LOGGER.warning("edlm_jax: answered by nothing: %s", reason)
         return [place for index, place in enumerate(places) if index not in refused]
@@ -190,9 +191,6 @@ class EdlmLM(TemplateLM):
         top_k = max(kwargs.get("top_k", 0), 0)  # -1, as others write it: all of them
         sampling = Sampling(kwargs.get("temperature", 0.0), top_k, kwargs.get("top_p", 1.0))
         return dict(mode=self.decoding, limit=kwargs["max_gen_toks"], sampling=sampling, ends=self.text.ends)
-
-    def _prompt(self, context: str, new_tokens: int) -> list[int]:
-        return self._cut(self.tok_encode(context) or [self.prefix_token_id], new_tokens)
 
     def _cut(self, context: list[int], new_tokens: int) -> list[int]:
         """The end of the context that the model's cache has room for."""

@@ -89,7 +89,9 @@ def _all_rows(report: Report) -> Iterator[Rows]:
     if columns or points:
         yield _result_rows(columns | points)
     if columns:
-        yield _kind_rows(columns)
+        kinds = next(iter(columns.values()))["kinds"]
+        header = ["accuracy by kind", *(name.removeprefix("diffusion, threshold ") for name in columns)]
+        yield header, [[kind, *(f"{entry['kinds'][kind]:.3f}" for entry in columns.values())] for kind in kinds]
     if ways := report.get("lossless"):
         yield _lossless_rows(ways, report["prompts"])
     if found := report.get("retrieval"):
@@ -128,13 +130,6 @@ def _lossless_rows(ways: dict[str, dict], prompts: int) -> Rows:
         same = f"{entry['same_text']} of {prompts}"
         rows.append([name, same, forward, several, f"{speed:.1f}", f"{speed / baseline:.2f}x"])
     return ["decoding", "same text as AR", "tokens/forward", "of which 2+ 3+ ...", "tokens/s", "speed-up"], rows
-
-
-def _kind_rows(columns: dict[str, dict]) -> Rows:
-    """Accuracy per kind of task, a column for each way of decoding."""
-    kinds = next(iter(columns.values()))["kinds"]
-    header = ["accuracy by kind", *(name.removeprefix("diffusion, threshold ") for name in columns)]
-    return header, [[kind, *(f"{entry['kinds'][kind]:.3f}" for entry in columns.values())] for kind in kinds]
 
 
 def _fact_rows(report: Report) -> list[list[str]]:

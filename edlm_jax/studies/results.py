@@ -3,11 +3,7 @@
 import math
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-from edlm_jax.errors import InputError
-from edlm_jax.files import read_json
 
 PLACE = ("step", "mode", "block_length", "threshold")  # where an arm is measured
 METRICS = ("accuracy", "tokens_per_forward")
@@ -66,13 +62,3 @@ def mean_and_error(values: Sequence[float]) -> dict[str, float | None]:
 def before(results: Results) -> str:
     """What the model is that all arms start from."""
     return results["ar"].get("name", "AR, unconverted")
-
-
-def read_results(path: Path) -> Results:
-    try:
-        results = read_json(path)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    if not isinstance(results, dict) or "arms" not in results:
-        raise InputError(f"{path} is not the results.json of a study")
-    return results

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from math import inf
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 import jax
 import numpy as np
@@ -20,14 +20,12 @@ from edlm_jax.decoding.acceptance import Rule, Threshold, parse_rule
 from edlm_jax.decoding.blocks import BlockSettings, Request
 from edlm_jax.decoding.engine import Run
 from edlm_jax.decoding.left_to_right import RowRequest, RowSettings
-from edlm_jax.decoding.prompts import bucket, pad_prompts
+from edlm_jax.decoding.prompts import bucket, pad_prompts, split_prompts
 from edlm_jax.decoding.sampling import Draw, Sampling
 from edlm_jax.errors import InputError, check_range
 from edlm_jax.models import ModelSpec
 from edlm_jax.models.cache import DecodingWeights
 from edlm_jax.models.spec import CHOICES, PREFILLS
-
-Option = TypeVar("Option")
 
 _LEAST_ROOM = 32  # columns for new tokens: few, for a cache to hold, and enough for the answers that are short
 
@@ -208,11 +206,10 @@ class BlockMode(MaskMode):
 
     def start(self, weights: DecodingWeights, prompts: Sequence[Sequence[int]], call: Call) -> Run:
         """The decoding of these prompts by a block program."""
-        C, mask_id = known(self.block_length), known(self.mask_id)
-        cuts = [len(prompt) // C * C if self.grid == "position" else len(prompt) for prompt in prompts]
-        given = [list(prompt[cut:]) for prompt, cut in zip(prompts, cuts, strict=True)]  # to the first block
-        wholes = [prompt[:cut] for prompt, cut in zip(prompts, cuts, strict=True)]
-        prompts_BP, pad_B = pad_prompts(wholes, C, call.spec.max_length)
+        C, mask_id = self.block_length, self.mask_id
+        assert C and mask_id is not None and self.prefill  # it is completed
+        prompts, given = split_prompts(prompts, C if self.grid == "position" else 1)
+        prompts_BP, pad_B = pad_prompts(prompts, C, call.spec.max_length)
         first_block_BC = np.array([row + [mask_id] * (C - len(row)) for row in given], np.int32)
         first_B = np.array([prompts_BP.shape[1] + len(row) for row in given], np.int32)
         settings = BlockSettings(
@@ -224,15 +221,9 @@ class BlockMode(MaskMode):
             mask_id=mask_id,
             shifted=call.shifted,
             draw=call.draw,
-            prefill=PLAIN[known(self.prefill)](C),
+            prefill=PLAIN[self.prefill](C),
         )
         return Run(weights, Request(prompts_BP, pad_B, first_block_BC, first_B, *self._shared(call)), settings)
-
-
-def known(value: Option | None) -> Option:
-    """An option of a completed mode, for type checkers."""
-    assert value is not None
-    return value
 
 
 def read_switch(value) -> bool:

@@ -26,12 +26,13 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from edlm_jax.attention.pattern import Causal, PromptThenBlock
 from edlm_jax.decoding.left_to_right import Grown
-from edlm_jax.decoding.modes.mode import DraftMode, known, option
+from edlm_jax.decoding.modes.mode import DraftMode, option
 from edlm_jax.decoding.modes.prompt_lookup import look_up
 from edlm_jax.decoding.speculation import Drafts, SelfDrafting
 from edlm_jax.decoding.windows import window
@@ -85,7 +86,8 @@ class _Quadratic(SelfDrafting):
     def _drafts(self, logits_BAV, rows: Grown) -> Drafts:
         drafts, more = self.draw(logits_BAV, rows.count_B), self.D - self.mode.ahead
         if more:
-            drafts = drafts.followed(self.given(jnp.zeros((len(self.pad_B), more), jnp.int32)))
+            others = self.given(jnp.zeros((len(self.pad_B), more), jnp.int32))
+            drafts = jax.tree.map(lambda own, new: jnp.concatenate([own, new], axis=1), drafts, others)
         if not self.mode.lookup:
             return drafts
         tokens_BD, found_B = look_up(rows, self.pad_B, self.mode.lookup, self.D)
@@ -109,7 +111,7 @@ class QuadraticSpeculation(DraftMode):
 
     def check(self, spec, sampling) -> None:
         super().check(spec, sampling)
-        if not 0 <= known(self.ahead) <= known(self.drafts):
+        if not 0 <= self.ahead <= self.drafts:
             raise InputError(f"ahead must be 0 to drafts={self.drafts}, not {self.ahead}")
 
 
