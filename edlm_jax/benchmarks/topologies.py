@@ -1,8 +1,8 @@
 """Devices that are not here, for compiling alone: TPU topologies such as v5p:4x4x4, GPUs such as h100:8.
 
 XLA's GPU compiler asks for a GpuTargetConfigProto, as text. Sources: openxla/xla, xla/backends/gpu/target_config/specs
-(read at jax 0.10.2) for all but the RTX 4090, whose figures are those of NVIDIA's "Ada GPU Architecture" white paper and
-of the compute capability table (8.9) in the CUDA C++ Programming Guide. The versions are those of the wheels that
+(read at jax 0.10.2) for all but the RTX 4090, whose figures are those of NVIDIA's "Ada GPU Architecture" white paper
+and of the compute capability table (8.9) in the CUDA C++ Programming Guide. The versions are those of the wheels that
 jax[cuda13] brings.
 """
 

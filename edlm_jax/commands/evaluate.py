@@ -69,7 +69,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     models = {mode: load_pretrained(path, dtype=dtype, mesh=mesh) for mode, path in paths.items()}
     result = {"model": args.model, "dtype": dtype, **measure(models), "refused": refused, **describe_machine()}
     if args.sweep:
-        _write_sweep(result, Path(args.out))
+        from edlm_jax.reports.plots import plot_sweep
+        from edlm_jax.reports.report import write_report
+
+        write_report(result, Path(args.out, "sweep.json"))
+        plot_sweep(result, Path(args.out, "sweep.png"))
+        print(f"sweep: {args.out}/sweep.json, {args.out}/sweep.png", file=sys.stderr)
     return whole(result)
 
 
@@ -161,15 +166,6 @@ def _sweep(args, specs, source, text, thresholds, block_lengths):
         return sweep(ways, tasks, text, batch_size=args.batch_size, timed_prompts=args.timed_prompts)
 
     return measure, refused, True
-
-
-def _write_sweep(report: dict[str, Any], out: Path) -> None:
-    from edlm_jax.reports.plots import plot_sweep
-    from edlm_jax.reports.report import write_report
-
-    write_report(report, out / "sweep.json")
-    plot_sweep(report, out / "sweep.png")
-    print(f"sweep: {out / 'sweep.json'}, {out / 'sweep.png'}", file=sys.stderr)
 
 
 def _heldout(args, specs, source, text, thresholds, block_lengths):

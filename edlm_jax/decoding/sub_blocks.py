@@ -47,11 +47,11 @@ class DualCache(SubBlocks):
 
     def written(self, s: BlockState, first_B, T, where_B):
         """Of its current block a row writes all or, where that would do, what its own narrow forward would write."""
-        U, masked_BC = self.mode.sub_block_length, self._masked(s)
+        U = self.mode.sub_block_length
         if T < self.settings.block_length:
             return None  # a narrow forward writes all it has
         offset_BT = (first_B - s.start_B)[:, None] + jnp.arange(T)[None]
-        active_BT = offset_BT // U == _active(masked_BC, U)[:, None]
+        active_BT = offset_BT // U == _active(self._masked(s), U)[:, None]
         current_BT = self._needs_full(s)[:, None] | active_BT
         before_B = jnp.zeros_like(s.done_B) if where_B is None else where_B
         return jnp.where(offset_BT >= 0, current_BT, before_B[:, None])

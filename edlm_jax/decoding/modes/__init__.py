@@ -21,6 +21,7 @@ from edlm_jax.models import ModelSpec
 _MODES: tuple[type[Mode], ...] = (Diffusion, Autoregressive, SelfSpeculation, QuadraticSpeculation, PromptLookup)
 _MODES += (PSD, MultiBlock, Edit, DMax, Mars)
 MODES = {mode.name: mode for mode in _MODES}
+_WANTED = {int: "a whole number", float: "a number", read_switch: "yes or no"}
 __all__ = [
     "MODES",
     "PSD",
@@ -63,7 +64,13 @@ def make_mode(name: str, **options: Any) -> Mode:
             takes = f"its options are {', '.join(own)}" if own else "it has none"
             raise InputError(f"{option}={value} means nothing to {name}; {takes}")
         if isinstance(value, str):
-            options[option] = _read(name, option, own[option].metadata["read"], value)
+            read = own[option].metadata["read"]
+            try:
+                options[option] = read(value)
+            except InputError:
+                raise
+            except ValueError:
+                raise InputError(f"{option} of {name} must be {_WANTED[read]}, not {value!r}") from None
     return MODES[name](**options)
 
 
@@ -105,15 +112,3 @@ def mode_of(args: argparse.Namespace, spec: ModelSpec) -> Mode:
     mode = parse_mode(args.mode) if args.mode else default_mode(spec)
     chosen = {field.name: getattr(mode, field.name) for field in fields(mode)}
     return make_mode(mode.name, **chosen | given)
-
-
-_WANTED = {int: "a whole number", float: "a number", read_switch: "yes or no"}
-
-
-def _read(mode: str, option: str, read: Any, text: str) -> Any:
-    try:
-        return read(text)
-    except InputError:
-        raise
-    except ValueError:
-        raise InputError(f"{option} of {mode} must be {_WANTED[read]}, not {text!r}") from None

@@ -110,11 +110,9 @@ class Mode:
             raise InputError(f"{self.name} is greedy: it compares tokens with its own best ones; use temperature 0")
         conversion = spec.conversion
         if self.causal and conversion is not None and not conversion.layout.next_tokens:
-            warnings.warn(
-                f"{self.name} reads next tokens from a causal stream, which this checkpoint's conversion "
-                f"({conversion.pattern!r}) did not train; 'semi_block' and 'causal_block' do",
-                stacklevel=4,
-            )
+            what = f"{self.name} reads next tokens from a causal stream, which this checkpoint's conversion"
+            trained = f"({conversion.pattern!r}) did not train; 'semi_block' and 'causal_block' do"
+            warnings.warn(f"{what} {trained}", stacklevel=4)
 
     def start(self, weights: DecodingWeights, prompts: Sequence[Sequence[int]], call: Call) -> Run:
         """The decoding of these prompts, here by a program that settles tokens from left to right."""
@@ -155,11 +153,9 @@ class MaskMode(Mode):
             raise InputError(f"block_length must be a positive number of tokens, not {self.block_length}")
         conversion = spec.conversion
         if conversion is not None and self.block_length > conversion.block_length:
-            warnings.warn(
-                f"block_length {self.block_length} is above the {conversion.block_length} this checkpoint was "
-                "converted with: it never saw so many masks at once",
-                stacklevel=4,
-            )
+            most = f"the {conversion.block_length} this checkpoint was converted with"
+            what = f"block_length {self.block_length} is above {most}: it never saw so many masks at once"
+            warnings.warn(what, stacklevel=4)
 
 
 @dataclass(frozen=True)
@@ -198,11 +194,9 @@ class BlockMode(MaskMode):
         for name in ("prefill", "grid"):
             value, trained = getattr(self, name), getattr(spec.conversion, name, None)
             if trained is not None and value != trained:
-                warnings.warn(
-                    f"{name} {value!r} is not the {trained!r} this checkpoint was converted for: its prompts will look "
-                    "unlike those of training",
-                    stacklevel=4,
-                )
+                converted = f"the {trained!r} this checkpoint was converted for"
+                what = f"{name} {value!r} is not {converted}: its prompts will look unlike those of training"
+                warnings.warn(what, stacklevel=4)
 
     def start(self, weights: DecodingWeights, prompts: Sequence[Sequence[int]], call: Call) -> Run:
         """The decoding of these prompts by a block program."""
