@@ -58,7 +58,7 @@ def time_torch_step(run: Run, steps: int, attention: str, device: str) -> dict[s
     return dict(
         seconds_per_step=median,
         tokens_per_second=run.data.batch_size * run.data.length / median,
-        micro_batches=_micro_batches(run),
+        micro_batches=run.optimizer.accumulation or run.data.batch_size,
         loss=loss,
         attention=attention,
         torch=torch.__version__,
@@ -122,7 +122,8 @@ def torch_step(run: Run, spec: ModelSpec, batch: Batch, *, attention: str, devic
     model = model.float().to(device).train()
     if run.remat != "none":
         model.gradient_checkpointing_enable()
-    o, count = run.optimizer, _micro_batches(run)
+    o = run.optimizer
+    count = o.accumulation or run.data.batch_size  # by itself one row at a time: nothing says how many fit
     settings = dict(lr=o.learning_rate, betas=(o.beta1, o.beta2), eps=o.eps, weight_decay=o.weight_decay)
     optimizer = torch.optim.AdamW(model.parameters(), fused=device == "cuda", **settings)
     parts = peer_inputs(objective, batch, noise, count, attention=attention, device=device)
@@ -142,11 +143,6 @@ def torch_step(run: Run, spec: ModelSpec, batch: Batch, *, attention: str, devic
         return float(total)
 
     return step
-
-
-def _micro_batches(run: Run) -> int:
-    """The config's; where that is 0, one row at a time, as nothing says how many fit."""
-    return run.optimizer.accumulation or run.data.batch_size
 
 
 def peer_inputs(

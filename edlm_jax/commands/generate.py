@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise InputError("--source is for --out=FILE, which takes its prompts with their responses")
     prompts = read_prompts(args)
     from edlm_jax.decoding import Decoder, check_settings, refuse_prompts
-    from edlm_jax.evaluation.batches import prompt_seeds
+    from edlm_jax.decoding.prompts import row_seeds
     from edlm_jax.pretrained import Text, load_pretrained, load_spec, load_tokenizer
     from edlm_jax.pretrained.chat import encode_prompt
 
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if len(prompts) == 1 and refused:
         raise InputError(refused[0]["reason"])
     kept = [index for index in range(len(prompts)) if index not in reasons]
-    seeds = prompt_seeds(args.seed, len(prompts))
+    seeds = row_seeds(args.seed, len(prompts)).tolist()
     if len(prompts) == 1 and sys.stdout.isatty() and not args.json:
         decoding["on_block"] = _Printer(decoding["detokenize"], tokens[0], args.chat)
         if not args.chat:

@@ -5,7 +5,6 @@ import json
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -130,18 +129,12 @@ def _speed(directory: Path, prompts: int, max_new_tokens: int, repeats: int) -> 
     for name, rate in rates.items():
         results, reference = ([made[which][tuple(prompt)] for prompt in asked] for which in (name, "AR"))
         same = sum(a.tokens == b.tokens for a, b in zip(results, reference, strict=True))
-        found[name] = dict(same_text=same, tokens_per_second=rate, **_by_forward(results))
+        found[name] = dict(same_text=same, tokens_per_second=rate, tokens_per_forward=1.0, forwards_by_tokens=[])
+        if forwards := sum(result.denoise_forwards for result in results):  # transformers' are not counted
+            found[name]["tokens_per_forward"] = sum(len(result.tokens[0]) for result in results) / forwards
+            accepted_at = (result.accepted_at[0] for result in results)
+            found[name]["forwards_by_tokens"] = forwards_by_tokens(accepted_at, forwards)
     return {"lossless": found, "new_tokens": sum(len(result.tokens[0]) for result in reference)}
-
-
-def _by_forward(results: Sequence[Generation]) -> dict[str, Any]:
-    """Tokens per forward, and how many forwards settled none, one, two and so on; transformers' are not counted."""
-    forwards = sum(result.denoise_forwards for result in results)
-    if not forwards:
-        return dict(tokens_per_forward=1.0, forwards_by_tokens=[])
-    tokens = sum(len(result.tokens[0]) for result in results)
-    counts = forwards_by_tokens((result.accepted_at[0] for result in results), forwards)
-    return dict(tokens_per_forward=tokens / forwards, forwards_by_tokens=counts)
 
 
 class DrafterJob:

@@ -67,7 +67,7 @@ def decode_each(
     """
     for reason in decoder.refuse(prompts, **decoding).values():  # before the first row, and by its own index
         raise InputError(reason)
-    seeds = prompt_seeds(0, len(prompts)) if seeds is None else seeds
+    seeds = row_seeds(0, len(prompts)).tolist() if seeds is None else seeds
     sampling, ends = decoding.get("sampling", Sampling()), read_ends(decoding.get("ends"))
     # Its rows lie on one device, end at few tokens, and are as sure as the checkpoint's own code says.
     suits_the_engine = decoder.weights.groups == 1 and len(ends) <= MOST_ENDS and sampling.confidence is None
@@ -145,8 +145,3 @@ def _rows(result: Generation) -> list[Decoded]:
     counts = (result.row_denoise_forwards, result.row_commit_forwards, result.accepted_at)
     texts = result.texts or [None] * len(result.tokens)
     return [Decoded(*row) for row in zip(result.tokens, texts, *counts, strict=True)]
-
-
-def prompt_seeds(seed: int, count: int) -> list[int]:
-    """One seed a prompt, as the decoder draws them from one: a prompt's own does not depend on how many follow."""
-    return row_seeds(seed, count).tolist()

@@ -85,7 +85,7 @@ def compare_accuracy(ways: Sequence[Way], tasks: Sequence[Task], text: Text, bat
         outcomes = []
         for task in tasks:
             key = way.decoder, task.name, task.scorer, task.scorer.depends_on(way.mode)
-            found[key] = found.get(key) or task.score(way, text, batch_size)
+            found[key] = found.get(key) or task.scorer.score(task.questions, way, text, batch_size)
             outcomes += found[key]
         results.append(summarise([question.kind for task in tasks for question in task.questions], outcomes))
     return results
@@ -155,14 +155,10 @@ def sweep(
             progress.done(len(results), f"{_name(way.mode)}: {results[-1]['accuracy']:.3f} exact")
         on_prompt = lambda count: progress.done(len(ways) + count, "timing")  # noqa: E731
         speeds = compare_speed(ways, tasks, text, timed_prompts, on_prompt)
-    measured = [accuracy | speed for accuracy, speed in zip(results, speeds, strict=True)]
-    ar = {"ar": measured.pop(0)} if ways[0].mode == AR else {}
-    points = [way.mode for way in ways if way.mode != AR]
-    named = [
-        {"block_length": point.block_length, "threshold": point.threshold, **entry}
-        for point, entry in zip(points, measured, strict=True)
-    ]
-    return {**ar, "sweep": named}
+    found = results_by_mode([way.mode for way in ways], results, speeds)
+    lengths, points = [way.mode.block_length for way in ways if way.mode != AR], found.pop("diffusion")
+    found["sweep"] = [{"block_length": length, **point} for length, point in zip(lengths, points, strict=True)]
+    return found
 
 
 def _name(mode: Mode) -> str:

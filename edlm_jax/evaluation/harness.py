@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 from edlm_jax.decoding import Decoder, Sampling, check_settings
 from edlm_jax.decoding.modes import default_mode, make_mode
+from edlm_jax.decoding.prompts import row_seeds
 from edlm_jax.errors import InputError
-from edlm_jax.evaluation.batches import decode_batches, decode_to_longest, prompt_seeds
+from edlm_jax.evaluation.batches import decode_batches, decode_to_longest
 from edlm_jax.evaluation.likelihood import Likelihood, log_likelihood
 from edlm_jax.parallel.devices import default_dtype
 from edlm_jax.pretrained import Text, load_pretrained, load_spec, load_tokenizer
@@ -116,7 +117,7 @@ class EdlmLM(TemplateLM):
             for (_, chat), members in groups.items():
                 begun = bar.n
                 kwargs = normalize_gen_kwargs(_without_none(requests[members[0]].args[1]), _NEW_TOKENS)
-                seeds = prompt_seeds(self.seed, len(requests))
+                seeds = row_seeds(self.seed, len(requests)).tolist()
                 contexts = {i: self.tok_encode(requests[i].args[0]) or [self.prefix_token_id] for i in members}
                 prompts = {i: self._cut(context, kwargs["max_gen_toks"]) for i, context in contexts.items()}
                 members = self._decodable(prompts, requests, kwargs)

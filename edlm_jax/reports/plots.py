@@ -116,7 +116,12 @@ def plot_sweep(report: Report, path: Path) -> None:
     with picture(path, 11, 4.6) as figure:
         for axes, (field, (title, label)) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
             for length, colour in zip(lengths, _shades(len(lengths)), strict=True):
-                _curve(axes, [entry for entry in report["sweep"] if entry["block_length"] == length], field, colour)
+                entries = [entry for entry in report["sweep"] if entry["block_length"] == length]
+                points = [(entry[field], entry["accuracy"]) for entry in entries]
+                axes.plot(*zip(*points, strict=True), "o-", color=colour, label=f"{length}")
+                how = dict(textcoords="offset points", fontsize=7, color=colour)
+                for entry, point in zip(entries, points, strict=True):
+                    axes.annotate(f"{entry['threshold']:g}", point, (4, 4), **how)
             if "ar" in report:
                 accuracy = report["ar"]["accuracy"]
                 axes.axhline(accuracy, color=AR_COLOUR, linestyle="--", linewidth=1)
@@ -124,13 +129,6 @@ def plot_sweep(report: Report, path: Path) -> None:
             axes.set(title=title, xlabel=label)
         figure.axes[0].set_ylabel("exact match")
         figure.axes[1].legend(title="block length", title_fontsize=8)
-
-
-def _curve(axes, entries: list[dict], field: str, colour) -> None:
-    x, y = [entry[field] for entry in entries], [entry["accuracy"] for entry in entries]
-    axes.plot(x, y, "o-", color=colour, label=f"{entries[0]['block_length']}")
-    for entry, place in zip(entries, zip(x, y, strict=True), strict=True):
-        axes.annotate(f"{entry['threshold']:g}", place, (4, 4), textcoords="offset points", fontsize=7, color=colour)
 
 
 def plot_diagnosis(found: Report, path: Path) -> None:

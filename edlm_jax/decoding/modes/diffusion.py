@@ -3,9 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
-from edlm_jax.decoding.acceptance import Rule
+from edlm_jax.decoding.acceptance import Rule, parse_rule
 from edlm_jax.decoding.blocks import BlockProgram
-from edlm_jax.decoding.modes.mode import BlockMode, option, read_rule, read_switch
+from edlm_jax.decoding.modes.mode import BlockMode, option, read_switch
 from edlm_jax.decoding.sampling import Sampling
 from edlm_jax.decoding.sub_blocks import DualCache, SubBlocks
 from edlm_jax.errors import InputError
@@ -17,7 +17,7 @@ class Diffusion(BlockMode):
     """Accepts by a rule inside a block; the next one's first forward commits it."""
 
     name: ClassVar[str] = "diffusion"
-    rule: Rule | None = option(None, read_rule, "another rule: factor:1, fixed:2, entropy:0.1, margin:0.5, prefix:0.9")
+    rule: Rule | None = option(None, parse_rule, "another rule: factor:1, fixed:2, entropy:0.1, margin:0.5, prefix:0.9")
     commit: str | None = option(
         None, str, "how a finished block enters the cache: fused (in the next forward), separate, first_token"
     )

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from edlm_jax.attention import PLAIN
-from edlm_jax.decoding.acceptance import Rule, Threshold, parse_rule
+from edlm_jax.decoding.acceptance import Rule, Threshold
 from edlm_jax.decoding.blocks import BlockSettings, Request
 from edlm_jax.decoding.engine import Run
 from edlm_jax.decoding.left_to_right import RowRequest, RowSettings
@@ -225,8 +225,3 @@ def read_switch(value) -> bool:
     if value not in ("yes", "no", "True", "False"):
         raise ValueError
     return value in ("yes", "True")
-
-
-def read_rule(text):
-    """An acceptance rule from text, or the rule itself."""
-    return parse_rule(text) if isinstance(text, str) else text

@@ -24,9 +24,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from edlm_jax.decoding.acceptance import Rule, rank
+from edlm_jax.decoding.acceptance import Rule, parse_rule, rank
 from edlm_jax.decoding.blocks import BlockProgram, BlockState
-from edlm_jax.decoding.modes.mode import BlockMode, option, read_rule
+from edlm_jax.decoding.modes.mode import BlockMode, option
 from edlm_jax.decoding.sampling import best_token
 from edlm_jax.decoding.windows import forward_window, put, window
 
@@ -114,5 +114,5 @@ class PSD(BlockMode):
     name: ClassVar[str] = "psd"
     program: ClassVar[type] = _PSD
     greedy: ClassVar[bool] = True
-    rule: Rule | None = option(None, read_rule, "another rule than the threshold")
+    rule: Rule | None = option(None, parse_rule, "another rule than the threshold")
     depth: int = option(3, int, "tokens that are guessed", flag="--draft-depth", within=(0, inf))

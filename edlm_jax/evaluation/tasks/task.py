@@ -70,9 +70,6 @@ class Task:
     questions: tuple[Question, ...]
     scorer: Scorer
 
-    def score(self, way: Way, text: Text, batch_size: int) -> list[Outcome]:
-        return self.scorer.score(self.questions, way, text, batch_size)
-
 
 def get_field(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
     """A field of a file's row, or an InputError that says where it is not what it has to be."""
