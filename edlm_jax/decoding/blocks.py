@@ -53,16 +53,6 @@ class BlockSettings:
         """Which of these are still to be decoded."""
         return tokens == self.mask_id
 
-    @property
-    def fused_commit(self) -> bool:
-        """Does a commit ride in the next block's first forward?"""
-        return self.mode.commit == "fused"
-
-    @property
-    def first_token(self) -> bool:
-        """Does a commit, or the prefill, give the next block's first token?"""
-        return self.mode.commit == "first_token"
-
     def spanning(self, columns: int) -> Self:
         """For rows of so many columns, whose prompts are prefilled in pieces."""
         return replace(self, num_blocks=columns // self.block_length)
@@ -130,7 +120,9 @@ class BlockProgram:
         self.P = request.prompts_BP.shape[1]
         self.F = self.mode.blocks * C  # columns that a step denoises: the current block, or others behind it, too
         self.X = self.S = self.P + (settings.num_blocks - 1) * C + self.F
-        self.width = self.F + C * settings.fused_commit  # of a turn's widest forward
+        self.fused = self.mode.commit == "fused"  # does a commit ride in the next block's first forward?
+        self.first_token = self.mode.commit == "first_token"  # does a commit, or the prefill, give the next block's?
+        self.width = self.F + C * self.fused  # of a turn's widest forward
         self.rotary = Rotary.of(weights.spec, self.S)
 
     def advance(self, s: BlockState) -> BlockState:
@@ -156,7 +148,6 @@ class BlockProgram:
         return jax.lax.while_loop(self.goes_on, self.denoise, s)
 
     def goes_on(self, s: BlockState):
-        """Is no block pending, and some row not done?"""
         return ~s.pending_B.any() & ~s.done_B.all()
 
     def begin(self) -> BlockState:
@@ -167,7 +158,7 @@ class BlockProgram:
         prompts_BP = self.request.prompts_BP
         B, P = prompts_BP.shape
         c, C = self.settings, self.settings.block_length
-        T = P if c.first_token else P + C
+        T = P if self.first_token else P + C
         masks = jnp.full((B, self.X - P - C), c.mask_id, jnp.int32)
         tokens_BX = jnp.concatenate([prompts_BP, self.request.first_block_BC, masks], axis=1)
         columns_T = jnp.arange(T)[None]
@@ -181,14 +172,14 @@ class BlockProgram:
         x_BRD, cache = prefill(self.weights, tokens_BX[:, :T], rotary_BT, pattern, segments_BT, **kept)
         logits_BCV = self.weights.logits(x_BRD[:, :C])
         state = self.fresh(tokens_BX, jnp.full(B, P, jnp.int32), cache, logits_BCV[:, 0])
-        return self.lead(state) if c.first_token else self.accept(state, logits_BCV)
+        return self.lead(state) if self.first_token else self.accept(state, logits_BCV)
 
     def piece(self, cache: KVCache, tokens_BX, start_B, at_B, length: int) -> BlockState:
         """So many columns of rows' prompts, from `at` on; after the last ones, rows without a denoising forward yet."""
         where = tokens_BX, self.rotary, self.settings.prefill, self.pad_B, start_B, at_B, length
         x_B1D, cache = forward_prompt(self.weights, cache, *where)
         state = self.fresh(tokens_BX, start_B, cache, self.weights.logits(x_B1D)[:, 0])
-        return self.lead(state) if self.settings.first_token else state
+        return self.lead(state) if self.first_token else state
 
     def fresh(self, tokens_BX, start_B, cache: KVCache, before_BV) -> BlockState:
         """Rows with nothing settled."""
@@ -207,15 +198,15 @@ class BlockProgram:
         """Writes the clean K/V of pending blocks; fused, the same forward is a step of every row's current block."""
         c, C = self.settings, self.settings.block_length
         # Read are the columns of the step and, shifted, the last one before them.
-        T, read = (C + self.F, self.F + c.shifted) if c.fused_commit else (C, 1)
+        T, read = (C + self.F, self.F + c.shifted) if self.fused else (C, 1)
         x_BRD, s = self.forward(s, s.start_B - C, T, where_B=s.pending_B, read=read)
         if c.shifted:
             logits_B1V = self.weights.logits(x_BRD[:, :1])
             s = replace(s, before_BV=jnp.where(s.pending_B[:, None], logits_B1V[:, 0], s.before_BV))
-        if c.fused_commit:
+        if self.fused:
             return self.accept(s, self.read(s, x_BRD[:, c.shifted :]))
         s = replace(s, commit_B=s.commit_B + s.pending_B, pending_B=s.pending_B & False)
-        return self.lead(s) if c.first_token else s
+        return self.lead(s) if self.first_token else s
 
     def read(self, s: BlockState, x_BFD):
         """The logits of the tokens of a step's columns."""
