@@ -138,7 +138,10 @@ def _speed(directory: Path, prompts: int, max_new_tokens: int, repeats: int) -> 
 
 
 class DrafterJob:
-    """The work of each stage; what it needs from an earlier one it reads from disk."""
+    """The drafter's stages: the model answers, adapters of noisy columns learn from that.
+
+    What a stage needs from an earlier one it reads from disk.
+    """
 
     def __init__(self, ar: Path, workdir: Path, config: str, overrides: list[str], minutes: float):
         self.ar, self.workdir, self.minutes = ar, workdir, minutes
