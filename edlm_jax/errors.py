@@ -1,5 +1,6 @@
 """What commands turn into one line and an exit code of its own."""
 
+import math
 from typing import Any
 
 
@@ -18,3 +19,11 @@ class PartlyRefusedError(InputError):
 class StoppedError(Exception):
     """SIGTERM stopped a run after a last checkpoint: the same command continues it. Exit code 143, as for any job that
     a scheduler ended, so that it is started again."""
+
+
+def check_range(name: str, value: float, least: float = 1, most: float = math.inf) -> None:
+    """Raises InputError for a number outside [least, most]; with no upper bound the least is 0 or 1."""
+    if not least <= value <= most:
+        one_sided = "be positive" if least else "not be negative"
+        wanted = one_sided if most == math.inf else f"lie in [{least:g}, {most:g}]"
+        raise InputError(f"{name} must {wanted}, not {value}")

@@ -20,13 +20,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from edlm_jax.attention import InPieces, Tiles, count_tiles
 from edlm_jax.attention.splash import TILES, has_partial_tiles
 from edlm_jax.attention.triton import TILES as GPU_TILES
-from edlm_jax.benchmarks.bounds import link_bytes, speed_bound
 from edlm_jax.benchmarks.forward import matrix_parameters
-from edlm_jax.benchmarks.gpus import shared_limit
 from edlm_jax.benchmarks.hlo import collectives, shapes
 from edlm_jax.benchmarks.kernels import kernels
-from edlm_jax.benchmarks.topologies import topology_devices
-from edlm_jax.benchmarks.traffic import traffic
+from edlm_jax.benchmarks.topologies import shared_limit, topology_devices
+from edlm_jax.benchmarks.traffic import link_bytes, speed_bound, traffic
 from edlm_jax.decoding.ends import read_ends
 from edlm_jax.decoding.engine import decode_whole
 from edlm_jax.decoding.modes import Call, Diffusion

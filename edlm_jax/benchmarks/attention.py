@@ -13,6 +13,7 @@ import numpy as np
 from edlm_jax.attention import Pattern, Sight, Tiles, plan_attention, same_segment
 from edlm_jax.benchmarks.training import packed_batch
 from edlm_jax.diffusion import example_keys
+from edlm_jax.models.spec import ModelSpec
 from edlm_jax.parallel.devices import describe
 from edlm_jax.training.initial import planned_spec
 from edlm_jax.training.run import Run
@@ -28,15 +29,11 @@ def time_attention(run: Run, tiles: Sequence[Tiles] = ()) -> dict[str, Any]:
     would reach that computed no other score, each as fast as the dense one. `tiles`: others to time beside the
     config's. Where the device's peak is known, "of_peak" is the share of it that the scores looked at make.
     """
-    spec, length = planned_spec(run.start), run.data.length
-    objective = run.objective.of_model(spec)
-    batch = packed_batch(spec.vocab_size, 1, length, objective.layout.block_length)
-    noise = objective.corrupt(example_keys(jax.random.key(0), 1), batch)
-    segments_BT = objective.streams(batch, noise).inputs["segment_ids_BT"]
-    pattern = objective.layout.pattern(length)
-    mask_BTT = whole_mask(pattern, segments_BT, noise.copies_BM)
+    spec = planned_spec(run.start)
+    pattern, segments_BT, copies_BM = packed_row(run, spec)
+    mask_BTT = whole_mask(pattern, segments_BT, copies_BM)
     T = segments_BT.shape[1]
-    sight = Sight(pattern, 1, T, T, segments_BT, segments_BT, noise.copies_BM)
+    sight = Sight(pattern, 1, T, T, segments_BT, segments_BT, copies_BM)
     heads = spec.num_heads, spec.num_kv_heads
     planned = partial(plan_attention, sight, heads)
     sides = {"attend": planned(run.start.tiles), "dense": partial(attend_masked, mask_BTS=mask_BTT)}
@@ -52,6 +49,14 @@ def time_attention(run: Run, tiles: Sequence[Tiles] = ()) -> dict[str, Any]:
             if "milliseconds" in side:
                 side["of_peak"] = 1e3 * flops / side["milliseconds"] / peak
     return found | dict(flops=flops, ideal_speedup=1 / float(np.mean(mask_BTT)))
+
+
+def packed_row(run: Run, spec: ModelSpec):
+    """(pattern, segments_BT, copies_BM) of one packed row, all of its streams, under the config's noise."""
+    objective, length = run.objective.of_model(spec), run.data.length
+    batch = packed_batch(spec.vocab_size, 1, length, objective.layout.block_length)
+    noise = objective.corrupt(example_keys(jax.random.key(0), 1), batch)
+    return objective.layout.pattern(length), objective.streams(batch, noise).inputs["segment_ids_BT"], noise.copies_BM
 
 
 def whole_mask(pattern: Pattern, segments_BT, copies_BM=None) -> np.ndarray:
@@ -78,9 +83,7 @@ def random_arrays(rows: int, columns: int, heads: int, key_heads: int, head_size
     sizes = [heads, key_heads, key_heads, heads]
     keys = jax.random.split(jax.random.key(0), len(sizes))
     shapes = [(rows, columns, size, head_size) for size in sizes]
-    return [
-        jax.random.normal(key, shape, jnp.float32).astype(dtype) for key, shape in zip(keys, shapes, strict=True)
-    ]
+    return [jax.random.normal(key, shape, jnp.float32).astype(dtype) for key, shape in zip(keys, shapes, strict=True)]
 
 
 def forward_and_backward(attention: Callable) -> Callable:

@@ -4,7 +4,7 @@ Shapes: B rows, T columns, S cache columns, K key heads, H head size.
 """
 
 import statistics
-import time
+import timeit
 from collections.abc import Sequence
 from typing import Any
 
@@ -98,9 +98,7 @@ def _best(function, *args):
 
 
 def _seconds(function, *args):
-    start = time.perf_counter()
-    jax.block_until_ready(function(*args))
-    return time.perf_counter() - start
+    return timeit.timeit(lambda: jax.block_until_ready(function(*args)), number=1)
 
 
 def _random(spec, dtype, stored):

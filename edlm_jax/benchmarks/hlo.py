@@ -6,8 +6,7 @@ from collections import defaultdict
 from typing import NamedTuple
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "f16": 16, "s16": 16, "u16": 16, "s8": 8, "u8": 8, "s64": 64}
-_BITS |= {"u64": 64, "f64": 64, "f8e4m3fn": 8, "f8e5m2": 8}
+_BITS = re.compile(r"\d+")  # bf16, s4, f8e4m3fn
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
@@ -29,12 +28,10 @@ class Instruction(NamedTuple):
 
     @property
     def operands(self) -> list[str]:
-        """Their names."""
         return re.findall(r"%([\w.-]+)", self.rest.split(")")[0])
 
     @property
     def called(self) -> list[str]:
-        """The computations that it calls."""
         branches = (re.findall(r"[\w.-]+", names) for names in _BRANCHES.findall(self.rest))
         return [*_CALLED.findall(self.rest), *(name for names in branches for name in names)]
 
@@ -126,4 +123,5 @@ def _started_bytes(base: str, kind: str) -> int:
 
 def _array_bytes(array: tuple[str, str]) -> int:
     kind, sizes = array
-    return math.prod(map(int, filter(None, sizes.split(",")))) * _BITS.get(kind, 32) // 8
+    bits = _BITS.search(kind.replace("pred", "u8"))
+    return math.prod(map(int, filter(None, sizes.split(",")))) * (int(bits[0]) if bits else 32) // 8

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from edlm_jax.data.tokenized import Tokenized
-from edlm_jax.decoding import Decoder, Engine, Mode, RequestSettings
+from edlm_jax.decoding import Engine, RequestSettings
 
 Requests = Sequence[tuple[list[int], int]]  # (prompt, its answer's length)
 
@@ -28,17 +28,6 @@ def trace_requests(tokenizer, count: int) -> Requests:
         stream += tokens_L.tolist()
     ends = [end for end in ends if end >= 400]
     return [(stream[end - prompt : end], answer) for end, (prompt, answer) in zip(ends, lengths, strict=False)]
-
-
-def static_batches(decoder: Decoder, mode: Mode, requests: Requests, size: int) -> list[list[int]]:
-    """The answers by batches of alike prompts, each as long as its longest answer."""
-    order, answers = sorted(range(len(requests)), key=lambda i: len(requests[i][0])), {}
-    for start in range(0, len(order), size):
-        chosen = order[start : start + size]
-        limit = max(requests[i][1] for i in chosen)
-        rows = decoder([requests[i][0] for i in chosen], mode, limit=limit, seed=[0] * len(chosen)).tokens
-        answers |= {i: row[: requests[i][1]] for i, row in zip(chosen, rows, strict=True)}
-    return [answers[i] for i in range(len(requests))]
 
 
 def serve(engine: Engine, requests: Requests, clients: int) -> tuple[list[list[int]], dict[str, float]]:

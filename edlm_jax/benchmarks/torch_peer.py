@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from edlm_jax.benchmarks.attention import whole_mask
+from edlm_jax.benchmarks.attention import packed_row, whole_mask
 from edlm_jax.benchmarks.training import packed_batch
 from edlm_jax.diffusion import Batch, Corruption, example_keys
 from edlm_jax.errors import InputError
@@ -28,20 +28,11 @@ from edlm_jax.training.run import Run
 _WARM_UP = 3
 
 
-def time_peer(run: Run, steps: int) -> dict[str, Any]:
-    """What `edlm bench train` says of the peer: its rates, or why there are none.
+def alone(function: Callable, *args) -> dict[str, Any]:
+    """What a function of these below finds on the one GPU, or why it found nothing.
 
     It runs in a process of its own, which gives its memory back, and before jax has taken the GPU's.
     """
-    return _alone(time_torch_step, run, steps, "flex_attention", "cuda")
-
-
-def time_flex_attention(run: Run, repeats: int) -> dict[str, Any]:
-    """Milliseconds of FlexAttention, compiled, on what `time_attention` times, forward and backward; or why none."""
-    return _alone(flex_attention_time, run, repeats, "cuda")
-
-
-def _alone(function: Callable, *args) -> dict[str, Any]:
     if importlib.util.find_spec("torch") is None:
         return {"not_measured": "torch is not installed"}
     import torch
@@ -67,7 +58,7 @@ def time_torch_step(run: Run, steps: int, attention: str, device: str) -> dict[s
     return dict(
         seconds_per_step=median,
         tokens_per_second=run.data.batch_size * run.data.length / median,
-        micro_batches=_micro_batches(run),
+        micro_batches=run.optimizer.accumulation or run.data.batch_size,
         loss=loss,
         attention=attention,
         torch=torch.__version__,
@@ -75,19 +66,18 @@ def time_torch_step(run: Run, steps: int, attention: str, device: str) -> dict[s
 
 
 def flex_attention_time(run: Run, repeats: int, device: str) -> dict[str, Any]:
-    """The median of `repeats` calls on one packed row. For a process that uses jax for nothing else."""
+    """The median of `repeats` calls, forward and backward, on what `time_attention` times.
+
+    For a process that uses jax for nothing else.
+    """
     jax.config.update("jax_platforms", "cpu")
     import torch
     from torch.nn.attention.flex_attention import flex_attention
 
-    spec, L = planned_spec(run.start), run.data.length
-    objective = run.objective.of_model(spec)
-    batch = packed_batch(spec.vocab_size, 1, L, objective.layout.block_length)
-    noise = objective.corrupt(example_keys(jax.random.key(0), 1), batch)
-    put = lambda x: torch.from_numpy(np.array(x)).to(device)  # noqa: E731
-    segments_BT = put(objective.streams(batch, noise).inputs["segment_ids_BT"])
-    copies_BM = None if noise.copies_BM is None else put(noise.copies_BM)
-    mask, T = _block_mask(objective.layout.pattern(L), segments_BT, copies_BM), segments_BT.shape[1]
+    put = lambda x: None if x is None else torch.from_numpy(np.array(x)).to(device)  # noqa: E731
+    spec = planned_spec(run.start)
+    pattern, segments_BT, copies_BM = packed_row(run, spec)
+    mask, T = _block_mask(pattern, put(segments_BT), put(copies_BM)), segments_BT.shape[1]
     kind = dict(device=device, dtype=getattr(torch, run.start.dtype), requires_grad=True)
     arrays = [
         torch.randn(1, heads, T, spec.head_dim, **kind)
@@ -132,7 +122,8 @@ def torch_step(run: Run, spec: ModelSpec, batch: Batch, *, attention: str, devic
     model = model.float().to(device).train()
     if run.remat != "none":
         model.gradient_checkpointing_enable()
-    o, count = run.optimizer, _micro_batches(run)
+    o = run.optimizer
+    count = o.accumulation or run.data.batch_size  # by itself one row at a time: nothing says how many fit
     settings = dict(lr=o.learning_rate, betas=(o.beta1, o.beta2), eps=o.eps, weight_decay=o.weight_decay)
     optimizer = torch.optim.AdamW(model.parameters(), fused=device == "cuda", **settings)
     parts = peer_inputs(objective, batch, noise, count, attention=attention, device=device)
@@ -154,11 +145,6 @@ def torch_step(run: Run, spec: ModelSpec, batch: Batch, *, attention: str, devic
     return step
 
 
-def _micro_batches(run: Run) -> int:
-    """The config's; where that is 0, one row at a time, as nothing says how many fit."""
-    return run.optimizer.accumulation or run.data.batch_size
-
-
 def peer_inputs(
     objective: Objective, batch: Batch, noise: Corruption, count: int, *, attention: str, device: str
 ) -> list[tuple]:
@@ -167,7 +153,7 @@ def peer_inputs(
 
     if objective.layout.shifted or [term.name for term in objective.terms] != ["diffusion"]:
         raise InputError("the peer knows the diffusion loss at the same position alone")
-    put = lambda x: torch.from_numpy(np.array(x)).to(device)  # noqa: E731
+    put = lambda x: None if x is None else torch.from_numpy(np.array(x)).to(device)  # noqa: E731
     columns = objective.streams(batch, noise).inputs
     tokens_BT, positions_BT, segments_BT = (columns[f"{name}_BT"] for name in ("tokens", "positions", "segment_ids"))
     targets_BM, masked_BM = np.asarray(noise.copied(batch["tokens"])), np.asarray(noise.masked_BM)
@@ -177,7 +163,7 @@ def peer_inputs(
     for rows in np.split(np.arange(len(tokens_BT)), count):
         copies_BM = None if noise.copies_BM is None else noise.copies_BM[rows]
         if attention == "flex_attention":
-            mask = _block_mask(pattern, put(segments_BT[rows]), None if copies_BM is None else put(copies_BM))
+            mask = _block_mask(pattern, put(segments_BT[rows]), put(copies_BM))
         else:
             mask = put(whole_mask(pattern, segments_BT[rows], copies_BM))[:, None]
         inputs = dict(input_ids=put(tokens_BT[rows]).long(), position_ids=put(positions_BT[rows]).long())

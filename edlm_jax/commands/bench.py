@@ -24,11 +24,10 @@ from edlm_jax.commands.config import add_config_argument, load_run
 from edlm_jax.commands.devices import add_dtype_argument, chosen_dtype
 from edlm_jax.commands.evaluate import load_common_tokenizer, read_numbers
 from edlm_jax.errors import InputError
-from edlm_jax.reports.benchmark import show_benchmark
+from edlm_jax.reports.benchmark import SHOWN
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
     parser.add_argument("what", choices=tuple(_MEASURES), metavar="WHAT", help=f"one of {', '.join(_MEASURES)}")
     add_config_argument(parser, required=False)
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="of train: measured steps (20)")
@@ -41,11 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = "random prompts of so many tokens, and no end: every row then gets all its new tokens"
     parser.add_argument("--prompt-tokens", type=int, metavar="N", help=what)
     parser.add_argument("--thresholds", default="0.95,0.9", metavar="P,P", help="of diffusion (0.95,0.9)")
-    parser.add_argument(
-        "--modes",
-        metavar="MODE MODE",
-        help="to compare with AR in place of diffusion, between spaces: 'prompt_lookup self_speculation:drafts=3'",
-    )
+    what = "to compare with AR in place of diffusion, between spaces: 'prompt_lookup self_speculation:drafts=3'"
+    parser.add_argument("--modes", metavar="MODE MODE", help=what)
     clients = "of serve: clients, each with one request at a time (1,2,4,8,16,32,64)"
     parser.add_argument("--concurrency", default="1,2,4,8,16,32,64", metavar="N,N", help=clients)
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="times each batch is decoded (5)")
@@ -58,7 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure; returns what the command prints with --json."""
     from edlm_jax.reports.report import describe_machine
 
     return _MEASURES[args.what](args) | describe_machine()
@@ -86,9 +81,9 @@ def _kernels(args):
 def _attention(args):
     run = _run(args)
     from edlm_jax.benchmarks.attention import TILES, time_attention
-    from edlm_jax.benchmarks.torch_peer import time_flex_attention
+    from edlm_jax.benchmarks.torch_peer import alone, flex_attention_time
 
-    peer = time_flex_attention(run, args.repeats)  # first: then jax takes the GPU's memory
+    peer = alone(flex_attention_time, run, args.repeats, "cuda")  # first: then jax takes the GPU's memory
     return dict(config=args.config, attention=time_attention(run, TILES), flex_attention=peer)
 
 
@@ -109,11 +104,12 @@ def _run(args):
 def _train(args):
     run = _run(args)
     from edlm_jax.benchmarks.attention import time_attention
-    from edlm_jax.benchmarks.torch_peer import time_peer
+    from edlm_jax.benchmarks.torch_peer import alone, time_torch_step
     from edlm_jax.benchmarks.training import time_train_step
 
     command = " ".join(["edlm bench train", f"--config={args.config}", f"--steps={args.steps}", *args.overrides])
-    peer = time_peer(run, args.steps)  # first: then jax takes the GPU's memory
+    # First: then jax takes the GPU's memory.
+    peer = alone(time_torch_step, run, args.steps, "flex_attention", "cuda")
     result = dict(command=command, **time_train_step(run, args.steps))
     result |= dict(attention=time_attention(run), peer=peer)
     if peer.get("micro_batches") == result["micro_batches"]:  # else the one has fuller products than the other
@@ -122,7 +118,6 @@ def _train(args):
 
 
 def _decode(args):
-    """Rates by batch size and seconds by forward width."""
     if not args.model:
         raise InputError("edlm bench decode needs --model=DIR, a converted model")
     sizes = read_numbers(args.batch_sizes, int, "batch-sizes")
@@ -199,7 +194,6 @@ def _decode(args):
 
 
 def _serve(args):
-    """Each mode in an engine of its own, and several in one."""
     if not args.model:
         raise InputError("edlm bench serve needs --model=DIR")
     concurrency = read_numbers(args.concurrency, int, "concurrency")
@@ -209,7 +203,7 @@ def _serve(args):
     from edlm_jax.benchmarks.serving import measure_serving, trace_requests
     from edlm_jax.decoding import Decoder, Engine, check_settings, parse_mode
     from edlm_jax.pretrained import load_pretrained, load_spec, load_tokenizer
-    from edlm_jax.reports.plot_serving import plot_serving
+    from edlm_jax.reports.plots import plot_serving
 
     spec = load_spec(args.model)
     C = spec.conversion.block_length if spec.conversion else 0
@@ -233,7 +227,6 @@ def _serve(args):
 
 
 def _forward(args):
-    """Milliseconds by columns and rows, and the machine's bounds."""
     if not args.model and not args.config:
         raise InputError("edlm bench forward needs --model=DIR, a directory with a config.json, or --config=NAME")
     from edlm_jax.benchmarks.forward import measure_forward
@@ -252,8 +245,7 @@ _MEASURES |= {"serve": _serve, "device": _device, "all": _all}
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
-    """Print the tables."""
-    show_benchmark(args.what, result)
+    SHOWN[args.what](result)
 
 
 def _peer(path, **common):

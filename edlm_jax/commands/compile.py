@@ -7,29 +7,22 @@ import argparse
 import os
 from typing import Any
 
-from edlm_jax.benchmarks.gpus import GPUS
+from edlm_jax.benchmarks.topologies import GPUS
 from edlm_jax.commands.config import add_config_argument, load_run
-from edlm_jax.errors import InputError
+from edlm_jax.errors import check_range
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
     add_config_argument(parser)
-    parser.add_argument(
-        "--topology",
-        required=True,
-        metavar="NAME",
-        help=f"TPU chips, for example v5e:4x4 or v5p:4x4x4, or the GPUs of a machine: {', '.join(GPUS)}, as in h100:8",
-    )
+    what = f"TPU chips, for example v5e:4x4 or v5p:4x4x4, or the GPUs of a machine: {', '.join(GPUS)}, as in h100:8"
+    parser.add_argument("--topology", required=True, metavar="NAME", help=what)
     parser.add_argument("--num_slices", type=int, default=1, metavar="N", help="of TPUs: so many, over a network (1)")
     parser.add_argument("--hosts", type=int, default=1, metavar="N", help="of GPUs: so many machines (1)")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Compile; returns the report."""
-    for name in ("num_slices", "hosts"):
-        if vars(args)[name] < 1:
-            raise InputError(f"--{name} must be positive, not {vars(args)[name]}")
+    check_range("--num_slices", args.num_slices)
+    check_range("--hosts", args.hosts)
     os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: a device that is here stays free for others
     run = load_run(args.config, args.overrides)
     from edlm_jax.benchmarks.aot import compile_report
@@ -43,7 +36,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
-    """Print what fits where."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in result["mesh"].items() if size > 1)
     memory = result["memory_per_device"]
     print(f"{result['chips']} chips, {result['devices']} devices ({result['device_kind']}) as {mesh}")
@@ -55,8 +47,7 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> None:
 
 
 def exit_code(result: dict[str, Any]) -> int:
-    """1 where it does not fit."""
-    return 0 if result["fits"] else 1
+    return int(not result["fits"])
 
 
 def _show_program(program: dict[str, Any], memory: int) -> None:

@@ -1,6 +1,7 @@
 """Config files: find one, load it, apply the overrides of the command line, say in one line what is wrong with them."""
 
 import argparse
+import contextlib
 import difflib
 import runpy
 from collections.abc import Sequence
@@ -22,7 +23,6 @@ def add_config_argument(parser: argparse.ArgumentParser, required: bool = True) 
 
 
 def add_processes_argument(parser: argparse.ArgumentParser) -> None:
-    """Declare --wait."""
     what = "how long to wait at the start for the other processes of the run, if it has any (300)"
     parser.add_argument("--wait", type=float, default=300.0, metavar="SECONDS", help=what)
 
@@ -41,7 +41,6 @@ def load_config(path: str, overrides: Sequence[str] = ()):
 
 
 def load_run(path: str, overrides: Sequence[str] = ()):
-    """The `Run` of a config."""
     from edlm_jax.training.run import Run
 
     return Run.of(load_config(path, overrides))
@@ -60,24 +59,24 @@ def _run_file(path: str) -> dict:
     file = Path(path) if Path(path).is_file() else recorded_configs().get(path)
     if file is None:
         raise InputError(f"no config {path}: it is neither a file nor one of {', '.join(recorded_configs())}")
-    try:
+    with _loading(path):
         return runpy.run_path(str(file))
-    except Exception as error:
-        raise _does_not_load(path, error) from error
 
 
 def _get_config(path: str, namespace: dict, *arguments: str):
-    try:
+    with _loading(path):
         if "get_config" not in namespace:
             raise NameError("it has no get_config()")
         return namespace["get_config"](*arguments)
+
+
+@contextlib.contextmanager
+def _loading(path: str):
+    try:
+        yield
     except Exception as error:
-        raise _does_not_load(path, error) from error
-
-
-def _does_not_load(path: str, error: Exception) -> InputError:
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
-    return InputError(f"config file {path} does not load: {reason}")
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"config file {path} does not load: {reason}") from error
 
 
 def _apply(config, overrides: Sequence[str]):

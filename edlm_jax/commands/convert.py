@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from edlm_jax.commands.config import add_config_argument, add_processes_argument, load_run
+from edlm_jax.commands.evaluate import show  # noqa: F401 (the same tables)
 from edlm_jax.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
     add_config_argument(parser)
     parser.add_argument("--workdir", required=True, metavar="DIR", help="where the run keeps its files")
     add_processes_argument(parser)
@@ -20,7 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Convert; returns the report."""
     run = load_run(args.config, args.overrides)
     from edlm_jax.parallel.processes import connect
 
@@ -32,10 +31,3 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from edlm_jax.commands.conversion import convert
 
     return convert(run, Path(args.workdir), name=Path(args.config.partition(":")[0]).stem)
-
-
-def show(report: dict[str, Any], args: argparse.Namespace) -> None:
-    """Print the report's tables."""
-    from edlm_jax.reports.report import print_report
-
-    print_report(report, markdown=args.markdown)

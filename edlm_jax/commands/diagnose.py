@@ -14,13 +14,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edlm_jax.commands.devices import add_dtype_argument, chosen_dtype
+from edlm_jax.commands.devices import add_dtype_argument, check_numbers, chosen_dtype
 from edlm_jax.commands.evaluate import choose_source, load_common_tokenizer, whole
-from edlm_jax.errors import InputError
+from edlm_jax.errors import InputError, check_range
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
     parser.add_argument("--model", required=True, metavar="PATH", help="Hugging Face directory, GGUF file or hub id")
     parser.add_argument("--baseline", metavar="DIR", help="AR model that it was made from")
     parser.add_argument("--data", metavar="SOURCE", help="tasks, stdlib, or a .txt, .jsonl or .parquet file (tasks)")
@@ -35,18 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure, write the files; returns the report."""
-    for name, least in (("count", 1), ("batch_size", 1), ("draws", 0)):
-        if vars(args)[name] < least:
-            raise InputError(f"--{name.replace('_', '-')} must be at least {least}, not {vars(args)[name]}")
+    check_numbers(args, "count", "batch_size")
+    check_numbers(args, "draws", least=0)
     if args.draws == 1:
         raise InputError("--draws=1 has no variance: give 0, or two and more")
-    if not 0 <= args.threshold <= 1:
-        raise InputError(f"--threshold must lie in [0, 1], not {args.threshold}")
+    check_range("--threshold", args.threshold, 0, 1)
     source = choose_source(args)
     from edlm_jax.diagnosis.diagnose import diagnose
     from edlm_jax.pretrained import load_pretrained
-    from edlm_jax.reports.plot_diagnosis import plot_diagnosis
+    from edlm_jax.reports.plots import plot_diagnosis
     from edlm_jax.reports.report import describe_machine, write_report
 
     text, questions, refused = _prepare(args, source)
@@ -97,7 +93,6 @@ def _prepare(args, source):
 
 
 def show(report: dict[str, Any], args: argparse.Namespace) -> None:
-    """Print the tables."""
     from edlm_jax.diagnosis.diagnose import diagnosis_rows
     from edlm_jax.reports.report import print_tables
 

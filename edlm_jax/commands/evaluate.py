@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edlm_jax.commands.devices import add_dtype_argument, add_tensor_argument, chosen_dtype, chosen_mesh
-from edlm_jax.errors import InputError, PartlyRefusedError
+from edlm_jax.commands.devices import add_dtype_argument, add_tensor_argument, check_numbers, chosen_dtype, chosen_mesh
+from edlm_jax.errors import InputError, PartlyRefusedError, check_range
 
 MEASURES = ("heldout", "retrieval")  # beside tasks
 GENERATED = ("tasks", "stdlib")  # held-out splits of sources that need no file
@@ -26,7 +26,6 @@ KIND_OF_SUFFIX = {".txt": "text", ".jsonl": "jsonl", ".parquet": "parquet"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
     parser.add_argument("--model", required=True, metavar="PATH", help="Hugging Face directory, GGUF file or hub id")
     from edlm_jax.evaluation.tasks import TASKS
 
@@ -34,12 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = "what to measure; a task of a file may be told more: humaneval:max_new_tokens=256,seconds=5 (tasks)"
     parser.add_argument("--task", default="tasks", metavar=names, help=what)
     parser.add_argument("--baseline", metavar="DIR", help="AR model to compare with")
-    parser.add_argument(
-        "--data",
-        metavar="SOURCE",
-        help=f"{', '.join(GENERATED)}, or a file ({', '.join(KIND_OF_SUFFIX)}); tasks need prompt and response columns "
-        "(default: tasks for tasks, stdlib for heldout)",
-    )
+    what = f"{', '.join(GENERATED)} (the defaults of tasks and heldout), or a file ({', '.join(KIND_OF_SUFFIX)})"
+    parser.add_argument("--data", metavar="SOURCE", help=f"{what}; tasks need prompt and response columns")
     parser.add_argument("--count", type=int, default=256, metavar="N", help="generated tasks, or functions (256)")
     parser.add_argument("--rows", type=int, metavar="N", help="of --task=heldout, of up to 512 tokens each (512)")
     parser.add_argument("--thresholds", default="1,0.9,0.8", metavar="P,P", help="of a converted model (1,0.9,0.8)")
@@ -54,11 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure; returns the parts of a report that were measured."""
     thresholds = read_numbers(args.thresholds, float, "thresholds", 0, 1)
-    for name in ("count", "batch_size", "timed_prompts", "rows"):
-        if vars(args)[name] is not None and vars(args)[name] < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be positive, not {vars(args)[name]}")
+    check_numbers(args, "count", "batch_size", "timed_prompts", "rows")
     if args.rows and args.task != "heldout":
         raise InputError(f"--rows is for --task=heldout; --task={args.task} takes --count")
     source = choose_source(args)
@@ -77,12 +69,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     models = {mode: load_pretrained(path, dtype=dtype, mesh=mesh) for mode, path in paths.items()}
     result = {"model": args.model, "dtype": dtype, **measure(models), "refused": refused, **describe_machine()}
     if args.sweep:
-        _write_sweep(result, Path(args.out))
+        from edlm_jax.reports.plots import plot_sweep
+        from edlm_jax.reports.report import write_report
+
+        write_report(result, Path(args.out, "sweep.json"))
+        plot_sweep(result, Path(args.out, "sweep.png"))
+        print(f"sweep: {args.out}/sweep.json, {args.out}/sweep.png", file=sys.stderr)
     return whole(result)
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
-    """Print the tables."""
     from edlm_jax.reports.report import print_report
 
     print_report(result, markdown=args.markdown)
@@ -150,8 +146,7 @@ def _tasks(args, specs, source, text, thresholds, block_lengths):
 def _sweep(args, specs, source, text, thresholds, block_lengths):
     from edlm_jax.decoding import Decoder
     from edlm_jax.decoding.modes import make_mode
-    from edlm_jax.evaluation.compare import AR, diffusion_at
-    from edlm_jax.evaluation.sweep import sweep
+    from edlm_jax.evaluation.compare import AR, diffusion_at, sweep
     from edlm_jax.evaluation.tasks import choose_questions, load_tasks, need_decoded
     from edlm_jax.evaluation.tasks.task import Way
 
@@ -171,15 +166,6 @@ def _sweep(args, specs, source, text, thresholds, block_lengths):
         return sweep(ways, tasks, text, batch_size=args.batch_size, timed_prompts=args.timed_prompts)
 
     return measure, refused, True
-
-
-def _write_sweep(report: dict[str, Any], out: Path) -> None:
-    from edlm_jax.reports.plot_sweep import plot_sweep
-    from edlm_jax.reports.report import write_report
-
-    write_report(report, out / "sweep.json")
-    plot_sweep(report, out / "sweep.png")
-    print(f"sweep: {out / 'sweep.json'}, {out / 'sweep.png'}", file=sys.stderr)
 
 
 def _heldout(args, specs, source, text, thresholds, block_lengths):
@@ -219,9 +205,8 @@ def read_numbers(text: str, kind: type, name: str, least: float = 1, most: float
         numbers = [kind(part) for part in text.split(",")]
     except ValueError:
         raise InputError(f"--{name} takes numbers separated by commas, not {text!r}") from None
-    if not all(least <= number <= most for number in numbers):
-        wanted = f"lie in [{least}, {most}]" if most < math.inf else "be positive" if least else "not be negative"
-        raise InputError(f"--{name} must {wanted}, not {text!r}")
+    for number in numbers:
+        check_range(f"--{name}", number, least, most)
     return numbers
 
 

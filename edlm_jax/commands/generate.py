@@ -13,22 +13,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from edlm_jax.commands.devices import add_dtype_argument, add_tensor_argument, chosen_dtype, chosen_mesh
+from edlm_jax.commands.devices import add_dtype_argument, add_tensor_argument, check_numbers, chosen_dtype, chosen_mesh
 from edlm_jax.errors import InputError, PartlyRefusedError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
     from edlm_jax.decoding.modes import add_mode_arguments  # the options are the modes' own
 
     parser.add_argument("--model", required=True, metavar="PATH", help="Hugging Face directory, GGUF file or hub id")
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a prompt; may be repeated")
     parser.add_argument("--prompts-file", metavar="FILE", help="prompts, one a line; - reads stdin")
-    parser.add_argument(
-        "--source",
-        metavar="SOURCE",
-        help="with --out: a .jsonl or .parquet file of prompts or messages, or an entry of config.data.sources",
-    )
+    what = "with --out: a .jsonl or .parquet file of prompts or messages, or an entry of config.data.sources"
+    parser.add_argument("--source", metavar="SOURCE", help=what)
     parser.add_argument("--out", metavar="FILE", help="write prompts with their responses to it, as JSON lines")
     parser.add_argument("--chat", action="store_true", help="put each prompt into the tokenizer's chat template")
     add_mode_arguments(parser)
@@ -45,9 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Decode the prompts; returns the texts and the counts."""
-    if args.batch_size < 1:
-        raise InputError(f"--batch-size must be positive, not {args.batch_size}")
+    check_numbers(args, "batch_size")
     if args.out:
         from edlm_jax.commands.responses import write_responses
 
@@ -55,8 +49,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.source:
         raise InputError("--source is for --out=FILE, which takes its prompts with their responses")
     prompts = read_prompts(args)
-    from edlm_jax.decoding import Decoder, check_settings
-    from edlm_jax.evaluation.batches import prompt_seeds
+    from edlm_jax.decoding import Decoder, check_settings, refuse_prompts
+    from edlm_jax.decoding.prompts import row_seeds
     from edlm_jax.pretrained import Text, load_pretrained, load_spec, load_tokenizer
     from edlm_jax.pretrained.chat import encode_prompt
 
@@ -65,11 +59,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     check_settings(spec, seed=args.seed, **decoding)
     mesh = chosen_mesh(args)
     tokens = [encode_prompt(tokenizer, prompt, args.chat) for prompt in prompts]
-    refused = _refuse(spec, prompts, tokens, decoding)
+    said = [row if prompt.strip() else [] for prompt, row in zip(prompts, tokens, strict=True)]  # blank: empty
+    reasons = refuse_prompts(spec, said, **decoding)
+    refused = [{"index": index, "prompt": prompts[index], "reason": reason} for index, reason in reasons.items()]
     if len(prompts) == 1 and refused:
         raise InputError(refused[0]["reason"])
-    kept = [index for index in range(len(prompts)) if index not in {entry["index"] for entry in refused}]
-    seeds = prompt_seeds(args.seed, len(prompts))
+    kept = [index for index in range(len(prompts)) if index not in reasons]
+    seeds = row_seeds(args.seed, len(prompts)).tolist()
     if len(prompts) == 1 and sys.stdout.isatty() and not args.json:
         decoding["on_block"] = _Printer(decoding["detokenize"], tokens[0], args.chat)
         if not args.chat:
@@ -139,7 +135,6 @@ class _Printer:
         self.text, self.prompt, self.chat, self.printed = text, prompt, chat, 0
 
     def __call__(self, tokens: list[list[int]]) -> None:
-        """Prints what is new."""
         from edlm_jax.pretrained.text import read_after
 
         self.show(_answer(read_after(self.text.shown, self.prompt, tokens[0]).rstrip("\ufffd"), self.chat))
@@ -156,7 +151,6 @@ def _answer(text: str, chat: bool) -> str:
 
 
 def settings(args, spec, text, chat: bool) -> dict[str, Any]:
-    """The decoder's arguments."""
     from edlm_jax.decoding import Sampling
     from edlm_jax.decoding.modes import mode_of
 
@@ -184,15 +178,6 @@ def _decode(decoder, tokens, seeds, decoding, batch_size, warm):
         return decode_batches(decoder, tokens, **how), time.perf_counter() - start
     with Progress(len(tokens), "prompts") as progress:
         return decode_batches(decoder, tokens, on_batch=progress.done, **how), time.perf_counter() - start
-
-
-def _refuse(spec, prompts: list[str], tokens: list[list[int]], decoding: dict[str, Any]) -> list[dict[str, Any]]:
-    """The prompts that cannot be decoded, with their index and the reason."""
-    from edlm_jax.decoding import refuse_prompts
-
-    tokens = [row if prompt.strip() else [] for prompt, row in zip(prompts, tokens, strict=True)]  # blank: empty
-    reasons = refuse_prompts(spec, tokens, **decoding)
-    return [{"index": index, "prompt": prompts[index], "reason": reason} for index, reason in reasons.items()]
 
 
 def read_prompts(args: argparse.Namespace) -> list[str]:

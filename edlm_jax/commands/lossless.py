@@ -7,15 +7,14 @@ with the same --workdir after an interruption: finished stages are not repeated,
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from edlm_jax.commands.config import add_config_argument, load_config
-from edlm_jax.errors import InputError
+from edlm_jax.commands.devices import check_numbers
+from edlm_jax.commands.evaluate import show  # noqa: F401 (the same tables)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
     parser.add_argument("--model", required=True, metavar="PATH", help="an AR model: directory, GGUF file or hub id")
     parser.add_argument("--workdir", required=True, metavar="DIR", help="where the run keeps its files")
     what = "how long a drafter is trained, by the pace of its first steps (60); 0: none is"
@@ -29,23 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Port, train and measure; returns the report."""
-    if not args.minutes >= 0:
-        raise InputError(f"--minutes must be zero or more, not {args.minutes}")
-    for name in ("prompts", "max_new_tokens", "repeats"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be positive, not {getattr(args, name)}")
+    check_numbers(args, "minutes", least=0)
+    check_numbers(args, "prompts", "max_new_tokens", "repeats")
     load_config(args.config, args.overrides)  # before anything is ported
     from edlm_jax.commands.lossless_job import measure
 
-    measured = dict(prompts=args.prompts, max_new_tokens=args.max_new_tokens, repeats=args.repeats)
-    report = measure(args.model, Path(args.workdir), args.config, args.overrides, args.minutes, **measured)
+    report = measure(args)
     print(f"report: {args.workdir}/report.json, report.png; model: {args.workdir}/model", file=sys.stderr)
     return report
-
-
-def show(report: dict[str, Any], args: argparse.Namespace) -> None:
-    """Print the report's tables."""
-    from edlm_jax.reports.report import print_report
-
-    print_report(report, markdown=args.markdown)

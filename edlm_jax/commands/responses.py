@@ -14,7 +14,7 @@ from edlm_jax.errors import InputError
 def write_responses(args: argparse.Namespace) -> dict[str, Any]:
     """Decode what --out does not have yet; returns the counts."""
     from edlm_jax.decoding import Decoder, check_settings, refuse_prompts
-    from edlm_jax.evaluation.batches import prompt_seeds
+    from edlm_jax.decoding.prompts import row_seeds
     from edlm_jax.evaluation.responses import ResponseFile, encode_question, fingerprint, respond
     from edlm_jax.pretrained import Text, load_pretrained, load_spec, load_tokenizer
     from edlm_jax.pretrained.source import find_directory
@@ -45,7 +45,7 @@ def write_responses(args: argparse.Namespace) -> dict[str, Any]:
         decoded, start = [], time.perf_counter()
         if prompts:
             decoder = Decoder(load_pretrained(args.model, dtype=chosen_dtype(args), mesh=mesh), take=True)
-            seeds, start = prompt_seeds(args.seed, count), time.perf_counter()
+            seeds, start = row_seeds(args.seed, count).tolist(), time.perf_counter()
             how = dict(batch_size=args.batch_size, seeds=[seeds[i] for i in prompts], **decoding)
             with Progress(len(prompts), "prompts") as progress:
                 for batch in respond(decoder, questions, prompts, out, **how):
@@ -80,7 +80,6 @@ def _read_questions(args) -> tuple[dict[int, dict[str, Any]], dict[int, str], in
 
 
 def _source(text: str) -> dict[str, Any]:
-    """An entry of config.data.sources, or the one of a file by its suffix."""
     from edlm_jax.commands.evaluate import KIND_OF_SUFFIX
 
     if text.startswith("{"):

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from edlm_jax.commands.devices import add_dtype_argument, chosen_dtype
-from edlm_jax.errors import InputError
+from edlm_jax.errors import InputError, check_range
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
     from edlm_jax.decoding.modes import add_mode_arguments  # the options are the modes' own
 
     what = "Hugging Face directory, GGUF file or hub id (default: the quickstart's AR model)"
@@ -45,8 +44,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         from edlm_jax.serving.app import make_app
     except ModuleNotFoundError as error:
         raise InputError(f"edlm serve needs {error.name}: pip install 'edlm_jax[serve]'") from None
-    if args.queue < 0:
-        raise InputError(f"--queue must not be negative, not {args.queue}")
+    check_range("--queue", args.queue, 0)
     with _bind(args.host, args.port) as address:  # before the weights are read
         return _serve(args, uvicorn, make_app, address)
 
@@ -73,7 +71,6 @@ def _serve(args: argparse.Namespace, uvicorn, make_app, address: socket.socket) 
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
-    """Say what was served."""
     print("served {requests} requests, {rows} rows, {tokens} tokens".format(**result), file=sys.stderr)
 
 

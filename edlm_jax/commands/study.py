@@ -14,10 +14,10 @@ from typing import Any
 
 from edlm_jax.commands.config import add_config_argument, load_study
 from edlm_jax.errors import InputError
+from edlm_jax.files import read_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
     add_config_argument(parser)
     parser.epilog += "\nOf a study itself: --config.quick=True --config.seeds=(0,1); of its runs: --config.base.steps=9"
     parser.add_argument("--workdir", metavar="DIR", help="where the study keeps its files")
@@ -26,7 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Run the cells, or write the page; returns the results."""
     name, doc, config, sweep = load_study(args.config, args.overrides)
     if bool(args.workdir) == bool(args.report):
         raise InputError("give --workdir=DIR to run the study, or --report=DIR to write its page")
@@ -41,7 +40,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(results: dict[str, Any], args: argparse.Namespace) -> None:
-    """Print the table."""
     if results["arms"]:
         _print_table(results)
 
@@ -49,39 +47,29 @@ def show(results: dict[str, Any], args: argparse.Namespace) -> None:
 def _run(study, name: str, doc: str, wanted: range) -> dict[str, Any]:
     from edlm_jax.reports.progress import Progress
     from edlm_jax.reports.report import write_report
-    from edlm_jax.studies.page import page
-    from edlm_jax.studies.plot import plot_study
 
     study.keep_programs()
     todo = [index for index in wanted if study.finished(index) is None]
     baseline, fresh = study.baseline(), 0
     with Progress(len(todo), "cells", live=False) as progress:
-
-        def on_cell(index: int, result: dict[str, Any], new: bool) -> None:
-            nonlocal fresh
-            fresh += new
-            cell = study.cells[index]
-            if new:
-                programs = f"{result['compiled']['all']} programs compiled, {result['compiled']['reused']} reused"
-                progress.done(fresh, f"{cell.name} in {result['seconds']:.0f} s, {programs}")
-                _print_table(study.results(name, doc, baseline), stderr=True)
-            else:
+        for cell, result in study.run(wanted):
+            if result is None:
                 print(f"{cell.name}: done before", file=sys.stderr)
-
-        study.run(wanted, on_cell)
+                continue
+            fresh += 1
+            programs = f"{result['compiled']['all']} programs compiled, {result['compiled']['reused']} reused"
+            progress.done(fresh, f"{cell.name} in {result['seconds']:.0f} s, {programs}")
+            _print_table(study.results(name, doc, baseline), stderr=True)
     results = study.results(name, doc, baseline)
     write_report(results, study.workdir / "results.json")
-    (study.workdir / f"{name}.md").write_text(page(results), encoding="utf-8")
-    plot_study(results, study.workdir / f"{name}.png")
+    _write_page(study.workdir, results)
     print(f"study: {study.workdir / 'results.json'}, {name}.md, {name}.png", file=sys.stderr)
     return results
 
 
 def _report(directory: Path, name: str, doc: str) -> dict[str, Any]:
     """The page from its results; of a study without any, one that says so."""
-    from edlm_jax.studies.page import empty_page, page
-    from edlm_jax.studies.plot import plot_study
-    from edlm_jax.studies.results import read_results
+    from edlm_jax.studies.page import empty_page
 
     if not directory.is_dir():
         raise InputError(f"--report={directory} is not a directory")
@@ -89,10 +77,20 @@ def _report(directory: Path, name: str, doc: str) -> dict[str, Any]:
     if not path.exists():
         (directory / f"{name}.md").write_text(empty_page(name, doc), encoding="utf-8")
         return {"study": name, "arms": []}
-    results = read_results(path) | {"doc": doc}  # the file may have learned since what the run found
-    (directory / f"{name}.md").write_text(page(results), encoding="utf-8")
-    plot_study(results, directory / f"{name}.png")
+    results = read_json(path)
+    if not isinstance(results, dict) or "arms" not in results:
+        raise InputError(f"{path} is not the results.json of a study")
+    results["doc"] = doc  # the file may have learned since what the run found
+    _write_page(directory, results)
     return results
+
+
+def _write_page(directory: Path, results: dict[str, Any]) -> None:
+    from edlm_jax.studies.page import page
+    from edlm_jax.studies.plot import plot_study
+
+    (directory / f"{results['study']}.md").write_text(page(results), encoding="utf-8")
+    plot_study(results, directory / f"{results['study']}.png")
 
 
 def _print_table(results: dict[str, Any], stderr: bool = False) -> None:

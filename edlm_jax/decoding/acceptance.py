@@ -7,14 +7,14 @@ compiled program, whatever the number. Every rule keeps at least one masked posi
     Threshold(.9) keeps the first;  Fixed(2) the first and the last;  Prefix(.3) the first two, for the third is done
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from edlm_jax.decoding.sampling import Proposal
-from edlm_jax.errors import InputError
+from edlm_jax.errors import InputError, check_range
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,10 @@ class Rule:
         return f"{next(name for name, kind in RULES.items() if kind is type(self))}:{number:g}"
 
     def check(self) -> None:
-        """Raises InputError for a number out of its range."""
         for field in fields(self):
-            value = getattr(self, field.name)
-            if not self.low <= value <= self.high:
-                raise InputError(f"{field.name} must lie in [{self.low:g}, {self.high:g}], not {value}")
+            check_range(field.name, getattr(self, field.name), self.low, self.high)
 
 
-@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Threshold(Rule):
     """The most confident, and all with at least this confidence (Fast-dLLM, arXiv 2505.22618; Efficient-DLM).
@@ -51,7 +47,6 @@ class Threshold(Rule):
         return masked_BC & (sure_BC | _best(proposal.confidence_BC, masked_BC))
 
 
-@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Factor(Rule):
     """The n most confident, for the largest n with (n + 1) (1 - the least of them) < factor (Fast-dLLM, section 3)."""
@@ -66,7 +61,6 @@ class Factor(Rule):
         return masked_BC & (rank_BC <= best_BC)
 
 
-@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Fixed(Rule):
     """So many of the most confident: a block of C takes ceil(C / tokens) steps."""
@@ -78,7 +72,6 @@ class Fixed(Rule):
         return masked_BC & (rank(proposal.confidence_BC, masked_BC) < self.tokens)
 
 
-@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class EntropyBound(Rule):
     """By rising entropy, while all but the last hold at most this many nats (EB-Sampler, arXiv 2505.24857)."""
@@ -93,7 +86,6 @@ class EntropyBound(Rule):
         return masked_BC & ((before_BC <= self.entropy) | (rank_BC < 1))
 
 
-@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Margin(Rule):
     """The widest margin over the second best token, and all of at least this one."""
@@ -104,7 +96,6 @@ class Margin(Rule):
         return masked_BC & ((proposal.margin_BC >= self.margin) | _best(proposal.margin_BC, masked_BC))
 
 
-@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Prefix(Rule):
     """From the first masked position to the right, while the confidence is at least this (MARS, arXiv 2604.07023)."""
@@ -117,7 +108,7 @@ class Prefix(Rule):
         return masked_BC & (jnp.cumsum(~goes_on_BC, axis=-1) == 0)
 
 
-RULES: dict[str, Callable[..., Rule]] = {
+RULES: dict[str, Any] = {
     "threshold": Threshold,
     "factor": Factor,
     "fixed": Fixed,
@@ -125,6 +116,8 @@ RULES: dict[str, Callable[..., Rule]] = {
     "margin": Margin,
     "prefix": Prefix,
 }
+for _kind in RULES.values():
+    jax.tree_util.register_dataclass(_kind)
 
 
 def parse_rule(text: str) -> Rule:

@@ -18,7 +18,7 @@ needs shifted logits). The block's first denoising forward then knows that token
 """
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -37,39 +37,27 @@ from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, forward_cach
 class BlockSettings:
     """What a compiled program depends on, beside the kind of rule.
 
-    The rule's number, temperature, seeds, the ends and the length limit are arguments of it. Modes that are told more
-    have a subclass.
+    The rule's number, temperature, seeds, the ends and the length limit are arguments of it.
     """
 
     kind: type["BlockProgram"]  # the traced functions
+    mode: Any  # its options, without its rule
     block_length: int
     num_blocks: int
     mask_id: int
     shifted: bool
     draw: Draw
-    commit: str
     prefill: Pattern
 
     def is_noise(self, tokens: jax.Array) -> jax.Array:
         """Which of these are still to be decoded."""
         return tokens == self.mask_id
 
-    @property
-    def fused_commit(self) -> bool:
-        """Does a commit ride in the next block's first forward?"""
-        return self.commit == "fused"
-
-    @property
-    def first_token(self) -> bool:
-        """Does a commit, or the prefill, give the next block's first token?"""
-        return self.commit == "first_token"
-
     def spanning(self, columns: int) -> Self:
         """For rows of so many columns, whose prompts are prefilled in pieces."""
         return replace(self, num_blocks=columns // self.block_length)
 
     def program(self, weights: DecodingWeights, request: "Request") -> "BlockProgram":
-        """The traced functions of one decoding."""
         return self.kind(weights, request, self)
 
 
@@ -87,6 +75,7 @@ class BlockState:
     denoise_B: jax.Array
     commit_B: jax.Array
     before_BV: jax.Array | None  # logits of the column before the block: shifted alignment reads its first token there
+    aside: Any = None  # what the mode itself carries
 
 
 @jax.tree_util.register_dataclass
@@ -126,11 +115,14 @@ class BlockProgram:
 
     def __init__(self, weights: DecodingWeights, request: Request, settings: BlockSettings):
         self.weights, self.request, self.settings, self.pad_B = weights, request, settings, request.pad_B
+        self.mode, C = settings.mode, settings.block_length
         self.keys_B = jax.vmap(jax.random.key)(request.seeds_B)
         self.P = request.prompts_BP.shape[1]
-        self.X = self.S = self.P + settings.num_blocks * settings.block_length
-        self.F = settings.block_length  # columns that a step denoises: the current block, or others behind it, too
-        self.width = self.F + settings.block_length * settings.fused_commit  # of a turn's widest forward
+        self.F = self.mode.blocks * C  # columns that a step denoises: the current block, or others behind it, too
+        self.X = self.S = self.P + (settings.num_blocks - 1) * C + self.F
+        self.fused = self.mode.commit == "fused"  # does a commit ride in the next block's first forward?
+        self.first_token = self.mode.commit == "first_token"  # does a commit, or the prefill, give the next block's?
+        self.width = self.F + C * self.fused  # of a turn's widest forward
         self.rotary = Rotary.of(weights.spec, self.S)
 
     def advance(self, s: BlockState) -> BlockState:
@@ -139,7 +131,7 @@ class BlockProgram:
 
     def outcome(self, s: BlockState) -> BlockState:
         """Without the cache."""
-        return replace(s, cache=None, before_BV=None)
+        return replace(s, cache=None, before_BV=None, aside=None)
 
     def turn(self, s: BlockState) -> BlockState:
         """Commits what is pending, then denoises until something is.
@@ -149,7 +141,14 @@ class BlockProgram:
         """
         commit = lambda carry: (carry[0] & False, self.commit(carry[1]))  # noqa: E731
         _, s = jax.lax.while_loop(lambda carry: carry[0], commit, (s.pending_B.any(), s))
-        return jax.lax.while_loop(lambda s: ~s.pending_B.any() & ~s.done_B.all(), self.denoise, s)
+        return self.go_on(s)
+
+    def go_on(self, s: BlockState) -> BlockState:
+        """Denoises until a block is pending."""
+        return jax.lax.while_loop(self.goes_on, self.denoise, s)
+
+    def goes_on(self, s: BlockState):
+        return ~s.pending_B.any() & ~s.done_B.all()
 
     def begin(self) -> BlockState:
         """The prompt into the cache, and the first denoising step: one forward over [prompt | first block].
@@ -159,8 +158,8 @@ class BlockProgram:
         prompts_BP = self.request.prompts_BP
         B, P = prompts_BP.shape
         c, C = self.settings, self.settings.block_length
-        T = P if c.first_token else P + C
-        masks = jnp.full((B, (c.num_blocks - 1) * C), c.mask_id, jnp.int32)
+        T = P if self.first_token else P + C
+        masks = jnp.full((B, self.X - P - C), c.mask_id, jnp.int32)
         tokens_BX = jnp.concatenate([prompts_BP, self.request.first_block_BC, masks], axis=1)
         columns_T = jnp.arange(T)[None]
         segments_BT = (columns_T >= self.pad_B[:, None]).astype(jnp.int32)
@@ -173,14 +172,14 @@ class BlockProgram:
         x_BRD, cache = prefill(self.weights, tokens_BX[:, :T], rotary_BT, pattern, segments_BT, **kept)
         logits_BCV = self.weights.logits(x_BRD[:, :C])
         state = self.fresh(tokens_BX, jnp.full(B, P, jnp.int32), cache, logits_BCV[:, 0])
-        return self.lead(state) if c.first_token else self.accept(state, logits_BCV)
+        return self.lead(state) if self.first_token else self.accept(state, logits_BCV)
 
     def piece(self, cache: KVCache, tokens_BX, start_B, at_B, length: int) -> BlockState:
         """So many columns of rows' prompts, from `at` on; after the last ones, rows without a denoising forward yet."""
         where = tokens_BX, self.rotary, self.settings.prefill, self.pad_B, start_B, at_B, length
         x_B1D, cache = forward_prompt(self.weights, cache, *where)
         state = self.fresh(tokens_BX, start_B, cache, self.weights.logits(x_B1D)[:, 0])
-        return self.lead(state) if self.settings.first_token else state
+        return self.lead(state) if self.first_token else state
 
     def fresh(self, tokens_BX, start_B, cache: KVCache, before_BV) -> BlockState:
         """Rows with nothing settled."""
@@ -199,15 +198,15 @@ class BlockProgram:
         """Writes the clean K/V of pending blocks; fused, the same forward is a step of every row's current block."""
         c, C = self.settings, self.settings.block_length
         # Read are the columns of the step and, shifted, the last one before them.
-        T, read = (C + self.F, self.F + c.shifted) if c.fused_commit else (C, 1)
+        T, read = (C + self.F, self.F + c.shifted) if self.fused else (C, 1)
         x_BRD, s = self.forward(s, s.start_B - C, T, where_B=s.pending_B, read=read)
         if c.shifted:
             logits_B1V = self.weights.logits(x_BRD[:, :1])
             s = replace(s, before_BV=jnp.where(s.pending_B[:, None], logits_B1V[:, 0], s.before_BV))
-        if c.fused_commit:
+        if self.fused:
             return self.accept(s, self.read(s, x_BRD[:, c.shifted :]))
         s = replace(s, commit_B=s.commit_B + s.pending_B, pending_B=s.pending_B & False)
-        return self.lead(s) if c.first_token else s
+        return self.lead(s) if self.first_token else s
 
     def read(self, s: BlockState, x_BFD):
         """The logits of the tokens of a step's columns."""
@@ -216,7 +215,7 @@ class BlockProgram:
         return jnp.concatenate([s.before_BV[:, None], self.weights.logits(x_BFD[:, :-1])], axis=1)
 
     def start(self, s: BlockState) -> BlockState:
-        """A state before its first denoising step; a mode may carry more in it."""
+        """A state before its first denoising step; a mode may carry more `aside`."""
         return s
 
     def inputs(self, s: BlockState, first_B, T):
@@ -291,7 +290,8 @@ class BlockProgram:
         columns_T, columns_11S = jnp.arange(T), jnp.arange(self.S)[None, None]
         inputs_BT = self.inputs(s, first_B, T)
         rotary_BT = self.rotary.at(jnp.maximum(first_B[:, None] + columns_T[None] - self.pad_B[:, None], 0))
-        block_end_BT1 = first_B[:, None, None] + (columns_T // C * C + C)[None, :, None]
+        block_BT = ((first_B - s.start_B)[:, None] + columns_T[None]) // C  # counted from the current one
+        block_end_BT1 = (s.start_B[:, None] + (block_BT + 1) * C)[..., None]
         mask_BTS = (columns_11S >= self.pad_B[:, None, None]) & (columns_11S < block_end_BT1)
         where_BT = self.written(s, first_B, T, where_B)
         wanted_BT = ~s.done_B[:, None] & (True if where_B is None else where_B[:, None] | (columns_T >= C)[None])

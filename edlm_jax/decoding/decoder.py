@@ -16,7 +16,7 @@ from edlm_jax.decoding.modes import MODES, Call, Mode, default_mode
 from edlm_jax.decoding.prompts import bucket, refuse_prompt, row_seeds
 from edlm_jax.decoding.sampling import Sampling
 from edlm_jax.decoding.stopping import Reader, check_stop
-from edlm_jax.errors import InputError
+from edlm_jax.errors import InputError, check_range
 from edlm_jax.models import ModelSpec, Transformer
 from edlm_jax.models.cache import DecodingWeights
 from edlm_jax.parallel.devices import platform
@@ -154,8 +154,7 @@ def _read_call(
     on_block=None,
 ) -> tuple[Mode, Call, tuple[str, ...]]:
     """(mode, call, stop strings) of a call with so many prompts: all that can be refused without weights or prompts."""
-    if limit < 1:
-        raise InputError(f"max_new_tokens must be positive, not {limit}")
+    check_range("max_new_tokens", limit)
     sampling.check()
     mode = (mode or default_mode(spec)).completed(spec)
     mode.check(spec, sampling)

@@ -27,10 +27,11 @@ _LOOK = 8  # cycles between two looks of someone who watches; a choice: few enou
 
 @dataclass(frozen=True)
 class RowSettings:
-    """What a compiled program depends on; modes that are told more have a subclass."""
+    """What a compiled program depends on."""
 
     kind: type["LeftToRight"]  # the traced functions
-    block_length: int
+    mode: Any  # its options, without its threshold
+    block_length: int | None
     room: int  # columns for new tokens
     mask_id: int | None  # None: stepwise decoding of an AR model
     shifted: bool
@@ -41,7 +42,6 @@ class RowSettings:
         return replace(self, room=columns)
 
     def program(self, weights: DecodingWeights, request: "RowRequest") -> "LeftToRight":
-        """The traced functions of one decoding."""
         return self.kind(weights, request, self)
 
 
@@ -86,27 +86,6 @@ class Grown:
     aside: Any  # what the mode itself carries
     logprobs: Logprobs | None = None
 
-    def settle(self, new_BT, settled_B, *, forwards, limit_B1, ends_E, logits_BTV, wanted_B) -> "Grown":
-        """Appends the first `settled_B` of new_BT, up to an end or the limit; `forwards` were spent on them."""
-        T = new_BT.shape[1]
-        index_1T = jnp.arange(T)[None]
-        ends_BT = (self.count_B[:, None] + index_1T + 1 >= limit_B1) | is_end(new_BT, ends_E)
-        first_end_B = jnp.where(ends_BT.any(axis=1), jnp.argmax(ends_BT, axis=1) + 1, T + 1)
-        kept_B = jnp.where(self.done_B, 0, jnp.minimum(settled_B, first_end_B))
-        kept_BT = index_1T < kept_B[:, None]
-        forwards_B = self.forwards_B + forwards * ~self.done_B
-        at_BT = jnp.broadcast_to(forwards_B[:, None], new_BT.shape)
-        return replace(
-            self,
-            tokens_BX=put(self.tokens_BX, new_BT, self.start_B, kept_BT),
-            settled_at_BX=put(self.settled_at_BX, at_BT, self.start_B, kept_BT),
-            start_B=self.start_B + kept_B,
-            count_B=self.count_B + kept_B,
-            forwards_B=forwards_B,
-            done_B=self.done_B | (kept_B == first_end_B),
-            logprobs=self.logprobs and self.logprobs.put(new_BT, logits_BTV, self.start_B, kept_BT & wanted_B[:, None]),
-        )
-
 
 class LeftToRight:
     """The base of the modes' programs: shared arrays, the prefill and the forward over a window of each row."""
@@ -115,6 +94,7 @@ class LeftToRight:
 
     def __init__(self, weights: DecodingWeights, request: RowRequest, settings: RowSettings):
         self.weights, self.request, self.settings, self.pad_B = weights, request, settings, request.pad_B
+        self.mode = settings.mode
         self.keys_B = jax.vmap(jax.random.key)(request.seeds_B)
         self.P = request.prompts_BP.shape[1]
         self.X = self.S = self.P + settings.room + self.width - 1  # a window begins at the last settled token
@@ -210,6 +190,27 @@ class LeftToRight:
         return self.settings.draw.choose(logits_BTV, keys_BT, self.request.temperature)
 
     def settle(self, rows: Grown, new_BT, settled_B, forwards, logits_BTV=None) -> Grown:
-        """`Grown.settle` with what the request says about a row's end; the logits are AR's, of lossless modes."""
-        how = dict(limit_B1=self.request.limit_B1, ends_E=self.request.ends_E, wanted_B=self.request.logprobs_B)
-        return rows.settle(new_BT, settled_B, forwards=forwards, logits_BTV=logits_BTV, **how)
+        """Appends the first `settled_B` of new_BT, up to an end or the limit; `forwards` were spent on them.
+
+        The logits are AR's, of lossless modes.
+        """
+        T, request, logprobs = new_BT.shape[1], self.request, rows.logprobs
+        index_1T = jnp.arange(T)[None]
+        ends_BT = (rows.count_B[:, None] + index_1T + 1 >= request.limit_B1) | is_end(new_BT, request.ends_E)
+        first_end_B = jnp.where(ends_BT.any(axis=1), jnp.argmax(ends_BT, axis=1) + 1, T + 1)
+        kept_B = jnp.where(rows.done_B, 0, jnp.minimum(settled_B, first_end_B))
+        kept_BT = index_1T < kept_B[:, None]
+        forwards_B = rows.forwards_B + forwards * ~rows.done_B
+        at_BT = jnp.broadcast_to(forwards_B[:, None], new_BT.shape)
+        if logprobs is not None:
+            logprobs = logprobs.put(new_BT, logits_BTV, rows.start_B, kept_BT & request.logprobs_B[:, None])
+        return replace(
+            rows,
+            tokens_BX=put(rows.tokens_BX, new_BT, rows.start_B, kept_BT),
+            settled_at_BX=put(rows.settled_at_BX, at_BT, rows.start_B, kept_BT),
+            start_B=rows.start_B + kept_B,
+            count_B=rows.count_B + kept_B,
+            forwards_B=forwards_B,
+            done_B=rows.done_B | (kept_B == first_end_B),
+            logprobs=logprobs,
+        )

@@ -37,7 +37,7 @@ def split_prompts(prompts: Sequence[Sequence[int]], block_length: int) -> tuple[
 
 
 def row_seeds(seed: int | Sequence[int], count: int) -> np.ndarray:
-    """uint32[count]: one a row, so that a row draws the same noise in any batch."""
+    """uint32[count]: one a row, so that a row draws the same noise in any batch, however many follow it."""
     alone = isinstance(seed, int | np.integer)
     if least := [value for value in ([seed] if alone else seed) if value < 0]:
         raise InputError(f"seed must not be negative, not {least[0]}")

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edlm_jax.errors import InputError
+from edlm_jax.errors import InputError, check_range
 from edlm_jax.models.spec import CONFIDENCES, Conversion
 
 
@@ -29,13 +29,10 @@ class Sampling:
     confidence: str | None = None
 
     def check(self) -> None:
-        """Raises InputError for a number out of its range."""
-        if self.temperature < 0:
-            raise InputError(f"temperature must not be negative, not {self.temperature}")
-        if self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise InputError(
-                f"top_k must not be negative and top_p must lie in (0, 1], not {self.top_k} and {self.top_p}"
-            )
+        check_range("temperature", self.temperature, 0)
+        check_range("top_k", self.top_k, 0)
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p must lie in (0, 1], not {self.top_p}")
         if self.confidence not in (None, *CONFIDENCES):
             raise InputError(f"confidence {self.confidence!r} is unknown; choose one of {', '.join(CONFIDENCES)}")
         if self.temperature == 0 and (self.top_k or self.top_p < 1):

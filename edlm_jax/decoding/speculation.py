@@ -33,13 +33,6 @@ from edlm_jax.decoding.windows import window
 _DRAFT, _STAND, _NOISE = 1, 2, 3
 
 
-@dataclass(frozen=True)
-class SpeculativeSettings(RowSettings):
-    """The number of drafts."""
-
-    drafts: int
-
-
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Drafts:
@@ -53,21 +46,18 @@ class Drafts:
         choose = lambda own, new: jnp.where(where_B.reshape(-1, *[1] * (own.ndim - 1)), new, own)  # noqa: E731
         return jax.tree.map(choose, self, others)
 
-    def followed(self, others: "Drafts") -> "Drafts":
-        """With the other drafts behind them."""
-        return jax.tree.map(lambda own, new: jnp.concatenate([own, new], axis=1), self, others)
-
 
 class Speculation(LeftToRight):
     """The base of the programs that verify drafts."""
 
-    def __init__(self, weights, request, settings: SpeculativeSettings):
-        self.D, self.width = settings.drafts, self.columns(weights, settings)
+    def __init__(self, weights, request, settings: RowSettings):
+        self.D = settings.mode.drafts
+        self.width = self.columns(settings)
         super().__init__(weights, request, settings)
 
-    def columns(self, weights, settings) -> int:
+    def columns(self, settings: RowSettings) -> int:
         """Of a cycle's widest forward."""
-        return settings.drafts + 1
+        return self.D + 1
 
     def draw(self, logits_BDV, first_B) -> Drafts:
         """Drafts of the new tokens from number `first` on."""

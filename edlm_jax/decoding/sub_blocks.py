@@ -11,21 +11,13 @@ Our choice: the prefill keeps the prompt alone, so the first block's second forw
 block's first token from the commit's logits: commit="first_token", as its checkpoints are read.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 
-from edlm_jax.decoding.blocks import BlockProgram, BlockSettings, BlockState
-from edlm_jax.decoding.windows import window
-from edlm_jax.models.cache import forward_cached
-
-
-@dataclass(frozen=True)
-class SubBlockSettings(BlockSettings):
-    """Diffusion in blocks of blocks."""
-
-    sub_block_length: int
+from edlm_jax.decoding.blocks import BlockProgram, BlockState
+from edlm_jax.decoding.windows import put_whole, window
 
 
 class SubBlocks(BlockProgram):
@@ -33,75 +25,59 @@ class SubBlocks(BlockProgram):
 
     def open(self, block_BC):
         """The masks of the first sub-block that has any."""
-        U, masked_BC = self.settings.sub_block_length, self.settings.is_noise(block_BC)
+        U, masked_BC = self.mode.sub_block_length, self.settings.is_noise(block_BC)
         sub_C = jnp.arange(block_BC.shape[1]) // U
         return masked_BC & (sub_C[None] == _active(masked_BC, U)[:, None])
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class DualCacheState(BlockState):
-    """A block state that knows whether the current block's K/V lie in the cache."""
-
-    cached_B: jax.Array
-
-
 class DualCache(SubBlocks):
-    """Forwards the active sub-block alone where it can."""
+    """Forwards the active sub-block alone where it can; `aside`: do the current block's K/V lie in the cache?"""
 
-    def start(self, s: BlockState) -> DualCacheState:
-        return DualCacheState(**vars(s), cached_B=jnp.zeros_like(s.done_B))
+    def start(self, s: BlockState) -> BlockState:
+        return replace(s, aside=jnp.zeros_like(s.done_B))
 
-    def turn(self, s: DualCacheState) -> DualCacheState:
-        """Commits what is pending, then forwards whole blocks as long as any row needs it, then sub-blocks."""
-        commit = lambda carry: (carry[0] & False, self.commit(carry[1]))  # noqa: E731
-        _, s = jax.lax.while_loop(lambda carry: carry[0], commit, (s.pending_B.any(), s))
-        goes_on = lambda s: ~s.pending_B.any() & ~s.done_B.all()  # noqa: E731
-        s = jax.lax.while_loop(lambda s: goes_on(s) & self._needs_full(s).any(), self.denoise, s)
-        return jax.lax.while_loop(lambda s: goes_on(s) & ~self._needs_full(s).any(), self._narrow, s)
+    def go_on(self, s: BlockState) -> BlockState:
+        """Forwards whole blocks as long as any row needs it, then sub-blocks."""
+        s = jax.lax.while_loop(lambda s: self.goes_on(s) & self._needs_full(s).any(), self.denoise, s)
+        return jax.lax.while_loop(lambda s: self.goes_on(s) & ~self._needs_full(s).any(), self._narrow, s)
 
-    def accept(self, s: DualCacheState, logits_BCV) -> DualCacheState:
+    def accept(self, s: BlockState, logits_BCV) -> BlockState:
         s = super().accept(s, logits_BCV)
-        return replace(s, cached_B=s.cached_B & ~s.pending_B)
+        return replace(s, aside=s.aside & ~s.pending_B)
 
-    def written(self, s: DualCacheState, first_B, T, where_B):
+    def written(self, s: BlockState, first_B, T, where_B):
         """Of its current block a row writes all or, where that would do, what its own narrow forward would write."""
-        U, masked_BC = self.settings.sub_block_length, self._masked(s)
+        U = self.mode.sub_block_length
+        if T < self.settings.block_length:
+            return None  # a narrow forward writes all it has
         offset_BT = (first_B - s.start_B)[:, None] + jnp.arange(T)[None]
-        active_BT = offset_BT // U == _active(masked_BC, U)[:, None]
+        active_BT = offset_BT // U == _active(self._masked(s), U)[:, None]
         current_BT = self._needs_full(s)[:, None] | active_BT
         before_B = jnp.zeros_like(s.done_B) if where_B is None else where_B
         return jnp.where(offset_BT >= 0, current_BT, before_B[:, None])
 
-    def forward(self, s: DualCacheState, first_B, T, where_B=None, read=None):
+    def forward(self, s: BlockState, first_B, T, where_B=None, read=None):
         x_BTD, s = super().forward(s, first_B, T, where_B, read)
         has_current = where_B is None or T == 2 * self.settings.block_length
-        return x_BTD, replace(s, cached_B=s.cached_B | has_current)
+        return x_BTD, replace(s, aside=s.aside | has_current)
 
-    def _narrow(self, s: DualCacheState) -> DualCacheState:
+    def _narrow(self, s: BlockState) -> BlockState:
         """One step of every row's active sub-block, whose first token is known."""
-        c, C, U = self.settings, self.settings.block_length, self.settings.sub_block_length
+        shifted, U = self.settings.shifted, self.mode.sub_block_length
         inside_B = _active(self._masked(s), U) * U
-        first_B, columns_11S = s.start_B + inside_B, jnp.arange(self.S)[None, None]
-        rotary_BU = self.rotary.at(jnp.maximum(first_B[:, None] + jnp.arange(U)[None] - self.pad_B[:, None], 0))
-        mask_B1S = (columns_11S >= self.pad_B[:, None, None]) & (columns_11S < s.start_B[:, None, None] + C)
-        mask_BUS = jnp.broadcast_to(mask_B1S, (mask_B1S.shape[0], U, self.S))
-        tokens_BU = window(s.tokens_BX, first_B, U)
-        rows = (tokens_BU, rotary_BU, first_B, mask_BUS)
-        x_BUD, cache = forward_cached(self.weights, s.cache, *rows, wanted_BT=~s.done_B[:, None])
-        logits_BUV = self.weights.logits(x_BUD[:, : U - c.shifted])
-        empty_BCV = jnp.zeros((logits_BUV.shape[0], C, logits_BUV.shape[-1]))
-        put = jax.vmap(lambda old, new, start: jax.lax.dynamic_update_slice_in_dim(old, new, start, 0))
-        return self.accept(replace(s, cache=cache), put(empty_BCV, logits_BUV, inside_B + c.shifted))
+        x_BUD, s = super().forward(s, s.start_B + inside_B, U)
+        logits_BUV = self.weights.logits(x_BUD[:, : U - shifted])
+        empty_BCV = jnp.zeros((logits_BUV.shape[0], self.settings.block_length, logits_BUV.shape[-1]))
+        return self.accept(s, put_whole(empty_BCV, logits_BUV, inside_B + shifted))
 
-    def _masked(self, s: DualCacheState):
+    def _masked(self, s: BlockState):
         return self.settings.is_noise(window(s.tokens_BX, s.start_B, self.settings.block_length))
 
-    def _needs_full(self, s: DualCacheState):
-        masked_BC = self._masked(s)
-        first_B1 = (_active(masked_BC, self.settings.sub_block_length) * self.settings.sub_block_length)[:, None]
+    def _needs_full(self, s: BlockState):
+        U, masked_BC = self.mode.sub_block_length, self._masked(s)
+        first_B1 = (_active(masked_BC, U) * U)[:, None]
         first_masked_B = jnp.take_along_axis(masked_BC, first_B1, axis=1)[:, 0]
-        return (~s.cached_B | first_masked_B) & ~s.done_B
+        return (~s.aside | first_masked_B) & ~s.done_B
 
 
 def _active(masked_BC, U):

@@ -67,8 +67,11 @@ def decode_each(
     """
     for reason in decoder.refuse(prompts, **decoding).values():  # before the first row, and by its own index
         raise InputError(reason)
-    seeds = prompt_seeds(0, len(prompts)) if seeds is None else seeds
-    if len(prompts) > batch_size and _suits_the_engine(decoder, **decoding):
+    seeds = row_seeds(0, len(prompts)).tolist() if seeds is None else seeds
+    sampling, ends = decoding.get("sampling", Sampling()), read_ends(decoding.get("ends"))
+    # Its rows lie on one device, end at few tokens, and are as sure as the checkpoint's own code says.
+    suits_the_engine = decoder.weights.groups == 1 and len(ends) <= MOST_ENDS and sampling.confidence is None
+    if len(prompts) > batch_size and suits_the_engine:
         yield from _in_slots(decoder, prompts, seeds, batch_size, **decoding)
         return
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths together: little padding
@@ -79,9 +82,21 @@ def decode_each(
         yield dict(zip(chosen, _rows(result), strict=False))
 
 
-def _suits_the_engine(decoder: Decoder, *, sampling: Sampling = Sampling(), ends=None, **_) -> bool:  # noqa: B008 (frozen)
-    """Its rows lie on one device, end at few tokens, and are as sure as the checkpoint's own code says."""
-    return decoder.weights.groups == 1 and len(read_ends(ends)) <= MOST_ENDS and sampling.confidence is None
+def decode_to_longest(
+    decoder: Decoder, prompts: Sequence[Sequence[int]], limits: Sequence[int], **decoding
+) -> list[Decoded]:
+    """`decode_batches` with the longest limit for all, or the own one where a prompt leaves no more room.
+
+    A higher limit changes no earlier token, and each one would be compiled again.
+    """
+    longest, decoded = max(limits, default=1), {}
+    fits = [len(prompt) + longest <= decoder.spec.max_length for prompt in prompts]
+    chosen = [longest if fit else limit for fit, limit in zip(fits, limits, strict=True)]
+    for limit in sorted(set(chosen), reverse=True):
+        members = [index for index in range(len(prompts)) if chosen[index] == limit]
+        rows = decode_batches(decoder, [prompts[i] for i in members], limit=limit, **decoding)
+        decoded |= zip(members, rows, strict=True)
+    return [decoded[index] for index in range(len(prompts))]
 
 
 def _in_slots(
@@ -130,8 +145,3 @@ def _rows(result: Generation) -> list[Decoded]:
     counts = (result.row_denoise_forwards, result.row_commit_forwards, result.accepted_at)
     texts = result.texts or [None] * len(result.tokens)
     return [Decoded(*row) for row in zip(result.tokens, texts, *counts, strict=True)]
-
-
-def prompt_seeds(seed: int, count: int) -> list[int]:
-    """One seed a prompt, as the decoder draws them from one: a prompt's own does not depend on how many follow."""
-    return row_seeds(seed, count).tolist()

@@ -1,4 +1,4 @@
-"""The AR model and its conversion on the same tasks: accuracy, tokens per forward and speed in one engine."""
+"""The AR model and its conversion on the same tasks: accuracy, tokens per forward and speed in one engine; sweeps."""
 
 import functools
 import random
@@ -11,12 +11,13 @@ from edlm_jax.data.sources import open_source
 from edlm_jax.decoding import Mode
 from edlm_jax.decoding.generation import forwards_by_tokens
 from edlm_jax.decoding.modes import Autoregressive, Diffusion
-from edlm_jax.errors import InputError
+from edlm_jax.errors import InputError, check_range
 from edlm_jax.evaluation.speed import compare_rates
 from edlm_jax.evaluation.tasks import check_task, choose_questions, decoded_questions, load_tasks, need_decoded
 from edlm_jax.evaluation.tasks.task import Outcome, Task, Way
 from edlm_jax.models import Transformer
 from edlm_jax.pretrained import Text, load_pretrained
+from edlm_jax.reports.progress import Progress
 from edlm_jax.training.initial import read_spec
 from edlm_jax.training.run import Run
 
@@ -33,8 +34,7 @@ def check_evaluation(run: Run) -> None:
     if not e.thresholds:
         raise InputError("config.evaluation.thresholds is empty; give at least one, for example (1.0, 0.9)")
     for name in ("batch_size", "timed_prompts"):
-        if getattr(e, name) < 1:
-            raise InputError(f"config.evaluation.{name} must be positive, not {getattr(e, name)}")
+        check_range(f"config.evaluation.{name}", getattr(e, name))
     if not e.tasks:
         raise InputError("config.evaluation.tasks is empty; give tasks, or sources of prompts with exact answers")
     for entry in e.tasks:
@@ -85,7 +85,7 @@ def compare_accuracy(ways: Sequence[Way], tasks: Sequence[Task], text: Text, bat
         outcomes = []
         for task in tasks:
             key = way.decoder, task.name, task.scorer, task.scorer.depends_on(way.mode)
-            found[key] = found.get(key) or task.score(way, text, batch_size)
+            found[key] = found.get(key) or task.scorer.score(task.questions, way, text, batch_size)
             outcomes += found[key]
         results.append(summarise([question.kind for task in tasks for question in task.questions], outcomes))
     return results
@@ -95,13 +95,14 @@ def summarise(kinds: Sequence[str], outcomes: Sequence[Outcome]) -> dict[str, An
     """What questions of these kinds came to."""
     right = np.array([outcome.right for outcome in outcomes], float)
     places = {kind: [i for i, other in enumerate(kinds) if other == kind] for kind in dict.fromkeys(kinds)}
-    new_tokens, denoise, commit = (sum(outcome[field] for outcome in outcomes) for field in (1, 2, 3))
+    rows = [outcome.row for outcome in outcomes if outcome.row]
+    new_tokens, denoise = sum(len(row.tokens) for row in rows), sum(row.denoise_forwards for row in rows)
     decoded = {
         "tokens_per_forward": new_tokens / max(denoise, 1),  # commits not counted
         "denoise_forwards": denoise,
-        "commit_forwards": commit,
+        "commit_forwards": sum(row.commit_forwards for row in rows),
         "new_tokens": new_tokens,
-        "forwards_by_tokens": forwards_by_tokens((outcome.accepted_at for outcome in outcomes), denoise),
+        "forwards_by_tokens": forwards_by_tokens((row.accepted_at for row in rows), denoise),
     }
     by_kind = {"kinds": {kind: float(right[members].mean()) for kind, members in places.items()}}
     return {"accuracy": float(right.mean())} | (decoded if denoise else {}) | by_kind
@@ -137,3 +138,28 @@ def results_by_mode(modes: Sequence[Mode], *measured: Sequence[dict[str, Any]]) 
         else:
             results["diffusion"].append({"threshold": mode.threshold, **merged})
     return results
+
+
+def sweep(
+    ways: Sequence[Way], tasks: Sequence[Task], text: Text, *, batch_size: int, timed_prompts: int
+) -> dict[str, Any]:
+    """{"sweep": [one dict a point: block_length, threshold, accuracy, tokens_per_forward, tokens_per_second, ...]}.
+
+    Where AR is one of the ways, the first, "ar" has its measurements. Speeds are those of batch 1, all points taking
+    turns on each prompt, so that they are comparable on a machine that slows down.
+    """
+    timed_prompts, results = min(timed_prompts, len(decoded_questions(tasks))), []
+    with Progress(len(ways) + timed_prompts, "sweep") as progress:
+        for way in ways:
+            results += compare_accuracy([way], tasks, text, batch_size)
+            progress.done(len(results), f"{_name(way.mode)}: {results[-1]['accuracy']:.3f} exact")
+        on_prompt = lambda count: progress.done(len(ways) + count, "timing")  # noqa: E731
+        speeds = compare_speed(ways, tasks, text, timed_prompts, on_prompt)
+    found = results_by_mode([way.mode for way in ways], results, speeds)
+    lengths, points = [way.mode.block_length for way in ways if way.mode != AR], found.pop("diffusion")
+    found["sweep"] = [{"block_length": length, **point} for length, point in zip(lengths, points, strict=True)]
+    return found
+
+
+def _name(mode: Mode) -> str:
+    return "AR" if mode == AR else f"block {mode.block_length}, threshold {mode.threshold:g}"

@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 from edlm_jax.decoding import Decoder, Sampling, check_settings
 from edlm_jax.decoding.modes import default_mode, make_mode
+from edlm_jax.decoding.prompts import row_seeds
 from edlm_jax.errors import InputError
-from edlm_jax.evaluation.batches import decode_batches, prompt_seeds
+from edlm_jax.evaluation.batches import decode_batches, decode_to_longest
 from edlm_jax.evaluation.likelihood import Likelihood, log_likelihood
 from edlm_jax.parallel.devices import default_dtype
 from edlm_jax.pretrained import Text, load_pretrained, load_spec, load_tokenizer
@@ -82,7 +83,6 @@ class EdlmLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int | None:
-        """The first end token."""
         return next(iter(self.text.ends), None)
 
     @property
@@ -117,8 +117,9 @@ class EdlmLM(TemplateLM):
             for (_, chat), members in groups.items():
                 begun = bar.n
                 kwargs = normalize_gen_kwargs(_without_none(requests[members[0]].args[1]), _NEW_TOKENS)
-                seeds = prompt_seeds(self.seed, len(requests))
-                prompts = {i: self._prompt(requests[i].args[0], kwargs["max_gen_toks"]) for i in members}
+                seeds = row_seeds(self.seed, len(requests)).tolist()
+                contexts = {i: self.tok_encode(requests[i].args[0]) or [self.prefix_token_id] for i in members}
+                prompts = {i: self._cut(context, kwargs["max_gen_toks"]) for i, context in contexts.items()}
                 members = self._decodable(prompts, requests, kwargs)
                 decoded = decode_batches(
                     self.decoder,
@@ -170,24 +171,13 @@ class EdlmLM(TemplateLM):
         return log_likelihood(self.model, [(context, new)], **how)[0]
 
     def _is_greedy(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[bool]:
-        """Whether greedy block decoding begins with the continuation.
-
-        All are decoded to the longest one's length, which changes no earlier token: another length would compile again.
-        Those whose context leaves no room for that are decoded to their own.
-        """
-        room, greedy = self.model.spec.max_length, [False] * len(pairs)
-        longest = max((len(new) for _, new in pairs), default=1)
-        lengths = [longest if len(context) + longest <= room else len(new) for context, new in pairs]
-        for length in sorted(set(lengths)):
-            members = [i for i in range(len(pairs)) if lengths[i] == length]
-            how = self._decoding(dict(max_gen_toks=length)) | dict(ends=None)
-            refused = self.decoder.refuse([pairs[i][0] for i in members], **how)  # what cannot be decoded is not greedy
-            members = [i for index, i in enumerate(members) if index not in refused]
-            prompts = [pairs[i][0] for i in members]
-            decoded = decode_batches(self.decoder, prompts, batch_size=self.batch_size, **how)
-            for i, row in zip(members, decoded, strict=True):
-                greedy[i] = row.tokens[: len(pairs[i][1])] == list(pairs[i][1])
-        return greedy
+        """Whether greedy block decoding begins with the continuation; what cannot be decoded is not greedy."""
+        refused = self.decoder.refuse([context for context, _ in pairs], self.decoding, limit=1)
+        members = [i for i in range(len(pairs)) if i not in refused]
+        prompts, limits = [pairs[i][0] for i in members], [len(pairs[i][1]) for i in members]
+        how = dict(batch_size=self.batch_size, mode=self.decoding)
+        rows = dict(zip(members, decode_to_longest(self.decoder, prompts, limits, **how), strict=True))
+        return [i in rows and rows[i].tokens[: len(new)] == list(new) for i, (_, new) in enumerate(pairs)]
 
     def _decodable(self, prompts: Mapping[int, list[int]], requests: Sequence[Instance], kwargs) -> list[int]:
         """The requests that can be decoded; what cannot is answered by nothing, and named."""
@@ -202,9 +192,6 @@ class EdlmLM(TemplateLM):
         top_k = max(kwargs.get("top_k", 0), 0)  # -1, as others write it: all of them
         sampling = Sampling(kwargs.get("temperature", 0.0), top_k, kwargs.get("top_p", 1.0))
         return dict(mode=self.decoding, limit=kwargs["max_gen_toks"], sampling=sampling, ends=self.text.ends)
-
-    def _prompt(self, context: str, new_tokens: int) -> list[int]:
-        return self._cut(self.tok_encode(context) or [self.prefix_token_id], new_tokens)
 
     def _cut(self, context: list[int], new_tokens: int) -> list[int]:
         """The end of the context that the model's cache has room for."""

@@ -19,7 +19,7 @@ from flax import nnx
 
 from edlm_jax.decoding.prompts import bucket
 from edlm_jax.diffusion.streams import AUTOREGRESSIVE, Batch
-from edlm_jax.errors import InputError
+from edlm_jax.errors import InputError, check_range
 from edlm_jax.evaluation.heldout import heldout_objective
 from edlm_jax.models import ModelSpec, Transformer
 from edlm_jax.parallel.mesh import mesh_of, on_mesh
@@ -55,8 +55,7 @@ def log_likelihood(
     conversion = model.spec.conversion
     mode = mode or ("diffusion" if conversion else "ar")
     check_likelihood(model.spec, mode)
-    if num_samples < 1:
-        raise InputError(f"num_samples must be positive, not {num_samples}")
+    check_range("num_samples", num_samples)
     layout = conversion.layout if conversion and mode == "diffusion" else AUTOREGRESSIVE
     objective = heldout_objective(model, layout)
     C = objective.layout.block_length
@@ -64,7 +63,10 @@ def log_likelihood(
     graphdef, state = nnx.split(model)
     results = []
     for index, (context, continuation) in enumerate(pairs):
-        _check(index, context, continuation, model.spec.max_length)
+        if not len(context) or not len(continuation):
+            raise InputError(f"pair {index}: context and continuation need at least one token each")
+        if (length := len(context) + len(continuation)) > model.spec.max_length:
+            raise InputError(f"pair {index}: {length} tokens exceed the model's {model.spec.max_length}")
         # As in decoding, the continuation begins a block, unless blocks are counted from position 0.
         batch = _row(context, continuation, C, 0 if model.spec.on_position_grid else -len(context) % C)
         keys_S = jax.random.split(jax.random.fold_in(jax.random.key(seed), index), num_samples)
@@ -82,13 +84,6 @@ def check_likelihood(spec: ModelSpec, mode: str) -> None:
         raise InputError(f"mode {mode!r} is unknown; choose 'ar' or 'diffusion'")
     if mode == "diffusion" and (spec.conversion is None or spec.conversion.layout.as_decoded().clean != "block_causal"):
         raise InputError("diffusion likelihood is for models converted with a block-causal context; use mode='ar'")
-
-
-def _check(index, context, continuation, max_length):
-    if not len(context) or not len(continuation):
-        raise InputError(f"pair {index}: context and continuation need at least one token each")
-    if len(context) + len(continuation) > max_length:
-        raise InputError(f"pair {index}: {len(context) + len(continuation)} tokens exceed the model's {max_length}")
 
 
 def _row(context, continuation, C, pad) -> Batch:

@@ -44,17 +44,13 @@ class Encoder:
 
     def similarity(self, embeddings1, embeddings2):
         """Cosines of all pairs, as a torch tensor."""
-        import torch
-
-        ones, others = (normalise(np.atleast_2d(np.asarray(x, np.float32))) for x in (embeddings1, embeddings2))
-        return torch.from_numpy(ones @ others.T)
+        ones, others = _normalised(embeddings1, embeddings2)
+        return ones @ others.T
 
     def similarity_pairwise(self, embeddings1, embeddings2):
         """Cosines of one by one, as a torch tensor."""
-        import torch
-
-        ones, others = (normalise(np.atleast_2d(np.asarray(x, np.float32))) for x in (embeddings1, embeddings2))
-        return torch.from_numpy((ones * others).sum(axis=-1))
+        ones, others = _normalised(embeddings1, embeddings2)
+        return (ones * others).sum(axis=-1)
 
     @property
     def mteb_model_meta(self):
@@ -62,3 +58,9 @@ class Encoder:
         from mteb.models import ModelMeta
 
         return ModelMeta.create_empty({"name": f"edlm_jax/{self.name.strip('/').replace('/', '_')}"})
+
+
+def _normalised(*embeddings):
+    import torch
+
+    return (torch.from_numpy(normalise(np.atleast_2d(np.asarray(x, np.float32)))) for x in embeddings)

@@ -1,12 +1,5 @@
 """What `edlm bench` prints of its numbers."""
 
-from typing import Any
-
-
-def show_benchmark(what: str, result: dict[str, Any]) -> None:
-    """Prints the tables of one of its measurements."""
-    _SHOWN[what](result)
-
 
 def _show_decode(result):
     print(f"{result['dtype']}, products by {result['products']}")
@@ -107,5 +100,5 @@ def _show_train(result):
         print(f"torch: not measured: {peer['not_measured']}")
 
 
-_SHOWN = {"decode": _show_decode, "forward": _show_forward, "train": _show_train, "attention": _show_attention}
-_SHOWN |= {"serve": _show_serve, "kernels": _show_kernels, "device": _show_device, "all": _show_all}
+SHOWN = {"decode": _show_decode, "forward": _show_forward, "train": _show_train, "attention": _show_attention}
+SHOWN |= {"serve": _show_serve, "kernels": _show_kernels, "device": _show_device, "all": _show_all}

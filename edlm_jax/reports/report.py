@@ -24,20 +24,18 @@ def describe_machine() -> dict[str, Any]:
     """The devices, processor and package versions that the numbers were measured with."""
     import jax
 
+    versions = {"python": platform.python_version()}
+    for name in VERSIONED:
+        with contextlib.suppress(metadata.PackageNotFoundError):  # libtpu is where TPUs are, or compiled for
+            versions[name] = metadata.version(name)
     return {
         "hardware": {
             "devices": [device.device_kind for device in jax.devices()],
             "processor": _processor(),
             "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         },
-        "versions": {"python": platform.python_version(), **dict(_installed(VERSIONED))},
+        "versions": versions,
     }
-
-
-def _installed(names):
-    for name in names:
-        with contextlib.suppress(metadata.PackageNotFoundError):  # libtpu is where TPUs are, or compiled for
-            yield name, metadata.version(name)
 
 
 def _processor() -> str:
@@ -71,9 +69,14 @@ def print_report(report: Report, markdown: bool = False) -> None:
 
 
 def print_tables(tables: Iterable[Rows], stderr: bool = False) -> None:
-    """Print tables for a terminal."""
-    for header, rows in tables:
-        Console(stderr=stderr).print(_terminal_table(header, rows))
+    for (first, *others), rows in tables:
+        table = Table(header_style="bold")
+        table.add_column(first, overflow="fold")  # text, the others are numbers; where it is narrow, names fold
+        for name in others:
+            table.add_column(name, justify="right", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        Console(stderr=stderr).print(table)
 
 
 # --- Tables as (header, rows) ---
@@ -86,7 +89,9 @@ def _all_rows(report: Report) -> Iterator[Rows]:
     if columns or points:
         yield _result_rows(columns | points)
     if columns:
-        yield _kind_rows(columns)
+        kinds = next(iter(columns.values()))["kinds"]
+        header = ["accuracy by kind", *(name.removeprefix("diffusion, threshold ") for name in columns)]
+        yield header, [[kind, *(f"{entry['kinds'][kind]:.3f}" for entry in columns.values())] for kind in kinds]
     if ways := report.get("lossless"):
         yield _lossless_rows(ways, report["prompts"])
     if found := report.get("retrieval"):
@@ -127,13 +132,6 @@ def _lossless_rows(ways: dict[str, dict], prompts: int) -> Rows:
     return ["decoding", "same text as AR", "tokens/forward", "of which 2+ 3+ ...", "tokens/s", "speed-up"], rows
 
 
-def _kind_rows(columns: dict[str, dict]) -> Rows:
-    """Accuracy per kind of task, a column for each way of decoding."""
-    kinds = next(iter(columns.values()))["kinds"]
-    header = ["accuracy by kind", *(name.removeprefix("diffusion, threshold ") for name in columns)]
-    return header, [[kind, *(f"{entry['kinds'][kind]:.3f}" for entry in columns.values())] for kind in kinds]
-
-
 def _fact_rows(report: Report) -> list[list[str]]:
     """Held-out loss, weight drift, seconds."""
     losses = report.get("heldout_loss", {}).items()
@@ -151,17 +149,6 @@ def _fact_rows(report: Report) -> list[list[str]]:
     if "seconds" in report:
         rows.append(["seconds, all stages", f"{report['seconds']:.0f}"])
     return rows
-
-
-def _terminal_table(header: list[str], rows: list[list[str]]) -> Table:
-    """For rich's console; the first column is text, the others are numbers. Where it is narrow, names fold."""
-    table = Table(header_style="bold")
-    table.add_column(header[0], overflow="fold")
-    for name in header[1:]:
-        table.add_column(name, justify="right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:

@@ -66,7 +66,8 @@ class Form:
             for column in piece.logprobs
         ]
         if self.chat:
-            told = [[_entry(*pair) for pair in column] for column in columns]
+            as_bytes = lambda text: None if PART in text else list(text.encode())  # noqa: E731
+            told = [[{"token": t, "logprob": v, "bytes": as_bytes(t)} for t, v in column] for column in columns]
             return {"content": [own | {"top_logprobs": others} for own, *others in told], "refusal": None}
         tokens, values = [column[0][0] for column in columns], [column[0][1] for column in columns]
         return {
@@ -81,10 +82,6 @@ class Form:
 def _token_text(text: Text, token: int) -> str:
     """Of a token inside a text: at its beginning some tokenizers drop a space."""
     return read_after(text.whole, [token], [token])
-
-
-def _entry(text: str, value: float) -> dict[str, Any]:
-    return {"token": text, "logprob": value, "bytes": None if PART in text else list(text.encode())}
 
 
 def usage(rows: Sequence[Row], n: int) -> dict[str, Any]:

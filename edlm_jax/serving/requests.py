@@ -24,11 +24,7 @@ _PASSED_OVER = (
     "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention parallel_tool_calls"
 ).split()
 # Of OpenAI's fields: the values that ask for nothing, beside null.
-_NOTHING: dict[str, tuple] = {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": ({},),
-}
+_NOTHING: dict[str, tuple] = {"frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},)}
 _NOTHING_TO_COMPLETE: dict[str, tuple] = {"best_of": (1,), "echo": (False,), "suffix": ("",)}
 _NOTHING_TO_SAY: dict[str, tuple] = {
     "audio": (),

@@ -10,11 +10,13 @@ from ml_collections import ConfigDict
 
 from edlm_jax.data.sources import open_source
 from edlm_jax.decoding.modes import MODES
-from edlm_jax.errors import InputError
+from edlm_jax.errors import InputError, check_range
 from edlm_jax.evaluation.compare import check_evaluation
 from edlm_jax.training.run import Run
 
 QUICK_STEPS = 2
+# What every cell is measured by.
+MEASURES = ("eval_steps", "eval_block_lengths", "eval_modes", "eval_losses", "retrieval", "timed_steps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,25 +35,11 @@ class Cell:
 
 
 @dataclasses.dataclass(frozen=True)
-class Measures:
-    """What every cell is measured by; `study_config` says what the fields mean."""
-
-    eval_steps: tuple[int, ...]
-    eval_block_lengths: tuple[int, ...]
-    eval_modes: tuple[str, ...]
-    eval_losses: tuple[Mapping[str, Any], ...]
-    retrieval: int
-    timed_steps: int
-
-
-@dataclasses.dataclass(frozen=True)
 class Plan:
     """All of a study."""
 
-    quick: bool
-    x: str
+    config: ConfigDict  # what `study_config` makes
     base: Run
-    measures: Measures
     cells: list[Cell]  # one arm's seeds after the other's
 
 
@@ -91,8 +79,7 @@ def expand(c: ConfigDict, sweep: Callable[[Callable], None]) -> Plan:
     cells = [_make_cell(c, arm, changes, seed) for arm, changes in arms.items() for seed in c.seeds]
     if len({cell.name for cell in cells}) < len(cells):
         raise InputError(f"two arms of the study have names that make one directory: {', '.join(arms)}")
-    measures = Measures(**{field.name: c[field.name] for field in dataclasses.fields(Measures)})
-    return Plan(c.quick, c.x, base, measures, cells)
+    return Plan(c, base, cells)
 
 
 def _make_quick(c: ConfigDict) -> ConfigDict:
@@ -145,8 +132,7 @@ def _check(c: ConfigDict, base: Run) -> None:
         if c.x == x and not c[measured]:
             raise InputError(f"config.x={x} needs config.{measured}")
     for name in ("retrieval", "timed_steps"):
-        if c[name] < 0:
-            raise InputError(f"config.{name} must be zero or more, not {c[name]}")
+        check_range(f"config.{name}", c[name], 0)
     kinds = [source["kind"] for source in c.eval_losses]
     if len(set(kinds)) < len(kinds):
         raise InputError("config.eval_losses: the sources are named by their kinds, which must differ")

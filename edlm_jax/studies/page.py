@@ -24,7 +24,8 @@ def accuracy_rows(results: Results) -> Rows:
     rows = [[before(results), "", *([_value(results["ar"]["accuracy"])] * len(columns))]]
     for arm in results["arms"]:
         points = {_place(point): point for point in arm["points"]}
-        cells = [_cell(points[place]) if place in points else "" for place in columns]
+        tell = lambda p: f"{_statistic(p['accuracy'])} @ {p['tokens_per_forward']['mean']:.2f}"  # noqa: E731
+        cells = [tell(points[place]) if place in points else "" for place in columns]
         rows.append([arm["arm"], str(len(arm["seeds"])), *cells])
     return header, rows
 
@@ -57,7 +58,6 @@ def settled_rows(results: Results) -> Rows:
 
 
 def page(results: Results) -> str:
-    """The whole page in Markdown."""
     name = results["study"]
     parts = [_head(name, results["doc"])]
     quick = "a quick form (one seed, two steps: no result), " if results["quick"] else ""
@@ -92,10 +92,6 @@ def place_name(place: tuple, columns: Sequence[tuple]) -> str:
 
 def _place(point: dict[str, Any]) -> tuple:
     return tuple(point[name] for name in PLACE)
-
-
-def _cell(point: dict[str, Any]) -> str:
-    return f"{_statistic(point['accuracy'])} @ {point['tokens_per_forward']['mean']:.2f}"
 
 
 def _statistic(value: dict[str, float | None], name: str = "") -> str:

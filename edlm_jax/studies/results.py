@@ -2,38 +2,12 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
-
-from edlm_jax.errors import InputError
-from edlm_jax.files import read_json
 
 PLACE = ("step", "mode", "block_length", "threshold")  # where an arm is measured
 METRICS = ("accuracy", "tokens_per_forward")
 Results = dict[str, Any]
-
-
-def collect(
-    name: str, doc: str, settings: Mapping[str, Any], cells: Sequence[dict], total: int, ar: dict, machine: dict
-) -> Results:
-    """The results of the cells that are finished, of `total`; `settings` and `doc` are those of the study's file."""
-    arms: dict[str, list[dict]] = {}
-    for cell in cells:
-        arms.setdefault(cell["arm"], []).append(cell)
-    return {
-        "study": name,
-        "doc": doc,
-        "x": settings["x"],
-        "quick": settings["quick"],
-        "finished": len(cells),
-        "cells_in_all": total,
-        "ar": ar,
-        "arms": [summarise(arm, runs) for arm, runs in arms.items()],
-        "cells": [{key: value for key, value in cell.items() if key != "config"} for cell in cells],
-        "config": settings["base"],
-        **machine,
-    }
 
 
 def summarise(arm: str, runs: Sequence[dict]) -> dict[str, Any]:
@@ -88,14 +62,3 @@ def mean_and_error(values: Sequence[float]) -> dict[str, float | None]:
 def before(results: Results) -> str:
     """What the model is that all arms start from."""
     return results["ar"].get("name", "AR, unconverted")
-
-
-def read_results(path: Path) -> Results:
-    """A results.json."""
-    try:
-        results = read_json(path)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    if not isinstance(results, dict) or "arms" not in results:
-        raise InputError(f"{path} is not the results.json of a study")
-    return results

@@ -4,23 +4,29 @@ import dataclasses
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax import monitoring
+from ml_collections import ConfigDict
 
+from edlm_jax.benchmarks.training import time_train_step
 from edlm_jax.decoding import Decoder
 from edlm_jax.decoding.modes import Mode, default_mode, make_mode, options_of
+from edlm_jax.diagnosis.drift import weight_drift
+from edlm_jax.diffusion.streams import AUTOREGRESSIVE
 from edlm_jax.errors import InputError, StoppedError
 from edlm_jax.evaluation.compare import AR, Origin, compare_accuracy
+from edlm_jax.evaluation.embedding import attentions, documented_functions, retrieval
+from edlm_jax.evaluation.heldout import heldout_loss
 from edlm_jax.evaluation.tasks.task import Way
 from edlm_jax.files import read_json
+from edlm_jax.models.transformer import Transformer
 from edlm_jax.reports.report import describe_machine, write_report
-from edlm_jax.studies.cells import Cell, Plan
-from edlm_jax.studies.measures import drift_of, of_model, of_training
-from edlm_jax.studies.results import Results, collect
+from edlm_jax.studies.cells import MEASURES, Cell, Plan
+from edlm_jax.studies.results import Results, summarise
 from edlm_jax.training.checkpoint import load_trained
 from edlm_jax.training.run import Run
 from edlm_jax.training.train import train
@@ -36,8 +42,8 @@ class Study:
     """
 
     def __init__(self, plan: Plan, workdir: Path):
-        self.plan, self.base, self.measures, self.cells = plan, plan.base, plan.measures, plan.cells
-        self.workdir, modes = workdir, [make_mode(name) for name in ("ar", *plan.measures.eval_modes)]
+        self.config, self.base, self.cells, self.workdir = plan.config, plan.base, plan.cells, workdir
+        modes = [make_mode(name) for name in ("ar", *self.config.eval_modes)]
         self.origin = Origin(plan.base, modes)
 
     def keep_programs(self) -> None:
@@ -46,15 +52,14 @@ class Study:
             jax.config.update("jax_compilation_cache_dir", str((self.workdir / "compiled").absolute()))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
-    def run(self, wanted: Iterable[int], on_cell: Callable[[int, dict[str, Any], bool], None]) -> None:
-        """Finishes these cells; `on_cell(index, result, fresh)` after each."""
+    def run(self, wanted: Iterable[int]) -> Iterator[tuple[Cell, dict[str, Any] | None]]:
+        """Finishes these cells; yields each with its result, None if it was finished before."""
         for index in wanted:
-            result = self.finished(index)
-            fresh = result is None
-            if fresh:
-                result = self._run_cell(self.cells[index])
-                write_report(result, self._directory(self.cells[index]) / "cell.json")
-            on_cell(index, result, fresh)
+            cell, result = self.cells[index], None
+            if self.finished(index) is None:
+                result = self._run_cell(cell)
+                write_report(result, self._directory(cell) / "cell.json")
+            yield cell, result
 
     def finished(self, index: int) -> dict[str, Any] | None:
         """The result of a cell that was measured, here or on another machine."""
@@ -73,7 +78,7 @@ class Study:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             ar = self.origin.ar
-            measured = of_model(self.measures, self.base, ar, self.origin.text.tokenizer) | {"config": config}
+            measured = of_model(self.config, self.base, ar, self.origin.text.tokenizer) | {"config": config}
             measured |= {"name": "converted before"} if ar.spec.conversion else {}
             write_report(self._score(Way(Decoder(ar), default_mode(ar.spec), ar)) | measured, path)
         result = read_json(path)
@@ -82,10 +87,22 @@ class Study:
         return result
 
     def results(self, name: str, doc: str, baseline: dict[str, Any]) -> Results:
-        """Of all cells that are finished so far."""
+        """Of all cells that are finished so far; `doc` is that of the study's file."""
         finished = [result for index in range(len(self.cells)) if (result := self.finished(index)) is not None]
-        settings = dict(x=self.plan.x, quick=self.plan.quick, base=_plain(self.base))
-        return collect(name, doc, settings, finished, len(self.cells), baseline, describe_machine())
+        arms = dict.fromkeys(cell["arm"] for cell in finished)
+        return {
+            "study": name,
+            "doc": doc,
+            "x": self.config.x,
+            "quick": self.config.quick,
+            "finished": len(finished),
+            "cells_in_all": len(self.cells),
+            "ar": baseline,
+            "arms": [summarise(arm, [cell for cell in finished if cell["arm"] == arm]) for arm in arms],
+            "cells": [{key: value for key, value in cell.items() if key != "config"} for cell in finished],
+            "config": _plain(self.base),
+            **describe_machine(),
+        }
 
     def _run_cell(self, cell: Cell) -> dict[str, Any]:
         directory, began = self._directory(cell), time.perf_counter()
@@ -94,8 +111,8 @@ class Study:
             if not summary["completed"]:
                 raise StoppedError(f"stopped in {cell.name} at step {summary['step']}; the same command continues")
             training_compiled = compilations.compiled
-            measured = [self._measure(cell, directory, step) for step in self.measures.eval_steps or (None,)]
-            cost = of_training(self.measures, cell.run)
+            measured = [self._measure(cell, directory, step) for step in self.config.eval_steps or (None,)]
+            cost = of_training(self.config, cell.run)
         return {
             "arm": cell.arm,
             "seed": cell.seed,
@@ -119,20 +136,20 @@ class Study:
             {
                 "step": step,
                 "mode": mode.name,
-                "block_length": length if self.measures.eval_block_lengths else None,
+                "block_length": length if self.config.eval_block_lengths else None,
                 "threshold": getattr(mode, "threshold", None),
                 **self._score(way._replace(mode=mode)),
             }
             for mode, length in self._modes(cell)
         ]
-        measures = of_model(self.measures, cell.run, model, self.origin.text.tokenizer)
+        measures = of_model(self.config, cell.run, model, self.origin.text.tokenizer)
         return points, {"step": step} | drift_of(self.origin.ar, model) | measures
 
     def _modes(self, cell: Cell) -> list[tuple[Mode, int]]:
         """Every mode, in blocks of every length if it has blocks, at every threshold if it has one."""
-        lengths = self.measures.eval_block_lengths or (cell.run.data.block_length,)
+        lengths = self.config.eval_block_lengths or (cell.run.data.block_length,)
         modes = []
-        for name, length in itertools.product(self.measures.eval_modes, lengths):
+        for name, length in itertools.product(self.config.eval_modes, lengths):
             own = options_of(name)
             blocks = {"block_length": length} if "block_length" in own else {}
             thresholds = cell.run.evaluation.thresholds if "threshold" in own else (None,)
@@ -150,7 +167,7 @@ class Study:
 
     def _measured_config(self, run: Run) -> dict[str, Any]:
         """As JSON gives it back."""
-        return json.loads(json.dumps(dict(training=_plain(run)) | dataclasses.asdict(self.measures)))
+        return json.loads(json.dumps(dict(training=_plain(run)) | {name: self.config[name] for name in MEASURES}))
 
 
 class Compilations:
@@ -187,3 +204,40 @@ def _plain(run: Run) -> dict[str, Any]:
 
 def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and abs(value) == float("inf") else value
+
+
+def drift_of(before: Transformer, after: Transformer) -> dict[str, Any]:
+    """The mean over layers for the tables, and every layer's under "drift"."""
+    drift = weight_drift(before, after)
+    means = {f"drift_{group}": sum(d["relative"]) / len(d["relative"]) for group, d in drift.items()}
+    return means | {"drift": drift}
+
+
+def of_model(study: ConfigDict, run: Run, model: Transformer, tokenizer) -> dict[str, float]:
+    """Held-out losses in nats per token, "LOSS_SOURCE": an AR model's own, of a converted model this one and its bound.
+
+    The AR loss of a conversion says what it has forgotten of being one. And how well a docstring finds its function's
+    body when texts are read by each attention: the mean reciprocal rank.
+    """
+    measured, layout = {}, run.objective.layout
+    for source in study.eval_losses:
+        data = dataclasses.replace(run.data, eval_sources=(source,))
+        layouts = {"ar_loss": AUTOREGRESSIVE} | ({"diffusion_loss": layout} if model.spec.conversion else {})
+        for name, trained_as in layouts.items():
+            measured[f"{name}_{source['kind']}"] = heldout_loss(model, data, tokenizer, trained_as)
+    if study.retrieval:
+        pairs = documented_functions(study.retrieval)
+        for name, pattern in attentions(model.spec, layout.block_length).items():
+            found = retrieval(model, tokenizer, pairs, pattern=pattern)
+            measured[f"retrieval_{name}"] = found["mean_reciprocal_rank"]
+    return measured
+
+
+def of_training(study: ConfigDict, run: Run) -> dict[str, float]:
+    """What a training step takes: seconds, the bytes of its state, and the peak that the compiler plans for."""
+    if not study.timed_steps:
+        return {}
+    timed = time_train_step(run, study.timed_steps)
+    cost = {"step_seconds": timed["seconds_per_step"]["median"]}
+    cost |= {f"{name}_bytes": count for name, count in timed["state_bytes"].items()}
+    return cost | ({"peak_bytes": timed["peak_bytes"]["planned"]} if "planned" in timed["peak_bytes"] else {})

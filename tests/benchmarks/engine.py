@@ -11,7 +11,7 @@ import json
 import statistics
 import time
 
-from edlm_jax.benchmarks.serving import serve, static_batches, trace_requests
+from edlm_jax.benchmarks.serving import serve, trace_requests
 from edlm_jax.decoding import Decoder, Engine, parse_mode
 from edlm_jax.pretrained import load_pretrained, load_tokenizer
 from edlm_jax.reports.report import describe_machine
@@ -37,17 +37,28 @@ def measure(decoder, text, requests, args):
         raise SystemExit(f"{mode.name} revises tokens up to a row's end: batches' answers cut short are not its own")
     engine = Engine(decoder, mode, slots=args.slots, columns=528)
     engine.warm()
-    static_batches(decoder, mode, requests, args.slots)
+    in_batches(decoder, mode, requests, args.slots)
     batches, engines = [], []
     for _ in range(args.repeats):
         start = time.perf_counter()
-        expected = static_batches(decoder, mode, requests, args.slots)
+        expected = in_batches(decoder, mode, requests, args.slots)
         batches.append(sum(map(len, expected)) / (time.perf_counter() - start))
         answers, numbers = serve(engine, requests, args.slots)
         assert answers == expected, "the engine gave other tokens"
         engines.append(numbers["tokens_per_second"])
     rates = dict(batches=statistics.median(batches), engine=statistics.median(engines))
     return rates | dict(ratio=rates["engine"] / rates["batches"], runs=dict(batches=batches, engine=engines))
+
+
+def in_batches(decoder, mode, requests, size):
+    """The answers by batches of alike prompts, each as long as its longest answer."""
+    order, answers = sorted(range(len(requests)), key=lambda i: len(requests[i][0])), {}
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        limit = max(requests[i][1] for i in chosen)
+        rows = decoder([requests[i][0] for i in chosen], mode, limit=limit, seed=[0] * len(chosen)).tokens
+        answers |= {i: row[: requests[i][1]] for i, row in zip(chosen, rows, strict=True)}
+    return [answers[i] for i in range(len(requests))]
 
 
 if __name__ == "__main__":

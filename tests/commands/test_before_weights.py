@@ -34,7 +34,7 @@ def models(tiny_ar_dir, tiny_converted_dir, tmp_path):
         ("generate --model={converted} --prompt=a --block-length=-8", "block_length must be a positive"),
         ("generate --model={converted} --prompt=a --sub-block-length=3", "must divide the block length 4"),
         ("generate --model={converted} --prompt=a --dual-cache", "dual_cache needs sub_block_length"),
-        ("generate --model={converted} --prompt=a --rule=fixed:0", "tokens must lie in"),
+        ("generate --model={converted} --prompt=a --rule=fixed:0", "tokens must be positive"),
         ("generate --model={converted} --prompt=a --max-new-tokens=512", "prompt 0 is too long"),
         ("generate --model={converted} --prompt=<|fim_pad|>", "prompt 0 holds the mask token 258"),
         ("generate --model={converted} --prompt=a --chat", "a tokenizer with a chat template, and this one has none"),

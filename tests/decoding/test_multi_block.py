@@ -100,7 +100,7 @@ def test_a_row_alone_equals_the_row_in_a_batch():
 @pytest.mark.parametrize(
     ("mode", "reason"),
     [
-        ("multi_block:blocks=0", "blocks must be at least 1"),
+        ("multi_block:blocks=0", "blocks must be positive"),
         ("multi_block:opens=1.5", r"opens must lie in \[0, 1\]"),
         ("multi_block:threshold=2", r"threshold must lie in \[0, 1\]"),
         ("multi_block:commit=separate", "commit=separate means nothing to multi_block"),

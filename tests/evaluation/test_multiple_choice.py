@@ -62,7 +62,7 @@ def test_every_answer_can_be_the_right_one(converted, tmp_path):
     for row in ROWS:
         rows = [row | dict(answer=index) for index in range(len(row["choices"]))]
         (task,) = load_tasks([dict(task="multiple_choice", path=write(tmp_path / "q.jsonl", rows))], tokenizer)
-        assert sum(outcome.right for outcome in task.score(way, Text(tokenizer), 1)) == 1
+        assert sum(outcome.right for outcome in task.scorer.score(task.questions, way, Text(tokenizer), 1)) == 1
 
 
 def test_what_has_no_room_is_named_and_a_model_without_a_bound_refused(converted, tmp_path):

@@ -236,8 +236,8 @@ FAULTS = [
     Fault(
         "tokens after an end are settled",
         "edlm_jax/decoding/left_to_right.py",
-        "jnp.where(self.done_B, 0, jnp.minimum(settled_B, first_end_B))",
-        "jnp.where(self.done_B, 0, settled_B + jnp.zeros_like(first_end_B))",
+        "jnp.where(rows.done_B, 0, jnp.minimum(settled_B, first_end_B))",
+        "jnp.where(rows.done_B, 0, settled_B + jnp.zeros_like(first_end_B))",
     ),
     Fault(
         "a prompt's padding is on the wrong grid",

@@ -297,7 +297,7 @@ def test_what_no_study_can_be_is_refused(study_file, tiny_config, tmp_path, caps
         (dict(eval_steps=(50,)), "stops at step 3, before 50"),
         (dict(eval_modes=("diffusion", "backwards")), "eval_modes are one or more of"),
         (dict(eval_losses=(dict(kind="tasks"), dict(kind="tasks", seed=1))), "must differ"),
-        (dict(retrieval=-1), "config.retrieval must be zero or more"),
+        (dict(retrieval=-1), "config.retrieval must not be negative"),
         (dict(x="step"), "config.x=step needs config.eval_steps"),
         (dict(x="objective.half_life"), "'low rate' must change it to a number"),
     ]:

@@ -1,7 +1,7 @@
 """The modes by name. A new one is a file beside this and a line here."""
 
 import argparse
-from dataclasses import fields
+from dataclasses import Field, fields
 from typing import Any
 
 from edlm_jax.decoding.modes.autoregressive import Autoregressive
@@ -21,6 +21,7 @@ from edlm_jax.models import ModelSpec
 _MODES: tuple[type[Mode], ...] = (Diffusion, Autoregressive, SelfSpeculation, QuadraticSpeculation, PromptLookup)
 _MODES += (PSD, MultiBlock, Edit, DMax, Mars)
 MODES = {mode.name: mode for mode in _MODES}
+_WANTED = {int: "a whole number", float: "a number", read_switch: "yes or no"}
 __all__ = [
     "MODES",
     "PSD",
@@ -50,23 +51,28 @@ def default_mode(spec: ModelSpec) -> Mode:
     return SelfSpeculation() if spec.conversion.adapted == "noisy" else Diffusion()
 
 
-def options_of(name: str) -> set[str]:
-    """The names of a mode's options."""
+def options_of(name: str) -> dict[str, Field]:
+    """A mode's options by their names."""
     if name not in MODES:
         raise InputError(f"mode {name!r} is unknown; choose one of {', '.join(MODES)}")
-    return {field.name for field in fields(MODES[name])}
+    return {field.name: field for field in fields(MODES[name])}
 
 
 def make_mode(name: str, **options: Any) -> Mode:
     """The mode of that name; an option may be a text. InputError names an option that the mode does not have."""
-    options_of(name)
-    readers = {field.name: field.metadata["read"] for field in fields(MODES[name])}
+    own = options_of(name)
     for option, value in options.items():
-        if option not in readers:
-            takes = f"its options are {', '.join(readers)}" if readers else "it has none"
+        if option not in own:
+            takes = f"its options are {', '.join(own)}" if own else "it has none"
             raise InputError(f"{option}={value} means nothing to {name}; {takes}")
         if isinstance(value, str):
-            options[option] = _read(name, option, readers[option], value)
+            read = own[option].metadata["read"]
+            try:
+                options[option] = read(value)
+            except InputError:
+                raise
+            except ValueError:
+                raise InputError(f"{option} of {name} must be {_WANTED[read]}, not {value!r}") from None
     return MODES[name](**options)
 
 
@@ -87,15 +93,12 @@ def add_mode_arguments(parser: argparse.ArgumentParser) -> None:
     names = "{" + ",".join(MODES) + "}"
     what = "or with options, as in psd:depth=3 (default: diffusion; self_speculation where adapters draft; else ar)"
     parser.add_argument("--mode", metavar=names, help=what)
-    takers: dict[str, list[type[Mode]]] = {}
-    for mode in MODES.values():
-        for field in fields(mode):
-            takers.setdefault(field.name, []).append(mode)
-    for option, modes in takers.items():
-        metadata = next(field.metadata for field in fields(modes[0]) if field.name == option)
+    for option in dict.fromkeys(option for name in MODES for option in options_of(name)):
+        takers = [name for name in MODES if option in options_of(name)]
+        metadata = options_of(takers[0])[option].metadata
         flags = [f"--{option.replace('_', '-')}", *filter(None, [metadata["flag"]])]
-        all_but_ar = len(modes) == len(MODES) - 1
-        what = metadata["help"] + ("" if all_but_ar else f" ({', '.join(mode.name for mode in modes)})")
+        all_but_ar = len(takers) == len(MODES) - 1
+        what = metadata["help"] + ("" if all_but_ar else f" ({', '.join(takers)})")
         takes: dict[str, Any] = dict(metavar="VALUE")
         if metadata["read"] is read_switch:
             takes = dict(action="store_const", const="yes")
@@ -111,15 +114,3 @@ def mode_of(args: argparse.Namespace, spec: ModelSpec) -> Mode:
     mode = parse_mode(args.mode) if args.mode else default_mode(spec)
     chosen = {field.name: getattr(mode, field.name) for field in fields(mode)}
     return make_mode(mode.name, **chosen | given)
-
-
-_WANTED = {int: "a whole number", float: "a number", read_switch: "yes or no"}
-
-
-def _read(mode: str, option: str, read: Any, text: str) -> Any:
-    try:
-        return read(text)
-    except InputError:
-        raise
-    except ValueError:
-        raise InputError(f"{option} of {mode} must be {_WANTED[read]}, not {text!r}") from None

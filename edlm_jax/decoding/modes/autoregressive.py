@@ -12,27 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from edlm_jax.decoding.left_to_right import Grown, LeftToRight
-from edlm_jax.decoding.modes.mode import Call, Mode, run_rows
+from edlm_jax.decoding.modes.mode import Mode
 from edlm_jax.decoding.windows import window
 from edlm_jax.models.cache import forward_cached
 
 
-@dataclass(frozen=True)
-class Autoregressive(Mode):
-    """Decodes one token a forward on the same weights, causally."""
-
-    name: ClassVar[str] = "ar"
-    lossless: ClassVar[bool] = True
-    guided: ClassVar[bool] = True
-    causal: ClassVar[bool] = True
-
-    def start(self, weights, prompts, call: Call):
-        return run_rows(weights, prompts, call, self, _Autoregressive)
-
-
 class _Autoregressive(LeftToRight):
-    """One token a turn."""
-
     width = 1  # the last token
 
     def turn(self, rows: Grown) -> Grown:
@@ -49,3 +34,14 @@ class _Autoregressive(LeftToRight):
 
     def _add(self, rows: Grown, x_B1D, cache) -> Grown:
         return self.enter(replace(rows, cache=cache), x_B1D)
+
+
+@dataclass(frozen=True)
+class Autoregressive(Mode):
+    """Decodes one token a forward on the same weights, causally."""
+
+    name: ClassVar[str] = "ar"
+    program: ClassVar[type] = _Autoregressive
+    lossless: ClassVar[bool] = True
+    guided: ClassVar[bool] = True
+    causal: ClassVar[bool] = True

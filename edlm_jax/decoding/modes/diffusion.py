@@ -3,11 +3,11 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
-from edlm_jax.decoding.acceptance import Rule, Threshold
-from edlm_jax.decoding.blocks import BlockProgram, BlockSettings
-from edlm_jax.decoding.modes.mode import BlockMode, Call, option, read_rule, read_switch
+from edlm_jax.decoding.acceptance import Rule, parse_rule
+from edlm_jax.decoding.blocks import BlockProgram
+from edlm_jax.decoding.modes.mode import BlockMode, option, read_switch
 from edlm_jax.decoding.sampling import Sampling
-from edlm_jax.decoding.sub_blocks import DualCache, SubBlocks, SubBlockSettings
+from edlm_jax.decoding.sub_blocks import DualCache, SubBlocks
 from edlm_jax.errors import InputError
 from edlm_jax.models import ModelSpec
 
@@ -17,25 +17,18 @@ class Diffusion(BlockMode):
     """Accepts by a rule inside a block; the next one's first forward commits it."""
 
     name: ClassVar[str] = "diffusion"
-    threshold: float = option(0.9, float, "accept tokens of at least this confidence, and always the best one")
-    rule: Rule | None = option(None, read_rule, "another rule: factor:1, fixed:2, entropy:0.1, margin:0.5, prefix:0.9")
+    rule: Rule | None = option(None, parse_rule, "another rule: factor:1, fixed:2, entropy:0.1, margin:0.5, prefix:0.9")
     commit: str | None = option(
         None, str, "how a finished block enters the cache: fused (in the next forward), separate, first_token"
     )
     sub_block_length: int | None = option(None, int, "finish blocks in parts of so many tokens, from left to right")
     dual_cache: bool = option(False, read_switch, "forward the active part of a block alone: an approximation")
 
-    @property
-    def acceptance(self) -> Rule:
-        """The rule that accepts."""
-        return self.rule or Threshold(self.threshold)
-
     def completed(self, spec: ModelSpec) -> Self:
         mode = super().completed(spec)
         return replace(mode, commit=mode.commit or "fused")
 
     def check(self, spec: ModelSpec, sampling: Sampling) -> None:
-        self.acceptance.check()
         super().check(spec, sampling)
         U = self.sub_block_length
         if self.commit == "first_token" and (spec.conversion is None or spec.conversion.alignment != "shifted"):
@@ -45,11 +38,6 @@ class Diffusion(BlockMode):
         if U is not None and (U < 1 or self.block_length % U):
             raise InputError(f"sub_block_length {U} must divide the block length {self.block_length}")
 
-    def start(self, weights, prompts, call: Call):
-        U = self.sub_block_length
-        if U is None:
-            settings = BlockSettings(**self.fields(BlockProgram, call, self.commit))
-        else:
-            kind = DualCache if self.dual_cache else SubBlocks
-            settings = SubBlockSettings(**self.fields(kind, call, self.commit), sub_block_length=U)
-        return self.run(weights, prompts, call, settings, self.acceptance)
+    @property
+    def program(self) -> type[BlockProgram]:
+        return BlockProgram if self.sub_block_length is None else DualCache if self.dual_cache else SubBlocks

@@ -21,68 +21,27 @@ A token counts as accepted in the forward that last changed it.
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
-import jax
 import jax.numpy as jnp
 
-from edlm_jax.decoding.acceptance import Threshold
-from edlm_jax.decoding.blocks import BlockProgram, BlockSettings, BlockState
-from edlm_jax.decoding.modes.mode import BlockMode, Call, option
+from edlm_jax.decoding.blocks import BlockProgram, BlockState
+from edlm_jax.decoding.modes.mode import BlockMode, option
 from edlm_jax.decoding.sampling import Sampling
 from edlm_jax.decoding.windows import put, put_whole, window
 from edlm_jax.errors import InputError
 
 
-@dataclass(frozen=True)
-class DMax(BlockMode):
-    """Feeds soft tokens back and revises them until they agree."""
-
-    name: ClassVar[str] = "dmax"
-    greedy: ClassVar[bool] = True
-    threshold: float = option(0.9, float, "accept from the left while tokens have at least this confidence")
-    sure: float = option(0.9, float, "a block whose tokens all have this confidence needs no further look")
-    commit: str | None = option(None, str, "how a finished block enters the cache: fused or separate")
-
-    def completed(self, spec) -> Self:
-        # Not the checkpoint's own way: what decodes it plainly need not suit revisions.
-        return BlockMode.completed(self if self.commit else replace(self, commit="fused"), spec)
-
-    def check(self, spec, sampling: Sampling) -> None:
-        Threshold(self.threshold).check()
-        if not 0 <= self.sure <= 1:
-            raise InputError(f"sure must lie in [0, 1], not {self.sure}")
-        super().check(spec, sampling)
-        if self.commit == "first_token":
-            raise InputError("dmax may revise any token, a block's first, too; set commit to 'fused' or 'separate'")
-
-    def start(self, weights, prompts, call: Call):
-        settings = DMaxSettings(**self.fields(_DMax, call, self.commit), sure=self.sure)
-        return self.run(weights, prompts, call, settings, Threshold(self.threshold))
-
-
-@dataclass(frozen=True)
-class DMaxSettings(BlockSettings):
-    """Diffusion, with the confidence of a block that is done."""
-
-    sure: float
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class DMaxState(BlockState):
-    """A block state that remembers how sure each token was."""
-
-    p_BX: jax.Array  # 1 outside the current block: hard embeddings
-    steps_B: jax.Array  # forwards of the current block
-
-
 class _DMax(BlockProgram):
-    """Soft inputs and revisions; the request's rule is a threshold."""
+    """Soft inputs and revisions; the request's rule is a threshold.
 
-    def start(self, s: BlockState) -> DMaxState:
-        return DMaxState(**vars(s), p_BX=jnp.ones(s.tokens_BX.shape), steps_B=jnp.zeros_like(s.start_B))
+    `aside` of its states is (p_BX, how sure each token was, 1 outside the current block: hard embeddings; steps_B,
+    forwards of the current block).
+    """
 
-    def inputs(self, s: DMaxState, first_B, T):
-        tokens_BT, p_BT1 = window(s.tokens_BX, first_B, T), window(s.p_BX, first_B, T)[..., None]
+    def start(self, s: BlockState) -> BlockState:
+        return replace(s, aside=(jnp.ones(s.tokens_BX.shape), jnp.zeros_like(s.start_B)))
+
+    def inputs(self, s: BlockState, first_B, T):
+        tokens_BT, p_BT1 = window(s.tokens_BX, first_B, T), window(s.aside[0], first_B, T)[..., None]
         hard_BTD = self.weights.embed(tokens_BT).astype(jnp.float32)
         mask_11D = self.weights.embed(jnp.full((1, 1), self.settings.mask_id)).astype(jnp.float32)
         soft_BTD = p_BT1 * hard_BTD + (1 - p_BT1) * mask_11D
@@ -90,8 +49,9 @@ class _DMax(BlockProgram):
         soft_BTD = soft_BTD * length_BT1 / jnp.maximum(_norm(soft_BTD), 1e-6)
         return jnp.where(p_BT1 < 1, soft_BTD, hard_BTD).astype(self.weights.dtype)
 
-    def accept(self, s: DMaxState, logits_BCV) -> DMaxState:
-        c, C, steps_B = self.settings, self.settings.block_length, s.steps_B + 1
+    def accept(self, s: BlockState, logits_BCV) -> BlockState:
+        c, C, (p_BX, steps_B) = self.settings, self.settings.block_length, s.aside
+        steps_B += 1
         proposal, s = self.propose(s, logits_BCV)
         block_BC = window(s.tokens_BX, s.start_B, C)
         masked_BC = c.is_noise(block_BC)
@@ -101,7 +61,7 @@ class _DMax(BlockProgram):
         block_BC = jnp.where(written_BC, proposal.tokens_BC, block_BC)
         end_BC = self.ends(block_BC, s.start_B)
         counts_BC = jnp.cumsum(end_BC, axis=1) - end_BC == 0  # up to the first end
-        sure_B = ((proposal.confidence_BC >= c.sure) | ~active_BC | ~counts_BC).all(axis=1)
+        sure_B = ((proposal.confidence_BC >= self.mode.sure) | ~active_BC | ~counts_BC).all(axis=1)
         over_B = ~(changed_BC & counts_BC).any(axis=1) | sure_B | (steps_B >= C)
         full_B = ~(c.is_noise(block_BC) & counts_BC).any(axis=1) & over_B & ~s.done_B
         finished_B = full_B & end_BC.any(axis=1)
@@ -112,12 +72,33 @@ class _DMax(BlockProgram):
             s,
             tokens_BX=put_whole(s.tokens_BX, block_BC, s.start_B),
             accepted_at_BX=put(s.accepted_at_BX, at_BC, s.start_B, changed_BC),
-            p_BX=put_whole(s.p_BX, p_BC, s.start_B),
-            steps_B=jnp.where(moves_B, 0, steps_B),
+            aside=(put_whole(p_BX, p_BC, s.start_B), jnp.where(moves_B, 0, steps_B)),
             start_B=s.start_B + jnp.where(moves_B, C, 0),
             pending_B=moves_B,
             done_B=s.done_B | finished_B,
         )
+
+
+@dataclass(frozen=True)
+class DMax(BlockMode):
+    """Feeds soft tokens back and revises them until they agree."""
+
+    name: ClassVar[str] = "dmax"
+    program: ClassVar[type] = _DMax
+    greedy: ClassVar[bool] = True
+    sure: float = option(
+        0.9, float, "a block whose tokens all have this confidence needs no further look", within=(0, 1)
+    )
+    commit: str | None = option(None, str, "how a finished block enters the cache: fused or separate")
+
+    def completed(self, spec) -> Self:
+        # Not the checkpoint's own way: what decodes it plainly need not suit revisions.
+        return BlockMode.completed(self if self.commit else replace(self, commit="fused"), spec)
+
+    def check(self, spec, sampling: Sampling) -> None:
+        super().check(spec, sampling)
+        if self.commit == "first_token":
+            raise InputError("dmax may revise any token, a block's first, too; set commit to 'fused' or 'separate'")
 
 
 def _run(confidence_BC, masked_BC, threshold):

@@ -13,17 +13,37 @@ inside a block looks no further: a lower limit may change tokens before it, in i
 """
 
 from dataclasses import dataclass, replace
+from math import inf
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 
-from edlm_jax.decoding.acceptance import Threshold
-from edlm_jax.decoding.blocks import BlockProgram, BlockSettings, BlockState
-from edlm_jax.decoding.modes.mode import BlockMode, Call, option
-from edlm_jax.decoding.sampling import Sampling
+from edlm_jax.decoding.blocks import BlockProgram, BlockState
+from edlm_jax.decoding.modes.mode import BlockMode, option
 from edlm_jax.decoding.windows import window
-from edlm_jax.errors import InputError
+
+
+class _Edit(BlockProgram):
+    """Edits beside what is accepted; `aside` of its states counts how often a full block was looked at, int32[B]."""
+
+    def start(self, s: BlockState) -> BlockState:
+        return replace(s, aside=jnp.zeros_like(s.start_B))
+
+    def accept(self, s: BlockState, logits_BCV) -> BlockState:
+        """Keeps what the rule accepts, and edits."""
+        C, mode = self.settings.block_length, self.mode
+        proposal, s = self.propose(s, logits_BCV)
+        block_BC = window(s.tokens_BX, s.start_B, C)
+        masked_BC = self.open(block_BC)
+        given_BC = self.index(s.start_B, C) < 0
+        edited_BC = ~masked_BC & ~given_BC & (proposal.tokens_BC != block_BC) & (proposal.confidence_BC > mode.edit)
+        full_B, finished_B = self.progress(block_BC, s.start_B)
+        looked_B = full_B | finished_B
+        looks_B = jnp.where(looked_B, s.aside + 1, 0)
+        over_B = (looks_B >= mode.looks) | looked_B & ~edited_BC.any(axis=1)
+        accepted_BC = self.request.rule(proposal, masked_BC) | edited_BC
+        s = self.keep(s, proposal.tokens_BC, accepted_BC, over_B)
+        return replace(s, aside=jnp.where(s.pending_B, 0, looks_B))
 
 
 @dataclass(frozen=True)
@@ -31,58 +51,7 @@ class Edit(BlockMode):
     """Replaces tokens of the block where it has become sure of others."""
 
     name: ClassVar[str] = "edit"
+    program: ClassVar[type] = _Edit
     greedy: ClassVar[bool] = True
-    threshold: float = option(0.9, float, "accept tokens of at least this confidence, and always the best one")
-    edit: float = option(0.9, float, "replace a token by one of more than this confidence")
-    looks: int = option(1, int, "forwards of a full block, which may still edit it")
-
-    def check(self, spec, sampling: Sampling) -> None:
-        Threshold(self.threshold).check()
-        if not 0 <= self.edit <= 1:
-            raise InputError(f"edit must lie in [0, 1], not {self.edit}")
-        if self.looks < 0:
-            raise InputError(f"looks must not be negative, not {self.looks}")
-        super().check(spec, sampling)
-
-    def start(self, weights, prompts, call: Call):
-        settings = EditSettings(**self.fields(_Edit, call, "fused"), edit=self.edit, looks=self.looks)
-        return self.run(weights, prompts, call, settings, Threshold(self.threshold))
-
-
-@dataclass(frozen=True)
-class EditSettings(BlockSettings):
-    """Diffusion, with edits."""
-
-    edit: float
-    looks: int
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class EditState(BlockState):
-    """A block state that counts how often a full block was looked at."""
-
-    looks_B: jax.Array
-
-
-class _Edit(BlockProgram):
-    """Edits beside what is accepted; the request's rule is a threshold."""
-
-    def start(self, s: BlockState) -> EditState:
-        return EditState(**vars(s), looks_B=jnp.zeros_like(s.start_B))
-
-    def accept(self, s: EditState, logits_BCV) -> EditState:
-        """Keeps what the rule accepts, and edits."""
-        c, C = self.settings, self.settings.block_length
-        proposal, s = self.propose(s, logits_BCV)
-        block_BC = window(s.tokens_BX, s.start_B, C)
-        masked_BC = self.open(block_BC)
-        given_BC = self.index(s.start_B, C) < 0
-        edited_BC = ~masked_BC & ~given_BC & (proposal.tokens_BC != block_BC) & (proposal.confidence_BC > c.edit)
-        full_B, finished_B = self.progress(block_BC, s.start_B)
-        looked_B = full_B | finished_B
-        looks_B = jnp.where(looked_B, s.looks_B + 1, 0)
-        over_B = (looks_B >= c.looks) | looked_B & ~edited_BC.any(axis=1)
-        accepted_BC = self.request.rule(proposal, masked_BC) | edited_BC
-        s = self.keep(s, proposal.tokens_BC, accepted_BC, over_B)
-        return replace(s, looks_B=jnp.where(s.pending_B, 0, looks_B))
+    edit: float = option(0.9, float, "replace a token by one of more than this confidence", within=(0, 1))
+    looks: int = option(1, int, "forwards of a full block, which may still edit it", within=(0, inf))

@@ -21,27 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from edlm_jax.attention import Causal
-from edlm_jax.decoding.acceptance import Threshold
 from edlm_jax.decoding.left_to_right import Grown, LeftToRight
-from edlm_jax.decoding.modes.mode import Call, MaskMode, option, run_rows
-from edlm_jax.decoding.sampling import Sampling
+from edlm_jax.decoding.modes.mode import MaskMode, option
 from edlm_jax.decoding.windows import window
-
-
-@dataclass(frozen=True)
-class Mars(MaskMode):
-    """Goes from left to right while confident."""
-
-    name: ClassVar[str] = "mars"
-    causal: ClassVar[bool] = True
-    threshold: float = option(0.9, float, "accept tokens of at least this confidence, and always the first one")
-
-    def check(self, spec, sampling: Sampling) -> None:
-        Threshold(self.threshold).check()
-        super().check(spec, sampling)
-
-    def start(self, weights, prompts, call: Call):
-        return run_rows(weights, prompts, call, self, _Mars, threshold=self.threshold)
 
 
 class _Mars(LeftToRight):
@@ -79,3 +61,13 @@ class _Mars(LeftToRight):
         sure_BC = (proposal.confidence_BC >= threshold) & (threshold < 1)
         settled_B = 1 + jnp.cumprod(sure_BC[:, 1:], axis=1).sum(axis=1)
         return self.settle(replace(rows, aside=rows.start_B), proposal.tokens_BC, settled_B, forwards=1)
+
+
+@dataclass(frozen=True)
+class Mars(MaskMode):
+    """Goes from left to right while confident."""
+
+    name: ClassVar[str] = "mars"
+    program: ClassVar[type] = _Mars
+    causal: ClassVar[bool] = True
+    threshold: float = option(0.9, float, "accept tokens of at least this confidence, and always the first one")

@@ -7,33 +7,34 @@ in the registry (modes/__init__.py); commands read its options from the fields' 
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Self, TypeVar
+from math import inf
+from typing import Any, ClassVar, Self
 
 import jax
 import numpy as np
 
 from edlm_jax.attention import PLAIN
-from edlm_jax.decoding.acceptance import Threshold, parse_rule
-from edlm_jax.decoding.blocks import BlockProgram, Request
+from edlm_jax.decoding.acceptance import Rule, Threshold
+from edlm_jax.decoding.blocks import BlockSettings, Request
 from edlm_jax.decoding.engine import Run
-from edlm_jax.decoding.left_to_right import LeftToRight, RowRequest, RowSettings
+from edlm_jax.decoding.left_to_right import RowRequest, RowSettings
 from edlm_jax.decoding.prompts import bucket, pad_prompts, split_prompts
 from edlm_jax.decoding.sampling import Draw, Sampling
-from edlm_jax.errors import InputError
+from edlm_jax.errors import InputError, check_range
 from edlm_jax.models import ModelSpec
 from edlm_jax.models.cache import DecodingWeights
 from edlm_jax.models.spec import CHOICES, PREFILLS
 
-Option = TypeVar("Option")
-
 _LEAST_ROOM = 32  # columns for new tokens: few, for a cache to hold, and enough for the answers that are short
 
 
-def option(default: Any, read: Any, help: str, flag: str | None = None) -> Any:
-    """A field of a mode: `read` makes its value from a command's text, `bool` is a switch."""
-    return field(default=default, metadata=dict(read=read, help=help, flag=flag))
+def option(
+    default: Any, read: Any, help: str, *, flag: str | None = None, within: tuple[float, float] | None = None
+) -> Any:
+    """A field of a mode: `read` makes its value, a number `within` these two, from a command's text."""
+    return field(default=default, metadata=dict(read=read, help=help, flag=flag, within=within))
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Mode:
     """The base of all modes."""
 
     name: ClassVar[str]
+    program: ClassVar[Any]  # its traced functions: a LeftToRight or a BlockProgram
     greedy: ClassVar[bool] = False  # it compares tokens with its own best ones: no sampling
     lossless: ClassVar[bool] = False  # its text is AR's, greedy or drawn
     guided: ClassVar[bool] = False  # each new token can be told which it may be
@@ -77,6 +79,16 @@ class Mode:
         """The mask token of a mode that puts one into the model: no prompt may hold it."""
         return None
 
+    @property
+    def acceptance(self) -> Rule:
+        """The rule that accepts; without one, a token a forward."""
+        return getattr(self, "rule", None) or Threshold(getattr(self, "threshold", 1.0))
+
+    @property
+    def compiled_in(self) -> Self:
+        """Without the rule, which a compiled program takes as an argument."""
+        return replace(self, **{f.name: None for f in fields(self) if f.name in ("threshold", "rule")})
+
     def completed(self, spec: ModelSpec) -> Self:
         """With what the checkpoint's conversion says where a field is None."""
         known = vars(spec.conversion) | {"mask_id": spec.conversion.mask_token_id} if spec.conversion else {}
@@ -85,6 +97,11 @@ class Mode:
 
     def check(self, spec: ModelSpec, sampling: Sampling) -> None:
         """Raises InputError for what the completed mode cannot do, warns of what the checkpoint did not train."""
+        self.acceptance.check()
+        for f in fields(self):
+            value, within, flag = getattr(self, f.name), f.metadata["within"], f.metadata["flag"] or f.name
+            if within and value is not None:
+                check_range(flag.removeprefix("--").replace("-", "_"), value, *within)
         for name, choices in CHOICES.items():
             value = getattr(self, name, None)
             if value is not None and value not in choices:
@@ -93,15 +110,23 @@ class Mode:
             raise InputError(f"{self.name} is greedy: it compares tokens with its own best ones; use temperature 0")
         conversion = spec.conversion
         if self.causal and conversion is not None and not conversion.layout.next_tokens:
-            warnings.warn(
-                f"{self.name} reads next tokens from a causal stream, which this checkpoint's conversion "
-                f"({conversion.pattern!r}) did not train; 'semi_block' and 'causal_block' do",
-                stacklevel=4,
-            )
+            what = f"{self.name} reads next tokens from a causal stream, which this checkpoint's conversion"
+            trained = f"({conversion.pattern!r}) did not train; 'semi_block' and 'causal_block' do"
+            warnings.warn(f"{what} {trained}", stacklevel=4)
 
     def start(self, weights: DecodingWeights, prompts: Sequence[Sequence[int]], call: Call) -> Run:
-        """The decoding of these prompts."""
-        raise NotImplementedError
+        """The decoding of these prompts, here by a program that settles tokens from left to right."""
+        prompts_BP, pad_B = pad_prompts(prompts, 1, call.spec.max_length)
+        request = RowRequest(prompts_BP, pad_B, *self._shared(call))
+        conversion, own = call.spec.conversion, vars(self)
+        mask_id = own.get("mask_id", conversion.mask_token_id if conversion else None)
+        shape = self.compiled_in, own.get("block_length"), call.room
+        return Run(weights, request, RowSettings(self.program, *shape, mask_id, call.shifted, call.draw))
+
+    def _shared(self, call: Call) -> tuple:
+        """The last fields of every program's request."""
+        rule = jax.tree.map(np.float32, self.acceptance)  # of one type always, or an int would compile again
+        return call.seeds_B, call.ends_E, call.limit_B[:, None], rule, float(call.sampling.temperature)
 
     def __str__(self) -> str:
         """The mode as text; fields that have their default are left out."""
@@ -121,18 +146,16 @@ class MaskMode(Mode):
         return self.mask_id
 
     def check(self, spec: ModelSpec, sampling: Sampling) -> None:
+        super().check(spec, sampling)
         if self.mask_id is None or self.causal and spec.conversion is None:
             raise InputError("this model was never converted and has no mask token; convert it or use mode='ar'")
         if self.block_length is None or self.block_length < 1:
             raise InputError(f"block_length must be a positive number of tokens, not {self.block_length}")
-        super().check(spec, sampling)
         conversion = spec.conversion
         if conversion is not None and self.block_length > conversion.block_length:
-            warnings.warn(
-                f"block_length {self.block_length} is above the {conversion.block_length} this checkpoint was "
-                "converted with: it never saw so many masks at once",
-                stacklevel=4,
-            )
+            most = f"the {conversion.block_length} this checkpoint was converted with"
+            what = f"block_length {self.block_length} is above {most}: it never saw so many masks at once"
+            warnings.warn(what, stacklevel=4)
 
 
 @dataclass(frozen=True)
@@ -141,7 +164,9 @@ class DraftMode(MaskMode):
 
     lossless: ClassVar[bool] = True
     causal: ClassVar[bool] = True
-    drafts: int | None = option(None, int, "tokens that are drafted; default: one less than a block has")
+    drafts: int | None = option(
+        None, int, "tokens that are drafted; default: one less than a block has", within=(0, inf)
+    )
 
     def completed(self, spec: ModelSpec) -> "DraftMode":
         mode = super().completed(spec)
@@ -149,18 +174,16 @@ class DraftMode(MaskMode):
             return replace(mode, drafts=mode.block_length and mode.block_length - 1)
         return replace(mode, block_length=mode.drafts + 1)
 
-    def check(self, spec: ModelSpec, sampling: Sampling) -> None:
-        if self.drafts is not None and self.drafts < 0:
-            raise InputError(f"drafts must not be negative, not {self.drafts}")
-        super().check(spec, sampling)
-
 
 @dataclass(frozen=True)
 class BlockMode(MaskMode):
     """A mode that finishes block after block (blocks.py)."""
 
+    commit: ClassVar[str | None] = "fused"
+    blocks: ClassVar[int] = 1  # that are denoised at a time
     prefill: str | None = option(None, str, f"how the prompt attends to itself: {', '.join(PREFILLS)}")
     grid: str | None = option(None, str, "where blocks are counted from: response (the prompt's end) or position (0)")
+    threshold: float = option(0.9, float, "accept tokens of at least this confidence, and always the best one")
 
     def completed(self, spec: ModelSpec) -> Self:
         mode = super().completed(spec)
@@ -171,72 +194,30 @@ class BlockMode(MaskMode):
         for name in ("prefill", "grid"):
             value, trained = getattr(self, name), getattr(spec.conversion, name, None)
             if trained is not None and value != trained:
-                warnings.warn(
-                    f"{name} {value!r} is not the {trained!r} this checkpoint was converted for: its prompts will look "
-                    "unlike those of training",
-                    stacklevel=4,
-                )
+                converted = f"the {trained!r} this checkpoint was converted for"
+                what = f"{name} {value!r} is not {converted}: its prompts will look unlike those of training"
+                warnings.warn(what, stacklevel=4)
 
-    def fields(self, kind: type[BlockProgram], call: Call, commit: str) -> dict[str, Any]:
-        """What all block programs' settings have."""
-        C = known(self.block_length)
-        return dict(
-            kind=kind,
+    def start(self, weights: DecodingWeights, prompts: Sequence[Sequence[int]], call: Call) -> Run:
+        """The decoding of these prompts by a block program."""
+        C, mask_id = self.block_length, self.mask_id
+        assert C and mask_id is not None and self.prefill  # it is completed
+        prompts, given = split_prompts(prompts, C if self.grid == "position" else 1)
+        prompts_BP, pad_B = pad_prompts(prompts, C, call.spec.max_length)
+        first_block_BC = np.array([row + [mask_id] * (C - len(row)) for row in given], np.int32)
+        first_B = np.array([prompts_BP.shape[1] + len(row) for row in given], np.int32)
+        settings = BlockSettings(
+            kind=self.program,
+            mode=self.compiled_in,
             block_length=C,
             # Counted from position 0, up to block_length - 1 tokens of the prompt lie in the first block.
             num_blocks=-(-(call.room + (C - 1) * (self.grid == "position")) // C),
-            mask_id=self.mask_id,
+            mask_id=mask_id,
             shifted=call.shifted,
             draw=call.draw,
-            commit=commit,
-            prefill=PLAIN[known(self.prefill)](C),
+            prefill=PLAIN[self.prefill](C),
         )
-
-    def run(self, weights: DecodingWeights, prompts, call: Call, settings, rule) -> Run:
-        """Prompts as a block program takes them."""
-        C, mask_id = known(self.block_length), known(self.mask_id)
-        prompts, given = split_prompts(prompts, C if self.grid == "position" else 1)
-        prompts_BP, pad_B = pad_prompts(prompts, C, call.spec.max_length)
-        request = Request(
-            prompts_BP=prompts_BP,
-            pad_B=pad_B,
-            first_block_BC=np.array([row + [mask_id] * (C - len(row)) for row in given], np.int32),
-            first_B=np.array([prompts_BP.shape[1] + len(row) for row in given], np.int32),
-            seeds_B=call.seeds_B,
-            ends_E=call.ends_E,
-            limit_B1=call.limit_B[:, None],
-            rule=jax.tree.map(np.float32, rule),  # of one type always, or an int would compile again
-            temperature=float(call.sampling.temperature),
-        )
-        return Run(weights, request, settings)
-
-
-def run_rows(
-    weights: DecodingWeights,
-    prompts,
-    call: Call,
-    mode: Mode,
-    kind: type[LeftToRight],
-    settings: Callable[..., RowSettings] = RowSettings,
-    *,
-    threshold: float = 1.0,
-    **own_settings,
-) -> Run:
-    """Prompts as a program of this kind takes them, which settles tokens from left to right."""
-    prompts_BP, pad_B = pad_prompts(prompts, 1, call.spec.max_length)
-    temperature = float(call.sampling.temperature)
-    rule = jax.tree.map(np.float32, Threshold(threshold))
-    request = RowRequest(prompts_BP, pad_B, call.seeds_B, call.ends_E, call.limit_B[:, None], rule, temperature)
-    conversion, own = call.spec.conversion, vars(mode)
-    mask_id = own.get("mask_id", conversion.mask_token_id if conversion else None)
-    fixed = dict(block_length=own.get("block_length"), mask_id=mask_id, shifted=call.shifted, draw=call.draw)
-    return Run(weights, request, settings(kind=kind, room=call.room, **fixed | own_settings))
-
-
-def known(value: Option | None) -> Option:
-    """An option of a completed mode, for type checkers."""
-    assert value is not None
-    return value
+        return Run(weights, Request(prompts_BP, pad_B, first_block_BC, first_B, *self._shared(call)), settings)
 
 
 def read_switch(value) -> bool:
@@ -244,8 +225,3 @@ def read_switch(value) -> bool:
     if value not in ("yes", "no", "True", "False"):
         raise ValueError
     return value in ("yes", "True")
-
-
-def read_rule(text):
-    """An acceptance rule from text, or the rule itself."""
-    return parse_rule(text) if isinstance(text, str) else text

@@ -21,77 +21,26 @@ The paper counts the block to be committed among its N; here it comes on top.
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from math import inf
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from edlm_jax.decoding.acceptance import Threshold
-from edlm_jax.decoding.blocks import BlockProgram, BlockSettings, BlockState
-from edlm_jax.decoding.modes.mode import BlockMode, Call, option
-from edlm_jax.decoding.sampling import Sampling
+from edlm_jax.decoding.blocks import BlockProgram, BlockState
+from edlm_jax.decoding.modes.mode import BlockMode, option
 from edlm_jax.decoding.windows import window
-from edlm_jax.errors import InputError
 
 _ALMOST = 0.9  # the paper's share of a block behind which the next one takes its best token
 
 
-@dataclass(frozen=True)
-class MultiBlock(BlockMode):
-    """Denoises several blocks at a time."""
-
-    name: ClassVar[str] = "multi_block"
-    threshold: float = option(0.9, float, "accept tokens of at least this confidence, and always the best one")
-    blocks: int = option(2, int, "blocks that are denoised at a time")
-    opens: float = option(0.1, float, "open the next block when more than this share of the last one is there")
-
-    def check(self, spec, sampling: Sampling) -> None:
-        Threshold(self.threshold).check()
-        if self.blocks < 1:
-            raise InputError(f"blocks must be at least 1, not {self.blocks}")
-        if not 0 <= self.opens <= 1:
-            raise InputError(f"opens must lie in [0, 1], not {self.opens}")
-        super().check(spec, sampling)
-
-    def start(self, weights, prompts, call: Call):
-        fields = self.fields(_MultiBlock, call, "fused")
-        fields["num_blocks"] += self.blocks - 1  # those in flight beside the last one
-        settings = MultiBlockSettings(**fields, blocks=self.blocks, opens=self.opens)
-        return self.run(weights, prompts, call, settings, Threshold(self.threshold))
-
-
-@dataclass(frozen=True)
-class MultiBlockSettings(BlockSettings):
-    """Diffusion, with what is in flight."""
-
-    blocks: int
-    opens: float
-
-    def spanning(self, columns: int) -> Self:
-        """And for those that are in flight beside the last one."""
-        return super().spanning(columns + (self.blocks - 1) * self.block_length)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class MultiBlockState(BlockState):
-    """A block state that knows how many blocks are active."""
-
-    active_B: jax.Array
-
-
 class _MultiBlock(BlockProgram):
-    """Several blocks in flight; the request's rule is a threshold."""
+    """The request's rule is a threshold; `aside` of its states says how many blocks are active, int32[B]."""
 
-    def __init__(self, weights, request, settings: MultiBlockSettings):
-        super().__init__(weights, request, settings)
-        self.F *= settings.blocks
-        self.width = self.F + settings.block_length
+    def start(self, s: BlockState) -> BlockState:
+        return replace(s, aside=jnp.ones_like(s.start_B))
 
-    def start(self, s: BlockState) -> MultiBlockState:
-        return MultiBlockState(**vars(s), active_B=jnp.ones_like(s.start_B))
-
-    def accept(self, s: MultiBlockState, logits_BTV) -> MultiBlockState:
+    def accept(self, s: BlockState, logits_BTV) -> BlockState:
         """Keeps what the rule accepts in every row's active blocks."""
         rule, C = self.request.rule, self.settings.block_length
         proposal, s = self.propose(s, logits_BTV)
@@ -101,15 +50,27 @@ class _MultiBlock(BlockProgram):
         sure_BNC = by_block((proposal.confidence_BC >= rule.threshold) & (rule.threshold < 1))
         almost_BN = (~by_block(masked_BT)).sum(axis=2) > _ALMOST * C
         leads_BN = jnp.pad(almost_BN[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-        active_BN = jnp.arange(leads_BN.shape[1])[None] < s.active_B[:, None]
+        active_BN = jnp.arange(leads_BN.shape[1])[None] < s.aside[:, None]
         accepted_BNC = chosen_BNC & active_BN[..., None] & (leads_BN[..., None] | sure_BNC)
         return self.keep(s, proposal.tokens_BC, accepted_BNC.reshape(masked_BT.shape))
 
-    def keep(self, s: MultiBlockState, tokens_BT, accepted_BT, over_B=True) -> MultiBlockState:
+    def keep(self, s: BlockState, tokens_BT, accepted_BT, over_B=True) -> BlockState:
         """And opens another block, where it is time."""
-        c, C = self.settings, self.settings.block_length
+        mode, C = self.mode, self.settings.block_length
         s = super().keep(s, tokens_BT, accepted_BT, over_B)
-        active_B = jnp.maximum(s.active_B - s.pending_B, 1)
+        active_B = jnp.maximum(s.aside - s.pending_B, 1)
         last_BC = window(s.tokens_BX, s.start_B + (active_B - 1) * C, C)
-        opens_B = ((~c.is_noise(last_BC)).sum(axis=1) > c.opens * C) & (active_B < c.blocks)
-        return replace(s, active_B=active_B + opens_B)
+        opens_B = ((~self.settings.is_noise(last_BC)).sum(axis=1) > mode.opens * C) & (active_B < mode.blocks)
+        return replace(s, aside=active_B + opens_B)
+
+
+@dataclass(frozen=True)
+class MultiBlock(BlockMode):
+    """Denoises several blocks at a time."""
+
+    name: ClassVar[str] = "multi_block"
+    program: ClassVar[type] = _MultiBlock
+    blocks: int = option(2, int, "blocks that are denoised at a time", within=(1, inf))
+    opens: float = option(
+        0.1, float, "open the next block when more than this share of the last one is there", within=(0, 1)
+    )

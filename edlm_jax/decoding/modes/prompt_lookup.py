@@ -12,15 +12,20 @@ several places is taken.
 """
 
 from dataclasses import dataclass
+from math import inf
 from typing import ClassVar
 
 import jax.numpy as jnp
 
 from edlm_jax.decoding.left_to_right import Grown
-from edlm_jax.decoding.modes.mode import Call, Mode, option, run_rows
-from edlm_jax.decoding.speculation import Drafts, Speculation, SpeculativeSettings
+from edlm_jax.decoding.modes.mode import Mode, option
+from edlm_jax.decoding.speculation import Drafts, Speculation
 from edlm_jax.decoding.windows import window
-from edlm_jax.errors import InputError
+
+
+class _PromptLookup(Speculation):
+    def turn(self, rows: Grown) -> Grown:
+        return self.verify(rows, Drafts(look_up(rows, self.pad_B, self.mode.lookup, self.D)[0]))
 
 
 @dataclass(frozen=True)
@@ -28,32 +33,11 @@ class PromptLookup(Mode):
     """Drafts what followed the last tokens earlier in the row, and verifies it causally."""
 
     name: ClassVar[str] = "prompt_lookup"
+    program: ClassVar[type] = _PromptLookup
     lossless: ClassVar[bool] = True
     causal: ClassVar[bool] = True
-    drafts: int = option(3, int, "tokens that are drafted")
-    lookup: int = option(2, int, "last tokens that are looked for")
-
-    def check(self, spec, sampling) -> None:
-        if self.drafts < 1 or self.lookup < 1:
-            raise InputError(f"drafts and lookup must be positive, not {self.drafts} and {self.lookup}")
-        super().check(spec, sampling)
-
-    def start(self, weights, prompts, call: Call):
-        return run_rows(weights, prompts, call, self, _PromptLookup, LookupSettings, **vars(self))
-
-
-@dataclass(frozen=True)
-class LookupSettings(SpeculativeSettings):
-    """How many tokens are looked up."""
-
-    lookup: int
-
-
-class _PromptLookup(Speculation):
-    """Looks up, then verifies."""
-
-    def turn(self, rows: Grown) -> Grown:
-        return self.verify(rows, Drafts(look_up(rows, self.pad_B, self.settings.lookup, self.D)[0]))
+    drafts: int = option(3, int, "tokens that are drafted", within=(1, inf))
+    lookup: int = option(2, int, "last tokens that are looked for", within=(1, inf))
 
 
 def look_up(rows: Grown, pad_B, N: int, D: int):

@@ -18,85 +18,45 @@ windows of one row instead of a batch, so that the cache is not copied. The pape
 """
 
 from dataclasses import dataclass, replace
+from math import inf
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from edlm_jax.decoding.acceptance import Rule, Threshold, rank
-from edlm_jax.decoding.blocks import BlockProgram, BlockSettings, BlockState
-from edlm_jax.decoding.modes.mode import BlockMode, Call, option, read_rule
-from edlm_jax.decoding.sampling import Sampling, best_token
+from edlm_jax.decoding.acceptance import Rule, parse_rule, rank
+from edlm_jax.decoding.blocks import BlockProgram, BlockState
+from edlm_jax.decoding.modes.mode import BlockMode, option
+from edlm_jax.decoding.sampling import best_token
 from edlm_jax.decoding.windows import forward_window, put, window
-from edlm_jax.errors import InputError
-
-
-@dataclass(frozen=True)
-class PSD(BlockMode):
-    """Diffusion with guesses several tokens deep, which the next forward verifies side by side."""
-
-    name: ClassVar[str] = "psd"
-    greedy: ClassVar[bool] = True
-    threshold: float = option(0.9, float, "accept tokens of at least this confidence, and always the best one")
-    rule: Rule | None = option(None, read_rule, "another rule than the threshold")
-    depth: int = option(3, int, "tokens that are guessed", flag="--draft-depth")
-
-    @property
-    def acceptance(self) -> Rule:
-        """The rule that accepts."""
-        return self.rule or Threshold(self.threshold)
-
-    def check(self, spec, sampling: Sampling) -> None:
-        if self.depth < 0:
-            raise InputError(f"draft_depth must not be negative, not {self.depth}")
-        self.acceptance.check()
-        super().check(spec, sampling)
-
-    def start(self, weights, prompts, call: Call):
-        settings = PSDSettings(**self.fields(_PSD, call, "fused"), depth=self.depth)
-        return self.run(weights, prompts, call, settings, self.acceptance)
-
-
-@dataclass(frozen=True)
-class PSDSettings(BlockSettings):
-    """Diffusion with guesses."""
-
-    depth: int
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class PSDState(BlockState):
-    """A block state that keeps what the last forward proposed for the current block."""
-
-    proposed_BC: jax.Array
-    confidence_BC: jax.Array
 
 
 class _PSD(BlockProgram):
+    """`aside` of its states has what the last forward proposed for the current block: (tokens_BC, confidence_BC)."""
+
     def __init__(self, weights, request, settings):
         super().__init__(weights, request, settings)
-        self.G = max(settings.depth, 1) + 1  # a pending block and the next one need two windows
+        self.G = max(self.mode.depth, 1) + 1  # a pending block and the next one need two windows
         self.width = self.G * settings.block_length
         self.S += self.width
 
-    def start(self, s: BlockState) -> PSDState:
+    def start(self, s: BlockState) -> BlockState:
         zeros_BC = jnp.zeros((s.start_B.shape[0], self.settings.block_length))
-        return PSDState(**vars(s), proposed_BC=zeros_BC.astype(jnp.int32), confidence_BC=zeros_BC)
+        return replace(s, aside=(zeros_BC.astype(jnp.int32), zeros_BC))
 
-    def turn(self, s: PSDState) -> PSDState:
+    def turn(self, s: BlockState) -> BlockState:
         """At least one cycle, until some row has finished a block."""
-        goes_on = lambda carry: carry[0] | ~(carry[1].pending_B.any() | carry[1].done_B.all())  # noqa: E731
+        goes_on = lambda carry: carry[0] | self.goes_on(carry[1])  # noqa: E731
         cycle = lambda carry: (jnp.zeros((), bool), self._cycle(carry[1]))  # noqa: E731
         return jax.lax.while_loop(goes_on, cycle, (jnp.ones((), bool), s))[1]
 
-    def accept(self, s: PSDState, logits_BCV) -> PSDState:
+    def accept(self, s: BlockState, logits_BCV) -> BlockState:
         """As in diffusion mode; what was proposed is kept for the guesses."""
         proposal, _ = self.propose(s, logits_BCV)
         s = super().accept(s, logits_BCV)
-        return replace(s, proposed_BC=proposal.tokens_BC, confidence_BC=proposal.confidence_BC)
+        return replace(s, aside=(proposal.tokens_BC, proposal.confidence_BC))
 
-    def _cycle(self, s: PSDState) -> PSDState:
+    def _cycle(self, s: BlockState) -> BlockState:
         guesses_BGC = self._guesses(s)
         logits_BGCV, s = self._forward_all(s, guesses_BGC)
         agreed_BGC = best_token(logits_BGCV.at[..., self.settings.mask_id].set(-jnp.inf))
@@ -114,19 +74,19 @@ class _PSD(BlockProgram):
         )
         return self.accept(s, logits_BCV)
 
-    def _guesses(self, s: PSDState):
+    def _guesses(self, s: BlockState):
         """int32[B, G, C]: the block and ever deeper guesses at it; of a pending row the full block, then masks."""
-        c, C = self.settings, self.settings.block_length
+        C, (proposed_BC, confidence_BC) = self.settings.block_length, s.aside
         block_B1C = window(s.tokens_BX, s.start_B, C)[:, None]
-        masked_B1C = c.is_noise(block_B1C)
-        rank_B1C = rank(s.confidence_BC, masked_B1C[:, 0])[:, None]
-        depth_1G1 = jnp.minimum(jnp.arange(self.G), c.depth)[None, :, None]
-        guesses_BGC = jnp.where(masked_B1C & (rank_B1C < depth_1G1), s.proposed_BC[:, None], block_B1C)
+        masked_B1C = self.settings.is_noise(block_B1C)
+        rank_B1C = rank(confidence_BC, masked_B1C[:, 0])[:, None]
+        depth_1G1 = jnp.minimum(jnp.arange(self.G), self.mode.depth)[None, :, None]
+        guesses_BGC = jnp.where(masked_B1C & (rank_B1C < depth_1G1), proposed_BC[:, None], block_B1C)
         full_B1C = window(s.tokens_BX, s.start_B - C, C)[:, None]
         two_BGC = jnp.where(jnp.arange(self.G)[None, :, None] == 0, full_B1C, block_B1C)
         return jnp.where(s.pending_B[:, None, None], two_BGC, guesses_BGC)
 
-    def _forward_all(self, s: PSDState, guesses_BGC):
+    def _forward_all(self, s: BlockState, guesses_BGC):
         """(logits_BGCV, s): each guess sees the cache and itself; the windows of a pending row also its full block."""
         c, (B, G, C) = self.settings, guesses_BGC.shape
         group_T = jnp.arange(G * C) // C
@@ -145,3 +105,14 @@ class _PSD(BlockProgram):
             logits_BGCV = jnp.concatenate([first_BG1V, logits_BGCV[:, :, :-1]], axis=2)
             s = replace(s, before_BV=before_BV)
         return logits_BGCV, replace(s, cache=cache)
+
+
+@dataclass(frozen=True)
+class PSD(BlockMode):
+    """Diffusion with guesses several tokens deep, which the next forward verifies side by side."""
+
+    name: ClassVar[str] = "psd"
+    program: ClassVar[type] = _PSD
+    greedy: ClassVar[bool] = True
+    rule: Rule | None = option(None, parse_rule, "another rule than the threshold")
+    depth: int = option(3, int, "tokens that are guessed", flag="--draft-depth", within=(0, inf))

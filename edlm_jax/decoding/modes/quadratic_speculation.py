@@ -23,16 +23,18 @@ drafts=3,ahead=1 has 4 columns of text and, causally, 4 of noise.
 """
 
 from dataclasses import dataclass, replace
+from math import inf
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from edlm_jax.attention.pattern import Causal, PromptThenBlock
 from edlm_jax.decoding.left_to_right import Grown
-from edlm_jax.decoding.modes.mode import Call, DraftMode, known, option, run_rows
+from edlm_jax.decoding.modes.mode import DraftMode, option
 from edlm_jax.decoding.modes.prompt_lookup import look_up
-from edlm_jax.decoding.speculation import Drafts, SelfDrafting, SpeculativeSettings
+from edlm_jax.decoding.speculation import Drafts, SelfDrafting
 from edlm_jax.decoding.windows import window
 from edlm_jax.errors import InputError
 
@@ -41,60 +43,26 @@ from edlm_jax.errors import InputError
 _AT_ONCE = 16
 
 
-@dataclass(frozen=True)
-class QuadraticSpeculation(DraftMode):
-    """Verifies drafts and follows them up in one wide forward."""
-
-    name: ClassVar[str] = "quadratic_speculation"
-    ahead: int | None = option(None, int, "of the drafts, those that noise gives; default: all")
-    lookup: int = option(0, int, "last tokens that are looked for; 0: none")
-
-    def completed(self, spec) -> "QuadraticSpeculation":
-        mode = super().completed(spec)
-        if mode.ahead is None:
-            return replace(mode, ahead=mode.drafts)
-        return replace(mode, block_length=mode.ahead + 1)
-
-    def check(self, spec, sampling) -> None:
-        if self.lookup < 0:
-            raise InputError(f"lookup must not be negative, not {self.lookup}")
-        super().check(spec, sampling)
-        if not 0 <= known(self.ahead) <= known(self.drafts):
-            raise InputError(f"ahead must be 0 to drafts={self.drafts}, not {self.ahead}")
-
-    def start(self, weights, prompts, call: Call):
-        own = dict(drafts=self.drafts, ahead=self.ahead, lookup=self.lookup)
-        return run_rows(weights, prompts, call, self, _Quadratic, QuadraticSettings, **own)
-
-
-@dataclass(frozen=True)
-class QuadraticSettings(SpeculativeSettings):
-    """The drafts that noise gives, and how many tokens are looked up."""
-
-    ahead: int
-    lookup: int
-
-
 class _Quadratic(SelfDrafting):
     """Verifies and drafts in one; `aside` of its rows holds the next `Drafts`."""
 
-    def columns(self, weights, settings) -> int:
-        self.noisy = self.block(settings.ahead, settings.shifted)
-        return (settings.drafts + 1) * (self.noisy + 1)
+    def columns(self, settings) -> int:
+        self.noisy = self.block(settings.mode.ahead, settings.shifted)
+        return (self.D + 1) * (self.noisy + 1)
 
     def begin(self) -> Grown:
         pattern = Causal() if self.causal else PromptThenBlock(self.P, Causal())
         rows, x_BTD = self.prefill(pattern, self.noise(jnp.zeros_like(self.pad_B), self.noisy))
         behind = x_BTD.shape[1] - self.noisy
         rows = super().enter(rows, x_BTD[:, behind - 1 : behind])
-        return replace(rows, aside=self._drafts(self.logits(self.read(x_BTD[:, behind:], self.settings.ahead)), rows))
+        return replace(rows, aside=self._drafts(self.logits(self.read(x_BTD[:, behind:], self.mode.ahead)), rows))
 
     def enter(self, rows: Grown, x_B1D) -> Grown:
         last_B, (seen_TT, offset_T) = rows.start_B - 1, _window_of(1, self.noisy, self.causal)
         tokens_BT = jnp.concatenate([window(rows.tokens_BX, last_B, 1), self.noise(rows.count_B, self.noisy)], axis=1)
         x_BTD, cache = self.forward(rows, tokens_BT, last_B, seen_TT[None], offset_T, drafts=self.noisy)
         rows = super().enter(replace(rows, cache=cache), x_B1D)
-        return replace(rows, aside=self._drafts(self.logits(self.read(x_BTD[:, 1:], self.settings.ahead)), rows))
+        return replace(rows, aside=self._drafts(self.logits(self.read(x_BTD[:, 1:], self.mode.ahead)), rows))
 
     def turn(self, rows: Grown) -> Grown:
         C, M, last_B, drafts = self.D + 1, self.noisy, rows.start_B - 1, rows.aside
@@ -104,8 +72,8 @@ class _Quadratic(SelfDrafting):
         seen_TT, offset_T = _window_of(C, M, self.causal)
         x_BTD, cache = self.forward(rows, tokens_BT, last_B, seen_TT[None], offset_T, drafts=C * M)
         rows, (B, _, D) = replace(rows, cache=cache), x_BTD.shape
-        after_BCAD = self.read(x_BTD[:, C:].reshape(B, C, M, D), self.settings.ahead)
-        if (read := C * self.settings.ahead) <= _AT_ONCE:
+        after_BCAD = self.read(x_BTD[:, C:].reshape(B, C, M, D), self.mode.ahead)
+        if (read := C * self.mode.ahead) <= _AT_ONCE:
             after_BTD = after_BCAD.reshape(B, read, D)
             logits_BTV = self.logits(jnp.concatenate([x_BTD[:, :C], after_BTD], axis=1))
             rows, right_B = self.settle_verified(rows, drafts, logits_BTV[:, :C])
@@ -116,13 +84,35 @@ class _Quadratic(SelfDrafting):
         return replace(rows, aside=self._drafts(logits_BAV, rows))
 
     def _drafts(self, logits_BAV, rows: Grown) -> Drafts:
-        drafts, more = self.draw(logits_BAV, rows.count_B), self.D - self.settings.ahead
+        drafts, more = self.draw(logits_BAV, rows.count_B), self.D - self.mode.ahead
         if more:
-            drafts = drafts.followed(self.given(jnp.zeros((len(self.pad_B), more), jnp.int32)))
-        if not self.settings.lookup:
+            others = self.given(jnp.zeros((len(self.pad_B), more), jnp.int32))
+            drafts = jax.tree.map(lambda own, new: jnp.concatenate([own, new], axis=1), drafts, others)
+        if not self.mode.lookup:
             return drafts
-        tokens_BD, found_B = look_up(rows, self.pad_B, self.settings.lookup, self.D)
+        tokens_BD, found_B = look_up(rows, self.pad_B, self.mode.lookup, self.D)
         return drafts.replaced(found_B, self.given(tokens_BD))
+
+
+@dataclass(frozen=True)
+class QuadraticSpeculation(DraftMode):
+    """Verifies drafts and follows them up in one wide forward."""
+
+    name: ClassVar[str] = "quadratic_speculation"
+    program: ClassVar[type] = _Quadratic
+    ahead: int | None = option(None, int, "of the drafts, those that noise gives; default: all")
+    lookup: int = option(0, int, "last tokens that are looked for; 0: none", within=(0, inf))
+
+    def completed(self, spec) -> "QuadraticSpeculation":
+        mode = super().completed(spec)
+        if mode.ahead is None:
+            return replace(mode, ahead=mode.drafts)
+        return replace(mode, block_length=mode.ahead + 1)
+
+    def check(self, spec, sampling) -> None:
+        super().check(spec, sampling)
+        if not 0 <= self.ahead <= self.drafts:
+            raise InputError(f"ahead must be 0 to drafts={self.drafts}, not {self.ahead}")
 
 
 def _at(x_BCAX, place_B):

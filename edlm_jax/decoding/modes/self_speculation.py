@@ -16,6 +16,7 @@ forward for it; where that holds for all rows of a batch, none is done.
 """
 
 from dataclasses import dataclass, replace
+from math import inf
 from typing import ClassVar
 
 import jax
@@ -23,40 +24,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from edlm_jax.decoding.left_to_right import Grown
-from edlm_jax.decoding.modes.mode import Call, DraftMode, option, run_rows
-from edlm_jax.decoding.modes.prompt_lookup import LookupSettings, look_up
+from edlm_jax.decoding.modes.mode import DraftMode, option
+from edlm_jax.decoding.modes.prompt_lookup import look_up
 from edlm_jax.decoding.speculation import Drafts, SelfDrafting
 from edlm_jax.decoding.windows import window
-from edlm_jax.errors import InputError
-
-
-@dataclass(frozen=True)
-class SelfSpeculation(DraftMode):
-    """Drafts a block behind what is known and verifies it causally, in two forwards."""
-
-    name: ClassVar[str] = "self_speculation"
-    lookup: int = option(0, int, "last tokens that are looked for; 0: none")
-
-    def check(self, spec, sampling) -> None:
-        if self.lookup < 0:
-            raise InputError(f"lookup must not be negative, not {self.lookup}")
-        super().check(spec, sampling)
-
-    def start(self, weights, prompts, call: Call):
-        own = dict(drafts=self.drafts, lookup=self.lookup)
-        return run_rows(weights, prompts, call, self, _Linear, LookupSettings, **own)
 
 
 class _Linear(SelfDrafting):
     """Drafts of one block, verified by a forward of their own."""
 
-    def columns(self, weights, settings) -> int:
+    def columns(self, settings) -> int:
         # Behind a token that does not see it noise has the length of its training: a block.
-        self.noisy = self.block(settings.drafts, settings.shifted) if self.apart else settings.drafts
+        self.noisy = self.block(self.D, settings.shifted) if self.apart else self.D
         return self.noisy + 1
 
     def turn(self, rows: Grown) -> Grown:
-        N = self.settings.lookup
+        N = self.mode.lookup
         if not N:
             return self.verify(*self._draft(rows, ~rows.done_B))
         tokens_BD, found_B = look_up(rows, self.pad_B, N, self.D)
@@ -90,3 +73,12 @@ class _Linear(SelfDrafting):
         if not self.causal:
             seen_TT[int(self.apart) :, 1:] = True
         return seen_TT
+
+
+@dataclass(frozen=True)
+class SelfSpeculation(DraftMode):
+    """Drafts a block behind what is known and verifies it causally, in two forwards."""
+
+    name: ClassVar[str] = "self_speculation"
+    program: ClassVar[type] = _Linear
+    lookup: int = option(0, int, "last tokens that are looked for; 0: none", within=(0, inf))

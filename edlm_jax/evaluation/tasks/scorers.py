@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from edlm_jax.decoding import Decoder, Mode
-from edlm_jax.evaluation.batches import Decoded, decode_batches
+from edlm_jax.evaluation.batches import Decoded, decode_to_longest
 from edlm_jax.evaluation.likelihood import check_likelihood, log_likelihood
 from edlm_jax.evaluation.programs import passes
 from edlm_jax.evaluation.tasks.task import Outcome, Question, Scorer, Way
@@ -27,7 +27,7 @@ class ExactMatch(Scorer):
     def score(self, questions: Sequence[Question], way: Way, text: Text, batch_size: int) -> list[Outcome]:
         rows = decode_questions(way.decoder, way.mode, questions, text, batch_size)
         pairs = zip(questions, rows, strict=True)
-        return [_outcome(answer_text(row.tokens, q.prompt, text) == q.answer, row) for q, row in pairs]
+        return [Outcome(answer_text(row.tokens, q.prompt, text) == q.answer, row) for q, row in pairs]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class PassesTests(Scorer):
         programs = [row.text.join(question.answer) for question, row in zip(questions, rows, strict=True)]
         with ThreadPoolExecutor(min(os.cpu_count() or 1, _AT_ONCE)) as pool:  # threads that wait for processes
             passed = list(pool.map(lambda program: passes(program, self.seconds), programs))
-        return [_outcome(right, row) for right, row in zip(passed, rows, strict=True)]
+        return [Outcome(right, row) for right, row in zip(passed, rows, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -77,23 +77,12 @@ class LikeliestChoice(Scorer):
 def decode_questions(
     decoder: Decoder, mode: Mode, questions: Sequence[Question], text: Text, batch_size: int, **how
 ) -> list[Decoded]:
-    """Every question's result: with room for the longest answer, or for its own where its prompt leaves no more."""
-    longest, decoded = max(question.limit for question in questions), {}
-    fits = [len(question.prompt) + longest <= decoder.spec.max_length for question in questions]
-    limits = [longest if fit else question.limit for fit, question in zip(fits, questions, strict=True)]
-    for limit in sorted(set(limits), reverse=True):
-        members = [index for index in range(len(questions)) if limits[index] == limit]
-        settings = dict(batch_size=batch_size, mode=mode, limit=limit, ends=text.ends, **how)
-        rows = decode_batches(decoder, [questions[i].prompt for i in members], **settings)
-        decoded |= zip(members, rows, strict=True)
-    return [decoded[index] for index in range(len(questions))]
+    """Every question's result."""
+    prompts, limits = [question.prompt for question in questions], [question.limit for question in questions]
+    return decode_to_longest(decoder, prompts, limits, batch_size=batch_size, mode=mode, ends=text.ends, **how)
 
 
 def answer_text(tokens: Sequence[int], prompt: Sequence[int], text: Text) -> str:
     """The text of generated tokens up to the first end."""
     until_end = itertools.takewhile(lambda token: token not in text.ends, tokens)
     return read_after(text.whole, prompt, list(until_end))
-
-
-def _outcome(right: bool, row: Decoded) -> Outcome:
-    return Outcome(right, len(row.tokens), row.denoise_forwards, row.commit_forwards, row.accepted_at)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from edlm_jax.decoding import Decoder, Mode, refuse_prompts
 from edlm_jax.errors import InputError
+from edlm_jax.evaluation.batches import Decoded
 from edlm_jax.models import ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.pretrained.text import Text
@@ -35,13 +36,10 @@ class Way(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of a question; a question that is not decoded takes no tokens and no forwards."""
+    """What came of a question."""
 
     right: bool
-    new_tokens: int = 0
-    denoise_forwards: int = 0
-    commit_forwards: int = 0
-    accepted_at: Sequence[int] = ()  # for each token, the forward that settled it
+    row: Decoded | None = None  # None: it is not decoded
 
 
 @dataclass(frozen=True)
@@ -71,10 +69,6 @@ class Task:
     name: str
     questions: tuple[Question, ...]
     scorer: Scorer
-
-    def score(self, way: Way, text: Text, batch_size: int) -> list[Outcome]:
-        """Of each question, asked in one way."""
-        return self.scorer.score(self.questions, way, text, batch_size)
 
 
 def get_field(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
