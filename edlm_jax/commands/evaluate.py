@@ -111,10 +111,11 @@ def _choose_models(args) -> tuple[dict[str, str], dict[str, Any]]:
     from edlm_jax.pretrained import load_spec
 
     spec = load_spec(args.model)
+    converted = spec.conversion and spec.conversion.adapted == "all"  # else, where there are drafts, the text is AR's
     for option in ("baseline", "sweep"):
-        if vars(args)[option] and not spec.conversion:
+        if vars(args)[option] and not converted:
             raise InputError(f"{args.model} was never converted; --{option} is for a converted model")
-    if not spec.conversion:
+    if not converted:
         return {"ar": args.model}, {"ar": spec}
     paths = ({"ar": args.baseline} if args.baseline else {}) | {"diffusion": args.model}
     return paths, {mode: spec if mode == "diffusion" else load_spec(path) for mode, path in paths.items()}

@@ -47,7 +47,7 @@ def command(tiny_ar_dir, tmp_path, monkeypatch):
     return [*where, "--prompts=1", "--max-new-tokens=6", "--minutes=0.1", *TINY]
 
 
-def test_a_drafter_is_trained_beside_the_model(command, tmp_path):
+def test_a_drafter_is_trained_beside_the_model(command, tmp_path, capsys):
     assert main(command) == 0
     report, asked = json.loads((tmp_path / "report.json").read_text()), questions("train", 2)
     made = [json.loads(line) for line in (tmp_path / "minutes_0.1" / "answers.jsonl").read_text().splitlines()]
@@ -61,6 +61,9 @@ def test_a_drafter_is_trained_beside_the_model(command, tmp_path):
     was, now = (dict(nnx.to_flat_state(nnx.state(model))) for model in (before, after))
     assert all(np.array_equal(was[path][...], now[path][...]) for path in was)
     assert after.layers.gated and np.any(after.layers.q_b_RNH[...]) and after.spec.conversion.adapted == "noisy"
+    capsys.readouterr()
+    assert main(["evaluate", f"--model={tmp_path / 'model'}", "--task=tasks", "--count=1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ar"]["tokens_per_forward"] == 1  # it is the AR model still
 
 
 def test_a_changed_setting_runs_its_stages_again_and_no_others(command, tmp_path, capsys, monkeypatch):
