@@ -29,7 +29,7 @@ from tests.training.test_optimizer import make as make_adamw
 from tests.training.tiny import HF_CONFIG, MASK_ID, make_objective
 
 BOUND = 0.06  # of the error's norm over the gradient's
-SAME = 0.03  # where it is computed the same way, but for sums over other parts, which round activations otherwise
+SAME = 0.04  # computed the same way, but sums over other parts round activations otherwise: by processor up to 0.032
 TOKEN = 7  # half of all positions have it
 QWEN3 = HF_CONFIG | dict(max_position_embeddings=1024, num_hidden_layers=5)  # so many are scanned
 QWEN2 = HF_CONFIG | dict(
