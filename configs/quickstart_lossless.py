@@ -13,7 +13,7 @@ gives AR's tokens on all prompts, and of the kinds of question that the AR model
 3.0 (sums, sort, spell) to 5.1 tokens (record); of `lookup`, which it does not solve, 2.1 (32 held-out prompts each,
 seed 0; seed 1: 2.9 to 4.6 and 2.0). Both were trained while others used the machine; a third seed has not been run.
 
-Memory that the compiler plans for a step (`edlm bench train --config=quickstart_lossless --config.lora.rank=N`): 140 MiB
+What the compiler plans for a step (`edlm bench train --config=quickstart_lossless --config.lora.rank=N`): 140 MiB
 with rank 32 and 170 with rank 128, where the same loss with all weights trained takes 235 (`--config.lora.rank=0
 --config.lora.columns=all`). Beside the latter a step of rank 32 took 0.62 of the time (five steps each, busy cores).
 """
