@@ -266,4 +266,5 @@ def test_nats_are_counted_per_token_of_documents(alignment, noisy_length):
     counted_BL = (batch["loss_mask"] == 1) & (batch["segment_ids"] > 0)
     counted_BL &= [column not in first_of_documents for column in range(16)]
     expected = sum(counted_BL[row, column] for row in range(3) for column in copies_BM[row])
-    assert 0 < objective.weights(batch, corruption)["tokens"] == expected
+    assert objective.weights(batch, corruption)["tokens"] == expected
+    assert expected or noisy_length  # the few blocks that are dealt out may hold none of them
