@@ -90,6 +90,7 @@ class InPieces(Pattern):
         return self.pattern.allowed(self.query_order[q], self.order[k])
 
     def within(self, window: int | None) -> "InPieces":
+        """The window is the row's."""
         return dataclasses.replace(self, pattern=self.pattern.within(window))
 
     def for_queries(self, count: int) -> Pattern:
@@ -116,6 +117,7 @@ class InPieces(Pattern):
         return tuple(part.reshape(B, -1, *rest) for part in (pieces[:, :, :M], pieces[:, :, M:]))
 
     def join(self, noisy_BM: jax.Array, clean_BL: jax.Array) -> jax.Array:
+        """The row of its two streams."""
         B, rest = noisy_BM.shape[0], noisy_BM.shape[2:]
         parts = [x.reshape(B, self.pieces, -1, *rest) for x in (noisy_BM, clean_BL)]
         return jnp.concatenate(parts, axis=2).reshape(B, -1, *rest)

@@ -55,6 +55,7 @@ class Causal(Pattern):
     """
 
     def allowed(self, q, k):
+        """Key not later than query."""
         return k <= q
 
 
@@ -63,6 +64,7 @@ class Bidirectional(Pattern):
     """Everyone looks at everyone (Dream, LLaDA): no KV cache can be exact under it."""
 
     def allowed(self, q, k):
+        """Always."""
         return (q == q) & (k == k)
 
 
@@ -82,6 +84,7 @@ class BlockCausal(Pattern):
         _check_block_length(self.block_length)
 
     def allowed(self, q, k):
+        """Key's block not later than query's block."""
         return k // self.block_length <= q // self.block_length
 
 
@@ -137,6 +140,7 @@ class CleanContext(Pattern):
 
     @property
     def noisy_columns(self) -> int:
+        """The length of the noisy stream."""
         return self.noisy_length or self.length
 
     @property
@@ -183,9 +187,11 @@ class SlidingWindow(Pattern):
     window: int
 
     def allowed(self, q, k):
+        """As the pattern says, and near."""
         return self.pattern.allowed(q, k) & (abs(self.place(q) - self.place(k)) < self.window)
 
     def place(self, column):
+        """The pattern's."""
         return self.pattern.place(column)
 
 

@@ -85,6 +85,7 @@ def _bounds(step: dict | None, denoise: dict | None) -> list[str]:
 
 
 def main(directory: str) -> None:
+    """Writes DIRECTORY.md from DIRECTORY/*.json."""
     reports = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(directory).glob("*.json"))]
     Path(f"{directory.rstrip('/')}.md").write_text(table(reports), encoding="utf-8")
 

@@ -28,10 +28,12 @@ class Instruction(NamedTuple):
 
     @property
     def operands(self) -> list[str]:
+        """Their names."""
         return re.findall(r"%([\w.-]+)", self.rest.split(")")[0])
 
     @property
     def called(self) -> list[str]:
+        """The computations that it calls."""
         branches = (re.findall(r"[\w.-]+", names) for names in _BRANCHES.findall(self.rest))
         return [*_CALLED.findall(self.rest), *(name for names in branches for name in names)]
 

@@ -28,6 +28,7 @@ from edlm_jax.reports.benchmark import SHOWN
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     parser.add_argument("what", choices=tuple(_MEASURES), metavar="WHAT", help=f"one of {', '.join(_MEASURES)}")
     add_config_argument(parser, required=False)
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="of train: measured steps (20)")
@@ -54,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure; returns what the command prints with --json."""
     from edlm_jax.reports.report import describe_machine
 
     return _MEASURES[args.what](args) | describe_machine()
@@ -245,6 +247,7 @@ _MEASURES |= {"serve": _serve, "device": _device, "all": _all}
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
+    """Print the tables."""
     SHOWN[args.what](result)
 
 

@@ -23,6 +23,7 @@ def add_config_argument(parser: argparse.ArgumentParser, required: bool = True) 
 
 
 def add_processes_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare --wait."""
     what = "how long to wait at the start for the other processes of the run, if it has any (300)"
     parser.add_argument("--wait", type=float, default=300.0, metavar="SECONDS", help=what)
 
@@ -41,6 +42,7 @@ def load_config(path: str, overrides: Sequence[str] = ()):
 
 
 def load_run(path: str, overrides: Sequence[str] = ()):
+    """The `Run` of a config."""
     from edlm_jax.training.run import Run
 
     return Run.of(load_config(path, overrides))

@@ -13,6 +13,7 @@ from edlm_jax.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     add_config_argument(parser)
     parser.add_argument("--workdir", required=True, metavar="DIR", help="where the run keeps its files")
     add_processes_argument(parser)
@@ -20,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Convert; returns the report."""
     run = load_run(args.config, args.overrides)
     from edlm_jax.parallel.processes import connect
 

@@ -6,11 +6,13 @@ from edlm_jax.errors import check_range
 
 
 def add_dtype_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare --dtype."""
     how = "to compute in (float32 on CPU, bfloat16 elsewhere)"
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help=how)
 
 
 def add_tensor_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare --tensor."""
     how = "decode on all devices of this machine, of which N share the weights (1; on CPU one device decodes alone)"
     parser.add_argument("--tensor", type=int, metavar="N", help=how)
 

@@ -26,6 +26,7 @@ KIND_OF_SUFFIX = {".txt": "text", ".jsonl": "jsonl", ".parquet": "parquet"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     parser.add_argument("--model", required=True, metavar="PATH", help="Hugging Face directory, GGUF file or hub id")
     from edlm_jax.evaluation.tasks import TASKS
 
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure; returns the parts of a report that were measured."""
     thresholds = read_numbers(args.thresholds, float, "thresholds", 0, 1)
     check_numbers(args, "count", "batch_size", "timed_prompts", "rows")
     if args.rows and args.task != "heldout":
@@ -79,6 +81,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
+    """Print the tables."""
     from edlm_jax.reports.report import print_report
 
     print_report(result, markdown=args.markdown)

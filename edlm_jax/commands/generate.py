@@ -18,6 +18,7 @@ from edlm_jax.errors import InputError, PartlyRefusedError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     from edlm_jax.decoding.modes import add_mode_arguments  # the options are the modes' own
 
     parser.add_argument("--model", required=True, metavar="PATH", help="Hugging Face directory, GGUF file or hub id")
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Decode the prompts; returns the texts and the counts."""
     check_numbers(args, "batch_size")
     if args.out:
         from edlm_jax.commands.responses import write_responses
@@ -151,6 +153,7 @@ def _answer(text: str, chat: bool) -> str:
 
 
 def settings(args, spec, text, chat: bool) -> dict[str, Any]:
+    """The decoder's arguments."""
     from edlm_jax.decoding import Sampling
     from edlm_jax.decoding.modes import mode_of
 

@@ -15,6 +15,7 @@ from edlm_jax.commands.evaluate import show  # noqa: F401 (the same tables)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     parser.add_argument("--model", required=True, metavar="PATH", help="an AR model: directory, GGUF file or hub id")
     parser.add_argument("--workdir", required=True, metavar="DIR", help="where the run keeps its files")
     what = "how long a drafter is trained, by the pace of its first steps (60); 0: none is"
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Port, train and measure; returns the report."""
     check_numbers(args, "minutes", least=0)
     check_numbers(args, "prompts", "max_new_tokens", "repeats")
     load_config(args.config, args.overrides)  # before anything is ported

@@ -18,6 +18,7 @@ from edlm_jax.files import read_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     add_config_argument(parser)
     parser.epilog += "\nOf a study itself: --config.quick=True --config.seeds=(0,1); of its runs: --config.base.steps=9"
     parser.add_argument("--workdir", metavar="DIR", help="where the study keeps its files")
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Run the cells, or write the page; returns the results."""
     name, doc, config, sweep = load_study(args.config, args.overrides)
     if bool(args.workdir) == bool(args.report):
         raise InputError("give --workdir=DIR to run the study, or --report=DIR to write its page")
@@ -40,6 +42,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(results: dict[str, Any], args: argparse.Namespace) -> None:
+    """Print the table."""
     if results["arms"]:
         _print_table(results)
 

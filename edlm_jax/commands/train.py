@@ -11,6 +11,7 @@ from edlm_jax.errors import StoppedError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     add_config_argument(parser)
     parser.add_argument("--workdir", required=True, metavar="DIR", help="where the run keeps its files")
     add_processes_argument(parser)
@@ -33,5 +34,6 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
+    """Print the summary, one field a line."""
     for key, value in result.items():
         print(f"{key}: {value}")

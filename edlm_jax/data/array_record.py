@@ -16,6 +16,7 @@ from edlm_jax.errors import InputError
 
 
 def encode_record(tokens: Tokens) -> bytes:
+    """One document's record."""
     tokens_L, loss_mask_L = tokens
     return np.where(loss_mask_L > 0, tokens_L, ~tokens_L).astype("<i4").tobytes()
 

@@ -78,7 +78,8 @@ class CutDocuments(grain.experimental.FlatMapTransform):
     """A document's aligned pieces, however many."""
 
     def flat_map(self, pieces: list) -> list:
-        return pieces  # they were cut when the document was tokenised
+        """The pieces were cut when the document was tokenised."""
+        return pieces
 
 
 class EvalBatches:

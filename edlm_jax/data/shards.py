@@ -40,6 +40,7 @@ class BatchIterator:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def get_state(self) -> dict:
+        """The state of each shard that this process reads."""
         return {shard: iterator.get_state() for shard, iterator in self._iterators.items()}
 
     def set_state(self, state: dict) -> None:
@@ -49,6 +50,7 @@ class BatchIterator:
 
     @property
     def shards(self) -> list[str]:
+        """The shards that this process reads."""
         return list(self._iterators)
 
     def close(self) -> None:

@@ -166,6 +166,7 @@ def open_text(path: str, separator: str = "") -> Sequence:
 
 
 def open_jsonl(path: str, columns: Mapping = {}) -> Sequence:  # noqa: B006 (never changed)
+    """JSON lines, one object per line."""
     return JsonLines(FileParts(find_files(path, ".jsonl", compressed=True), "\n"), columns, path)
 
 
@@ -192,6 +193,7 @@ def open_tfds(path: str, split: str = "train", columns: Mapping = {}) -> Sequenc
 
 
 def open_array_record(path: str) -> Sequence:
+    """Pre-tokenised documents."""
     return TokenRecords(find_files(path, ".array_record"))
 
 

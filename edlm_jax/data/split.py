@@ -13,5 +13,6 @@ def belongs_to_test(name: str) -> bool:
 
 
 def check_split(split: str, what: str) -> None:
+    """Raises InputError for a split that there is not."""
     if split not in ("train", "test"):
         raise InputError(f"a {what} split is 'train' or 'test', not {split!r}")

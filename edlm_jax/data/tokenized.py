@@ -36,4 +36,5 @@ class Tokenized(Sequence):
         return tokens
 
     def locate(self, index: int) -> str:
+        """Where a document stands, for messages."""
         return self.source.locate(index) if isinstance(self.source, Rows) else f"document {index} of {self.tally.name}"

@@ -73,6 +73,7 @@ def corpus(task_examples: int) -> Iterator[str]:
 
 
 def main(_: list[str]) -> None:
+    """Train and write the tokenizer."""
     tokenizer = train_tokenizer(corpus(flags.FLAGS.task_examples), flags.FLAGS.vocab_size)
     save_tokenizer(tokenizer, Path(flags.FLAGS.out), flags.FLAGS.max_length)
     print(f"{flags.FLAGS.out}: {tokenizer.get_vocab_size()} tokens")

@@ -29,6 +29,7 @@ class Rule:
         return f"{next(name for name, kind in RULES.items() if kind is type(self))}:{number:g}"
 
     def check(self) -> None:
+        """Raises InputError for a number out of its range."""
         for field in fields(self):
             check_range(field.name, getattr(self, field.name), self.low, self.high)
 

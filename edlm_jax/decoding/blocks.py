@@ -35,9 +35,8 @@ from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, forward_cach
 
 @dataclass(frozen=True)
 class BlockSettings:
-    """What a compiled program depends on, beside the kind of rule.
-
-    The rule's number, temperature, seeds, the ends and the length limit are arguments of it.
+    """What a compiled program depends on, beside the kind of rule: the rule's number, temperature, seeds, the ends and
+    the length limit are arguments of it.
     """
 
     kind: type["BlockProgram"]  # the traced functions
@@ -58,6 +57,7 @@ class BlockSettings:
         return replace(self, num_blocks=columns // self.block_length)
 
     def program(self, weights: DecodingWeights, request: "Request") -> "BlockProgram":
+        """The traced functions of one decoding."""
         return self.kind(weights, request, self)
 
 

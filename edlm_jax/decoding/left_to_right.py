@@ -42,6 +42,7 @@ class RowSettings:
         return replace(self, room=columns)
 
     def program(self, weights: DecodingWeights, request: "RowRequest") -> "LeftToRight":
+        """The traced functions of one decoding."""
         return self.kind(weights, request, self)
 
 

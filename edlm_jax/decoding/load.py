@@ -40,6 +40,7 @@ class Yield:
 
     @property
     def mean(self) -> float:
+        """The estimate."""
         return (_DOUBT * self._guess + self._tokens) / (_DOUBT + self._forwards)
 
     def add(self, tokens: int = 0, forwards: int = 0) -> None:

@@ -29,6 +29,7 @@ class Sampling:
     confidence: str | None = None
 
     def check(self) -> None:
+        """Raises InputError for a number out of its range."""
         check_range("temperature", self.temperature, 0)
         check_range("top_k", self.top_k, 0)
         if not 0 < self.top_p <= 1:

@@ -41,6 +41,7 @@ class Layout:
 
     @property
     def two_streams(self) -> bool:
+        """Is there a clean stream beside the noisy one?"""
         return bool(self.noisy and self.clean)
 
     @property
@@ -61,6 +62,7 @@ class Layout:
         return self.block_length if self.two_streams or self.prefill == "block_causal" else None
 
     def pattern(self, length: int) -> Pattern:
+        """The attention pattern of all columns."""
         if not (self.noisy and self.clean):
             return PLAIN[self.prefill](self.block_length)
         clean = "token_causal" if self.next_tokens else self.clean
@@ -72,6 +74,7 @@ class Layout:
         return self.noisy_length or self.views * length
 
     def columns(self, length: int) -> int:
+        """T."""
         return self.noisy_columns(length) + length * self.two_streams
 
     def together(self, length: int) -> int:

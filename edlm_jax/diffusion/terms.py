@@ -67,6 +67,7 @@ class Term:
         return {f"{self.name}_loss": mean(sums["loss"], weights[self.name])}
 
     def metrics(self, sums: Sums, weights: dict[str, jax.Array], streams: Streams) -> dict[str, jax.Array]:
+        """What a step reports."""
         return self.losses(sums, weights) | {name: value for name, value in sums.items() if name != "loss"}
 
 

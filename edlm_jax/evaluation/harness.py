@@ -83,6 +83,7 @@ class EdlmLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int | None:
+        """The first end token."""
         return next(iter(self.text.ends), None)
 
     @property

@@ -10,6 +10,7 @@ import types
 
 
 def main() -> None:
+    """Reads, limits itself, runs."""
     word, seconds, memory, program = sys.stdin.buffer.read().decode().split("\n", 3)
     verdict, nowhere = os.dup(1), os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):

@@ -51,6 +51,7 @@ class Lora:
 
     @property
     def scale(self) -> float:
+        """Of A B."""
         return self.alpha / self.rank
 
     @property
@@ -60,6 +61,7 @@ class Lora:
 
     @property
     def adapters(self) -> dict[str, tuple[str, str]]:
+        """Those of ADAPTERS that there are."""
         return {TARGETS[name]: ADAPTERS[TARGETS[name]] for name in self.targets or TARGETS}
 
 

@@ -125,6 +125,7 @@ class ModelSpec:
         return dict(zip("VDNKHF", shape, strict=True))
 
     def kind(self, layer: int) -> Kind:
+        """Of one layer."""
         return self.kinds[layer % len(self.kinds)]
 
     @property
@@ -134,6 +135,7 @@ class ModelSpec:
 
     @property
     def on_position_grid(self) -> bool:
+        """Are blocks counted from position 0?"""
         return self.conversion is not None and self.conversion.grid == "position"
 
     @classmethod

@@ -200,6 +200,7 @@ class Transformer(nnx.Module):
         return scaled_embedding(self.spec, look_up(self.embedding_VD[...], tokens_BT, self.dtype))
 
     def final_norm(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """The norm before the head."""
         return norm(self.spec, x_BTD, self.final_norm_D[...])
 
     @compiled_once()

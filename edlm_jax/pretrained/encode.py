@@ -62,6 +62,7 @@ def quote(tokenizer, text: str) -> str:
 
 
 def unquote(text: str) -> str:
+    """The text without marks."""
     return text.replace(QUOTED, "")
 
 

@@ -61,14 +61,17 @@ class Place:
 
     @property
     def layer_shape(self) -> tuple[int, ...]:
+        """The shape of one layer of our parameter."""
         return tuple(self.sizes[letter] for letter in self.letters)
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape of our parameter."""
         return ((self.num_layers,) if self.num_layers else ()) + self.layer_shape
 
     @property
     def hf_shape(self) -> tuple[int, ...]:
+        """The shape of each Hugging Face tensor."""
         return tuple(math.prod(self.sizes[letter] for letter in group) for group in self.groups)
 
     @property

@@ -69,6 +69,7 @@ def print_report(report: Report, markdown: bool = False) -> None:
 
 
 def print_tables(tables: Iterable[Rows], stderr: bool = False) -> None:
+    """Print tables for a terminal."""
     for (first, *others), rows in tables:
         table = Table(header_style="bold")
         table.add_column(first, overflow="fold")  # text, the others are numbers; where it is narrow, names fold

@@ -58,6 +58,7 @@ def settled_rows(results: Results) -> Rows:
 
 
 def page(results: Results) -> str:
+    """The whole page in Markdown."""
     name = results["study"]
     parts = [_head(name, results["doc"])]
     quick = "a quick form (one seed, two steps: no result), " if results["quick"] else ""

@@ -21,6 +21,7 @@ _MARKERS, _LINES = "os^DvPX", ("-", "--", ":", "-.", (0, (1, 3)))
 
 
 def plot_study(results: Results, path: Path) -> None:
+    """Draw the curves."""
     with picture(path, 12, 5) as figure:
         accuracy, drift = figure.subplots(1, 2, width_ratios=(2, 1))
         _accuracy(accuracy, results)

@@ -48,6 +48,7 @@ class BlockLengths:
 
     @property
     def several(self) -> bool:
+        """Is there more than one?"""
         return bool(self.stages) or len(self.choices) > 1
 
     def at(self, seed: int, step: int) -> int:

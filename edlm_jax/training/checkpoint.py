@@ -58,6 +58,7 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int | None:
+        """The newest complete checkpoint's step."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: TrainState, data: BatchIterator) -> None:
@@ -86,6 +87,7 @@ class Checkpoints:
         return TrainState(restored.optimizer["step"], restored.params, restored.optimizer["opt_state"])
 
     def restore_params(self, step: int, abstract: dict) -> dict:
+        """The parameters of a step alone."""
         args = ocp.args.Composite(params=restore_args(abstract))
         return self._manager.restore(step, args=args).params
 
@@ -187,6 +189,7 @@ def abstract_model(
 
 
 def with_shardings(abstract, shardings):
+    """A tree of ShapeDtypeStructs that carry shardings."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
 
 

@@ -58,6 +58,7 @@ class DataHandler(ocp.CheckpointHandler):
         (directory / _SIZES).write_text(json.dumps([tally.size for tally in args.item.tallies]))
 
     def restore(self, directory: Path, args: "DataItem") -> BatchIterator:
+        """The iterator that was passed, at that moment."""
         args.item.set_state(
             {shard: json.loads((directory / _SHARD.format(shard)).read_text()) for shard in args.item.shards}
         )

@@ -87,6 +87,7 @@ def abstract_state(
 
 
 def initial_params(start: Start, spec: ModelSpec, mesh: Mesh) -> dict:
+    """Parameters as the run starts with them."""
     params = _base_params(start, spec, mesh)
     if start.lora is None:
         return params
@@ -120,6 +121,7 @@ def _base_params(start: Start, spec: ModelSpec, mesh: Mesh) -> dict:
 
 
 def initial_state(start: Start, optimizer: Optimizer, params: dict, abstract: TrainState) -> TrainState:
+    """Step 0 with these parameters."""
     shardings, (trained, _) = jax.tree.map(lambda x: x.sharding, abstract), partition(params, start.lora)
     opt_state = jax.jit(make_optimizer(optimizer).init, out_shardings=shardings.opt_state)(trained)
     return TrainState(jax.device_put(jnp.int32(0), shardings.step), params, opt_state)

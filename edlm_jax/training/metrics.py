@@ -104,6 +104,7 @@ class Clock:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
+        """Leaves out what happens inside."""
         start = time.perf_counter()
         try:
             yield
@@ -111,6 +112,7 @@ class Clock:
             self._paused += time.perf_counter() - start
 
     def seconds(self) -> float:
+        """Since the clock was made, without the pauses."""
         return time.perf_counter() - self._start - self._paused
 
 
@@ -122,6 +124,7 @@ class Window:
         self._steps, self._since = [], clock.seconds()
 
     def add(self, metrics: dict[str, np.ndarray]) -> None:
+        """Takes the metrics of one finished step."""
         self._steps.append(metrics)
 
     def close(self) -> dict[str, float]:
@@ -174,6 +177,7 @@ class MetricsFiles:
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
+        """Flushes the curves."""
         if self._board is not None:
             self._board.close()
 

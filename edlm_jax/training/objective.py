@@ -48,6 +48,7 @@ class Objective:
         return self.noise.corrupt(keys_B, batch["tokens"], learnable(batch), *sizes)
 
     def streams(self, batch: Batch, corruption: Corruption) -> Streams:
+        """The columns of a row."""
         return Streams(self.layout, batch, corruption, {})
 
     def weights(self, batch: Batch, corruption: Corruption) -> dict[str, jax.Array]:
@@ -95,6 +96,7 @@ class Objective:
         return reduce(add, (term.weight * mean(sums[term.name]["loss"], weights[term.name]) for term in self.terms))
 
     def metrics(self, sums: dict[str, Sums], weights: dict[str, jax.Array], streams: Streams) -> dict[str, jax.Array]:
+        """What a step reports."""
         metrics = {"loss": self.loss(sums, weights)}
         for term in self.terms:
             metrics |= term.metrics(sums[term.name], weights, streams)

@@ -80,6 +80,7 @@ class Reporter:
         self.begin(step)
 
     def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """The scalars of a window or of an evaluation."""
         text = "  ".join(f"{name} {scalars[name]:.4g}" for name in _SHOWN if name in scalars)
         if self._bar:
             self._bar.update(self._task, description=text)

@@ -29,7 +29,7 @@ from tests.training.test_optimizer import make as make_adamw
 from tests.training.tiny import HF_CONFIG, MASK_ID, make_objective
 
 BOUND = 0.06  # of the error's norm over the gradient's
-SAME = 0.04  # computed the same way, but sums over other parts round activations otherwise: by processor up to 0.032
+SAME = 0.03  # where it is computed the same way, but for sums over other parts, which round activations otherwise
 TOKEN = 7  # half of all positions have it
 QWEN3 = HF_CONFIG | dict(max_position_embeddings=1024, num_hidden_layers=5)  # so many are scanned
 QWEN2 = HF_CONFIG | dict(
@@ -61,6 +61,7 @@ LONG = Case(AR, ModelSpec.from_hf(QWEN2), rows=4, length=1024)
 SCANNED = Case(JOINT, ModelSpec.from_hf(QWEN3))
 ADAPTED = Case(CLEAN, ModelSpec.from_hf(HF_CONFIG), lora=Lora(4, 4.0))
 GATED = Case(DRAFTS, ModelSpec.from_hf(QWEN3), lora=Lora(4, 4.0, "noisy", ("q_proj", "o_proj", "down_proj")))
+MORE = dataclasses.replace(GATED, rows=32, length=256)  # rounding is 0.017 here, 0.034 in a quarter of it
 ODD = dataclasses.replace(GATED, length=96)  # three blocks for each of four devices
 BIASED = Case(JOINT, ModelSpec.from_hf(QWEN3 | dict(attention_bias=True)))
 CASES = {"4 rows of 1024": LONG, "scanned layers": SCANNED, "adapters": ADAPTED, "gated": GATED}
@@ -70,7 +71,7 @@ ARRANGED = {
     "every axis": (SCANNED, dict(mesh=(1, 2, 2, 2))),
     "slices and micro-batches": (SCANNED, dict(mesh=(2, 2, 1, 2), accumulation=2)),
     "adapters, fsdp and micro-batches": (ADAPTED, dict(mesh=(1, 4, 1, 1), accumulation=2)),
-    "gated, every axis": (GATED, dict(mesh=(1, 2, 2, 2))),
+    "gated, every axis": (MORE, dict(mesh=(1, 2, 2, 2))),
     "gated, odd pieces and micro-batches": (ODD, dict(mesh=(2, 1, 1, 4), accumulation=2)),
 }
 

@@ -69,6 +69,7 @@ def size(config: Mapping[str, Any], key: str, default: int | None = None) -> int
 
 
 def positive(config: Mapping[str, Any], key: str, default: float) -> float:
+    """A positive number."""
     value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
         raise InputError(f"config.json: {key} must be a positive number, not {value!r}")
