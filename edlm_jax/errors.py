@@ -22,8 +22,8 @@ class StoppedError(Exception):
 
 
 def check_range(name: str, value: float, least: float = 1, most: float = math.inf) -> None:
-    """Raises InputError for a number outside [least, most]; with no upper bound the least is 0 or 1."""
+    """Raises InputError for a number outside [least, most]."""
     if not least <= value <= most:
-        one_sided = "be positive" if least else "not be negative"
-        wanted = one_sided if most == math.inf else f"lie in [{least:g}, {most:g}]"
+        one_sided: dict[float, str] = {0: "not be negative", 1: "be positive"}
+        wanted = one_sided.get(least, f"be at least {least:g}") if most == math.inf else f"lie in [{least:g}, {most:g}]"
         raise InputError(f"{name} must {wanted}, not {value}")

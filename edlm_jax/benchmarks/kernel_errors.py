@@ -52,5 +52,10 @@ def _errors(pattern: Pattern, columns: int, rows: int, C: int, dtype: str) -> di
     with jax.default_matmul_precision("highest"):
         wanted = forward_and_backward(dense)(*exact)
     found = forward_and_backward(ours)(*arrays)
-    share = lambda one, other: float(np.max(np.abs(np.asarray(one, np.float32) - other)) / np.max(np.abs(other)))  # noqa: E731
-    return dict(zip(("out", "dq", "dk", "dv"), map(share, found, map(np.asarray, wanted)), strict=True))
+    names = ("out", "dq", "dk", "dv")
+    return {name: _share(one, other) for name, one, other in zip(names, found, wanted, strict=True)}
+
+
+def _share(found, wanted) -> float:
+    found, wanted = np.asarray(found, np.float32), np.asarray(wanted)
+    return float(np.max(np.abs(found - wanted)) / np.max(np.abs(wanted)))

@@ -30,15 +30,19 @@ def kernels(dump: Path) -> list[dict[str, Any]]:
             x, y, z = map(int, threads.split(","))
             new = dict(name=name, calls=0, threads=x * y * z, shared_bytes=int(shared), program=name + copy)
             found.setdefault(name, new)["calls"] += 1
-    return [kernel | _assembled(dump, kernel.pop("program")) for _, kernel in sorted(found.items())]
+    return [kernel | _assembled(_program(dump, kernel.pop("program"))) for _, kernel in sorted(found.items())]
 
 
-def _assembled(dump: Path, program: str) -> dict[str, int | None]:
-    texts, ptxas = {file: file.read_text(encoding="utf-8") for file in sorted(dump.glob("*.ptx"))}, _ptxas()
-    ptx = next((file for file, text in texts.items() if f".entry {program}(" in text), None)
+def _program(dump: Path, name: str) -> Path | None:
+    entry = f".entry {name}("
+    return next((file for file in sorted(dump.glob("*.ptx")) if entry in file.read_text(encoding="utf-8")), None)
+
+
+def _assembled(ptx: Path | None) -> dict[str, int | None]:
+    ptxas = _ptxas()
     if ptx is None or ptxas is None:
         return dict(registers=None, spill_bytes=None)
-    target = _TARGET.search(texts[ptx])[1]
+    target = _TARGET.search(ptx.read_text(encoding="utf-8"))[1]
     command = [ptxas, "--verbose", "--gpu-name", target, str(ptx), "--output-file", "/dev/null"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return dict(registers=int(_REGISTERS.search(said)[1]), spill_bytes=int(_FRAME.search(said)[2]))

@@ -129,7 +129,7 @@ def _decode(args):
     from edlm_jax.benchmarks.decoding import random_prompts, waiting
     from edlm_jax.benchmarks.forward import forward_seconds
     from edlm_jax.decoding import Decoder, Mode, check_settings, refuse_prompts
-    from edlm_jax.decoding.modes import Autoregressive, Diffusion, parse_mode
+    from edlm_jax.decoding.modes import Autoregressive, Diffusion, default_mode, parse_mode
     from edlm_jax.evaluation.speed import compare_rates
     from edlm_jax.evaluation.tasks import load_tasks
     from edlm_jax.models.backend import describe
@@ -139,6 +139,8 @@ def _decode(args):
     specs = {"diffusion": load_spec(args.model), "ar": load_spec(baseline)}
     if specs["diffusion"].conversion is None and not args.modes:
         raise InputError(f"{args.model} was never converted")
+    if not args.modes and not specs["diffusion"].diffuses:
+        args.modes = str(default_mode(specs["diffusion"]))
     text = Text.of(specs["diffusion"], load_common_tokenizer(args.model, specs["ar"], args.baseline))
     if args.prompt_tokens:
         prompts, ends = random_prompts(specs["diffusion"], args.prompts, args.prompt_tokens), ()
@@ -205,12 +207,12 @@ def _serve(args):
     from edlm_jax.benchmarks.serving import measure_serving, trace_requests
     from edlm_jax.decoding import Decoder, Engine, check_settings, parse_mode
     from edlm_jax.pretrained import load_pretrained, load_spec, load_tokenizer
-    from edlm_jax.reports.plots import plot_serving
+    from edlm_jax.reports.plot_serving import plot_serving
 
     spec = load_spec(args.model)
-    C = spec.conversion.block_length if spec.conversion else 0
+    C = spec.conversion.block_length if spec.diffuses else 0
     blocks = ["diffusion", f"diffusion:block_length={C // 2}"] if C > 1 else []
-    texts = args.modes.split() if args.modes else ["ar", *blocks, *["self_speculation"] * bool(C)]
+    texts = args.modes.split() if args.modes else ["ar", *blocks, *["self_speculation"] * bool(spec.conversion)]
     modes = {text: parse_mode(text) for text in dict.fromkeys(texts)}
     for mode in modes.values():
         check_settings(spec, mode, limit=1)

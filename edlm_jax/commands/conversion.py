@@ -28,7 +28,7 @@ from edlm_jax.evaluation.tasks.task import Way
 from edlm_jax.models import Transformer
 from edlm_jax.parallel.mesh import decoding_mesh
 from edlm_jax.pretrained import load_pretrained, open_parameters, save_pretrained
-from edlm_jax.reports.plots import plot_report
+from edlm_jax.reports.plot_report import plot_report
 from edlm_jax.reports.report import describe_machine, read_losses, write_report
 from edlm_jax.training.checkpoint import check_workdir, load_trained
 from edlm_jax.training.run import Run

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     source = choose_source(args)
     from edlm_jax.diagnosis.diagnose import diagnose
     from edlm_jax.pretrained import load_pretrained
-    from edlm_jax.reports.plots import plot_diagnosis
+    from edlm_jax.reports.plot_diagnosis import plot_diagnosis
     from edlm_jax.reports.report import describe_machine, write_report
 
     text, questions, refused = _prepare(args, source)
@@ -83,6 +83,9 @@ def _prepare(args, source):
     spec = load_spec(args.model)
     if not spec.conversion:
         raise InputError(f"{args.model} was never converted: there are no blocks to look into")
+    if not spec.diffuses:
+        why = "has adapters that draft, its text is the AR model's: edlm bench decode --modes shows its drafts"
+        raise InputError(f"{args.model} {why}")
     baseline = load_spec(args.baseline) if args.baseline else spec
     check_comparable(baseline, spec)
     text = Text.of(spec, load_common_tokenizer(args.model, baseline, args.baseline))

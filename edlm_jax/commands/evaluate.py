@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     models = {mode: load_pretrained(path, dtype=dtype, mesh=mesh) for mode, path in paths.items()}
     result = {"model": args.model, "dtype": dtype, **measure(models), "refused": refused, **describe_machine()}
     if args.sweep:
-        from edlm_jax.reports.plots import plot_sweep
+        from edlm_jax.reports.plot_sweep import plot_sweep
         from edlm_jax.reports.report import write_report
 
         write_report(result, Path(args.out, "sweep.json"))
@@ -114,11 +114,11 @@ def _choose_models(args) -> tuple[dict[str, str], dict[str, Any]]:
     from edlm_jax.pretrained import load_spec
 
     spec = load_spec(args.model)
-    converted = spec.conversion and spec.conversion.adapted == "all"  # else, where there are drafts, the text is AR's
+    why = "was never converted" if spec.conversion is None else "has adapters that draft, its text is the AR model's"
     for option in ("baseline", "sweep"):
-        if vars(args)[option] and not converted:
-            raise InputError(f"{args.model} was never converted; --{option} is for a converted model")
-    if not converted:
+        if vars(args)[option] and not spec.diffuses:
+            raise InputError(f"{args.model} {why}; --{option} is for a converted model")
+    if not spec.diffuses:
         return {"ar": args.model}, {"ar": spec}
     paths = ({"ar": args.baseline} if args.baseline else {}) | {"diffusion": args.model}
     return paths, {mode: spec if mode == "diffusion" else load_spec(path) for mode, path in paths.items()}

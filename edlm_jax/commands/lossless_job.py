@@ -29,7 +29,7 @@ from edlm_jax.evaluation.speed import compare_rates
 from edlm_jax.files import write_whole
 from edlm_jax.pretrained import Text, load_pretrained, load_spec, load_tokenizer, save_pretrained
 from edlm_jax.pretrained.chat import encode_prompt
-from edlm_jax.reports.plots import plot_lossless
+from edlm_jax.reports.plot_lossless import plot_lossless
 from edlm_jax.reports.report import describe_machine, read_losses, write_report
 from edlm_jax.training.checkpoint import load_trained
 from edlm_jax.training.config import to_json

@@ -65,7 +65,7 @@ def _run(study, name: str, doc: str, wanted: range) -> dict[str, Any]:
             _print_table(study.results(name, doc, baseline), stderr=True)
     results = study.results(name, doc, baseline)
     write_report(results, study.workdir / "results.json")
-    _write_page(study.workdir, results)
+    _write_page(study.workdir, name, results)
     print(f"study: {study.workdir / 'results.json'}, {name}.md, {name}.png", file=sys.stderr)
     return results
 
@@ -84,16 +84,16 @@ def _report(directory: Path, name: str, doc: str) -> dict[str, Any]:
     if not isinstance(results, dict) or "arms" not in results:
         raise InputError(f"{path} is not the results.json of a study")
     results["doc"] = doc  # the file may have learned since what the run found
-    _write_page(directory, results)
+    _write_page(directory, name, results)
     return results
 
 
-def _write_page(directory: Path, results: dict[str, Any]) -> None:
+def _write_page(directory: Path, name: str, results: dict[str, Any]) -> None:
     from edlm_jax.studies.page import page
     from edlm_jax.studies.plot import plot_study
 
-    (directory / f"{results['study']}.md").write_text(page(results), encoding="utf-8")
-    plot_study(results, directory / f"{results['study']}.png")
+    (directory / f"{name}.md").write_text(page(results), encoding="utf-8")
+    plot_study(results, directory / f"{name}.png")
 
 
 def _print_table(results: dict[str, Any], stderr: bool = False) -> None:

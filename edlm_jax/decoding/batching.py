@@ -59,8 +59,8 @@ class Engine:
 
     Args:
       model: a model or its `Decoder`.
-      mode: how rows are decoded, with its options; default: diffusion, or AR where the model was never converted. Of
-        several each row gets the one that suits the load.
+      mode: how rows are decoded, with its options; default: the model's own, `default_mode`. Of several each row
+        gets the one that suits the load.
       slots: the most rows at once.
       columns: a prompt and its new tokens fit into so many together.
       least: rows that are computed at the least, whoever is there: with `slots` nothing is compiled for fewer.

@@ -45,7 +45,7 @@ class EdlmLM(TemplateLM):
     Args:
       pretrained: Hugging Face directory or hub id, AR or converted.
       dtype: default: float32 on CPU, bfloat16 elsewhere.
-      mode: as of `edlm generate`, "ar" or "psd" say (default: diffusion if the model was converted).
+      mode: as of `edlm generate`, "ar" or "psd" say (default: the model's own, `default_mode`).
       num_samples: of a diffusion likelihood's estimate (32).
       batch_size: rows decoded at a time (32); likelihoods are computed one by one.
       seed: of the sampling and of the estimates (0).

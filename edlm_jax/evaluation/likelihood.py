@@ -53,7 +53,7 @@ def log_likelihood(
     Its context is block-causal, as trained, also where a checkpoint is decoded with another prefill.
     """
     conversion = model.spec.conversion
-    mode = mode or ("diffusion" if conversion else "ar")
+    mode = mode or ("diffusion" if model.spec.diffuses else "ar")
     check_likelihood(model.spec, mode)
     check_range("num_samples", num_samples)
     layout = conversion.layout if conversion and mode == "diffusion" else AUTOREGRESSIVE

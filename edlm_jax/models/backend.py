@@ -3,7 +3,6 @@
 Chosen once, when a model is made ready for decoding (`choose`); modes and layers do not know of it.
 """
 
-import os
 from dataclasses import dataclass, replace
 
 import jax
@@ -15,7 +14,7 @@ from edlm_jax.models.lora import DECODED_ADAPTERS
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.parallel import cpu
-from edlm_jax.parallel.devices import platform
+from edlm_jax.parallel.devices import platform, usable_cores
 from edlm_jax.parallel.sharding import DECODING, constrain, letters
 
 _QUERIES = 512  # of a prompt at a time, on CPU
@@ -76,7 +75,7 @@ class CpuKernels(Xla):
         """One a core: rows have nothing in common but weights, and cores that wait for each other at every product lose
         a third of it. Weights that come from memory are read once for all rows.
         """
-        parts = max(min(len(os.sched_getaffinity(0)), rows // _ROWS), 1) if weight_bytes <= _CACHED else 1
+        parts = max(min(usable_cores(), rows // _ROWS), 1) if weight_bytes <= _CACHED else 1
         return next(count for count in range(parts, 0, -1) if rows % count == 0)
 
     def attend(self, q_BTNH, k_BKSH, v_BKSH, mask_BTS):

@@ -52,7 +52,7 @@ class Conversion:
     confidence: str = "raw"  # of the model's own distribution, or of the one that tokens are drawn from
     commit: str = "fused"  # how a finished block enters the cache: decoding/blocks.py
     noise: str = "masks"  # what stood where tokens were unknown
-    adapted: str = "all"  # "noisy": adapters on noisy columns draft, and all else is the AR model still
+    adapted: str = "all"  # columns that adapters act on
 
     def __post_init__(self):
         for name in ("mask_token_id", "block_length"):
@@ -73,6 +73,11 @@ class Conversion:
     def layout(self) -> Layout:
         """The row that it was trained on."""
         return find_layout(self.pattern, self.block_length, self.alignment)
+
+    @property
+    def only_drafts(self) -> bool:
+        """Do its adapters act on noisy columns alone, so that its text is the AR model's?"""
+        return self.adapted == "noisy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +137,11 @@ class ModelSpec:
     def windows(self) -> tuple[int | None, ...]:
         """Each that some layer has, once; None is no window."""
         return tuple(dict.fromkeys(kind.window for kind in self.kinds))
+
+    @property
+    def diffuses(self) -> bool:
+        """Was it converted, and not merely given adapters that draft for the AR model?"""
+        return self.conversion is not None and not self.conversion.only_drafts
 
     @property
     def on_position_grid(self) -> bool:

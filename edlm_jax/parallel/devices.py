@@ -1,5 +1,6 @@
 """What is known of devices: one table of memory and peaks, and the platform that is being traced for."""
 
+import os
 from dataclasses import dataclass
 
 import jax
@@ -55,6 +56,11 @@ def memory_of(device: jax.Device) -> int | None:
 def default_dtype() -> str:
     """What to compute in unless told: on CPU bfloat16 is slower than float32, and its text is another sooner."""
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def platform() -> str:

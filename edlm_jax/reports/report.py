@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import platform
 from collections.abc import Iterable, Iterator
 from importlib import metadata
@@ -24,6 +23,8 @@ def describe_machine() -> dict[str, Any]:
     """The devices, processor and package versions that the numbers were measured with."""
     import jax
 
+    from edlm_jax.parallel.devices import usable_cores
+
     versions = {"python": platform.python_version()}
     for name in VERSIONED:
         with contextlib.suppress(metadata.PackageNotFoundError):  # libtpu is where TPUs are, or compiled for
@@ -32,7 +33,7 @@ def describe_machine() -> dict[str, Any]:
         "hardware": {
             "devices": [device.device_kind for device in jax.devices()],
             "processor": _processor(),
-            "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cpu_cores": usable_cores(),
         },
         "versions": versions,
     }

@@ -45,7 +45,10 @@ def make_app(loop: Loop, name: str, key: str | None = None) -> Starlette:
         return JSONResponse(model)
 
     async def completions(request: Request) -> Response:
-        return await _answer(request, loop, name, chat="/chat/" in request.url.path)
+        return await _answer(request, loop, name, chat=False)
+
+    async def chat_completions(request: Request) -> Response:
+        return await _answer(request, loop, name, chat=True)
 
     async def health(request: Request) -> Response:
         return JSONResponse({"status": loop.failed or "ok"}, 503 if loop.failed else 200)
@@ -65,7 +68,7 @@ def make_app(loop: Loop, name: str, key: str | None = None) -> Starlette:
         ("/v1/models", models, "GET"),
         ("/v1/models/{name:path}", one_model, "GET"),
         ("/v1/completions", completions, "POST"),
-        ("/v1/chat/completions", completions, "POST"),
+        ("/v1/chat/completions", chat_completions, "POST"),
     ]
     guarded = [Route(path, _guarded(endpoint, path, loop, key), methods=[how]) for path, endpoint, how in routes]
     open_to_all = [Route("/health", health), Route("/metrics", metrics)]

@@ -15,13 +15,17 @@ NO_WEIGHTS = shutil.ignore_patterns("*.safetensors")
 
 @pytest.fixture
 def models(tiny_ar_dir, tiny_converted_dir, tmp_path):
-    """{"ar", "converted", "narrow", "small"}: directories without weights, the last two for other models."""
+    """{"ar", "converted", "drafts", "narrow", "small"}: directories without weights, the last two for other models."""
     found = {}
     for name, directory in (("ar", tiny_ar_dir), ("converted", tiny_converted_dir)):
         found[name] = shutil.copytree(directory, tmp_path / name, ignore=NO_WEIGHTS)
     for name, change in (("narrow", {"intermediate_size": 32}), ("small", {"vocab_size": 200})):
         found[name] = shutil.copytree(found["ar"], tmp_path / name)
         (found[name] / "config.json").write_text(json.dumps(TINY | change))
+    found["drafts"] = shutil.copytree(found["converted"], tmp_path / "drafts")
+    config = json.loads((found["drafts"] / "config.json").read_text())
+    config["edlm"] |= dict(pattern="causal_block", adapted="noisy")
+    (found["drafts"] / "config.json").write_text(json.dumps(config))
     return found
 
 
@@ -41,6 +45,8 @@ def models(tiny_ar_dir, tiny_converted_dir, tmp_path):
         ("generate --model={converted} --prompt=a --seed=-1", "seed must not be negative, not -1"),
         ("evaluate --model={ar} --baseline={ar}", "never converted; --baseline"),
         ("evaluate --model={ar} --sweep", "never converted; --sweep"),
+        ("evaluate --model={drafts} --baseline={ar}", "its text is the AR model's; --baseline"),
+        ("evaluate --model={drafts} --sweep", "its text is the AR model's; --sweep"),
         ("evaluate --model={converted} --sweep --block-lengths=513", "longer than the model's 512"),
         ("evaluate --model={converted} --baseline={small}", "embeds 200 tokens, less than"),
         ("evaluate --model={converted} --data=nowhere.jsonl", "no file at nowhere.jsonl"),
@@ -49,6 +55,7 @@ def models(tiny_ar_dir, tiny_converted_dir, tmp_path):
         ("serve --model={ar} --port=0 --tensor=2", "--tensor must be 8"),
         ("serve --model={ar} --port=0 --tensor=0", "--tensor must be 8"),
         ("diagnose --model={ar}", "never converted"),
+        ("diagnose --model={drafts}", "its text is the AR model's"),
         ("diagnose --model={converted} --baseline={narrow}", "ffn_width 32 and 48"),
         ("diagnose --model={converted} --baseline={small}", "embeds 200 tokens, less than"),
         ("diagnose --model={converted} --data=nowhere.jsonl", "no file at nowhere.jsonl"),

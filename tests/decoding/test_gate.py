@@ -10,6 +10,7 @@ import pytest
 
 from edlm_jax.decoding import Decoder, Sampling, generate, parse_mode
 from edlm_jax.errors import InputError
+from edlm_jax.evaluation.likelihood import log_likelihood
 from edlm_jax.models.backend import Xla
 from tests.decoding import dense
 from tests.decoding.test_exact import DRAWS, ar_probabilities, count_texts, make_tiny, optimized, p_value  # noqa: F401
@@ -158,7 +159,9 @@ def test_modes_that_verify_nothing_are_refused():
             generate(gated, [[1, 2]], max_new_tokens=3, mode=mode)
 
 
-def test_a_model_that_only_drafts_decodes_by_self_speculation():
+def test_a_model_that_only_drafts_is_the_ar_model_unless_told_otherwise():
     model, gated = make_gated("Uno", fresh_rng())
     assert Decoder(gated).completed(None).name == "self_speculation"
     assert Decoder(model).completed(None).name == "diffusion"
+    pairs = [([1, 2, 3], [4, 5])]
+    assert log_likelihood(gated, pairs) == log_likelihood(gated, pairs, mode="ar")

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from edlm_jax.reports.plot_readme import plot_readme
-from edlm_jax.reports.plots import plot_report
+from edlm_jax.reports.plot_report import plot_report
 from edlm_jax.reports.report import describe_machine, print_report, read_losses, write_report
 
 

@@ -48,7 +48,7 @@ def default_mode(spec: ModelSpec) -> Mode:
     """AR where a model was never converted, self-speculation where it only drafts, else diffusion."""
     if spec.conversion is None:
         return Autoregressive()
-    return SelfSpeculation() if spec.conversion.adapted == "noisy" else Diffusion()
+    return Diffusion() if spec.diffuses else SelfSpeculation()
 
 
 def options_of(name: str) -> dict[str, Field]:
