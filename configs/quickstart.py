@@ -2,18 +2,17 @@
 
     make quickstart        or        edlm convert --config=configs/quickstart.py --workdir=runs/quickstart
 
-Hardware: two CPU cores (Xeon, 2.5 GHz, AVX-512), virtual ones, left alone by others meanwhile. Measured there: 607
-seconds after installing (543 of them training), on 512 held-out prompts (on which 1600 steps were chosen over 1200; on
-1024 of seed 77 0.996, 0.995, 0.984, 0.966):
+Hardware: two virtual CPU cores (Intel Xeon, AVX-512). Measured there: 467 seconds after installing (425 of them
+training), on 512 held-out prompts (on which, in earlier runs, 1600 steps were chosen over 1200):
 
     decoding           AR       1.0      0.95     0.9      0.8      threshold
-    exact match        1.000    0.986    0.980    0.980    0.969
-    tokens / forward   1        0.82     4.79     5.18     5.50
-    tokens / s         1240     734      2666     2722     2923     batch 1
+    exact match        1.000    0.988    0.984    0.977    0.967
+    tokens / forward   1        0.82     4.83     5.16     5.50
+    tokens / s         3320     1704     5227     5410     5745     batch 1
 
-An earlier run took 649 seconds (1176, 605, 2195, 2344 and 2401 tokens/s), one while others took 40 % of the cores 1064.
-docs/quickstart.json is the whole report. 1200 steps: 0.980; 0.984 at 4.06, 0.943 at 5.02 (threshold 0.8). On other
-held-out prompts (exact at 1.0; at 0.95 with tokens per forward): shifted alignment, 1000 steps, 0.992; 0.984 at 3.93.
+docs/quickstart.json is the whole report, docs/quickstart_epyc.json that of an AMD EPYC. An earlier run had 0.986, 0.980,
+0.980, 0.969, and 0.996, 0.995, 0.984, 0.966 on 1024 prompts of seed 77. 1200 steps: 0.980; 0.984 at 4.06, 0.943 at 5.02
+(threshold 0.8). On other held-out prompts (exact at 1.0; at 0.95 with tokens per forward): shifted alignment, 1000 steps, 0.992; 0.984 at 3.93.
 1300 steps, 0.175 of the rows for each slow kind, 0.992; 0.986 at 4.13. Without noisy_length, shifted, 1000 steps,
 0.969; 0.967 at 3.08. Tried and not kept: answers of 5 to 16 items (0.887 of 0.977 at 2.5 after 1100 steps, without
 noisy_length).
