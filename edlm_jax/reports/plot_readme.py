@@ -33,4 +33,4 @@ def plot_readme(quickstart: dict[str, Any], modes: dict[str, Any], path: Path) -
 if __name__ == "__main__":
     docs = Path(sys.argv[1])
     read = lambda name: json.loads((docs / name).read_text(encoding="utf-8"))  # noqa: E731
-    plot_readme(read("quickstart_epyc.json"), read("studies/modes.json"), docs / "picture.png")
+    plot_readme(read("quickstart.json"), read("studies/modes.json"), docs / "picture.png")
