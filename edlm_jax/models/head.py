@@ -14,24 +14,13 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from edlm_jax.models.column_losses import ColumnLoss, CrossEntropy, Scores
+from edlm_jax.models.column_losses import ColumnLoss, Scores
 from edlm_jax.parallel.sharding import TRAINING, dividing
 
 # An eighth of a row: small enough to skip most of what has no loss, large enough to keep the matrix unit busy.
 _CHUNKS, _MOST_COLUMNS = 8, 512
 _MOST_TOKENS = 2048  # of all rows: at a vocabulary of 151,936 their float32 logits take 1.2 GB
 _ROWS = 256  # of a product with a head that is not trained: on CPU 48 took twice the time a column (measured)
-
-
-def linear_cross_entropy(
-    x_BTD: Float[Array, "B T D"],
-    head_DV: Float[Array, "D V"],
-    targets_BT: Int[Array, "B T"],
-    supervised_BT: Bool[Array, "B T"],
-    frozen: bool = False,
-) -> Float[Array, "B T"]:
-    """float32 cross-entropy (nats) of softmax(x @ head) where `supervised`, 0 elsewhere."""
-    return column_loss(CrossEntropy(), x_BTD, head_DV, supervised_BT, targets_BT=targets_BT, frozen=frozen)[0]
 
 
 def column_loss(

@@ -52,7 +52,7 @@ class Conversion:
     confidence: str = "raw"  # of the model's own distribution, or of the one that tokens are drawn from
     commit: str = "fused"  # how a finished block enters the cache: decoding/blocks.py
     noise: str = "masks"  # what stood where tokens were unknown
-    adapted: str = "all"  # columns that adapters act on
+    adapted: str = "all"  # columns that adapters act on; "noisy": its text is the AR model's
 
     def __post_init__(self):
         for name in ("mask_token_id", "block_length"):
@@ -73,11 +73,6 @@ class Conversion:
     def layout(self) -> Layout:
         """The row that it was trained on."""
         return find_layout(self.pattern, self.block_length, self.alignment)
-
-    @property
-    def only_drafts(self) -> bool:
-        """Do its adapters act on noisy columns alone, so that its text is the AR model's?"""
-        return self.adapted == "noisy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +136,7 @@ class ModelSpec:
     @property
     def diffuses(self) -> bool:
         """Was it converted, and not merely given adapters that draft for the AR model?"""
-        return self.conversion is not None and not self.conversion.only_drafts
+        return self.conversion is not None and self.conversion.adapted == "all"
 
     @property
     def on_position_grid(self) -> bool:

@@ -17,9 +17,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from edlm_jax.attention import Causal, CleanContext, InPieces, Pattern, Sight, Tiles, plan_attention
 from edlm_jax.errors import InputError
-from edlm_jax.models.column_losses import Certainty, Divergence
+from edlm_jax.models.column_losses import Certainty, CrossEntropy, Divergence
 from edlm_jax.models.gated import two_streams
-from edlm_jax.models.head import column_loss, linear_cross_entropy
+from edlm_jax.models.head import column_loss
 from edlm_jax.models.layer import layer_forward, layer_shapes, norm, scaled_embedding
 from edlm_jax.models.lora import Lora, initial_adapters, scaled, without_adapters
 from edlm_jax.models.product import look_up, project
@@ -213,7 +213,8 @@ class Transformer(nnx.Module):
         self, x_BTD: Float[Array, "B T D"], targets_BT: Int[Array, "B T"], supervised_BT: Bool[Array, "B T"]
     ) -> Float[Array, "B T"]:
         """That of the logits of `x_BTD` where it is asked for, 0 elsewhere; the logits never exist as a whole."""
-        return linear_cross_entropy(x_BTD, self._head(), targets_BT, supervised_BT, self.layers.gated)
+        loss, frozen = CrossEntropy(), self.layers.gated
+        return column_loss(loss, x_BTD, self._head(), supervised_BT, targets_BT=targets_BT, frozen=frozen)[0]
 
     @compiled_once("best")
     def divergence(

@@ -9,8 +9,13 @@ import optax
 import pytest
 from jax.sharding import AxisType
 
-from edlm_jax.models.head import linear_cross_entropy
+from edlm_jax.models.column_losses import CrossEntropy
+from edlm_jax.models.head import column_loss
 from tests.seeds import fresh_rng
+
+
+def linear_cross_entropy(x_BTD, head_DV, targets_BT, supervised_BT):
+    return column_loss(CrossEntropy(), x_BTD, head_DV, supervised_BT, targets_BT=targets_BT)[0]
 
 
 def dense(x_BTD, head_DV, targets_BT, supervised_BT):

@@ -10,7 +10,8 @@ from flax import nnx
 
 from edlm_jax.attention import CleanContext
 from edlm_jax.diffusion import Corruption, example_keys
-from edlm_jax.models.head import linear_cross_entropy
+from edlm_jax.models.column_losses import CrossEntropy
+from edlm_jax.models.head import column_loss
 from tests.seeds import fresh_rng
 from tests.training.tiny import MASK_ID, make_objective, random_batch, random_model
 
@@ -33,7 +34,7 @@ class Lookup:
         return (jnp.asarray(self.table_VD)[tokens_BT] + self.column_SD[None, : tokens_BT.shape[1]])[:, :columns]
 
     def cross_entropy(self, x_BTD, targets_BT, supervised_BT):
-        return linear_cross_entropy(x_BTD, jnp.asarray(self.head_DV), targets_BT, supervised_BT)
+        return column_loss(CrossEntropy(), x_BTD, jnp.asarray(self.head_DV), supervised_BT, targets_BT=targets_BT)[0]
 
     def log_probs(self, tokens_BT):
         logits = (self.table_VD[tokens_BT] + self.column_SD[None, : tokens_BT.shape[1]]) @ self.head_DV

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from edlm_jax.models.head import linear_cross_entropy
+from edlm_jax.models.column_losses import CrossEntropy
+from edlm_jax.models.head import column_loss
 from edlm_jax.training.metrics import step_flops
 from edlm_jax.training.optimizer import make_optimizer
 from edlm_jax.training.step import Numbers, TrainState, make_train_step
@@ -28,7 +29,7 @@ class Table(nnx.Module):
         return x_BTD + jnp.roll(x_BTD, 1, axis=1)
 
     def cross_entropy(self, x_BTD, targets_BT, supervised_BT):
-        return linear_cross_entropy(x_BTD, self.head_DV[...], targets_BT, supervised_BT)
+        return column_loss(CrossEntropy(), x_BTD, self.head_DV[...], supervised_BT, targets_BT=targets_BT)[0]
 
 
 @pytest.fixture(scope="module")
