@@ -6,6 +6,7 @@ from typing import Any
 from edlm_jax.data.counts import MAX_SKIPPED, Tally
 from edlm_jax.data.documents import Tokens, tokenize
 from edlm_jax.data.sources import Rows, open_source
+from edlm_jax.data.stdlib import StdlibSource
 from edlm_jax.errors import InputError
 
 BLANK = "blank"  # documents without text; the formats in which most corpora are kept have them
@@ -19,7 +20,7 @@ class Tokenized(Sequence):
 
     def __init__(self, spec: Mapping[str, Any], tokenizer, max_skipped: float = MAX_SKIPPED):
         self.source, self.tokenizer = open_source(spec), tokenizer
-        unread = self.source.skipped if isinstance(self.source, Rows) else 0
+        unread = self.source.skipped if isinstance(self.source, Rows | StdlibSource) else 0
         self.tally = Tally(spec["path"] if "path" in spec else spec["kind"], len(self.source), max_skipped, unread)
 
     def __len__(self) -> int:
