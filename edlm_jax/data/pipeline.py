@@ -6,8 +6,8 @@
 A source's weight is its share of rows, hence of tokens up to padding, however long its documents are. Each epoch has
 an order of its own, of which shard s takes the documents s, s + shards, ...: within an epoch no two share one. Shards
 belong to the batch and not to processes (shards.py): a step's batch follows from config, seed and step alone.
-`iter(dataset).get_state()` is a small dict of numbers; `set_state` of it gives bitwise the same batches from there on,
-in any process.
+`get_state()` of the batches is a small dict of numbers; `set_state` of it gives bitwise the same ones from there on, in
+any process.
 
 What cannot be used is left out and counted (tokenized.py). The counts are no part of the state: a document is usable or
 not whoever asks, so that they change no batch.
@@ -83,9 +83,9 @@ class CutDocuments(grain.experimental.FlatMapTransform):
 
 
 class EvalBatches:
-    """The held-out batches, of each the rows `rows` (None: all): each document once, until the first source ends or
-    eval_batches are made. The same ones as often as they are iterated over; the last may be filled with padding.
+    """The held-out batches, the same as often as they are iterated over; of each the rows `rows` (None: all).
 
+    Each document once, until the first source ends or eval_batches are made; the last one may be filled with padding.
     Each process packs the whole set, so that all of them see the same number of batches. `tallies` count what became of
     the documents.
     """

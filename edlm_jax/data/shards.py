@@ -24,7 +24,7 @@ PREFETCHED = 4  # batches
 
 
 class BatchIterator:
-    """One after the other, and where it stands: `get_state()` is {shard: numbers}, ready for JSON.
+    """Batches one after the other, and where they stand: `get_state()` is {shard: numbers}, ready for JSON.
 
     `tallies` count what becomes of the documents of each source, as far as this process reads them.
     """

@@ -113,6 +113,7 @@ class MaskedTokens(Term):
         level_BM, masked_BM = streams.corruption.noise_level_BM, self.wanted(streams)
         ce_BM = model.cross_entropy(*self.reads(streams, x_BTD))
         bin_BM = jnp.minimum(jnp.ceil(level_BM * NOISE_BINS).astype(int) - 1, NOISE_BINS - 1)
+        # A metric: no gradient flows through the bins.
         bins = [weighted_sum(ce_BM, masked_BM & (bin_BM == index)) for index in range(NOISE_BINS)]
         bin_ce, bin_count = (jnp.stack(column) for column in zip(*bins, strict=True))
         return {"loss": _over_level(ce_BM, masked_BM, level_BM)[0], "bin_ce": bin_ce, "bin_count": bin_count}

@@ -72,8 +72,9 @@ class CpuKernels(Xla):
         return jax.tree.map(told, weights, is_leaf=packed), mask_BTS
 
     def parts(self, rows: int, weight_bytes: int) -> int:
-        """One a core: rows have nothing in common but weights, and cores that wait for each other at every product lose
-        a third of it. Weights that come from memory are read once for all rows.
+        """One a core, since cores that wait for each other at every product lose a third of it.
+
+        But weights that come from memory, all that rows have in common, are read once for all of them.
         """
         parts = max(min(usable_cores(), rows // _ROWS), 1) if weight_bytes <= _CACHED else 1
         return next(count for count in range(parts, 0, -1) if rows % count == 0)
