@@ -151,8 +151,8 @@ def plan_in_pieces(sight: Sight, heads: tuple[int, int], tiles: Tiles | None = N
     target, in_python = interpret or platform(), bool(interpret)
     on_tpu = sight.copies_BM is None and target == "tpu"
     if on_tpu and has_partial_tiles(pattern, sight.q_len, sight.k_len, tiles or splash.TILES):
-        how = local_heads(*heads), tiles or splash.TILES, in_python
-        kernel = make_kernel(pattern, sight.q_len, sight.k_len, *how)
+        tiles, own_heads = tiles or splash.TILES, local_heads(*heads)
+        kernel = make_kernel(pattern, sight.q_len, sight.k_len, own_heads, tiles, in_python)
         by_piece = NamedSharding(mesh, PartitionSpec(None, CONTEXT_AXIS))
         segments = sight.q_segments_BT, sight.k_segments_BS
         if segments[0] is not None:  # a device needs the documents of all keys: they are gathered here, once

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 
-from edlm_jax.attention.intervals import Visits, may_look, visits
+from edlm_jax.attention.intervals import may_look, visits
 from edlm_jax.attention.pattern import Sight, Tiles
 from edlm_jax.attention.tiled import NEVER, pad, plan_rows
 from edlm_jax.errors import InputError
@@ -79,8 +79,9 @@ def plan_visits(runs_BRT, q_ids_BT, k_ids_BS, tiles: Tiles) -> _Plan:
     # Queries that pad the last tile are like the last one: a softmax over nothing is NaN. Nobody's run holds the keys.
     of_queries = (pad(x, -1, tiles.queries, mode="edge") for x in (runs_BRT, q_ids_BT))
     mask = (*of_queries, pad(k_ids_BS, 1, tiles.keys))
-    found = visits(*mask, *tiles)
-    return _Plan(mask, found.order(), Visits(*(x_BIJ.swapaxes(1, 2) for x_BIJ in found)).order())
+    by_query = visits(*mask, *tiles)
+    by_key = jax.tree.map(lambda x_BIJ: x_BIJ.swapaxes(1, 2), by_query)
+    return _Plan(mask, by_query.order(), by_key.order())
 
 
 def attend_visits(tiles: Tiles, interpret: bool, q_BTNH, k_BSKH, v_BSKH, plan: _Plan):

@@ -34,11 +34,11 @@ def check_format(spec: ModelSpec, name: str) -> None:
     if conversion is None:
         raise InputError(f"format {name!r} is for converted models; this one is autoregressive")
     wanted = released.conversion
-    pairs = {"family": (spec.family, released.family)}
-    pairs |= {what: (getattr(conversion, what), getattr(wanted, what)) for what in ("alignment", "pattern", "prefill")}
-    for what, (found, needed) in pairs.items():
-        if found != needed:
-            raise InputError(f"format {name!r} needs {what} {needed!r}; this model has {found!r}")
+    found = {"family": spec.family} | dataclasses.asdict(conversion)
+    needed = {"family": released.family} | dataclasses.asdict(wanted)
+    for what in ("family", "alignment", "pattern", "prefill"):
+        if found[what] != needed[what]:
+            raise InputError(f"format {name!r} needs {what} {needed[what]!r}; this model has {found[what]!r}")
     if spec.vocab_size <= wanted.mask_token_id:
         raise InputError(
             f"format {name!r} has its mask at {wanted.mask_token_id}; this vocabulary ends at {spec.vocab_size}"

@@ -80,8 +80,9 @@ def save_pretrained(
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     else:
-        for name in [*(name for names in files.filename_to_tensors.values() for name in names), *adapters]:
-            _tensor(*(tensors | adapters)[name], params, stored)  # takes part in the gathering
+        written = [tensors[name] for names in files.filename_to_tensors.values() for name in names]
+        for tensor in [*written, *adapters.values()]:
+            _tensor(*tensor, params, stored)  # takes part in the gathering
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("save_pretrained")
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,9 @@ from edlm_jax.training.checkpoint import abstract_model, with_shardings
 from edlm_jax.training.optimizer import Optimizer, make_optimizer
 from edlm_jax.training.step import TrainState
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 _DECAYED = 0.1  # of the median norm of embeddings: below, the first norm layer multiplies gradients by over ten
 
 
@@ -45,7 +48,7 @@ class Start:
     lora: Lora | None
 
 
-def read_spec(start: Start) -> tuple[ModelSpec, Any]:
+def read_spec(start: Start) -> tuple[ModelSpec, "PreTrainedTokenizerBase"]:
     """The spec of what will be trained, conversion included, and its tokenizer; reads no weights."""
     if start.path:
         spec = load_spec(start.path)
@@ -148,7 +151,7 @@ def _pure(model: Transformer) -> dict:
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
-def _with_tokenizer(spec: ModelSpec, path: str) -> tuple[ModelSpec, Any]:
+def _with_tokenizer(spec: ModelSpec, path: str) -> tuple[ModelSpec, "PreTrainedTokenizerBase"]:
     """The spec with the tokenizer that its model is trained with, and that tokenizer.
 
     Its end of text is the one that is learned, so config.json names it. A tokenizer of another directory brings all of

@@ -52,7 +52,9 @@ def decay_mask(params):
     nothing, and a slot near zero explodes the gradients of the conversion (reported by LLaDA2.0).
     """
 
-    decays = lambda path, _: not any(part in path[-1].key for part in ("norm", "bias", "embedding"))  # noqa: E731
+    def decays(path, _):
+        return not any(part in path[-1].key for part in ("norm", "bias", "embedding"))
+
     return jax.tree_util.tree_map_with_path(decays, params)
 
 

@@ -75,8 +75,8 @@ def make_train_step(
         corruption = drawn.corrupt(example_keys(key, batch["tokens"].shape[0]), batch)
         weights = drawn.weights(batch, corruption)
         trained, frozen = partition(state.params, lora)
-        how = drawn, optimizer.accumulation, remat, partition(shardings.params, lora)[0]
-        sums, grads = _accumulate(graphdef, *how, trained, frozen, batch, corruption, weights)
+        how = dict(count=optimizer.accumulation, remat=remat, shardings=partition(shardings.params, lora)[0])
+        sums, grads = _accumulate(graphdef, drawn, trained, frozen, batch, corruption, weights, **how)
         updates, opt_state = make_optimizer(rated).update(grads, state.opt_state, trained)
         params = combine(optax.apply_updates(trained, updates), frozen)
         metrics = drawn.metrics(sums, weights, drawn.streams(batch, corruption))
@@ -102,7 +102,7 @@ def make_eval_step(graphdef: nnx.GraphDef, objective: Objective, numbers: Number
 
 
 def _accumulate(
-    graphdef, objective, count, remat, shardings, trained, frozen, batch: Batch, corruption: Corruption, weights
+    graphdef, objective, trained, frozen, batch: Batch, corruption: Corruption, weights, *, count, remat, shardings
 ):
     """(sums, gradient by `trained`) of the whole batch in `count` micro-batches.
 

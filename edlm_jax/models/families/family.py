@@ -6,10 +6,13 @@ pretrained/layout.py. Here is how entries of config.json are read, strictly.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edlm_jax.errors import InputError
 from edlm_jax.models.rope import Rope
+
+if TYPE_CHECKING:
+    from edlm_jax.models.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,11 @@ class Family:
             raise InputError(f"config.json: layer_types {', '.join(map(repr, other))} is not supported")
         return {"kinds": (Kind(Rope.from_hf(config, head_dim)),)}
 
-    def rope(self, spec) -> Rope | None:
+    def rope(self, spec: "ModelSpec") -> Rope | None:
         """The one that config.json has in either of its forms (see `Rope.respelled`)."""
         return next((kind.rope for kind in spec.kinds if kind.rope), None)
 
-    def to_hf(self, spec) -> dict[str, Any]:
+    def to_hf(self, spec: "ModelSpec") -> dict[str, Any]:
         """What `fields` reads, and the switches that this family has."""
         values, rope = {"attention_bias": spec.o_bias, "mlp_bias": spec.mlp_bias}, self.rope(spec)
         return {name: values[name] for name in self.bias_flags} | ({"rope_parameters": rope.to_hf()} if rope else {})
