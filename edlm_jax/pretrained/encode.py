@@ -14,6 +14,8 @@ import json
 import re
 from typing import TYPE_CHECKING
 
+from tokenizers import AddedToken, Tokenizer
+
 from edlm_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -107,8 +109,6 @@ def _aliased(tokenizer):
 
     It cuts and joins plain text as the first does, also beside special tokens, whatever their spelling.
     """
-    from tokenizers import AddedToken, Tokenizer
-
     if not tokenizer.is_fast:
         raise InputError("a message quotes a special token, and this tokenizer, without a tokenizer.json, reads none")
     spec = json.loads(tokenizer.backend_tokenizer.to_str())

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
 from edlm_jax.errors import InputError
 from edlm_jax.pretrained.gguf.file import GgufFile
 
@@ -46,8 +48,6 @@ _SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # t
 
 def write_tokenizer(file: GgufFile, directory: Path) -> None:
     """tokenizer.json, tokenizer_config.json and, where there is one, chat_template.jinja."""
-    from tokenizers import AddedToken
-
     kind = file["tokenizer.ggml.model"]
     if kind not in _BUILDERS:
         raise InputError(f"{file.path}: tokenizer {kind!r} is not supported; supported are {', '.join(_BUILDERS)}")
@@ -71,9 +71,7 @@ def write_tokenizer(file: GgufFile, directory: Path) -> None:
         (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
-def _byte_level(file: GgufFile, vocabulary: dict[str, int], types: list[int]):
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-
+def _byte_level(file: GgufFile, vocabulary: dict[str, int], types: list[int]) -> tuple[Tokenizer, bool]:
     name = file.metadata.get("tokenizer.ggml.pre")
     if name not in _WAYS:
         raise InputError(f"{file.path}: tokenizer.ggml.pre {name!r} is not supported; supported are {', '.join(_WAYS)}")
@@ -89,10 +87,8 @@ def _byte_level(file: GgufFile, vocabulary: dict[str, int], types: list[int]):
     return tokenizer, way.begins
 
 
-def _sentence_piece(file: GgufFile, vocabulary: dict[str, int], types: list[int]):
+def _sentence_piece(file: GgufFile, vocabulary: dict[str, int], types: list[int]) -> tuple[Tokenizer, bool]:
     """SentencePiece's BPE: the pair that makes the best token is joined first, which ordered merges do alike."""
-    from tokenizers import Tokenizer, decoders, models, normalizers
-
     scores = {token: file["tokenizer.ggml.scores"][i] for token, i in vocabulary.items() if types[i] == _NORMAL}
     unknown = _token(file, "tokenizer.ggml.unknown_token_id")
     tokenizer = Tokenizer(
@@ -118,9 +114,7 @@ def _merges(vocabulary: dict[str, int], scores: dict[str, float]) -> list[tuple[
 _BUILDERS = {"gpt2": _byte_level, "llama": _sentence_piece}
 
 
-def _add_begin_and_end(file: GgufFile, tokenizer, special: dict[str, str], begins: bool) -> None:
-    from tokenizers import processors
-
+def _add_begin_and_end(file: GgufFile, tokenizer: Tokenizer, special: dict[str, str], begins: bool) -> None:
     wanted = {"bos_token": begins, "eos_token": False}
     for name in wanted:
         wanted[name] = file.metadata.get(f"tokenizer.ggml.add_{name}", wanted[name]) and name in special
