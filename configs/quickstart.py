@@ -11,11 +11,11 @@ training), on 512 held-out prompts (on which, in earlier runs, 1600 steps were c
     tokens / s         3320     1704     5227     5410     5745     batch 1
 
 docs/quickstart.json is the whole report, docs/quickstart_epyc.json that of an AMD EPYC. An earlier run had 0.986,
-0.980, 0.980, 0.969, and 0.996, 0.995, 0.984, 0.966 on 1024 prompts of seed 77. 1200 steps: 0.980; 0.984 at 4.06, 0.943 at 5.02
-(threshold 0.8). On other held-out prompts (exact at 1.0; at 0.95 with tokens per forward): shifted alignment, 1000
-steps, 0.992; 0.984 at 3.93. 1300 steps, 0.175 of the rows for each slow kind, 0.992; 0.986 at 4.13. Without
-noisy_length, shifted, 1000 steps, 0.969; 0.967 at 3.08. Tried and not kept: answers of 5 to 16 items (0.887 of 0.977 at
-2.5 after 1100 steps, without noisy_length).
+0.980, 0.980, 0.969, and 0.996, 0.995, 0.984, 0.966 on 1024 prompts of seed 77. 1200 steps: 0.980; 0.984 at 4.06,
+0.943 at 5.02 (threshold 0.8). On other held-out prompts (exact at 1.0; at 0.95 with tokens per forward): shifted
+alignment, 1000 steps, 0.992; 0.984 at 3.93. 1300 steps, 0.175 of the rows for each slow kind, 0.992; 0.986 at 4.13.
+Without noisy_length, shifted, 1000 steps, 0.969; 0.967 at 3.08. Tried and not kept: answers of 5 to 16 items (0.887
+of 0.977 at 2.5 after 1100 steps, without noisy_length).
 """
 
 from pathlib import Path
