@@ -15,8 +15,6 @@ from edlm_jax.evaluation.compare import check_evaluation
 from edlm_jax.training.run import Run
 
 QUICK_STEPS = 2
-# What every cell is measured by.
-MEASURES = ("eval_steps", "eval_block_lengths", "eval_modes", "eval_losses", "retrieval", "timed_steps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +33,25 @@ class Cell:
 
 
 @dataclasses.dataclass(frozen=True)
+class Measures:
+    """What every cell is measured by; `study_config` says what the fields mean."""
+
+    eval_steps: tuple[int, ...]
+    eval_block_lengths: tuple[int, ...]
+    eval_modes: tuple[str, ...]
+    eval_losses: tuple[Mapping[str, Any], ...]
+    retrieval: int
+    timed_steps: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """All of a study."""
 
-    config: ConfigDict  # what `study_config` makes
+    quick: bool
+    x: str
     base: Run
+    measures: Measures
     cells: list[Cell]  # one arm's seeds after the other's
 
 
@@ -79,23 +91,30 @@ def expand(c: ConfigDict, sweep: Callable[[Callable], None]) -> Plan:
     cells = [_make_cell(c, arm, changes, seed) for arm, changes in arms.items() for seed in c.seeds]
     if len({cell.name for cell in cells}) < len(cells):
         raise InputError(f"two arms of the study have names that make one directory: {', '.join(arms)}")
-    return Plan(c, base, cells)
+    measures = Measures(**{field.name: c[field.name] for field in dataclasses.fields(Measures)})
+    return Plan(c.quick, c.x, base, measures, cells)
 
 
 def _make_quick(c: ConfigDict) -> ConfigDict:
     """The same study with one seed, two steps, four tasks, and the ends of what is measured."""
     c = c.copy_and_resolve_references()
-    base, ends = c.base, lambda values: tuple(dict.fromkeys((values[0], values[-1]))) if values else ()
-    c.seeds, c.eval_steps = tuple(c.seeds[:1]), (1, QUICK_STEPS) if c.eval_steps else ()
-    c.eval_block_lengths = ends(c.eval_block_lengths)
+    base = c.base
+    c.seeds = tuple(c.seeds[:1])
+    c.eval_steps = (1, QUICK_STEPS) if c.eval_steps else ()
+    c.eval_block_lengths = _ends(c.eval_block_lengths)
     c.retrieval, c.timed_steps = min(c.retrieval, 4), min(c.timed_steps, 1)
     base.update(steps=QUICK_STEPS, log_every=1)
     base.optimizer.update(warmup_steps=0, schedule="constant", decay_steps=0)
     base.data.eval_batches = 1
     tasks = (dict(source, size=4) if source.get("kind") == "tasks" else source for source in base.evaluation.tasks)
     base.evaluation.tasks = tuple(tasks)
-    base.evaluation.update(thresholds=ends(base.evaluation.thresholds), batch_size=4)
+    base.evaluation.update(thresholds=_ends(base.evaluation.thresholds), batch_size=4)
     return c
+
+
+def _ends(values: Sequence) -> tuple:
+    """The first and the last, once where they are the same."""
+    return tuple(dict.fromkeys((values[0], values[-1]))) if values else ()
 
 
 def _make_cell(c: ConfigDict, arm: str, changes: Mapping[str, Any], seed: int) -> Cell:

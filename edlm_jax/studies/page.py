@@ -24,8 +24,7 @@ def accuracy_rows(results: Results) -> Rows:
     rows = [[before(results), "", *([_value(results["ar"]["accuracy"])] * len(columns))]]
     for arm in results["arms"]:
         points = {_place(point): point for point in arm["points"]}
-        tell = lambda p: f"{_statistic(p['accuracy'])} @ {p['tokens_per_forward']['mean']:.2f}"  # noqa: E731
-        cells = [tell(points[place]) if place in points else "" for place in columns]
+        cells = [_accuracy_at_speed(points[place]) if place in points else "" for place in columns]
         rows.append([arm["arm"], str(len(arm["seeds"])), *cells])
     return header, rows
 
@@ -93,6 +92,10 @@ def place_name(place: tuple, columns: Sequence[tuple]) -> str:
 
 def _place(point: dict[str, Any]) -> tuple:
     return tuple(point[name] for name in PLACE)
+
+
+def _accuracy_at_speed(point: dict[str, Any]) -> str:
+    return f"{_statistic(point['accuracy'])} @ {point['tokens_per_forward']['mean']:.2f}"
 
 
 def _statistic(value: dict[str, float | None], name: str = "") -> str:

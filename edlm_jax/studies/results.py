@@ -33,8 +33,8 @@ def summarise(arm: str, runs: Sequence[dict]) -> dict[str, Any]:
 def _settled(forwards_by_tokens: Sequence[Sequence[int]]) -> list[dict[str, float | None]]:
     """The share of forwards that settled at least one token, two, ..."""
     most = max(map(len, forwards_by_tokens), default=0)
-    share = lambda counts, least: sum(counts[least:]) / sum(counts)  # noqa: E731
-    return [mean_and_error([share(counts, least) for counts in forwards_by_tokens]) for least in range(1, most)]
+    shares = ([sum(counts[least:]) / sum(counts) for counts in forwards_by_tokens] for least in range(1, most))
+    return [mean_and_error(of_runs) for of_runs in shares]
 
 
 def _summarise_measures(found: Sequence[dict]) -> list[dict[str, Any]]:

@@ -10,22 +10,16 @@ from typing import Any
 
 import jax
 from jax import monitoring
-from ml_collections import ConfigDict
 
-from edlm_jax.benchmarks.training import time_train_step
 from edlm_jax.decoding import Decoder
 from edlm_jax.decoding.modes import Mode, default_mode, make_mode, options_of
-from edlm_jax.diagnosis.drift import weight_drift
-from edlm_jax.diffusion.streams import AUTOREGRESSIVE
 from edlm_jax.errors import InputError, StoppedError
 from edlm_jax.evaluation.compare import AR, Origin, compare_accuracy
-from edlm_jax.evaluation.embedding import attentions, documented_functions, retrieval
-from edlm_jax.evaluation.heldout import heldout_loss
 from edlm_jax.evaluation.tasks.task import Way
 from edlm_jax.files import read_json
-from edlm_jax.models.transformer import Transformer
 from edlm_jax.reports.report import describe_machine, write_report
-from edlm_jax.studies.cells import MEASURES, Cell, Plan
+from edlm_jax.studies.cells import Cell, Plan
+from edlm_jax.studies.measures import measure_drift, measure_model, measure_training
 from edlm_jax.studies.results import Results, summarise
 from edlm_jax.training.checkpoint import load_trained
 from edlm_jax.training.run import Run
@@ -42,8 +36,9 @@ class Study:
     """
 
     def __init__(self, plan: Plan, workdir: Path):
-        self.config, self.base, self.cells, self.workdir = plan.config, plan.base, plan.cells, workdir
-        modes = [make_mode(name) for name in ("ar", *self.config.eval_modes)]
+        self.plan, self.base, self.measures, self.cells = plan, plan.base, plan.measures, plan.cells
+        self.workdir = workdir
+        modes = [make_mode(name) for name in ("ar", *self.measures.eval_modes)]
         self.origin = Origin(plan.base, modes)
 
     def keep_programs(self) -> None:
@@ -78,7 +73,7 @@ class Study:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             ar = self.origin.ar
-            measured = of_model(self.config, self.base, ar, self.origin.text.tokenizer) | {"config": config}
+            measured = measure_model(self.measures, self.base, ar, self.origin.text.tokenizer) | {"config": config}
             measured |= {"name": "converted before"} if ar.spec.conversion else {}
             write_report(self._score(Way(Decoder(ar), default_mode(ar.spec), ar)) | measured, path)
         result = read_json(path)
@@ -93,8 +88,8 @@ class Study:
         return {
             "study": name,
             "doc": doc,
-            "x": self.config.x,
-            "quick": self.config.quick,
+            "x": self.plan.x,
+            "quick": self.plan.quick,
             "finished": len(finished),
             "cells_in_all": len(self.cells),
             "ar": baseline,
@@ -111,8 +106,8 @@ class Study:
             if not summary["completed"]:
                 raise StoppedError(f"stopped in {cell.name} at step {summary['step']}; the same command continues")
             training_compiled = compilations.compiled
-            measured = [self._measure(cell, directory, step) for step in self.config.eval_steps or (None,)]
-            cost = of_training(self.config, cell.run)
+            measured = [self._measure(cell, directory, step) for step in self.measures.eval_steps or (None,)]
+            cost = measure_training(self.measures, cell.run)
         return {
             "arm": cell.arm,
             "seed": cell.seed,
@@ -136,20 +131,20 @@ class Study:
             {
                 "step": step,
                 "mode": mode.name,
-                "block_length": length if self.config.eval_block_lengths else None,
+                "block_length": length if self.measures.eval_block_lengths else None,
                 "threshold": getattr(mode, "threshold", None),
                 **self._score(way._replace(mode=mode)),
             }
             for mode, length in self._modes(cell)
         ]
-        measures = of_model(self.config, cell.run, model, self.origin.text.tokenizer)
-        return points, {"step": step} | drift_of(self.origin.ar, model) | measures
+        measures = measure_model(self.measures, cell.run, model, self.origin.text.tokenizer)
+        return points, {"step": step} | measure_drift(self.origin.ar, model) | measures
 
     def _modes(self, cell: Cell) -> list[tuple[Mode, int]]:
         """Every mode, in blocks of every length if it has blocks, at every threshold if it has one."""
-        lengths = self.config.eval_block_lengths or (cell.run.data.block_length,)
+        lengths = self.measures.eval_block_lengths or (cell.run.data.block_length,)
         modes = []
-        for name, length in itertools.product(self.config.eval_modes, lengths):
+        for name, length in itertools.product(self.measures.eval_modes, lengths):
             own = options_of(name)
             blocks = {"block_length": length} if "block_length" in own else {}
             thresholds = cell.run.evaluation.thresholds if "threshold" in own else (None,)
@@ -167,7 +162,7 @@ class Study:
 
     def _measured_config(self, run: Run) -> dict[str, Any]:
         """As JSON gives it back."""
-        return json.loads(json.dumps(dict(training=_plain(run)) | {name: self.config[name] for name in MEASURES}))
+        return json.loads(json.dumps(dict(training=_plain(run)) | dataclasses.asdict(self.measures)))
 
 
 class Compilations:
@@ -204,40 +199,3 @@ def _plain(run: Run) -> dict[str, Any]:
 
 def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and abs(value) == float("inf") else value
-
-
-def drift_of(before: Transformer, after: Transformer) -> dict[str, Any]:
-    """The mean over layers for the tables, and every layer's under "drift"."""
-    drift = weight_drift(before, after)
-    means = {f"drift_{group}": sum(d["relative"]) / len(d["relative"]) for group, d in drift.items()}
-    return means | {"drift": drift}
-
-
-def of_model(study: ConfigDict, run: Run, model: Transformer, tokenizer) -> dict[str, float]:
-    """Held-out losses in nats per token, "LOSS_SOURCE": an AR model's own, of a converted model this one and its bound.
-
-    The AR loss of a conversion says what it has forgotten of being one. And how well a docstring finds its function's
-    body when texts are read by each attention: the mean reciprocal rank.
-    """
-    measured, layout = {}, run.objective.layout
-    for source in study.eval_losses:
-        data = dataclasses.replace(run.data, eval_sources=(source,))
-        layouts = {"ar_loss": AUTOREGRESSIVE} | ({"diffusion_loss": layout} if model.spec.conversion else {})
-        for name, trained_as in layouts.items():
-            measured[f"{name}_{source['kind']}"] = heldout_loss(model, data, tokenizer, trained_as)
-    if study.retrieval:
-        pairs = documented_functions(study.retrieval)
-        for name, pattern in attentions(model.spec, layout.block_length).items():
-            found = retrieval(model, tokenizer, pairs, pattern=pattern)
-            measured[f"retrieval_{name}"] = found["mean_reciprocal_rank"]
-    return measured
-
-
-def of_training(study: ConfigDict, run: Run) -> dict[str, float]:
-    """What a training step takes: seconds, the bytes of its state, and the peak that the compiler plans for."""
-    if not study.timed_steps:
-        return {}
-    timed = time_train_step(run, study.timed_steps)
-    cost = {"step_seconds": timed["seconds_per_step"]["median"]}
-    cost |= {f"{name}_bytes": count for name, count in timed["state_bytes"].items()}
-    return cost | ({"peak_bytes": timed["peak_bytes"]["planned"]} if "planned" in timed["peak_bytes"] else {})
