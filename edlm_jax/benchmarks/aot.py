@@ -20,11 +20,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from edlm_jax.attention import InPieces, Tiles, count_tiles
 from edlm_jax.attention.splash import TILES, has_partial_tiles
 from edlm_jax.attention.triton import TILES as GPU_TILES
+from edlm_jax.benchmarks.bounds import link_bytes, speed_bound
 from edlm_jax.benchmarks.forward import matrix_parameters
+from edlm_jax.benchmarks.gpus import shared_limit
 from edlm_jax.benchmarks.hlo import collectives, shapes
 from edlm_jax.benchmarks.kernels import kernels
-from edlm_jax.benchmarks.topologies import shared_limit, topology_devices
-from edlm_jax.benchmarks.traffic import link_bytes, speed_bound, traffic
+from edlm_jax.benchmarks.topologies import topology_devices
+from edlm_jax.benchmarks.traffic import traffic
 from edlm_jax.decoding.ends import read_ends
 from edlm_jax.decoding.engine import decode_whole
 from edlm_jax.decoding.modes import Call, Diffusion
@@ -130,9 +132,11 @@ def decoder_report(spec: ModelSpec, dtype: str, devices: list[jax.Device]) -> di
     call = Call(spec, np.full(rows, NEW_TOKENS, np.int32), Sampling(), read_ends(None), np.zeros(rows, np.uint32))
     mode = Diffusion(prefill="block_causal", grid="response", commit="fused").completed(spec)
     run = mode.start(weights, [[0] * PROMPT] * rows, call)
-    is_by_row = lambda x: np.shape(x)[:1] == (rows,)  # noqa: E731
-    by_row = lambda x: NamedSharding(mesh, PartitionSpec("data") if is_by_row(x) else PartitionSpec())  # noqa: E731
-    abstract = lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), sharding=by_row(x))  # noqa: E731
+
+    def abstract(x) -> jax.ShapeDtypeStruct:
+        axes = PartitionSpec("data") if np.shape(x)[:1] == (rows,) else PartitionSpec()  # what has rows, by row
+        return jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), sharding=NamedSharding(mesh, axes))
+
     decode = jax.jit(decode_whole.function, static_argnames="settings")
     start = time.perf_counter()
     with jax.set_mesh(mesh):

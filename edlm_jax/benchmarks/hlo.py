@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import NamedTuple
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_BITS = re.compile(r"\d+")  # bf16, s4, f8e4m3fn
+_BITS = re.compile(r"\d+")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
@@ -125,5 +125,12 @@ def _started_bytes(base: str, kind: str) -> int:
 
 def _array_bytes(array: tuple[str, str]) -> int:
     kind, sizes = array
-    bits = _BITS.search(kind.replace("pred", "u8"))
-    return math.prod(map(int, filter(None, sizes.split(",")))) * (int(bits[0]) if bits else 32) // 8
+    return math.prod(map(int, filter(None, sizes.split(",")))) * _bits(kind) // 8
+
+
+def _bits(kind: str) -> int:
+    """Of one number: bf16, s4 and f8e4m3fn say how many; a truth value takes a byte."""
+    if kind == "pred":
+        return 8
+    found = _BITS.search(kind)
+    return int(found[0]) if found else 32

@@ -1,21 +1,16 @@
-"""Bytes that a compiled program moves between memory and cores, by its HLO text, and how fast it could be at best.
+"""Bytes that a compiled program moves between memory and cores, by its HLO text.
 
 Every instruction outside of fusions reads its operands and writes its result, as often as its loop turns. Of an array
 that is cut, or written to in place, only the part counts; what a TPU keeps in its vector memory does not.
-The best is a bound, never a measurement: what is computed and moved, over the published peaks of the device, as if all
-overlapped.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from edlm_jax.benchmarks.hlo import Instruction, array_bytes, computations, runs
-from edlm_jax.parallel.devices import Device
 
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"}
 _FREE |= {"partition-id", "replica-id", "optimization-barrier", "async-start", "async-update", "opt-barrier"}
 _CUTS = {"dynamic-slice", "slice", "gather", "slice-start"}
-_ONCE = ("all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
 def traffic(text: str) -> int:
@@ -75,28 +70,3 @@ def _written(body: Sequence[Instruction]) -> int:
         return array_bytes(i.kind)
 
     return size(next(i for i in body if i.root))
-
-
-def link_bytes(collectives: Mapping[str, Mapping[str, int]]) -> int:
-    """What goes over a device's links, one way; an all-reduce sends its array twice. (n - 1) / n is taken for 1."""
-    sizes = {kind: found["bytes"] for kind, found in collectives.items()}
-    return sum(sizes.get(kind, 0) for kind in _ONCE) + 2 * sizes.get("all-reduce", 0)
-
-
-def speed_bound(
-    device: Device, *, flops: float, memory_bytes: int, link_bytes: int, useful_flops: float
-) -> dict[str, Any]:
-    """Milliseconds of products, memory and links, the longest of them, and the MFU if nothing else cost time.
-
-    All of one device; empty where the table has no peaks.
-    """
-    if None in (device.peak_flops, device.memory_rate, device.link_rate):
-        return {}
-    times = {
-        "products": 1e3 * flops / device.peak_flops,
-        "memory": 1e3 * memory_bytes / device.memory_rate,
-        "links": 1e3 * link_bytes / device.link_rate,
-    }
-    longest = max(times, key=times.__getitem__)
-    mfu = useful_flops / (device.peak_flops * times[longest] / 1e3)
-    return {f"{name}_ms": value for name, value in times.items()} | dict(bound_by=longest, mfu_at_best=mfu)

@@ -7,7 +7,7 @@ import argparse
 import os
 from typing import Any
 
-from edlm_jax.benchmarks.topologies import GPUS
+from edlm_jax.benchmarks.gpus import GPUS
 from edlm_jax.commands.config import add_config_argument, load_run
 from edlm_jax.errors import check_range
 
