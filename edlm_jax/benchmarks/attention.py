@@ -51,7 +51,7 @@ def time_attention(run: Run, tiles: Sequence[Tiles] = ()) -> dict[str, Any]:
     return found | dict(flops=flops, ideal_speedup=1 / float(np.mean(mask_BTT)))
 
 
-def packed_row(run: Run, spec: ModelSpec):
+def packed_row(run: Run, spec: ModelSpec) -> tuple[Pattern, jax.Array, jax.Array | None]:
     """(pattern, segments_BT, copies_BM) of one packed row, all of its streams, under the config's noise."""
     objective, length = run.objective.of_model(spec), run.data.length
     batch = packed_batch(spec.vocab_size, 1, length, objective.layout.block_length)

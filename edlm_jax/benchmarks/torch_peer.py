@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from edlm_jax.attention import Pattern
 from edlm_jax.benchmarks.attention import packed_row, whole_mask
 from edlm_jax.benchmarks.training import packed_batch
 from edlm_jax.diffusion import Batch, Corruption, example_keys
@@ -28,10 +29,10 @@ from edlm_jax.training.run import Run
 _WARM_UP = 3
 
 
-def alone(function: Callable, *args) -> dict[str, Any]:
-    """What a function of these below finds on the one GPU, or why it found nothing.
+def in_own_process(function: Callable, *args) -> dict[str, Any]:
+    """What `time_torch_step` or `flex_attention_time` finds on the one GPU, or why it found nothing.
 
-    It runs in a process of its own, which gives its memory back, and before jax has taken the GPU's.
+    The process gives its memory back when it ends. Call this before jax has taken the GPU's.
     """
     if importlib.util.find_spec("torch") is None:
         return {"not_measured": "torch is not installed"}
@@ -58,7 +59,7 @@ def time_torch_step(run: Run, steps: int, attention: str, device: str) -> dict[s
     return dict(
         seconds_per_step=median,
         tokens_per_second=run.data.batch_size * run.data.length / median,
-        micro_batches=run.optimizer.accumulation or run.data.batch_size,
+        micro_batches=_micro_batches(run),
         loss=loss,
         attention=attention,
         torch=torch.__version__,
@@ -74,10 +75,9 @@ def flex_attention_time(run: Run, repeats: int, device: str) -> dict[str, Any]:
     import torch
     from torch.nn.attention.flex_attention import flex_attention
 
-    put = lambda x: None if x is None else torch.from_numpy(np.array(x)).to(device)  # noqa: E731
     spec = planned_spec(run.start)
     pattern, segments_BT, copies_BM = packed_row(run, spec)
-    mask, T = _block_mask(pattern, put(segments_BT), put(copies_BM)), segments_BT.shape[1]
+    mask, T = _block_mask(pattern, segments_BT, copies_BM, device), segments_BT.shape[1]
     kind = dict(device=device, dtype=getattr(torch, run.start.dtype), requires_grad=True)
     arrays = [
         torch.randn(1, heads, T, spec.head_dim, **kind)
@@ -123,10 +123,9 @@ def torch_step(run: Run, spec: ModelSpec, batch: Batch, *, attention: str, devic
     if run.remat != "none":
         model.gradient_checkpointing_enable()
     o = run.optimizer
-    count = o.accumulation or run.data.batch_size  # by itself one row at a time: nothing says how many fit
     settings = dict(lr=o.learning_rate, betas=(o.beta1, o.beta2), eps=o.eps, weight_decay=o.weight_decay)
     optimizer = torch.optim.AdamW(model.parameters(), fused=device == "cuda", **settings)
-    parts = peer_inputs(objective, batch, noise, count, attention=attention, device=device)
+    parts = peer_inputs(objective, batch, noise, _micro_batches(run), attention=attention, device=device)
     loss_of = torch.compile(peer_loss) if device == "cuda" else peer_loss
 
     def step() -> float:
@@ -145,15 +144,17 @@ def torch_step(run: Run, spec: ModelSpec, batch: Batch, *, attention: str, devic
     return step
 
 
+def _micro_batches(run: Run) -> int:
+    """The config's; where that is 0, one row at a time, as nothing says how many fit."""
+    return run.optimizer.accumulation or run.data.batch_size
+
+
 def peer_inputs(
     objective: Objective, batch: Batch, noise: Corruption, count: int, *, attention: str, device: str
 ) -> list[tuple]:
     """For each of `count` micro-batches what `peer_loss` takes beside the model, on the device."""
-    import torch
-
     if objective.layout.shifted or [term.name for term in objective.terms] != ["diffusion"]:
         raise InputError("the peer knows the diffusion loss at the same position alone")
-    put = lambda x: None if x is None else torch.from_numpy(np.array(x)).to(device)  # noqa: E731
     columns = objective.streams(batch, noise).inputs
     tokens_BT, positions_BT, segments_BT = (columns[f"{name}_BT"] for name in ("tokens", "positions", "segment_ids"))
     targets_BM, masked_BM = np.asarray(noise.copied(batch["tokens"])), np.asarray(noise.masked_BM)
@@ -163,11 +164,13 @@ def peer_inputs(
     for rows in np.split(np.arange(len(tokens_BT)), count):
         copies_BM = None if noise.copies_BM is None else noise.copies_BM[rows]
         if attention == "flex_attention":
-            mask = _block_mask(pattern, put(segments_BT[rows]), put(copies_BM))
+            mask = _block_mask(pattern, segments_BT[rows], copies_BM, device)
         else:
-            mask = put(whole_mask(pattern, segments_BT[rows], copies_BM))[:, None]
-        inputs = dict(input_ids=put(tokens_BT[rows]).long(), position_ids=put(positions_BT[rows]).long())
-        parts.append((inputs, mask, put(targets_BM[rows]).long(), put(weights_BM[rows]).float()))
+            mask = _tensor(whole_mask(pattern, segments_BT[rows], copies_BM), device)[:, None]
+        inputs = {"input_ids": tokens_BT[rows], "position_ids": positions_BT[rows]}
+        inputs = {name: _tensor(x_BT, device).long() for name, x_BT in inputs.items()}
+        targets, weights = _tensor(targets_BM[rows], device).long(), _tensor(weights_BM[rows], device).float()
+        parts.append((inputs, mask, targets, weights))
     return parts
 
 
@@ -181,16 +184,24 @@ def peer_loss(model, inputs, mask, targets_BM, weights_BM):
     return (ce * weights_BM.flatten()).sum()
 
 
-def _block_mask(pattern, segments_BT, copies_BM):
+def _tensor(array, device: str):
+    """An array of numpy or jax as torch's, on the device."""
+    import torch
+
+    return torch.from_numpy(np.array(array)).to(device)
+
+
+def _block_mask(pattern: Pattern, segments_BT, copies_BM, device: str):
     """FlexAttention's form of `whole_mask`."""
     from torch.nn.attention.flex_attention import create_block_mask
     from torch.nn.functional import pad
 
     B, T = segments_BT.shape
-    copies_BT = None if copies_BM is None else pad(copies_BM, (0, T - copies_BM.shape[1]))
+    segments_BT = _tensor(segments_BT, device)
+    copies_BT = None if copies_BM is None else pad(_tensor(copies_BM, device), (0, T - copies_BM.shape[1]))
 
     def seen(b, h, q, k):
         chosen = {} if copies_BT is None else dict(copies=copies_BT[b, q])
         return pattern.allowed(q, k, **chosen) & (segments_BT[b, q] == segments_BT[b, k])
 
-    return create_block_mask(seen, B, None, T, T, device=segments_BT.device)
+    return create_block_mask(seen, B, None, T, T, device=device)

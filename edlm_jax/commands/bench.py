@@ -83,9 +83,9 @@ def _kernels(args):
 def _attention(args):
     run = _run(args)
     from edlm_jax.benchmarks.attention import TILES, time_attention
-    from edlm_jax.benchmarks.torch_peer import alone, flex_attention_time
+    from edlm_jax.benchmarks.torch_peer import flex_attention_time, in_own_process
 
-    peer = alone(flex_attention_time, run, args.repeats, "cuda")  # first: then jax takes the GPU's memory
+    peer = in_own_process(flex_attention_time, run, args.repeats, "cuda")  # first: then jax takes the GPU's memory
     return dict(config=args.config, attention=time_attention(run, TILES), flex_attention=peer)
 
 
@@ -106,12 +106,12 @@ def _run(args):
 def _train(args):
     run = _run(args)
     from edlm_jax.benchmarks.attention import time_attention
-    from edlm_jax.benchmarks.torch_peer import alone, time_torch_step
+    from edlm_jax.benchmarks.torch_peer import in_own_process, time_torch_step
     from edlm_jax.benchmarks.training import time_train_step
 
     command = " ".join(["edlm bench train", f"--config={args.config}", f"--steps={args.steps}", *args.overrides])
     # First: then jax takes the GPU's memory.
-    peer = alone(time_torch_step, run, args.steps, "flex_attention", "cuda")
+    peer = in_own_process(time_torch_step, run, args.steps, "flex_attention", "cuda")
     result = dict(command=command, **time_train_step(run, args.steps))
     result |= dict(attention=time_attention(run), peer=peer)
     if peer.get("micro_batches") == result["micro_batches"]:  # else the one has fuller products than the other

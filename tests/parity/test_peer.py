@@ -53,5 +53,5 @@ def test_what_the_peer_does_not_know():
     objective = make_objective(alignment="shifted", block_length=8)
     with pytest.raises(ValueError, match="same position"):
         torch_peer.peer_inputs(objective, batch, None, 1, attention="sdpa", device="cpu")
-    found = torch_peer.alone(torch_peer.time_torch_step, Run.of(c), 1, "sdpa", "cuda")
+    found = torch_peer.in_own_process(torch_peer.time_torch_step, Run.of(c), 1, "sdpa", "cuda")
     assert found["not_measured"] == "it runs on one GPU, and 0 are here"
