@@ -150,7 +150,8 @@ def _tasks(args, specs, source, text, thresholds, block_lengths):
 def _sweep(args, specs, source, text, thresholds, block_lengths):
     from edlm_jax.decoding import Decoder
     from edlm_jax.decoding.modes import make_mode
-    from edlm_jax.evaluation.compare import AR, diffusion_at, sweep
+    from edlm_jax.evaluation.compare import AR, diffusion_at
+    from edlm_jax.evaluation.sweep import sweep
     from edlm_jax.evaluation.tasks import choose_questions, load_tasks, need_decoded
     from edlm_jax.evaluation.tasks.task import Way
 

@@ -69,7 +69,7 @@ def decode_each(
         raise InputError(reason)
     seeds = row_seeds(0, len(prompts)).tolist() if seeds is None else seeds
     sampling, ends = decoding.get("sampling", Sampling()), read_ends(decoding.get("ends"))
-    # Its rows lie on one device, end at few tokens, and are as sure as the checkpoint's own code says.
+    # The engine's rows lie on one device, end at few tokens, and are as sure as the checkpoint's own code says.
     suits_the_engine = decoder.weights.groups == 1 and len(ends) <= MOST_ENDS and sampling.confidence is None
     if len(prompts) > batch_size and suits_the_engine:
         yield from _in_slots(decoder, prompts, seeds, batch_size, **decoding)
@@ -85,7 +85,7 @@ def decode_each(
 def decode_to_longest(
     decoder: Decoder, prompts: Sequence[Sequence[int]], limits: Sequence[int], **decoding
 ) -> list[Decoded]:
-    """`decode_batches` with the longest limit for all, or the own one where a prompt leaves no more room.
+    """`decode_batches` with the longest limit for every prompt that leaves room for it, and its own for the others.
 
     A higher limit changes no earlier token, and each one would be compiled again.
     """

@@ -1,4 +1,4 @@
-"""The AR model and its conversion on the same tasks: accuracy, tokens per forward and speed in one engine; sweeps."""
+"""The AR model and its conversion on the same tasks: accuracy, tokens per forward and speed in one engine."""
 
 import functools
 import random
@@ -17,7 +17,6 @@ from edlm_jax.evaluation.tasks import check_task, choose_questions, decoded_ques
 from edlm_jax.evaluation.tasks.task import Outcome, Task, Way
 from edlm_jax.models import Transformer
 from edlm_jax.pretrained import Text, load_pretrained
-from edlm_jax.reports.progress import Progress
 from edlm_jax.training.initial import read_spec
 from edlm_jax.training.run import Run
 
@@ -138,28 +137,3 @@ def results_by_mode(modes: Sequence[Mode], *measured: Sequence[dict[str, Any]]) 
         else:
             results["diffusion"].append({"threshold": mode.threshold, **merged})
     return results
-
-
-def sweep(
-    ways: Sequence[Way], tasks: Sequence[Task], text: Text, *, batch_size: int, timed_prompts: int
-) -> dict[str, Any]:
-    """{"sweep": [one dict a point: block_length, threshold, accuracy, tokens_per_forward, tokens_per_second, ...]}.
-
-    Where AR is one of the ways, the first, "ar" has its measurements. Speeds are those of batch 1, all points taking
-    turns on each prompt, so that they are comparable on a machine that slows down.
-    """
-    timed_prompts, results = min(timed_prompts, len(decoded_questions(tasks))), []
-    with Progress(len(ways) + timed_prompts, "sweep") as progress:
-        for way in ways:
-            results += compare_accuracy([way], tasks, text, batch_size)
-            progress.done(len(results), f"{_name(way.mode)}: {results[-1]['accuracy']:.3f} exact")
-        on_prompt = lambda count: progress.done(len(ways) + count, "timing")  # noqa: E731
-        speeds = compare_speed(ways, tasks, text, timed_prompts, on_prompt)
-    found = results_by_mode([way.mode for way in ways], results, speeds)
-    lengths, points = [way.mode.block_length for way in ways if way.mode != AR], found.pop("diffusion")
-    found["sweep"] = [{"block_length": length, **point} for length, point in zip(lengths, points, strict=True)]
-    return found
-
-
-def _name(mode: Mode) -> str:
-    return "AR" if mode == AR else f"block {mode.block_length}, threshold {mode.threshold:g}"

@@ -61,6 +61,7 @@ class Encoder:
 
 
 def _normalised(*embeddings):
+    """Each as float32 of torch, of rows of length one."""
     import torch
 
     return (torch.from_numpy(normalise(np.atleast_2d(np.asarray(x, np.float32)))) for x in embeddings)

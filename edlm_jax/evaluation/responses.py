@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,7 @@ def fingerprint(directory: Path) -> str:
     return digest.hexdigest()
 
 
-class ResponseFile(AbstractContextManager):
+class ResponseFile:
     """The file of one call's responses, open and locked; a context manager."""
 
     def __init__(self, path: Path, record: Mapping[str, Any]):
@@ -87,6 +86,9 @@ class ResponseFile(AbstractContextManager):
         if not beside.exists():
             write_whole(beside, json.dumps(record, indent=2) + "\n")
         self._read()
+
+    def __enter__(self) -> "ResponseFile":
+        return self
 
     def __exit__(self, *exception):
         os.close(self._file)
