@@ -7,6 +7,7 @@ with the same --workdir after an interruption: finished stages are not repeated,
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 from edlm_jax.commands.config import add_config_argument, load_config
@@ -33,8 +34,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     check_numbers(args, "minutes", least=0)
     check_numbers(args, "prompts", "max_new_tokens", "repeats")
     load_config(args.config, args.overrides)  # before anything is ported
-    from edlm_jax.commands.lossless_job import measure
+    from edlm_jax.commands.lossless_job import Timing, measure
 
-    report = measure(args)
+    timing = Timing(args.prompts, args.max_new_tokens, args.repeats)
+    report = measure(args.model, Path(args.workdir), args.config, args.overrides, args.minutes, timing)
     print(f"report: {args.workdir}/report.json, report.png; model: {args.workdir}/model", file=sys.stderr)
     return report
