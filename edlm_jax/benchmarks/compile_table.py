@@ -2,18 +2,23 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+from edlm_jax.benchmarks.traffic import link_bytes
 
 _HEAD = """# What compiles and fits
 
 Training step and decoder of each config, compiled by the TPU and the GPU compiler for devices that were not there
 (`edlm compile`). Memory, collectives and kernels are the compiler's, model FLOPs follow from the shapes; nothing was
 run, so nothing here is a speed. Rows are of 4096 tokens. Collectives are of one device and one step, loops of known
-length counted out; the decoder's are not shown. An all-reduce sends its bytes twice. Rows with no bound were compiled
-with one row a device at a time, before micro-batches filled memory. "At best" is a bound, never a measurement: what the
-step computes, moves in memory and sends over links, each over the published peak of the device, as if all overlapped;
-the longest binds. The seconds to compile are of two CPU cores, some of them shared with other work. Made from
-docs/compile/*.json by `python -m edlm_jax.benchmarks.compile_table docs/compile`.
+length counted out; the decoder's are not shown. What they send over links is their sum, an all-reduce twice; before
+micro-batches filled memory (one row a device at a time, everything computed again, no `mesh.data` where there is one
+slice) it was the other figure, from docs/compile/before. Rows with no bound are of that kind still. "At best" is a
+bound, never a measurement: what the step computes, moves in memory and sends over links, each over the published peak
+of the device, as if all overlapped; the longest binds, and the column beside says what would change it. The seconds to
+compile are of two CPU cores, some of them shared with other work. Made from docs/compile by
+`python -m edlm_jax.benchmarks.compile_table docs/compile`.
 
 Over all chips of a torus of three axes (v4, v5p; seen with one matrix) the TPU compiler gathers weights and sums
 gradients by all-reduces; over the chips of one or two of its axes by gathers and scatters, which send half as much. So
@@ -30,26 +35,27 @@ The kernels are attention's own; shared memory is the largest of a block, of wha
 most bytes of a thread.
 """
 _COLUMNS = ("config", "devices", "mesh", "rows x micro-batches, remat", "peak / memory, GiB", "arguments, temporaries")
-_COLUMNS += ("decoder peak", "model FLOPs", "tiles / fewest", "collectives, GiB")
-_COLUMNS += ("at best, ms: products, memory, links", "bound, MFU", "denoising at best, ms", "compiled in")
+_COLUMNS += ("decoder peak", "model FLOPs", "tiles / fewest", "collectives, GiB", "over links, GiB (before)")
+_COLUMNS += ("at best, ms: products, memory, links", "bound, MFU", "what would change it", "denoising at best, ms")
+_COLUMNS += ("compiled in",)
 _KERNELS = ("shared memory", "spills")
 
 
-def table(reports: list[dict]) -> str:
-    """The page, one line a report."""
-    tpus = [report for report in reports if "kernels" not in report["train_step"]]
-    gpus = [report for report in reports if "kernels" in report["train_step"]]
-    commands = "".join(f"    {report['command']} --json\n" for report in reports)
+def table(pairs: Sequence[tuple[dict, dict | None]]) -> str:
+    """The page, one line a report; beside each the one before, if there is one."""
+    tpus = [pair for pair in pairs if "kernels" not in pair[0]["train_step"]]
+    gpus = [pair for pair in pairs if "kernels" in pair[0]["train_step"]]
+    commands = "".join(f"    {report['command']} --json\n" for report, _ in pairs)
     page = f"{_HEAD}\n## TPUs\n\n{_table(tpus, _COLUMNS)}{_GPUS}\n{_table(gpus, _COLUMNS + _KERNELS)}"
     return f"{page}\n## The commands\n\n{commands}"
 
 
-def _table(reports: list[dict], columns: tuple[str, ...]) -> str:
-    rows = [columns, ["---"] * len(columns), *map(_cells, reports)]
+def _table(pairs: Sequence[tuple[dict, dict | None]], columns: tuple[str, ...]) -> str:
+    rows = [columns, ["---"] * len(columns), *(_cells(*pair) for pair in pairs)]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
 
 
-def _cells(report: dict) -> list[str]:
+def _cells(report: dict, before: dict | None) -> list[str]:
     gib = lambda size: f"{size / 2**30:.1f}"  # noqa: E731
     step, decoder = report["train_step"], report["decoder"]
     groups = max(report["num_slices"], report.get("hosts", 1) if "kernels" in step else 1)
@@ -66,6 +72,7 @@ def _cells(report: dict) -> list[str]:
         f"{step['model_flops']:.2e}",
         f"{step['attention_tiles']['over_ideal']:.2f}",
         found or "none",
+        _links(step) + (f" ({_links(before['train_step'])})" if before else ""),
         *_bounds(step.get("at_best"), decoder.get("denoise_at_best")),
         f"{step['compile_seconds']:.0f} s",
     ]
@@ -75,19 +82,36 @@ def _cells(report: dict) -> list[str]:
     return cells
 
 
+def _links(step: dict) -> str:
+    return f"{link_bytes(step['collectives']) / 2**30:.1f}"
+
+
 def _bounds(step: dict | None, denoise: dict | None) -> list[str]:
     if not step or not denoise:
-        return ["", "", ""]
+        return ["", "", "", ""]
     parts = ("products", "memory", "links")
     forward = max(denoise[f"{part}_ms"] for part in parts)
     times = ", ".join(f"{step[f'{part}_ms']:.0f}" for part in parts)
-    return [times, f"{step['bound_by']}, {step['mfu_at_best']:.2f}", f"{forward:.2g}, {denoise['bound_by']}"]
+    bound = f"{step['bound_by']}, {step['mfu_at_best']:.2f}"
+    return [times, bound, _change(step), f"{forward:.2g}, {denoise['bound_by']}"]
+
+
+def _change(step: dict) -> str:
+    """What would make the best of a step better."""
+    bound_by, longest = step["bound_by"], step[f"{step['bound_by']}_ms"]
+    if bound_by != "products":
+        return {"links": "fewer micro-batches, another mesh", "memory": "more rows a micro-batch"}[bound_by]
+    useful = step["mfu_at_best"] * longest
+    return f"nothing computed again: {useful:.0f} ms" if step["mfu_at_best"] < 0.995 else "a faster device"
 
 
 def main(directory: str) -> None:
-    """Writes DIRECTORY.md from DIRECTORY/*.json."""
-    reports = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(directory).glob("*.json"))]
-    Path(f"{directory.rstrip('/')}.md").write_text(table(reports), encoding="utf-8")
+    """Writes DIRECTORY.md from DIRECTORY/*.json; DIRECTORY/before has earlier reports, in files of the same names."""
+    read = lambda path: json.loads(path.read_text(encoding="utf-8"))  # noqa: E731
+    paths = sorted(Path(directory).glob("*.json"))
+    earlier = [path.parent / "before" / path.name for path in paths]
+    pairs = [(read(path), read(other) if other.exists() else None) for path, other in zip(paths, earlier, strict=True)]
+    Path(f"{directory.rstrip('/')}.md").write_text(table(pairs), encoding="utf-8")
 
 
 if __name__ == "__main__":
