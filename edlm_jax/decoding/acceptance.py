@@ -7,8 +7,8 @@ compiled program, whatever the number. Every rule keeps at least one masked posi
     Threshold(.9) keeps the first;  Fixed(2) the first and the last;  Prefix(.3) the first two, for the third is done
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,9 @@ class Rule:
 
     low, high = 0.0, 1.0  # the range of a rule's number
 
+    def __call__(self, proposal: Proposal, masked_BC) -> jax.Array:
+        raise NotImplementedError
+
     def __str__(self) -> str:
         """As `parse_rule` reads it."""
         (number,) = (getattr(self, field.name) for field in fields(self))
@@ -34,6 +37,7 @@ class Rule:
             check_range(field.name, getattr(self, field.name), self.low, self.high)
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Threshold(Rule):
     """The most confident, and all with at least this confidence (Fast-dLLM, arXiv 2505.22618; Efficient-DLM).
@@ -48,6 +52,7 @@ class Threshold(Rule):
         return masked_BC & (sure_BC | _best(proposal.confidence_BC, masked_BC))
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Factor(Rule):
     """The n most confident, for the largest n with (n + 1) (1 - the least of them) < factor (Fast-dLLM, section 3)."""
@@ -62,6 +67,7 @@ class Factor(Rule):
         return masked_BC & (rank_BC <= best_BC)
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Fixed(Rule):
     """So many of the most confident: a block of C takes ceil(C / tokens) steps."""
@@ -73,6 +79,7 @@ class Fixed(Rule):
         return masked_BC & (rank(proposal.confidence_BC, masked_BC) < self.tokens)
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class EntropyBound(Rule):
     """By rising entropy, while all but the last hold at most this many nats (EB-Sampler, arXiv 2505.24857)."""
@@ -87,6 +94,7 @@ class EntropyBound(Rule):
         return masked_BC & ((before_BC <= self.entropy) | (rank_BC < 1))
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Margin(Rule):
     """The widest margin over the second best token, and all of at least this one."""
@@ -97,6 +105,7 @@ class Margin(Rule):
         return masked_BC & ((proposal.margin_BC >= self.margin) | _best(proposal.margin_BC, masked_BC))
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Prefix(Rule):
     """From the first masked position to the right, while the confidence is at least this (MARS, arXiv 2604.07023)."""
@@ -109,7 +118,7 @@ class Prefix(Rule):
         return masked_BC & (jnp.cumsum(~goes_on_BC, axis=-1) == 0)
 
 
-RULES: dict[str, Any] = {
+RULES: dict[str, Callable[..., Rule]] = {
     "threshold": Threshold,
     "factor": Factor,
     "fixed": Fixed,
@@ -117,8 +126,6 @@ RULES: dict[str, Any] = {
     "margin": Margin,
     "prefix": Prefix,
 }
-for _kind in RULES.values():
-    jax.tree_util.register_dataclass(_kind)
 
 
 def parse_rule(text: str) -> Rule:
