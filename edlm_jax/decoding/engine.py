@@ -52,13 +52,15 @@ class Run:
         return self.settings.program(self.weights, self.request).width
 
     def whole(self) -> Generation:
-        """All of it, in parts beside one another where the machine has cores for them."""
+        """All of it, in parts beside one another where the machine has cores for them.
+
+        Threads of their own start the parts behind the first, and jax's context managers are a thread's: beside the
+        mesh, which each part enters, none of what the caller has set by them (as a precision of products) reaches them.
+        """
         first, *others = parts = self.parts()
         states = [first._whole()]  # compiles for all of them, and does not wait
         states += _beside([part._whole for part in others])
-        results = [part.collect(state) for part, state in zip(parts, states, strict=True)]
-        joined = [sum((getattr(result, field.name) for result in results), []) for field in fields(Generation)]
-        return Generation(*joined)
+        return Generation.joined([part.collect(state) for part, state in zip(parts, states, strict=True)])
 
     def parts(self) -> list[Self]:
         """The same decoding by rows, as many a part: a row's bits do not depend on the rows beside it."""
@@ -87,17 +89,22 @@ class Run:
 
 
 def _rows(request, cut: slice):
-    """Some of a request's rows: what has them says so by its name."""
+    """Some of a request's rows: what has them says so by its name, as limit_B1 does and ends_E does not."""
     of_rows = [field.name for field in fields(request) if field.name.rpartition("_")[2].startswith("B")]
     values = {name: getattr(request, name) for name in of_rows}
     return replace(request, **{name: value[cut] for name, value in values.items() if value is not None})
 
 
 def _beside(calls: Sequence[Callable[[], Any]]) -> list[Any]:
-    """What calls give that start compiled programs, each from a thread of its own: those of one run one by one."""
-    return [future.result() for future in [_thread(index).submit(call) for index, call in enumerate(calls)]]
+    """What these calls give, each of which starts a compiled program.
+
+    Each has a thread of its own: jax's CPU client runs in order, one after another, what one thread dispatches.
+    """
+    futures = [_thread(index).submit(call) for index, call in enumerate(calls)]
+    return [future.result() for future in futures]
 
 
 @functools.cache
 def _thread(index: int) -> ThreadPoolExecutor:
+    """One that stays for later calls."""
     return ThreadPoolExecutor(1, f"decode-{index}")

@@ -30,6 +30,12 @@ class Generation:
         """The first rows alone."""
         return Generation(*(getattr(self, field.name)[:count] for field in fields(self)))
 
+    @classmethod
+    def joined(cls, parts: Sequence["Generation"]) -> "Generation":
+        """The rows of all parts, in their order."""
+        rows = {field.name: [row for part in parts for row in getattr(part, field.name)] for field in fields(cls)}
+        return cls(**rows)
+
     @property
     def denoise_forwards(self) -> int:
         """Forwards that produced tokens."""
