@@ -20,7 +20,7 @@ from edlm_jax.decoding.decoder import Decoder
 from edlm_jax.decoding.lane import Lane
 from edlm_jax.decoding.load import Pace, Yield, choose
 from edlm_jax.decoding.modes import Mode
-from edlm_jax.decoding.requests import RequestSettings, has_threshold, refuse
+from edlm_jax.decoding.requests import RequestSettings, refuse
 from edlm_jax.errors import InputError
 from edlm_jax.models import Transformer
 
@@ -123,7 +123,7 @@ class Engine:
         modes = [self.modes[index] for index in self._able(settings)]
         if not modes:
             return f"{', '.join(map(str, self.modes))} can't be told which tokens may come; ar can"
-        if settings.threshold is not None and not any(map(has_threshold, modes)):
+        if settings.threshold is not None and not any(mode.has_threshold for mode in modes):
             return f"{', '.join(map(str, modes))} accepts by no threshold; leave the request's out"
         reasons = (refuse(self.spec, mode, prompt, settings, self.columns) for mode in modes)
         return next(filter(None, reasons), None)
@@ -206,7 +206,10 @@ class Engine:
                 lane.drop(slot)
                 del self._live[slot]
                 for i, found in enumerate(self._yields):
-                    found.add(*([row.told, sum(counts)] if i == index else []))
+                    if i == index:
+                        found.add(row.told, sum(counts))
+                    else:
+                        found.add()
             if finished or tokens:
                 wanted = settled.logprobs if row.settings.logprobs else None
                 logprobs = wanted.at(at, new) if wanted else []

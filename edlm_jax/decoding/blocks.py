@@ -1,9 +1,9 @@
 """Block diffusion decoding as one compiled loop (arXiv 2512.14067, section 3.4).
 
 Shapes: B rows, P prompt columns (left-padded, a multiple of C), C block length, X = P + blocks * C token columns, S
-cache columns, V vocabulary. Every row keeps its own block start, so a slow row never holds the others; positions are
-columns less the row's padding. Per step, a row's current block is forwarded against the frozen cache and tokens are
-accepted:
+cache columns, T columns of a forward, R of which are read, F columns that a step denoises, V vocabulary. Every row
+keeps its own block start, so a slow row never holds the others; positions are columns less the row's padding. Per step,
+a row's current block is forwarded against the frozen cache and tokens are accepted:
 
     prompt | committed | current     M mask
     a b c d| e f g h   | M M M M       step 1: accept 1
@@ -18,7 +18,7 @@ needs shifted logits). The block's first denoising forward then knows that token
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -32,15 +32,16 @@ from edlm_jax.decoding.sampling import Draw, best_token
 from edlm_jax.decoding.windows import forward_prompt, put_whole, window
 from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, forward_cached, prefill
 
+if TYPE_CHECKING:
+    from edlm_jax.decoding.modes.block_mode import BlockMode
+
 
 @dataclass(frozen=True)
 class BlockSettings:
-    """What a compiled program depends on, beside the kind of rule: the rule's number, temperature, seeds, the ends and
-    the length limit are arguments of it.
-    """
+    """What a program is compiled for, beside the kind of rule; a `Request`, the rule's number in it, is an argument."""
 
     kind: type["BlockProgram"]  # the traced functions
-    mode: Any  # its options, without its rule
+    mode: "BlockMode"  # its options, as `Mode.compiled_in` has them
     block_length: int
     num_blocks: int
     mask_id: int
@@ -75,7 +76,7 @@ class BlockState:
     denoise_B: jax.Array
     commit_B: jax.Array
     before_BV: jax.Array | None  # logits of the column before the block: shifted alignment reads its first token there
-    aside: Any = None  # what the mode itself carries
+    aside: Any = None  # what the mode itself carries, a value of its own type
 
 
 @jax.tree_util.register_dataclass
@@ -115,14 +116,14 @@ class BlockProgram:
 
     def __init__(self, weights: DecodingWeights, request: Request, settings: BlockSettings):
         self.weights, self.request, self.settings, self.pad_B = weights, request, settings, request.pad_B
-        self.mode, C = settings.mode, settings.block_length
+        self.mode, self.C = settings.mode, settings.block_length
         self.keys_B = jax.vmap(jax.random.key)(request.seeds_B)
         self.P = request.prompts_BP.shape[1]
-        self.F = self.mode.blocks * C  # columns that a step denoises: the current block, or others behind it, too
-        self.X = self.S = self.P + (settings.num_blocks - 1) * C + self.F
+        self.F = self.mode.blocks * self.C  # the current block and, in some modes, those in flight behind it
+        self.X = self.S = self.P + (settings.num_blocks - 1) * self.C + self.F  # with those in flight beside the last
         self.fused = self.mode.commit == "fused"  # does a commit ride in the next block's first forward?
         self.first_token = self.mode.commit == "first_token"  # does a commit, or the prefill, give the next block's?
-        self.width = self.F + C * self.fused  # of a turn's widest forward
+        self.width = self.F + self.C * self.fused  # of a turn's widest forward
         self.rotary = Rotary.of(weights.spec, self.S)
 
     def advance(self, s: BlockState) -> BlockState:
@@ -147,7 +148,8 @@ class BlockProgram:
         """Denoises until a block is pending."""
         return jax.lax.while_loop(self.goes_on, self.denoise, s)
 
-    def goes_on(self, s: BlockState):
+    def goes_on(self, s: BlockState) -> jax.Array:
+        """Is there a row to denoise, and nothing to commit?"""
         return ~s.pending_B.any() & ~s.done_B.all()
 
     def begin(self) -> BlockState:
@@ -155,20 +157,19 @@ class BlockProgram:
 
         Where a block's first token is taken before, the forward is over the prompt alone.
         """
-        prompts_BP = self.request.prompts_BP
+        prompts_BP, settings, C = self.request.prompts_BP, self.settings, self.C
         B, P = prompts_BP.shape
-        c, C = self.settings, self.settings.block_length
         T = P if self.first_token else P + C
-        masks = jnp.full((B, self.X - P - C), c.mask_id, jnp.int32)
+        masks = jnp.full((B, self.X - P - C), settings.mask_id, jnp.int32)
         tokens_BX = jnp.concatenate([prompts_BP, self.request.first_block_BC, masks], axis=1)
         columns_T = jnp.arange(T)[None]
         segments_BT = (columns_T >= self.pad_B[:, None]).astype(jnp.int32)
         rotary_BT = self.rotary.at(jnp.maximum(columns_T - self.pad_B[:, None], 0))
         # Read are the block and, shifted, the column before it, which sees the whole prompt under every prefill.
-        end_R1 = jnp.where(columns_T[0, P - c.shifted :, None] < P, P, T)
+        end_R1 = jnp.where(columns_T[0, P - settings.shifted :, None] < P, P, T)
         read_mask_BRT = (columns_T[:, None] < end_R1[None]) & (segments_BT[:, None] > 0)
         kept = dict(keep=P, length=self.S, read_mask_BTS=read_mask_BRT)
-        pattern = PromptThenBlock(P, c.prefill)
+        pattern = PromptThenBlock(P, settings.prefill)
         x_BRD, cache = prefill(self.weights, tokens_BX[:, :T], rotary_BT, pattern, segments_BT, **kept)
         logits_BCV = self.weights.logits(x_BRD[:, :C])
         state = self.fresh(tokens_BX, jnp.full(B, P, jnp.int32), cache, logits_BCV[:, 0])
@@ -196,15 +197,15 @@ class BlockProgram:
 
     def commit(self, s: BlockState) -> BlockState:
         """Writes the clean K/V of pending blocks; fused, the same forward is a step of every row's current block."""
-        c, C = self.settings, self.settings.block_length
+        shifted = self.settings.shifted
         # Read are the columns of the step and, shifted, the last one before them.
-        T, read = (C + self.F, self.F + c.shifted) if self.fused else (C, 1)
-        x_BRD, s = self.forward(s, s.start_B - C, T, where_B=s.pending_B, read=read)
-        if c.shifted:
+        T, read = (self.C + self.F, self.F + shifted) if self.fused else (self.C, 1)
+        x_BRD, s = self.forward(s, s.start_B - self.C, T, where_B=s.pending_B, read=read)
+        if shifted:
             logits_B1V = self.weights.logits(x_BRD[:, :1])
             s = replace(s, before_BV=jnp.where(s.pending_B[:, None], logits_B1V[:, 0], s.before_BV))
         if self.fused:
-            return self.accept(s, self.read(s, x_BRD[:, c.shifted :]))
+            return self.accept(s, self.read(s, x_BRD[:, shifted:]))
         s = replace(s, commit_B=s.commit_B + s.pending_B, pending_B=s.pending_B & False)
         return self.lead(s) if self.first_token else s
 
@@ -228,29 +229,29 @@ class BlockProgram:
 
     def written(self, s: BlockState, first_B, T, where_B):
         """Which of T columns a forward writes to the cache; None is all."""
-        return None if where_B is None else where_B[:, None] | (jnp.arange(T) >= self.settings.block_length)[None]
+        return None if where_B is None else where_B[:, None] | (jnp.arange(T) >= self.C)[None]
 
     def accept(self, s: BlockState, logits_BCV) -> BlockState:
         """Keeps what the rule accepts in every row's current block."""
         proposal, s = self.propose(s, logits_BCV)
-        masked_BC = self.open(window(s.tokens_BX, s.start_B, self.settings.block_length))
+        masked_BC = self.open(window(s.tokens_BX, s.start_B, self.C))
         return self.keep(s, proposal.tokens_BC, self.request.rule(proposal, masked_BC))
 
     def propose(self, s: BlockState, logits_BFV):
         """(the `Proposal` of a forward, the state with this forward counted)."""
-        c, s = self.settings, replace(s, denoise_B=s.denoise_B + ~s.done_B)
-        return c.draw.propose(logits_BFV, self.keys_B, s.denoise_B, self.request.temperature, banned_id=c.mask_id), s
+        s, temperature = replace(s, denoise_B=s.denoise_B + ~s.done_B), self.request.temperature
+        draw, mask_id = self.settings.draw, self.settings.mask_id
+        return draw.propose(logits_BFV, self.keys_B, s.denoise_B, temperature, banned_id=mask_id), s
 
     def lead(self, s: BlockState) -> BlockState:
         """Takes the first token of every block that has none yet from the logits of the column before it."""
-        c, C = self.settings, self.settings.block_length
-        best_B = best_token(s.before_BV.at[:, c.mask_id].set(-jnp.inf))
-        masked_BC = c.is_noise(window(s.tokens_BX, s.start_B, C))
-        return self.keep(s, best_B[:, None], masked_BC & (jnp.arange(C) == 0)[None])
+        best_B = best_token(s.before_BV.at[:, self.settings.mask_id].set(-jnp.inf))
+        masked_BC = self.settings.is_noise(window(s.tokens_BX, s.start_B, self.C))
+        return self.keep(s, best_B[:, None], masked_BC & (jnp.arange(self.C) == 0)[None])
 
     def keep(self, s: BlockState, tokens_BT, accepted_BT, over_B=True) -> BlockState:
         """Puts accepted tokens into every row's current block; full and over, it becomes pending, or ends its row."""
-        C, T = self.settings.block_length, accepted_BT.shape[1]
+        T = accepted_BT.shape[1]
         accepted_BT = accepted_BT & ~s.done_B[:, None]
         block_BT = jnp.where(accepted_BT, tokens_BT, window(s.tokens_BX, s.start_B, T))
         at_BT = jnp.where(accepted_BT, s.denoise_B[:, None], window(s.accepted_at_BX, s.start_B, T))
@@ -260,7 +261,7 @@ class BlockProgram:
             s,
             tokens_BX=put_whole(s.tokens_BX, block_BT, s.start_B),
             accepted_at_BX=put_whole(s.accepted_at_BX, at_BT, s.start_B),
-            start_B=s.start_B + jnp.where(moves_B, C, 0),
+            start_B=s.start_B + jnp.where(moves_B, self.C, 0),
             pending_B=moves_B,
             done_B=s.done_B | finished_B,
         )
@@ -269,7 +270,7 @@ class BlockProgram:
         """(full_B, finished_B): a row ends at one of its ends, or at its limit, with no mask before it."""
         masked_BT = self.settings.is_noise(block_BT)
         settled_BT = jnp.cumsum(masked_BT, axis=1) == 0
-        full_B = ~masked_BT[:, : self.settings.block_length].any(axis=1)
+        full_B = ~masked_BT[:, : self.C].any(axis=1)
         return full_B, (settled_BT & self.ends(block_BT, start_B)).any(axis=1)
 
     def ends(self, block_BC, start_B):
@@ -286,8 +287,7 @@ class BlockProgram:
 
         Rows outside `where_B` keep their first block in the cache as it is: what they compute there is not used.
         """
-        C = self.settings.block_length
-        columns_T, columns_11S = jnp.arange(T), jnp.arange(self.S)[None, None]
+        C, columns_T, columns_11S = self.C, jnp.arange(T), jnp.arange(self.S)[None, None]
         inputs_BT = self.inputs(s, first_B, T)
         rotary_BT = self.rotary.at(jnp.maximum(first_B[:, None] + columns_T[None] - self.pad_B[:, None], 0))
         block_BT = ((first_B - s.start_B)[:, None] + columns_T[None]) // C  # counted from the current one

@@ -25,13 +25,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from edlm_jax.attention import Bidirectional
-from edlm_jax.decoding.blocks import BlockProgram
+from edlm_jax.decoding.blocks import BlockSettings
 from edlm_jax.decoding.compiled import compiled
 from edlm_jax.decoding.generation import Settled
 from edlm_jax.decoding.load import Pace
 from edlm_jax.decoding.modes import Mode
 from edlm_jax.decoding.prompts import bucket
-from edlm_jax.decoding.requests import Guide, RequestSettings, Row, has_threshold, make_row, unit
+from edlm_jax.decoding.requests import Guide, RequestSettings, Row, make_row, unit
 from edlm_jax.models.cache import DecodingWeights, KVCache
 from edlm_jax.parallel.mesh import on_mesh
 
@@ -57,11 +57,12 @@ class Lane:
     def __init__(self, weights: DecodingWeights, mode: Mode, *, least: int, slots: int, columns: int):
         self.weights, self.mode, self.least, self.slots, self.turns = weights, mode, least, slots, 1
         self.room = columns
-        room = columns + 4 * (getattr(mode, "block_length", None) or 1)
+        room = columns + 4 * (mode.block_length or 1)
         probe = make_row(weights, mode, [0], RequestSettings(1), least=1, columns=room)
         C = self.unit = unit(probe.settings)
         self.pieces = [-(-length // C) * C for length in _PIECES]
-        self.whole = isinstance(getattr(probe.settings, "prefill", None), Bidirectional)  # all of it sees all of it
+        # Is a prompt prefilled in one piece? Both ways, all of it sees all of it.
+        self.whole = isinstance(probe.settings, BlockSettings) and isinstance(probe.settings.prefill, Bidirectional)
         # A prompt is padded to a small piece, or to its last block; the last new block may go beyond the limit.
         self.settings = probe.settings.spanning(-(-columns // C) * C + self.pieces[0] + C)
         program = self.settings.program(weights, probe.request)
@@ -128,7 +129,7 @@ class Lane:
 
     def pace(self) -> Pace:
         """What forwards cost, measured; compiles all that the lane may need."""
-        block = self.unit if issubclass(self.settings.kind, BlockProgram) and has_threshold(self.mode) else 0
+        block = self.unit if isinstance(self.settings, BlockSettings) and self.mode.has_threshold else 0
         if block < 2:
             seconds = self.rehearse()
             return Pace(seconds, seconds, 0)

@@ -1,13 +1,13 @@
 """What the modes that settle tokens from left to right share: causal rows that grow, and the loops around a cycle.
 
 Shapes: B rows, P prompt columns (left-padded), T new columns of a forward, C block length, X token columns, S cache
-columns. The cache is causal: it holds what AR decoding would hold, so verified tokens are AR's. Every row keeps its own
-column, so a slow row never holds the others.
+columns, V vocabulary, W = ceil(V / 32). The cache is causal: it holds what AR decoding would hold, so verified tokens
+are AR's. Every row keeps its own column, so a slow row never holds the others.
 """
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,9 @@ from edlm_jax.decoding.sampling import Draw
 from edlm_jax.decoding.windows import forward_prompt, forward_window, put
 from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, prefill
 
+if TYPE_CHECKING:
+    from edlm_jax.decoding.modes.mode import RowMode
+
 _LOOK = 8  # cycles between two looks of someone who watches; a choice: few enough to stop soon, enough to stay compiled
 
 
@@ -30,8 +33,8 @@ class RowSettings:
     """What a compiled program depends on."""
 
     kind: type["LeftToRight"]  # the traced functions
-    mode: Any  # its options, without its threshold
-    block_length: int | None
+    mode: "RowMode"  # its options, as `Mode.compiled_in` has them
+    block_length: int | None  # None: of a mode without blocks
     room: int  # columns for new tokens
     mask_id: int | None  # None: stepwise decoding of an AR model
     shifted: bool
@@ -84,14 +87,12 @@ class Grown:
     count_B: jax.Array  # new tokens
     forwards_B: jax.Array
     done_B: jax.Array
-    aside: Any  # what the mode itself carries
+    aside: Any  # what the mode itself carries, a value of its own type
     logprobs: Logprobs | None = None
 
 
 class LeftToRight:
     """The base of the modes' programs: shared arrays, the prefill and the forward over a window of each row."""
-
-    width: int  # columns of a cycle's forward
 
     def __init__(self, weights: DecodingWeights, request: RowRequest, settings: RowSettings):
         self.weights, self.request, self.settings, self.pad_B = weights, request, settings, request.pad_B
@@ -100,6 +101,11 @@ class LeftToRight:
         self.P = request.prompts_BP.shape[1]
         self.X = self.S = self.P + settings.room + self.width - 1  # a window begins at the last settled token
         self.rotary = Rotary.of(weights.spec, self.S)
+
+    @property
+    def width(self) -> int:
+        """Columns of a cycle's widest forward."""
+        raise NotImplementedError
 
     def begin(self) -> Grown:
         """Prefills and settles the first tokens."""

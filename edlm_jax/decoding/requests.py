@@ -66,11 +66,6 @@ def unit(settings: Any) -> int:
     return settings.block_length if isinstance(settings, BlockSettings) else 1
 
 
-def has_threshold(mode: Mode) -> bool:
-    """Does it accept by one?"""
-    return hasattr(mode, "threshold") and getattr(mode, "rule", None) is None
-
-
 def refuse(spec: ModelSpec, mode: Mode, prompt: Sequence[int], settings: RequestSettings, columns: int) -> str | None:
     """Why a request can't be decoded in so many columns, in one line."""
     try:
@@ -93,7 +88,7 @@ def make_row(
     Its prompt ends in column `start`, a multiple of the mode's unit and at least `least`: as little padding as that
     takes stands before it. `columns` are those of the row.
     """
-    if settings.threshold is not None and has_threshold(mode):
+    if settings.threshold is not None and mode.has_threshold:
         mode = replace(mode, **{"threshold": settings.threshold})
     limit_B, seeds_B = np.array([settings.limit], np.int32), np.array([settings.seed], np.uint32)
     call = Call(weights.spec, limit_B, settings.sampling, read_ends(settings.ends), seeds_B)

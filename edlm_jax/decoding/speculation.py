@@ -20,14 +20,19 @@ that stands or falls there; drafts behind one that fell were never looked at, so
 """
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edlm_jax.decoding.left_to_right import Grown, LeftToRight, RowSettings
+from edlm_jax.decoding.left_to_right import Grown, LeftToRight
 from edlm_jax.decoding.sampling import best_token, gumbel
 from edlm_jax.decoding.windows import window
+
+if TYPE_CHECKING:
+    from edlm_jax.decoding.modes.mode import DraftMode
+    from edlm_jax.decoding.modes.prompt_lookup import PromptLookup
 
 # What a token's key is folded with for its draft, for the test, for noise in its place; AR's own draw takes the key.
 _DRAFT, _STAND, _NOISE = 1, 2, 3
@@ -46,17 +51,23 @@ class Drafts:
         choose = lambda own, new: jnp.where(where_B.reshape(-1, *[1] * (own.ndim - 1)), new, own)  # noqa: E731
         return jax.tree.map(choose, self, others)
 
+    def followed(self, others: "Drafts") -> "Drafts":
+        """With the other drafts behind them."""
+        return jax.tree.map(lambda own, new: jnp.concatenate([own, new], axis=1), self, others)
+
 
 class Speculation(LeftToRight):
     """The base of the programs that verify drafts."""
 
-    def __init__(self, weights, request, settings: RowSettings):
-        self.D = settings.mode.drafts
-        self.width = self.columns(settings)
-        super().__init__(weights, request, settings)
+    mode: "DraftMode | PromptLookup"
 
-    def columns(self, settings: RowSettings) -> int:
-        """Of a cycle's widest forward."""
+    @property
+    def D(self) -> int:
+        """Drafts of a cycle."""
+        return self.mode.drafts
+
+    @property
+    def width(self) -> int:
         return self.D + 1
 
     def draw(self, logits_BDV, first_B) -> Drafts:
@@ -129,10 +140,10 @@ class SelfDrafting(Speculation):
         self.apart = self.causal or weights.gated  # does the known token not see the noise?
         super().__init__(weights, request, settings)
 
-    def block(self, drafts: int, shifted: bool) -> int:
+    def block(self, drafts: int) -> int:
         """Columns of noise behind a known token, for drafts of what follows the next one, which AR says."""
         # Where a column predicts the next token and sees no later ones, the last would be neither read nor seen.
-        return drafts + (not (self.causal and shifted))
+        return drafts + (not (self.causal and self.settings.shifted))
 
     def read(self, noise_MD, drafts: int):
         """[..., drafts, D]: the columns of such blocks that say the drafts."""

@@ -12,6 +12,7 @@ block's first token from the commit's logits: commit="first_token", as its check
 """
 
 from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,14 @@ import jax.numpy as jnp
 from edlm_jax.decoding.blocks import BlockProgram, BlockState
 from edlm_jax.decoding.windows import put_whole, window
 
+if TYPE_CHECKING:
+    from edlm_jax.decoding.modes.diffusion import Diffusion
+
 
 class SubBlocks(BlockProgram):
     """Every forward is of the whole block."""
+
+    mode: "Diffusion"
 
     def open(self, block_BC):
         """The masks of the first sub-block that has any."""
@@ -30,11 +36,17 @@ class SubBlocks(BlockProgram):
         return masked_BC & (sub_C[None] == _active(masked_BC, U)[:, None])
 
 
+class _Aside(NamedTuple):
+    """What the states of a dual cache carry."""
+
+    cached_B: jax.Array  # do the current block's K/V lie in the cache?
+
+
 class DualCache(SubBlocks):
-    """Forwards the active sub-block alone where it can; `aside`: do the current block's K/V lie in the cache?"""
+    """Forwards the active sub-block alone where it can."""
 
     def start(self, s: BlockState) -> BlockState:
-        return replace(s, aside=jnp.zeros_like(s.done_B))
+        return replace(s, aside=_Aside(jnp.zeros_like(s.done_B)))
 
     def go_on(self, s: BlockState) -> BlockState:
         """Forwards whole blocks as long as any row needs it, then sub-blocks."""
@@ -43,12 +55,12 @@ class DualCache(SubBlocks):
 
     def accept(self, s: BlockState, logits_BCV) -> BlockState:
         s = super().accept(s, logits_BCV)
-        return replace(s, aside=s.aside & ~s.pending_B)
+        return replace(s, aside=_Aside(s.aside.cached_B & ~s.pending_B))
 
     def written(self, s: BlockState, first_B, T, where_B):
         """Of its current block a row writes all or, where that would do, what its own narrow forward would write."""
         U = self.mode.sub_block_length
-        if T < self.settings.block_length:
+        if T < self.C:
             return None  # a narrow forward writes all it has
         offset_BT = (first_B - s.start_B)[:, None] + jnp.arange(T)[None]
         active_BT = offset_BT // U == _active(self._masked(s), U)[:, None]
@@ -58,8 +70,8 @@ class DualCache(SubBlocks):
 
     def forward(self, s: BlockState, first_B, T, where_B=None, read=None):
         x_BTD, s = super().forward(s, first_B, T, where_B, read)
-        has_current = where_B is None or T == 2 * self.settings.block_length
-        return x_BTD, replace(s, aside=s.aside | has_current)
+        has_current = where_B is None or T == 2 * self.C  # a commit of its own forwards the block before it alone
+        return x_BTD, replace(s, aside=_Aside(s.aside.cached_B | has_current))
 
     def _narrow(self, s: BlockState) -> BlockState:
         """One step of every row's active sub-block, whose first token is known."""
@@ -67,17 +79,17 @@ class DualCache(SubBlocks):
         inside_B = _active(self._masked(s), U) * U
         x_BUD, s = super().forward(s, s.start_B + inside_B, U)
         logits_BUV = self.weights.logits(x_BUD[:, : U - shifted])
-        empty_BCV = jnp.zeros((logits_BUV.shape[0], self.settings.block_length, logits_BUV.shape[-1]))
+        empty_BCV = jnp.zeros((logits_BUV.shape[0], self.C, logits_BUV.shape[-1]))
         return self.accept(s, put_whole(empty_BCV, logits_BUV, inside_B + shifted))
 
     def _masked(self, s: BlockState):
-        return self.settings.is_noise(window(s.tokens_BX, s.start_B, self.settings.block_length))
+        return self.settings.is_noise(window(s.tokens_BX, s.start_B, self.C))
 
     def _needs_full(self, s: BlockState):
         U, masked_BC = self.mode.sub_block_length, self._masked(s)
         first_B1 = (_active(masked_BC, U) * U)[:, None]
         first_masked_B = jnp.take_along_axis(masked_BC, first_B1, axis=1)[:, 0]
-        return (~s.aside | first_masked_B) & ~s.done_B
+        return (~s.aside.cached_B | first_masked_B) & ~s.done_B
 
 
 def _active(masked_BC, U):

@@ -69,7 +69,7 @@ def make_mode(name: str, **options: Any) -> Mode:
             read = own[option].metadata["read"]
             try:
                 options[option] = read(value)
-            except InputError:
+            except InputError:  # a ValueError, too, which says more than the next line would
                 raise
             except ValueError:
                 raise InputError(f"{option} of {name} must be {_WANTED[read]}, not {value!r}") from None

@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from edlm_jax.decoding.left_to_right import Grown, LeftToRight
-from edlm_jax.decoding.modes.mode import Mode
+from edlm_jax.decoding.modes.mode import RowMode
 from edlm_jax.decoding.windows import window
 from edlm_jax.models.cache import forward_cached
 
 
 class _Autoregressive(LeftToRight):
+    """One token a turn."""
+
     width = 1  # the last token
 
     def turn(self, rows: Grown) -> Grown:
@@ -37,11 +39,11 @@ class _Autoregressive(LeftToRight):
 
 
 @dataclass(frozen=True)
-class Autoregressive(Mode):
+class Autoregressive(RowMode):
     """Decodes one token a forward on the same weights, causally."""
 
     name: ClassVar[str] = "ar"
-    program: ClassVar[type] = _Autoregressive
+    program: ClassVar[type[LeftToRight]] = _Autoregressive
     lossless: ClassVar[bool] = True
     guided: ClassVar[bool] = True
     causal: ClassVar[bool] = True

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
-from edlm_jax.decoding.acceptance import Rule, parse_rule
 from edlm_jax.decoding.blocks import BlockProgram
-from edlm_jax.decoding.modes.mode import BlockMode, option, read_switch
+from edlm_jax.decoding.modes.block_mode import RuleMode
+from edlm_jax.decoding.modes.mode import option, read_switch
 from edlm_jax.decoding.sampling import Sampling
 from edlm_jax.decoding.sub_blocks import DualCache, SubBlocks
 from edlm_jax.errors import InputError
@@ -13,16 +13,21 @@ from edlm_jax.models import ModelSpec
 
 
 @dataclass(frozen=True)
-class Diffusion(BlockMode):
+class Diffusion(RuleMode):
     """Accepts by a rule inside a block; the next one's first forward commits it."""
 
     name: ClassVar[str] = "diffusion"
-    rule: Rule | None = option(None, parse_rule, "another rule: factor:1, fixed:2, entropy:0.1, margin:0.5, prefix:0.9")
     commit: str | None = option(
         None, str, "how a finished block enters the cache: fused (in the next forward), separate, first_token"
     )
     sub_block_length: int | None = option(None, int, "finish blocks in parts of so many tokens, from left to right")
     dual_cache: bool = option(False, read_switch, "forward the active part of a block alone: an approximation")
+
+    @property
+    def program(self) -> type[BlockProgram]:
+        if self.sub_block_length is None:
+            return BlockProgram
+        return DualCache if self.dual_cache else SubBlocks
 
     def completed(self, spec: ModelSpec) -> Self:
         mode = super().completed(spec)
@@ -37,7 +42,3 @@ class Diffusion(BlockMode):
             raise InputError("dual_cache needs sub_block_length: it keeps the block around the active sub-block")
         if U is not None and (U < 1 or self.block_length % U):
             raise InputError(f"sub_block_length {U} must divide the block length {self.block_length}")
-
-    @property
-    def program(self) -> type[BlockProgram]:
-        return BlockProgram if self.sub_block_length is None else DualCache if self.dual_cache else SubBlocks

@@ -19,29 +19,36 @@ A token counts as accepted in the forward that last changed it.
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
+import jax
 import jax.numpy as jnp
 
 from edlm_jax.decoding.blocks import BlockProgram, BlockState
-from edlm_jax.decoding.modes.mode import BlockMode, option
+from edlm_jax.decoding.modes.block_mode import BlockMode
+from edlm_jax.decoding.modes.mode import option
 from edlm_jax.decoding.sampling import Sampling
 from edlm_jax.decoding.windows import put, put_whole, window
 from edlm_jax.errors import InputError
 
 
-class _DMax(BlockProgram):
-    """Soft inputs and revisions; the request's rule is a threshold.
+class _Aside(NamedTuple):
+    """What its states carry."""
 
-    `aside` of its states is (p_BX, how sure each token was, 1 outside the current block: hard embeddings; steps_B,
-    forwards of the current block).
-    """
+    p_BX: jax.Array  # how sure each token was; 1 outside the current block: hard embeddings
+    steps_B: jax.Array  # forwards of the current block
+
+
+class _DMax(BlockProgram):
+    """Soft inputs and revisions; the request's rule is a threshold."""
+
+    mode: "DMax"
 
     def start(self, s: BlockState) -> BlockState:
-        return replace(s, aside=(jnp.ones(s.tokens_BX.shape), jnp.zeros_like(s.start_B)))
+        return replace(s, aside=_Aside(jnp.ones(s.tokens_BX.shape), jnp.zeros_like(s.start_B)))
 
     def inputs(self, s: BlockState, first_B, T):
-        tokens_BT, p_BT1 = window(s.tokens_BX, first_B, T), window(s.aside[0], first_B, T)[..., None]
+        tokens_BT, p_BT1 = window(s.tokens_BX, first_B, T), window(s.aside.p_BX, first_B, T)[..., None]
         hard_BTD = self.weights.embed(tokens_BT).astype(jnp.float32)
         mask_11D = self.weights.embed(jnp.full((1, 1), self.settings.mask_id)).astype(jnp.float32)
         soft_BTD = p_BT1 * hard_BTD + (1 - p_BT1) * mask_11D
@@ -50,11 +57,10 @@ class _DMax(BlockProgram):
         return jnp.where(p_BT1 < 1, soft_BTD, hard_BTD).astype(self.weights.dtype)
 
     def accept(self, s: BlockState, logits_BCV) -> BlockState:
-        c, C, (p_BX, steps_B) = self.settings, self.settings.block_length, s.aside
-        steps_B += 1
+        C, is_noise, steps_B = self.C, self.settings.is_noise, s.aside.steps_B + 1
         proposal, s = self.propose(s, logits_BCV)
         block_BC = window(s.tokens_BX, s.start_B, C)
-        masked_BC = c.is_noise(block_BC)
+        masked_BC = is_noise(block_BC)
         active_BC = (self.index(s.start_B, C) >= 0) & ~s.done_B[:, None]
         written_BC = active_BC & (~masked_BC | _run(proposal.confidence_BC, masked_BC, self.request.rule.threshold))
         changed_BC = written_BC & (proposal.tokens_BC != block_BC)
@@ -63,7 +69,7 @@ class _DMax(BlockProgram):
         counts_BC = jnp.cumsum(end_BC, axis=1) - end_BC == 0  # up to the first end
         sure_B = ((proposal.confidence_BC >= self.mode.sure) | ~active_BC | ~counts_BC).all(axis=1)
         over_B = ~(changed_BC & counts_BC).any(axis=1) | sure_B | (steps_B >= C)
-        full_B = ~(c.is_noise(block_BC) & counts_BC).any(axis=1) & over_B & ~s.done_B
+        full_B = ~(is_noise(block_BC) & counts_BC).any(axis=1) & over_B & ~s.done_B
         finished_B = full_B & end_BC.any(axis=1)
         moves_B = full_B & ~finished_B
         p_BC = jnp.where(written_BC & ~full_B[:, None], proposal.confidence_BC, 1.0)
@@ -72,7 +78,7 @@ class _DMax(BlockProgram):
             s,
             tokens_BX=put_whole(s.tokens_BX, block_BC, s.start_B),
             accepted_at_BX=put(s.accepted_at_BX, at_BC, s.start_B, changed_BC),
-            aside=(put_whole(p_BX, p_BC, s.start_B), jnp.where(moves_B, 0, steps_B)),
+            aside=_Aside(put_whole(s.aside.p_BX, p_BC, s.start_B), jnp.where(moves_B, 0, steps_B)),
             start_B=s.start_B + jnp.where(moves_B, C, 0),
             pending_B=moves_B,
             done_B=s.done_B | finished_B,
@@ -84,12 +90,18 @@ class DMax(BlockMode):
     """Feeds soft tokens back and revises them until they agree."""
 
     name: ClassVar[str] = "dmax"
-    program: ClassVar[type] = _DMax
     greedy: ClassVar[bool] = True
+    threshold: float = option(
+        0.9, float, "accept from the left while tokens have at least this confidence", compiled=False
+    )
     sure: float = option(
         0.9, float, "a block whose tokens all have this confidence needs no further look", within=(0, 1)
     )
     commit: str | None = option(None, str, "how a finished block enters the cache: fused or separate")
+
+    @property
+    def program(self) -> type[BlockProgram]:
+        return _DMax
 
     def completed(self, spec) -> Self:
         # Not the checkpoint's own way: what decodes it plainly need not suit revisions.

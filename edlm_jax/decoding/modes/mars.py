@@ -15,23 +15,33 @@ cannot follow how many stood. The paper's code also accepts by margin or entropy
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from edlm_jax.attention import Causal
+from edlm_jax.decoding.acceptance import Rule, Threshold
 from edlm_jax.decoding.left_to_right import Grown, LeftToRight
-from edlm_jax.decoding.modes.mode import MaskMode, option
+from edlm_jax.decoding.modes.mode import MaskMode, RowMode, option
 from edlm_jax.decoding.windows import window
 
 
-class _Mars(LeftToRight):
-    """Masks that slide; `aside` of its rows is the first column that is not in the cache."""
+class _Aside(NamedTuple):
+    """What its rows carry."""
 
-    def __init__(self, weights, request, settings):
-        self.width = 2 * settings.block_length
-        super().__init__(weights, request, settings)
+    cached_B: jax.Array  # the first column that is not in the cache
+
+
+class _Mars(LeftToRight):
+    """Masks that slide; the request's rule is a threshold."""
+
+    mode: "Mars"
+
+    @property
+    def width(self) -> int:
+        return 2 * self.settings.block_length
 
     def begin(self) -> Grown:
         C, first = self.settings.block_length, self.P - self.settings.shifted
@@ -40,10 +50,10 @@ class _Mars(LeftToRight):
 
     def enter(self, rows: Grown, x_B1D) -> Grown:
         # The first turn reads the first tokens; shifted, behind the prompt's last column.
-        return replace(rows, aside=rows.start_B - self.settings.shifted)
+        return replace(rows, aside=_Aside(rows.start_B - self.settings.shifted))
 
     def turn(self, rows: Grown) -> Grown:
-        C, cached_B = self.settings.block_length, rows.aside
+        C, cached_B = self.settings.block_length, rows.aside.cached_B
         tokens_BT = window(rows.tokens_BX, cached_B, 2 * C)
         causal_1TT = np.tri(2 * C, dtype=bool)[None]
         x_BTD, cache = self.forward(rows, tokens_BT, cached_B, causal_1TT)
@@ -60,14 +70,24 @@ class _Mars(LeftToRight):
         threshold = request.rule.threshold
         sure_BC = (proposal.confidence_BC >= threshold) & (threshold < 1)
         settled_B = 1 + jnp.cumprod(sure_BC[:, 1:], axis=1).sum(axis=1)
-        return self.settle(replace(rows, aside=rows.start_B), proposal.tokens_BC, settled_B, forwards=1)
+        return self.settle(replace(rows, aside=_Aside(rows.start_B)), proposal.tokens_BC, settled_B, forwards=1)
 
 
 @dataclass(frozen=True)
-class Mars(MaskMode):
+class Mars(RowMode, MaskMode):
     """Goes from left to right while confident."""
 
     name: ClassVar[str] = "mars"
-    program: ClassVar[type] = _Mars
+    program: ClassVar[type[LeftToRight]] = _Mars
     causal: ClassVar[bool] = True
-    threshold: float = option(0.9, float, "accept tokens of at least this confidence, and always the first one")
+    threshold: float = option(
+        0.9, float, "accept tokens of at least this confidence, and always the first one", compiled=False
+    )
+
+    @property
+    def acceptance(self) -> Rule:
+        return Threshold(self.threshold)
+
+    @property
+    def has_threshold(self) -> bool:
+        return True

@@ -3,7 +3,8 @@
     Diffusion(rule=Threshold(0.9))  =  "diffusion:rule=threshold:0.9"        PSD(depth=3)  =  "psd:depth=3"
 
 A field that is None is taken from the checkpoint's conversion (`completed`). A new mode is one file here and one line
-in the registry (modes/__init__.py); commands read its options from the fields' metadata.
+in the registry (modes/__init__.py); commands read its options from the fields' metadata. Here are the bases of modes
+that settle tokens from left to right (left_to_right.py); those that finish block after block are in block_mode.py.
 """
 
 import warnings
@@ -15,26 +16,34 @@ from typing import Any, ClassVar, Self
 import jax
 import numpy as np
 
-from edlm_jax.attention import PLAIN
 from edlm_jax.decoding.acceptance import Rule, Threshold
-from edlm_jax.decoding.blocks import BlockSettings, Request
 from edlm_jax.decoding.engine import Run
-from edlm_jax.decoding.left_to_right import RowRequest, RowSettings
-from edlm_jax.decoding.prompts import bucket, pad_prompts, split_prompts
+from edlm_jax.decoding.left_to_right import LeftToRight, RowRequest, RowSettings
+from edlm_jax.decoding.prompts import bucket, pad_prompts
 from edlm_jax.decoding.sampling import Draw, Sampling
 from edlm_jax.errors import InputError, check_range
 from edlm_jax.models import ModelSpec
 from edlm_jax.models.cache import DecodingWeights
-from edlm_jax.models.spec import CHOICES, PREFILLS
+from edlm_jax.models.spec import CHOICES
 
 _LEAST_ROOM = 32  # columns for new tokens: few, for a cache to hold, and enough for the answers that are short
 
 
 def option(
-    default: Any, read: Any, help: str, *, flag: str | None = None, within: tuple[float, float] | None = None
+    default: Any,
+    read: Any,
+    help: str,
+    *,
+    flag: str | None = None,
+    within: tuple[float, float] | None = None,
+    compiled: bool = True,
 ) -> Any:
-    """A field of a mode: `read` makes its value, a number `within` these two, from a command's text."""
-    return field(default=default, metadata=dict(read=read, help=help, flag=flag, within=within))
+    """A field of a mode: `read` makes its value, a number `within` these two, from a command's text.
+
+    `flag` is another name of its command-line argument, and its name in messages. What is not `compiled` in is an
+    argument of the program: another value is no other program.
+    """
+    return field(default=default, metadata=dict(read=read, help=help, flag=flag, within=within, compiled=compiled))
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,6 @@ class Mode:
     """The base of all modes."""
 
     name: ClassVar[str]
-    program: ClassVar[Any]  # its traced functions: a LeftToRight or a BlockProgram
     greedy: ClassVar[bool] = False  # it compares tokens with its own best ones: no sampling
     lossless: ClassVar[bool] = False  # its text is AR's, greedy or drawn
     guided: ClassVar[bool] = False  # each new token can be told which it may be
@@ -80,14 +88,24 @@ class Mode:
         return None
 
     @property
+    def block_length(self) -> int | None:
+        """Tokens of a block; None: the mode has no blocks."""
+        return None
+
+    @property
     def acceptance(self) -> Rule:
         """The rule that accepts; without one, a token a forward."""
-        return getattr(self, "rule", None) or Threshold(getattr(self, "threshold", 1.0))
+        return Threshold(1.0)
+
+    @property
+    def has_threshold(self) -> bool:
+        """Does its option `threshold` say what is accepted?"""
+        return False
 
     @property
     def compiled_in(self) -> Self:
-        """Without the rule, which a compiled program takes as an argument."""
-        return replace(self, **{f.name: None for f in fields(self) if f.name in ("threshold", "rule")})
+        """What a program is compiled for: None stands for its arguments, so that nothing traced can read them here."""
+        return replace(self, **{f.name: None for f in fields(self) if not f.metadata["compiled"]})
 
     def completed(self, spec: ModelSpec) -> Self:
         """With what the checkpoint's conversion says where a field is None."""
@@ -99,8 +117,9 @@ class Mode:
         """Raises InputError for what the completed mode cannot do, warns of what the checkpoint did not train."""
         self.acceptance.check()
         for f in fields(self):
-            value, within, flag = getattr(self, f.name), f.metadata["within"], f.metadata["flag"] or f.name
+            value, within = getattr(self, f.name), f.metadata["within"]
             if within and value is not None:
+                flag = f.metadata["flag"] or f.name
                 check_range(flag.removeprefix("--").replace("-", "_"), value, *within)
         for name, choices in CHOICES.items():
             value = getattr(self, name, None)
@@ -115,23 +134,47 @@ class Mode:
             warnings.warn(f"{what} {trained}", stacklevel=4)
 
     def start(self, weights: DecodingWeights, prompts: Sequence[Sequence[int]], call: Call) -> Run:
-        """The decoding of these prompts, here by a program that settles tokens from left to right."""
-        prompts_BP, pad_B = pad_prompts(prompts, 1, call.spec.max_length)
-        request = RowRequest(prompts_BP, pad_B, *self._shared(call))
-        conversion, own = call.spec.conversion, vars(self)
-        mask_id = own.get("mask_id", conversion.mask_token_id if conversion else None)
-        shape = self.compiled_in, own.get("block_length"), call.room
-        return Run(weights, request, RowSettings(self.program, *shape, mask_id, call.shifted, call.draw))
+        """The decoding of these prompts."""
+        raise NotImplementedError
 
-    def _shared(self, call: Call) -> tuple:
-        """The last fields of every program's request."""
-        rule = jax.tree.map(np.float32, self.acceptance)  # of one type always, or an int would compile again
-        return call.seeds_B, call.ends_E, call.limit_B[:, None], rule, float(call.sampling.temperature)
+    def _request_fields(self, call: Call) -> dict[str, Any]:
+        """What every program's request has beside its prompts."""
+        return dict(
+            seeds_B=call.seeds_B,
+            ends_E=call.ends_E,
+            limit_B1=call.limit_B[:, None],
+            rule=jax.tree.map(np.float32, self.acceptance),  # of one type always, or an int would compile again
+            temperature=float(call.sampling.temperature),
+        )
 
     def __str__(self) -> str:
         """The mode as text; fields that have their default are left out."""
         given = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
         return self.name + (":" + ",".join(f"{name}={value}" for name, value in given) if given else "")
+
+
+@dataclass(frozen=True)
+class RowMode(Mode):
+    """A mode that settles tokens from left to right (left_to_right.py)."""
+
+    program: ClassVar[type[LeftToRight]]  # its traced functions
+
+    def start(self, weights: DecodingWeights, prompts: Sequence[Sequence[int]], call: Call) -> Run:
+        """The decoding of these prompts by a program that settles tokens from left to right."""
+        prompts_BP, pad_B = pad_prompts(prompts, 1, call.spec.max_length)
+        conversion, mask_id = call.spec.conversion, self.banned_id
+        if mask_id is None and conversion is not None:
+            mask_id = conversion.mask_token_id  # no token of a converted model, though this mode puts none in
+        settings = RowSettings(
+            kind=self.program,
+            mode=self.compiled_in,
+            block_length=self.block_length,
+            room=call.room,
+            mask_id=mask_id,
+            shifted=call.shifted,
+            draw=call.draw,
+        )
+        return Run(weights, RowRequest(prompts_BP, pad_B, **self._request_fields(call)), settings)
 
 
 @dataclass(frozen=True)
@@ -159,7 +202,7 @@ class MaskMode(Mode):
 
 
 @dataclass(frozen=True)
-class DraftMode(MaskMode):
+class DraftMode(RowMode, MaskMode):
     """A mode whose masks draft what a causal forward verifies (speculation.py): the text is AR's."""
 
     lossless: ClassVar[bool] = True
@@ -175,52 +218,7 @@ class DraftMode(MaskMode):
         return replace(mode, block_length=mode.drafts + 1)
 
 
-@dataclass(frozen=True)
-class BlockMode(MaskMode):
-    """A mode that finishes block after block (blocks.py)."""
-
-    commit: ClassVar[str | None] = "fused"
-    blocks: ClassVar[int] = 1  # that are denoised at a time
-    prefill: str | None = option(None, str, f"how the prompt attends to itself: {', '.join(PREFILLS)}")
-    grid: str | None = option(None, str, "where blocks are counted from: response (the prompt's end) or position (0)")
-    threshold: float = option(0.9, float, "accept tokens of at least this confidence, and always the best one")
-
-    def completed(self, spec: ModelSpec) -> Self:
-        mode = super().completed(spec)
-        return replace(mode, prefill=mode.prefill or "block_causal", grid=mode.grid or "response")
-
-    def check(self, spec: ModelSpec, sampling: Sampling) -> None:
-        super().check(spec, sampling)
-        for name in ("prefill", "grid"):
-            value, trained = getattr(self, name), getattr(spec.conversion, name, None)
-            if trained is not None and value != trained:
-                converted = f"the {trained!r} this checkpoint was converted for"
-                what = f"{name} {value!r} is not {converted}: its prompts will look unlike those of training"
-                warnings.warn(what, stacklevel=4)
-
-    def start(self, weights: DecodingWeights, prompts: Sequence[Sequence[int]], call: Call) -> Run:
-        """The decoding of these prompts by a block program."""
-        C, mask_id = self.block_length, self.mask_id
-        assert C and mask_id is not None and self.prefill  # it is completed
-        prompts, given = split_prompts(prompts, C if self.grid == "position" else 1)
-        prompts_BP, pad_B = pad_prompts(prompts, C, call.spec.max_length)
-        first_block_BC = np.array([row + [mask_id] * (C - len(row)) for row in given], np.int32)
-        first_B = np.array([prompts_BP.shape[1] + len(row) for row in given], np.int32)
-        settings = BlockSettings(
-            kind=self.program,
-            mode=self.compiled_in,
-            block_length=C,
-            # Counted from position 0, up to block_length - 1 tokens of the prompt lie in the first block.
-            num_blocks=-(-(call.room + (C - 1) * (self.grid == "position")) // C),
-            mask_id=mask_id,
-            shifted=call.shifted,
-            draw=call.draw,
-            prefill=PLAIN[self.prefill](C),
-        )
-        return Run(weights, Request(prompts_BP, pad_B, first_block_BC, first_B, *self._shared(call)), settings)
-
-
-def read_switch(value) -> bool:
+def read_switch(value: str) -> bool:
     """A switch, as text: yes or no."""
     if value not in ("yes", "no", "True", "False"):
         raise ValueError

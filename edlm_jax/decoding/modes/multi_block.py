@@ -22,27 +22,36 @@ The paper counts the block to be committed among its N; here it comes on top.
 
 from dataclasses import dataclass, replace
 from math import inf
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from edlm_jax.decoding.blocks import BlockProgram, BlockState
-from edlm_jax.decoding.modes.mode import BlockMode, option
+from edlm_jax.decoding.modes.block_mode import BlockMode
+from edlm_jax.decoding.modes.mode import option
 from edlm_jax.decoding.windows import window
 
 _ALMOST = 0.9  # the paper's share of a block behind which the next one takes its best token
 
 
+class _Aside(NamedTuple):
+    """What its states carry."""
+
+    active_B: jax.Array  # how many blocks are active
+
+
 class _MultiBlock(BlockProgram):
-    """The request's rule is a threshold; `aside` of its states says how many blocks are active, int32[B]."""
+    """Several blocks in flight; the request's rule is a threshold."""
+
+    mode: "MultiBlock"
 
     def start(self, s: BlockState) -> BlockState:
-        return replace(s, aside=jnp.ones_like(s.start_B))
+        return replace(s, aside=_Aside(jnp.ones_like(s.start_B)))
 
     def accept(self, s: BlockState, logits_BTV) -> BlockState:
         """Keeps what the rule accepts in every row's active blocks."""
-        rule, C = self.request.rule, self.settings.block_length
+        rule, C = self.request.rule, self.C
         proposal, s = self.propose(s, logits_BTV)
         masked_BT = self.open(window(s.tokens_BX, s.start_B, logits_BTV.shape[1]))
         by_block = lambda x_BT: x_BT.reshape(x_BT.shape[0], -1, C)  # noqa: E731
@@ -50,18 +59,18 @@ class _MultiBlock(BlockProgram):
         sure_BNC = by_block((proposal.confidence_BC >= rule.threshold) & (rule.threshold < 1))
         almost_BN = (~by_block(masked_BT)).sum(axis=2) > _ALMOST * C
         leads_BN = jnp.pad(almost_BN[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-        active_BN = jnp.arange(leads_BN.shape[1])[None] < s.aside[:, None]
+        active_BN = jnp.arange(leads_BN.shape[1])[None] < s.aside.active_B[:, None]
         accepted_BNC = chosen_BNC & active_BN[..., None] & (leads_BN[..., None] | sure_BNC)
         return self.keep(s, proposal.tokens_BC, accepted_BNC.reshape(masked_BT.shape))
 
     def keep(self, s: BlockState, tokens_BT, accepted_BT, over_B=True) -> BlockState:
         """And opens another block, where it is time."""
-        mode, C = self.mode, self.settings.block_length
+        mode, C = self.mode, self.C
         s = super().keep(s, tokens_BT, accepted_BT, over_B)
-        active_B = jnp.maximum(s.aside - s.pending_B, 1)
+        active_B = jnp.maximum(s.aside.active_B - s.pending_B, 1)
         last_BC = window(s.tokens_BX, s.start_B + (active_B - 1) * C, C)
         opens_B = ((~self.settings.is_noise(last_BC)).sum(axis=1) > mode.opens * C) & (active_B < mode.blocks)
-        return replace(s, aside=active_B + opens_B)
+        return replace(s, aside=_Aside(active_B + opens_B))
 
 
 @dataclass(frozen=True)
@@ -69,8 +78,11 @@ class MultiBlock(BlockMode):
     """Denoises several blocks at a time."""
 
     name: ClassVar[str] = "multi_block"
-    program: ClassVar[type] = _MultiBlock
     blocks: int = option(2, int, "blocks that are denoised at a time", within=(1, inf))
     opens: float = option(
         0.1, float, "open the next block when more than this share of the last one is there", within=(0, 1)
     )
+
+    @property
+    def program(self) -> type[BlockProgram]:
+        return _MultiBlock

@@ -17,23 +17,28 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from edlm_jax.decoding.left_to_right import Grown
-from edlm_jax.decoding.modes.mode import Mode, option
+from edlm_jax.decoding.left_to_right import Grown, LeftToRight
+from edlm_jax.decoding.modes.mode import RowMode, option
 from edlm_jax.decoding.speculation import Drafts, Speculation
 from edlm_jax.decoding.windows import window
 
 
 class _PromptLookup(Speculation):
+    """Looks up, then verifies."""
+
+    mode: "PromptLookup"
+
     def turn(self, rows: Grown) -> Grown:
-        return self.verify(rows, Drafts(look_up(rows, self.pad_B, self.mode.lookup, self.D)[0]))
+        tokens_BD, _ = look_up(rows, self.pad_B, self.mode.lookup, self.D)
+        return self.verify(rows, Drafts(tokens_BD))
 
 
 @dataclass(frozen=True)
-class PromptLookup(Mode):
+class PromptLookup(RowMode):
     """Drafts what followed the last tokens earlier in the row, and verifies it causally."""
 
     name: ClassVar[str] = "prompt_lookup"
-    program: ClassVar[type] = _PromptLookup
+    program: ClassVar[type[LeftToRight]] = _PromptLookup
     lossless: ClassVar[bool] = True
     causal: ClassVar[bool] = True
     drafts: int = option(3, int, "tokens that are drafted", within=(1, inf))

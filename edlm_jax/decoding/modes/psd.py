@@ -19,30 +19,40 @@ windows of one row instead of a batch, so that the cache is not copied. The pape
 
 from dataclasses import dataclass, replace
 from math import inf
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from edlm_jax.decoding.acceptance import Rule, parse_rule, rank
+from edlm_jax.decoding.acceptance import rank
 from edlm_jax.decoding.blocks import BlockProgram, BlockState
-from edlm_jax.decoding.modes.mode import BlockMode, option
+from edlm_jax.decoding.modes.block_mode import RuleMode
+from edlm_jax.decoding.modes.mode import option
 from edlm_jax.decoding.sampling import best_token
 from edlm_jax.decoding.windows import forward_window, put, window
 
 
+class _Aside(NamedTuple):
+    """What its states carry: what the last forward proposed for the current block."""
+
+    proposed_BC: jax.Array
+    confidence_BC: jax.Array
+
+
 class _PSD(BlockProgram):
-    """`aside` of its states has what the last forward proposed for the current block: (tokens_BC, confidence_BC)."""
+    """Guesses side by side."""
+
+    mode: "PSD"
 
     def __init__(self, weights, request, settings):
         super().__init__(weights, request, settings)
         self.G = max(self.mode.depth, 1) + 1  # a pending block and the next one need two windows
-        self.width = self.G * settings.block_length
+        self.width = self.G * self.C
         self.S += self.width
 
     def start(self, s: BlockState) -> BlockState:
-        zeros_BC = jnp.zeros((s.start_B.shape[0], self.settings.block_length))
-        return replace(s, aside=(zeros_BC.astype(jnp.int32), zeros_BC))
+        zeros_BC = jnp.zeros((s.start_B.shape[0], self.C))
+        return replace(s, aside=_Aside(zeros_BC.astype(jnp.int32), zeros_BC))
 
     def turn(self, s: BlockState) -> BlockState:
         """At least one cycle, until some row has finished a block."""
@@ -54,7 +64,7 @@ class _PSD(BlockProgram):
         """As in diffusion mode; what was proposed is kept for the guesses."""
         proposal, _ = self.propose(s, logits_BCV)
         s = super().accept(s, logits_BCV)
-        return replace(s, aside=(proposal.tokens_BC, proposal.confidence_BC))
+        return replace(s, aside=_Aside(proposal.tokens_BC, proposal.confidence_BC))
 
     def _cycle(self, s: BlockState) -> BlockState:
         guesses_BGC = self._guesses(s)
@@ -76,19 +86,18 @@ class _PSD(BlockProgram):
 
     def _guesses(self, s: BlockState):
         """int32[B, G, C]: the block and ever deeper guesses at it; of a pending row the full block, then masks."""
-        C, (proposed_BC, confidence_BC) = self.settings.block_length, s.aside
-        block_B1C = window(s.tokens_BX, s.start_B, C)[:, None]
+        block_B1C = window(s.tokens_BX, s.start_B, self.C)[:, None]
         masked_B1C = self.settings.is_noise(block_B1C)
-        rank_B1C = rank(confidence_BC, masked_B1C[:, 0])[:, None]
+        rank_B1C = rank(s.aside.confidence_BC, masked_B1C[:, 0])[:, None]
         depth_1G1 = jnp.minimum(jnp.arange(self.G), self.mode.depth)[None, :, None]
-        guesses_BGC = jnp.where(masked_B1C & (rank_B1C < depth_1G1), proposed_BC[:, None], block_B1C)
-        full_B1C = window(s.tokens_BX, s.start_B - C, C)[:, None]
+        guesses_BGC = jnp.where(masked_B1C & (rank_B1C < depth_1G1), s.aside.proposed_BC[:, None], block_B1C)
+        full_B1C = window(s.tokens_BX, s.start_B - self.C, self.C)[:, None]
         two_BGC = jnp.where(jnp.arange(self.G)[None, :, None] == 0, full_B1C, block_B1C)
         return jnp.where(s.pending_B[:, None, None], two_BGC, guesses_BGC)
 
     def _forward_all(self, s: BlockState, guesses_BGC):
         """(logits_BGCV, s): each guess sees the cache and itself; the windows of a pending row also its full block."""
-        c, (B, G, C) = self.settings, guesses_BGC.shape
+        B, G, C = guesses_BGC.shape
         group_T = jnp.arange(G * C) // C
         pending_B11 = s.pending_B[:, None, None]
         seen_BTT = (group_T[None, :, None] == group_T[None, None]) | pending_B11 & (group_T == 0)[None, None]
@@ -99,7 +108,7 @@ class _PSD(BlockProgram):
         how = dict(seen_BTT=seen_BTT, offset_BT=offset_BT, wanted_BT=~s.done_B[:, None])
         x_BTD, cache = forward_window(self.weights, s.cache, tokens_BT, *rows, **how)
         logits_BGCV = self.weights.logits(x_BTD).reshape(B, G, C, -1)
-        if c.shifted:
+        if self.settings.shifted:
             before_BV = jnp.where(s.pending_B[:, None], logits_BGCV[:, 0, -1], s.before_BV)
             first_BG1V = jnp.broadcast_to(before_BV[:, None, None], (B, G, 1, before_BV.shape[-1]))
             logits_BGCV = jnp.concatenate([first_BG1V, logits_BGCV[:, :, :-1]], axis=2)
@@ -108,11 +117,13 @@ class _PSD(BlockProgram):
 
 
 @dataclass(frozen=True)
-class PSD(BlockMode):
+class PSD(RuleMode):
     """Diffusion with guesses several tokens deep, which the next forward verifies side by side."""
 
     name: ClassVar[str] = "psd"
-    program: ClassVar[type] = _PSD
     greedy: ClassVar[bool] = True
-    rule: Rule | None = option(None, parse_rule, "another rule than the threshold")
     depth: int = option(3, int, "tokens that are guessed", flag="--draft-depth", within=(0, inf))
+
+    @property
+    def program(self) -> type[BlockProgram]:
+        return _PSD

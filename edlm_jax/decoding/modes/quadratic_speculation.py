@@ -3,7 +3,7 @@
 Its output is AR's of the same weights, as that of linear self-speculation (self_speculation.py), with half the forwards
 a cycle and about C + 1 times the columns. Shapes as in left_to_right.py. The known token and its D drafts are C
 columns; each is followed by C masks that see the columns up to it, so that wherever verification ends, the next drafts
-are there already. C = 3:
+are there already. In general a group has M columns of noise, A of which are read. C = M = 3, A = 2:
 
     cache (causal) | window
     a b c          | d e f | M M M   M M M   M M M        d is known, e and f are drafts
@@ -26,12 +26,11 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from edlm_jax.attention.pattern import Causal, PromptThenBlock
-from edlm_jax.decoding.left_to_right import Grown
+from edlm_jax.decoding.left_to_right import Grown, LeftToRight
 from edlm_jax.decoding.modes.mode import DraftMode, option
 from edlm_jax.decoding.modes.prompt_lookup import look_up
 from edlm_jax.decoding.speculation import Drafts, SelfDrafting
@@ -46,8 +45,15 @@ _AT_ONCE = 16
 class _Quadratic(SelfDrafting):
     """Verifies and drafts in one; `aside` of its rows holds the next `Drafts`."""
 
-    def columns(self, settings) -> int:
-        self.noisy = self.block(settings.mode.ahead, settings.shifted)
+    mode: "QuadraticSpeculation"
+
+    @property
+    def noisy(self) -> int:
+        """Columns of a group of noise."""
+        return self.block(self.mode.ahead)
+
+    @property
+    def width(self) -> int:
         return (self.D + 1) * (self.noisy + 1)
 
     def begin(self) -> Grown:
@@ -84,10 +90,11 @@ class _Quadratic(SelfDrafting):
         return replace(rows, aside=self._drafts(logits_BAV, rows))
 
     def _drafts(self, logits_BAV, rows: Grown) -> Drafts:
+        """The next drafts: those that noise gives, then padding; where the last tokens stood before, what followed."""
         drafts, more = self.draw(logits_BAV, rows.count_B), self.D - self.mode.ahead
         if more:
-            others = self.given(jnp.zeros((len(self.pad_B), more), jnp.int32))
-            drafts = jax.tree.map(lambda own, new: jnp.concatenate([own, new], axis=1), drafts, others)
+            padding = self.given(jnp.zeros((len(self.pad_B), more), jnp.int32))
+            drafts = drafts.followed(padding)
         if not self.mode.lookup:
             return drafts
         tokens_BD, found_B = look_up(rows, self.pad_B, self.mode.lookup, self.D)
@@ -99,7 +106,7 @@ class QuadraticSpeculation(DraftMode):
     """Verifies drafts and follows them up in one wide forward."""
 
     name: ClassVar[str] = "quadratic_speculation"
-    program: ClassVar[type] = _Quadratic
+    program: ClassVar[type[LeftToRight]] = _Quadratic
     ahead: int | None = option(None, int, "of the drafts, those that noise gives; default: all")
     lookup: int = option(0, int, "last tokens that are looked for; 0: none", within=(0, inf))
 

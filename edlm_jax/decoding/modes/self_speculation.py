@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edlm_jax.decoding.left_to_right import Grown
+from edlm_jax.decoding.left_to_right import Grown, LeftToRight
 from edlm_jax.decoding.modes.mode import DraftMode, option
 from edlm_jax.decoding.modes.prompt_lookup import look_up
 from edlm_jax.decoding.speculation import Drafts, SelfDrafting
@@ -33,9 +33,16 @@ from edlm_jax.decoding.windows import window
 class _Linear(SelfDrafting):
     """Drafts of one block, verified by a forward of their own."""
 
-    def columns(self, settings) -> int:
+    mode: "SelfSpeculation"
+
+    @property
+    def noisy(self) -> int:
+        """Columns of noise."""
         # Behind a token that does not see it noise has the length of its training: a block.
-        self.noisy = self.block(self.D, settings.shifted) if self.apart else self.D
+        return self.block(self.D) if self.apart else self.D
+
+    @property
+    def width(self) -> int:
         return self.noisy + 1
 
     def turn(self, rows: Grown) -> Grown:
@@ -80,5 +87,5 @@ class SelfSpeculation(DraftMode):
     """Drafts a block behind what is known and verifies it causally, in two forwards."""
 
     name: ClassVar[str] = "self_speculation"
-    program: ClassVar[type] = _Linear
+    program: ClassVar[type[LeftToRight]] = _Linear
     lookup: int = option(0, int, "last tokens that are looked for; 0: none", within=(0, inf))
