@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from edlm_jax.benchmarks.traffic import link_bytes
+from edlm_jax.benchmarks.traffic import link_bytes, speed_bound
+from edlm_jax.parallel.devices import describe
 
 _HEAD = """# What compiles and fits
 
@@ -14,7 +15,7 @@ Training step and decoder of each config, compiled by the TPU and the GPU compil
 run, so nothing here is a speed. Rows are of 4096 tokens. Collectives are of one device and one step, loops of known
 length counted out; the decoder's are not shown. What they send over links is their sum, an all-reduce twice; before
 micro-batches filled memory (one row a device at a time, everything computed again, no `mesh.data` where there is one
-slice) it was the other figure, from docs/compile/before. Rows with no bound are of that kind still. "At best" is a
+slice) it was the other figure, from docs/compile/before. Rows with a "?" are of that kind still. "At best" is a
 bound, never a measurement: what the step computes, moves in memory and sends over links, each over the published peak
 of the device, as if all overlapped; the longest binds, and the column beside says what would change it. The seconds to
 compile are of two CPU cores, some of them shared with other work. Made from docs/compile by
@@ -23,10 +24,17 @@ compile are of two CPU cores, some of them shared with other work. Made from doc
 Over all chips of a torus of three axes (v4, v5p; seen with one matrix) the TPU compiler gathers weights and sums
 gradients by all-reduces; over the chips of one or two of its axes by gathers and scatters, which send half as much. So
 weights are best sharded over a part of such a slice, with `mesh.data` for the rest, where memory allows few
-micro-batches. 8B on v5p:4x4x4 with one row a device at a time and fsdp 64 moved 686.5 GiB in all-reduces a step, which
-are 1373 GiB over links (the compiler's word for the same config at an earlier commit). On v5e:4x4, a torus of two
-axes, it does not pay: 1.5B in 32 micro-batches sent 894 GiB over links with `mesh.data=4` (not kept as JSON), for each
-of them sums over `data`, too, and 416 without.
+micro-batches. An all-reduce over three axes takes all six links of a chip at once (six rings in three phases, says the
+compiler of one matrix on v5p:4x4x4); a bound that counts all links is farther from the truth where axes go unused. At
+best the all-reduces cost nothing: on v5p:4x4x4, fsdp 64, one row a device at a time, they take 2.5 s of links beside
+18.0 s of products, on tpu7x:4x4x4 2.2 beside 3.6, on two slices of v5p:8x8x8 0.2 beside 1.1. On v5e:4x4, a torus of two
+axes, `mesh.data` does not pay: 1.5B in 32 micro-batches sent 894 GiB over links with `mesh.data=4` (not kept as JSON),
+for each of them sums over `data`, too, and 416 without.
+
+Products bind every row whose memory traffic is known, and a quarter of them is the forward pass computed again. With
+more micro-batches there would be room to keep it; they send more over links, of which little binds. The fewest
+micro-batches are chosen all the same: a bound says nothing of how well the rest hides behind products. A denoising
+forward is bound by memory: it reads all weights for one block a group of devices, and more rows would cost little more.
 """
 _GPUS = """
 ## GPUs
@@ -73,7 +81,7 @@ def _cells(report: dict, before: dict | None) -> list[str]:
         f"{step['attention_tiles']['over_ideal']:.2f}",
         found or "none",
         _links(step) + (f" ({_links(before['train_step'])})" if before else ""),
-        *_bounds(step.get("at_best"), decoder.get("denoise_at_best")),
+        *(_bounds(step["at_best"], decoder["denoise_at_best"]) if "at_best" in step else _parts(report)),
         f"{step['compile_seconds']:.0f} s",
     ]
     if kernels := step.get("kernels"):
@@ -86,9 +94,15 @@ def _links(step: dict) -> str:
     return f"{link_bytes(step['collectives']) / 2**30:.1f}"
 
 
-def _bounds(step: dict | None, denoise: dict | None) -> list[str]:
-    if not step or not denoise:
-        return ["", "", "", ""]
+def _parts(report: dict) -> list[str]:
+    """Of a step that computes all again, where nobody counted what it moves in memory: products and links alone."""
+    step, device = report["train_step"], describe(report["device_kind"])
+    costs = dict(memory_bytes=0, link_bytes=link_bytes(step["collectives"]), useful_flops=step["flops_per_device"])
+    bound = speed_bound(device, flops=step["flops_per_device"] * 4 / 3, **costs)
+    return [f"{bound['products_ms']:.0f}, ?, {bound['links_ms']:.0f}", "", "", ""]
+
+
+def _bounds(step: dict, denoise: dict) -> list[str]:
     parts = ("products", "memory", "links")
     forward = max(denoise[f"{part}_ms"] for part in parts)
     times = ", ".join(f"{step[f'{part}_ms']:.0f}" for part in parts)
