@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from edlm_jax.benchmarks.traffic import link_bytes, speed_bound
+from edlm_jax.benchmarks.bounds import link_bytes, speed_bound
 from edlm_jax.parallel.devices import describe
 
 _HEAD = """# What compiles and fits
@@ -31,10 +31,10 @@ best the all-reduces cost nothing: on v5p:4x4x4, fsdp 64, one row a device at a 
 axes, `mesh.data` does not pay: 1.5B in 32 micro-batches sent 894 GiB over links with `mesh.data=4` (not kept as JSON),
 for each of them sums over `data`, too, and 416 without.
 
-Products bind every row whose memory traffic is known, and a quarter of them is the forward pass computed again. With
-more micro-batches there would be room to keep it; they send more over links, of which little binds. The fewest
-micro-batches are chosen all the same: a bound says nothing of how well the rest hides behind products. A denoising
-forward is bound by memory: it reads all weights for one block a group of devices, and more rows would cost little more.
+Products bind every row whose memory traffic is known, and about a quarter of them is the forward pass computed again.
+With more micro-batches there would be room to keep it; they send more over links, which do not bind. The fewest are
+chosen all the same: a bound says nothing of how well links and memory hide behind products. A denoising forward is
+bound by memory: it reads all weights for one block a group of devices, and more rows would cost little more.
 """
 _GPUS = """
 ## GPUs
