@@ -12,12 +12,13 @@ slices of stacked arrays inside a scan: it finds none and returns the model as i
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 
 from edlm_jax.models.product import project
+from edlm_jax.parallel import cpu
 from edlm_jax.parallel.sharding import letters
 
 ADAPTERS = {  # matrix: its A and its B
@@ -118,7 +119,12 @@ def fuse_adapters(p: Mapping, matrices: tuple[str, ...], fused: str, join: Calla
 
 def opened(p: Mapping, last: int) -> dict:
     """A layer whose adapters act on the `last` columns of a call alone."""
-    return dict(p) | {_LAST: last} if last else without_adapters(p)
+    own = without_adapters(p)
+    if not last:
+        return own
+    packed = {m: (p[m], p[a], p[b]) for m, (a, b) in _NAMES.items() if m in p and a in p and isinstance(p[b], cpu.Low)}
+    own |= {m: replace(w, adapter=cpu.Adapter(a, b, last)) for m, (w, a, b) in packed.items()}
+    return own if packed else dict(p) | {_LAST: last}
 
 
 def without_adapters(params: Mapping) -> dict:

@@ -57,6 +57,38 @@ def test_product_takes_any_axes_and_gives_its_columns_back(rng):
     assert cpu.product(np.zeros((0, 3, 20), np.float32), packed).shape == (0, 3, 37)
 
 
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("D, parts", [(7, (33,)), (1024, (32, 96, 64)), (96, (20, 50)), (576, (130, 600))])
+def test_product_with_an_adapter_in_the_last_columns(rng, D, parts, narrow):
+    """Each part of the columns has its own block of B, zeros beside it; a strip may lie in two of them."""
+    B, T, last, rank, F = 2, 5, 3, 4, sum(parts)
+    a_DR, b_RF = normal(rng, D, rank * len(parts)), np.zeros((rank * len(parts), F), np.float32)
+    for part, begin in enumerate(np.cumsum([0, *parts[:-1]])):
+        b_RF[rank * part : rank * (part + 1), begin : begin + parts[part]] = normal(rng, rank, parts[part])
+    if narrow:
+        a_DR, b_RF = (np.asarray(jnp.asarray(x).astype(jnp.bfloat16).astype(jnp.float32)) for x in (a_DR, b_RF))
+    x_BTD, w = normal(rng, B, T, D), cpu.pack(jnp.asarray(normal(rng, D, F)))
+    low = cpu.pack_low(jnp.asarray(b_RF))
+    assert low.strips.shape[1] == (rank if len(parts) == 1 or not np.any(np.array(parts) % 32) else 2 * rank)
+    assert low.strips.dtype == (jnp.uint16 if narrow else jnp.float32)
+    adapted = dataclasses.replace(w, adapter=cpu.Adapter(cpu.pack(jnp.asarray(a_DR)), low, last))
+    own_BTF, whole_BTF = np.asarray(cpu.product(x_BTD, w)), np.asarray(cpu.product(x_BTD, adapted))
+    np.testing.assert_array_equal(whole_BTF[:, :-last], own_BTF[:, :-last])
+    by_two_BTF = cpu.product(cpu.product(x_BTD, cpu.pack(jnp.asarray(a_DR))), cpu.pack(jnp.asarray(b_RF)))
+    np.testing.assert_array_equal(whole_BTF[:, -last:], (own_BTF + by_two_BTF)[:, -last:])
+    few = dataclasses.replace(adapted, adapter=dataclasses.replace(adapted.adapter, last=7))  # all that there are
+    np.testing.assert_array_equal(cpu.product(x_BTD[:, -last:], few), whole_BTF[:, -last:])
+    wanted_BT = rng.random((B, T)) < 0.5
+    some_BTF = cpu.product(x_BTD, dataclasses.replace(adapted, wanted_BT=jnp.asarray(wanted_BT)))
+    np.testing.assert_array_equal(some_BTF, np.where(wanted_BT[..., None], whole_BTF, 0))
+
+
+def test_an_adapter_that_adds_nothing(rng):
+    x_BTD, w, a = normal(rng, 2, 3, 40), cpu.pack(jnp.asarray(normal(rng, 40, 50))), normal(rng, 40, 4)
+    adapter = cpu.Adapter(cpu.pack(jnp.asarray(a)), cpu.pack_low(jnp.zeros((4, 50))), 2)
+    np.testing.assert_array_equal(cpu.product(x_BTD, dataclasses.replace(w, adapter=adapter)), cpu.product(x_BTD, w))
+
+
 @pytest.mark.parametrize(
     "B, T, N, K, S, H", [(2, 5, 4, 2, 37, 8), (3, 8, 6, 2, 50, 48), (1, 3, 3, 3, 70, 80), (2, 2, 2, 2, 3, 7)]
 )
@@ -99,7 +131,7 @@ def test_narrower_instructions_pass_as_well(instructions):
     if "EDLM_CPU" in os.environ:
         return
     pytest_ = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:xdist", "-p", "no:cacheprovider"]
-    command = [*pytest_, __file__, "-k", "1_to_64_rows or visible or norm"]
+    command = [*pytest_, __file__, "-k", "1_to_64_rows or adapter or visible or norm"]
     environment = os.environ | {"EDLM_CPU": instructions}
     ran = subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True)
     assert ran.returncode == 0 and "passed" in ran.stdout, ran.stdout

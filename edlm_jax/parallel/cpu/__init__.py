@@ -3,6 +3,7 @@
 from edlm_jax.parallel.cpu.attention import attend, write
 from edlm_jax.parallel.cpu.library import available
 from edlm_jax.parallel.cpu.norm import Scale, rms_norm
-from edlm_jax.parallel.cpu.product import Packed, pack, product
+from edlm_jax.parallel.cpu.product import Adapter, Low, Packed, pack, pack_low, product
 
-__all__ = ["Packed", "Scale", "attend", "available", "pack", "product", "rms_norm", "write"]
+__all__ = ["Adapter", "Low", "Packed", "Scale"]
+__all__ += ["attend", "available", "pack", "pack_low", "product", "rms_norm", "write"]

@@ -6,7 +6,7 @@ import importlib.util
 
 import jax
 
-TARGETS = ("edlm_product_of_rows", "edlm_attention", "edlm_write", "edlm_norm")
+TARGETS = ("edlm_product_of_rows", "edlm_adapted_product", "edlm_attention", "edlm_write", "edlm_norm")
 
 
 @functools.cache

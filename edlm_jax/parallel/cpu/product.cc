@@ -5,9 +5,16 @@
 // [F / 32, D, 16, 2]: columns c and 16 + c of a strip share 32 bits and are widened by a shift and by a mask.
 //
 // Every sum runs over D from 0 up, one product at a time: its bits depend on its row and its column, on nothing else.
+//
+// An adapter adds (x A) B to some of the rows within the same call. Each strip of B has `depth` rows, those from `from` on
+// of its own: where several matrices are fused, the others are zero.
 
+#include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <memory>
+#include <numeric>
+#include <thread>
 #include <vector>
 
 #include "instructions.h"
@@ -21,15 +28,22 @@ namespace ffi = xla::ffi;
 constexpr int kStrip = 32, kHalf = kStrip / 2;
 constexpr int64_t kBlock = 96;  // rows that share one reading of a strip: their products outweigh it
 
+struct Task;
+using Multiply = void(const Task&, int64_t, int64_t);
+
 struct Task {
   const float* x;
   int64_t x_stride, rows, width, columns;
   const void* w;
   float* out;
-  const int64_t* to;  // the row of `out` that each row's sums are
+  const int64_t* to;              // the row of `out` that each row's sums are
+  Multiply* multiply;             // of items, for the numbers that w holds
+  int64_t first = 0;              // rows before this one are left out
+  const int32_t* from = nullptr;  // where in a row of x each strip's sums begin
+  bool add = false;               // to what `out` holds
 
   int64_t strips() const { return (columns + kStrip - 1) / kStrip; }
-  int64_t blocks() const { return (rows + kBlock - 1) / kBlock; }
+  int64_t items() const { return strips() * ((rows + kBlock - 1) / kBlock); }
 };
 
 // Columns c and 16 + c, as many as a register has lanes, of one row of a strip.
@@ -91,12 +105,17 @@ template <class I, class W, int R>
 EDLM_INLINE void sum_rows(const Task& t, int64_t row, int64_t strip, const W* w, const char* next, int64_t step) {
   constexpr int P = pairs<I>(R);
   float sums[R][kStrip];
-  for (int c = 0; c < kHalf; c += P * I::lanes) {
-    sum<I, W, R, P>(t, t.x + row * t.x_stride, w + c, c, next, c ? 0 : step, sums);
+  const float* x = t.x + row * t.x_stride + (t.from ? t.from[strip] : 0);
+  for (int c = 0; c < kHalf; c += P * I::lanes) sum<I, W, R, P>(t, x, w + c, c, next, c ? 0 : step, sums);
+  const int64_t first = strip * kStrip, size = std::min<int64_t>(kStrip, t.columns - first);
+  for (int r = 0; r < R; ++r) {
+    float* out = t.out + t.to[row + r] * t.columns + first;
+    if (t.add) {
+      for (int64_t i = 0; i < size; ++i) out[i] += sums[r][i];
+    } else {
+      std::memcpy(out, sums[r], size * sizeof(float));
+    }
   }
-  const int64_t first = strip * kStrip;
-  const int64_t size = sizeof(float) * std::min<int64_t>(kStrip, t.columns - first);
-  for (int r = 0; r < R; ++r) std::memcpy(t.out + t.to[row + r] * t.columns + first, sums[r], size);
 }
 
 template <class I, class W, int R = I::sums / 2>
@@ -116,8 +135,9 @@ template <class I, class W>
 EDLM_INLINE void multiply(const Task& t, int64_t begin, int64_t end) {
   constexpr int64_t kMost = I::sums / 2, kRow = std::is_same_v<W, float> ? kStrip : kHalf;
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t strip = item % t.strips(), first = item / t.strips() * kBlock;
-    const int64_t rows = std::min(kBlock, t.rows - first), groups = (rows + kMost - 1) / kMost;
+    const int64_t strip = item % t.strips(), block = item / t.strips() * kBlock, first = std::max(block, t.first);
+    const int64_t rows = std::min(block + kBlock, t.rows) - first, groups = (rows + kMost - 1) / kMost;
+    if (rows <= 0) continue;
     const W* w = static_cast<const W*>(t.w) + strip * t.width * kRow;
     const bool more = item + 1 < end && strip + 1 < t.strips();
     const int64_t step = more ? kRow * sizeof(W) / groups : 0;
@@ -130,9 +150,6 @@ EDLM_INLINE void multiply(const Task& t, int64_t begin, int64_t end) {
     }
   }
 }
-
-template <class W>
-using Multiply = void(const Task&, int64_t, int64_t);
 
 template <class W>
 void multiply_plain(const Task& t, int64_t begin, int64_t end) {
@@ -149,16 +166,30 @@ EDLM_AVX512 void multiply_avx512(const Task& t, int64_t begin, int64_t end) {
 }
 #else
 template <class W>
-constexpr Multiply<W>*multiply_avx2 = nullptr, *multiply_avx512 = nullptr;
+constexpr Multiply *multiply_avx2 = nullptr, *multiply_avx512 = nullptr;
 #endif
+
+template <class W>
+Multiply* multiply_widest() {
+  static auto* const found = widest<Multiply>(multiply_avx512<W>, multiply_avx2<W>, multiply_plain<W>);
+  return found;
+}
+
+// nullptr: w holds no numbers that can be read.
+Multiply* multiply_by(const ffi::AnyBuffer& w) {
+  if (w.element_type() == ffi::F32) return multiply_widest<float>();
+  if (w.element_type() == ffi::U16) return multiply_widest<uint32_t>();
+  return nullptr;
+}
 
 // Takes the rows that are computed, and spreads them where that helps: rows a multiple of 4 KB apart fall on the same
 // few lines of the nearest cache (a twentieth slower; 2 KB apart as fast as others).
 std::unique_ptr<float[]> gather(Task& t, const std::vector<int64_t>& to) {
   constexpr int64_t kLines = 1024, kPad = 16;  // floats
   const int64_t rows = to.size(), stride = t.width + (t.width % kLines ? 0 : kPad);
+  const bool in_place = rows == t.rows && std::is_sorted(to.begin(), to.end());
   t.to = to.data();
-  if (rows == t.rows && (rows == 1 || stride == t.width)) return {};
+  if (in_place && (rows == 1 || stride == t.width)) return {};
   std::unique_ptr<float[]> x(new float[rows * stride]);  // std::vector would write zeros first
   for (int64_t r = 0; r < rows; ++r) {
     std::memcpy(x.get() + r * stride, t.x + to[r] * t.width, t.width * sizeof(float));
@@ -169,37 +200,76 @@ std::unique_ptr<float[]> gather(Task& t, const std::vector<int64_t>& to) {
   return x;
 }
 
-template <class W>
-void run(ffi::ThreadPool& pool, Task t, const std::vector<int64_t>& to) {
-  static auto* const multiply = widest<Multiply<W>>(multiply_avx512<W>, multiply_avx2<W>, multiply_plain<W>);
-  const auto owned = gather(t, to);
-  const int64_t items = t.strips() * t.blocks();
-  const int64_t cost = t.width * kStrip * (std::min(t.rows, kBlock) + 3);  // 3: the reading
-  deal(pool, items, cost, [t](int64_t begin, int64_t end) { multiply(t, begin, end); });
-}
+int64_t cost(const Task& t) { return t.width * kStrip * (std::min(t.rows, kBlock) + 3); }  // 3: the reading
 
-// `wanted` [M] says which rows are computed, all if it is empty; the others are zero.
-ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffer w, ffi::Buffer<ffi::PRED> wanted,
-                   ffi::ResultBuffer<ffi::F32> out) {
-  const auto shape = x.dimensions(), strips = w.dimensions();
-  Task t{x.typed_data(), shape[1], shape[0], shape[1], out->dimensions()[1], w.untyped_data(), out->typed_data(),
-         nullptr};
-  if (strips[0] != t.strips() || strips[1] != t.width) return ffi::Error::InvalidArgument("shapes do not fit");
-  std::vector<int64_t> to;
+// The rows of x [M, D] that are computed, `wanted` [M] or all if that is empty: those before which `last` [M] is false,
+// then the others; what is not computed is zero.
+std::vector<int64_t> rows_of(const Task& t, const ffi::Buffer<ffi::PRED>& wanted, const bool* last, int64_t& first) {
+  std::vector<int64_t> to, others;
   for (int64_t row = 0; row < t.rows; ++row) {
     if (wanted.element_count() == 0 || wanted.typed_data()[row]) {
-      to.push_back(row);
+      (last && last[row] ? others : to).push_back(row);
     } else {
       std::memset(t.out + row * t.columns, 0, t.columns * sizeof(float));
     }
   }
-  if (w.element_type() == ffi::F32) {
-    run<float>(pool, t, to);
-  } else if (w.element_type() == ffi::U16) {
-    run<uint32_t>(pool, t, to);
-  } else {
-    return ffi::Error::InvalidArgument("weights must be float32 or bits of bfloat16");
+  first = to.size();
+  to.insert(to.end(), others.begin(), others.end());
+  return to;
+}
+
+Task task_of(const ffi::Buffer<ffi::F32>& x, const ffi::AnyBuffer& w, ffi::Result<ffi::Buffer<ffi::F32>>& out) {
+  const auto shape = x.dimensions();
+  return {x.typed_data(), shape[1], shape[0], shape[1], out->dimensions()[1], w.untyped_data(), out->typed_data(),
+          nullptr, multiply_by(w)};
+}
+
+bool fits(const Task& t, const ffi::AnyBuffer& w) {
+  return t.multiply && w.dimensions()[0] == t.strips() && w.dimensions()[1] == t.width;
+}
+
+ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffer w, ffi::Buffer<ffi::PRED> wanted,
+                   ffi::Result<ffi::Buffer<ffi::F32>> out) {
+  Task t = task_of(x, w, out);
+  if (!fits(t, w)) return ffi::Error::InvalidArgument("weights do not fit");
+  int64_t first;
+  const auto to = rows_of(t, wanted, nullptr, first);
+  const auto owned = gather(t, to);
+  deal(pool, t.items(), cost(t), [t](int64_t begin, int64_t end) { t.multiply(t, begin, end); });
+  return ffi::Error::Success();
+}
+
+// Whoever takes strips of w first takes those of A that are left, and waits only for others who have begun theirs.
+struct Adapted {
+  Task w, a, b;
+  std::atomic<int64_t> next{0}, done{0};
+
+  void work(int64_t begin, int64_t end) {
+    const int64_t items = a.items();
+    for (int64_t item; (item = next.fetch_add(1)) < items; done.fetch_add(1)) a.multiply(a, item, item + 1);
+    w.multiply(w, begin, end);
+    while (done.load() < items) std::this_thread::yield();
+    b.multiply(b, begin, end);
   }
+};
+
+// x w, and (x A) B beside it in the rows that are `adapted` [M]: A and B are strips, B's those rows from `from` on.
+ffi::Error adapted_product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffer w,
+                           ffi::Buffer<ffi::PRED> wanted, ffi::Buffer<ffi::PRED> adapted, ffi::AnyBuffer a,
+                           ffi::AnyBuffer b, ffi::Buffer<ffi::S32> from, ffi::Result<ffi::Buffer<ffi::F32>> out) {
+  Adapted work{task_of(x, w, out)};
+  Task& t = work.w;
+  const auto to = rows_of(t, wanted, adapted.typed_data(), work.b.first);
+  const auto owned = gather(t, to);
+  std::vector<int64_t> own(t.rows);
+  std::iota(own.begin(), own.end(), 0);
+  const int64_t rank = a.dimensions()[0] * kStrip, depth = b.dimensions()[1], first = work.b.first;
+  std::unique_ptr<float[]> low(new float[t.rows * rank]);
+  work.a = {t.x, t.x_stride, t.rows, t.width, rank, a.untyped_data(), low.get(), own.data(), multiply_by(a), first};
+  work.b = {low.get(), rank, t.rows, depth, t.columns, b.untyped_data(), t.out, to.data(), multiply_by(b), first,
+            from.typed_data(), true};
+  if (!fits(t, w) || !fits(work.a, a) || !fits(work.b, b)) return ffi::Error::InvalidArgument("weights do not fit");
+  deal(pool, t.items(), cost(t), [&work](int64_t begin, int64_t end) { work.work(begin, end); });
   return ffi::Error::Success();
 }
 
@@ -213,4 +283,17 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(edlm_product_of_rows, edlm::product,
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::PRED>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>());
+
+EDLM_EXPORT(edlm_adapted_product);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(edlm_adapted_product, edlm::adapted_product,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::PRED>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::PRED>>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>());
