@@ -78,6 +78,8 @@ kernels = Extension(
     optional=True,
 )
 
+DRAFTER = ["pretrained/smollm2/*.json", "pretrained/smollm2/adapter/*"]  # of SmolLM2-135M-Instruct
+
 setup(
     name="edlm_jax",
     version="0.1.0",
@@ -88,7 +90,7 @@ setup(
     # A plain path to the checkout: Python started above a checkout named edlm_jax then still finds the package in it.
     package_dir={"": "."},
     packages=find_packages(include=["edlm_jax", "edlm_jax.*"]),
-    package_data={"edlm_jax": ["py.typed", "benchmarks/*.csv", "pretrained/quickstart_ar/*"]},
+    package_data={"edlm_jax": ["py.typed", "benchmarks/*.csv", "pretrained/quickstart_ar/*", *DRAFTER]},
     ext_modules=[kernels] if has_compiler() else [],
     setup_requires=["jaxlib>=0.10.2"] if has_compiler() and not headers() else [],
     cmdclass={"build_py": BuildWithConfigs, "build_ext": BuildWithHeaders},

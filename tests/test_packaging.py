@@ -47,7 +47,8 @@ def test_wheel_finds_its_configs_in_an_empty_folder(tmp_path, compiler):
     assert first == f"{site} 7 True"
     recorded = (file.relative_to(ROOT / "configs").with_suffix("") for file in (ROOT / "configs").rglob("*.py"))
     assert sorted(names.split()) == sorted(map(str, recorded))
-    assert (site / "edlm_jax" / "py.typed").is_file()
+    for file in "py.typed", "pretrained/smollm2/edlm.json", "pretrained/smollm2/adapter/adapter_model.safetensors":
+        assert (site / "edlm_jax" / file).is_file()
     assert kernels == str(compiler and HAS_COMPILER)
 
 

@@ -257,13 +257,12 @@ def _peer(path, **common):
     """({name: its way}, why there is none)."""
     from importlib.util import find_spec
 
-    from edlm_jax.pretrained.gguf.file import is_gguf
     from edlm_jax.pretrained.released import architecture
-    from edlm_jax.pretrained.source import find_directory, read_raw_config
+    from edlm_jax.pretrained.source import find_directory, find_gguf, read_raw_config
 
     if find_spec("torch") is None:
         return {}, "torch is not installed"
-    if is_gguf(path):
+    if find_gguf(path):
         return {}, f"transformers reads the directory that `edlm export --model={path}` writes: give --model that"
     directory = find_directory(path)
     if name := architecture(read_raw_config(directory)):

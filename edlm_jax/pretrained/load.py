@@ -18,9 +18,8 @@ from edlm_jax.parallel.sharding import named_sharding
 from edlm_jax.pretrained.adapter import DIRECTORY, WEIGHTS, adapter_places, check_adapter, read_lora
 from edlm_jax.pretrained.checkpoint import Checkpoint
 from edlm_jax.pretrained.gguf.checkpoint import GgufCheckpoint
-from edlm_jax.pretrained.gguf.file import is_gguf
 from edlm_jax.pretrained.layout import Place, places
-from edlm_jax.pretrained.source import find_directory, read_config
+from edlm_jax.pretrained.source import find_directory, find_gguf, read_config
 
 FLOATS = ("float32", "bfloat16", "float16")
 
@@ -34,7 +33,7 @@ def load_spec(path_or_repo: str | Path) -> ModelSpec:
 def load_pretrained(
     path_or_repo: str | Path, dtype: str = "bfloat16", mesh: Mesh | None = None, *, param_dtype: str | None = None
 ) -> Transformer:
-    """A Hugging Face directory or GGUF file (no network), or a hub id, as a model, AR or converted.
+    """A Hugging Face directory or GGUF file (no network), a hub id or `smollm2`, as a model, AR or converted.
 
     It computes in `dtype` and stores its parameters in `param_dtype`, which is `dtype` unless given. With a mesh the
     parameters are sharded by parallel/sharding.py; no host ever holds more than one of them. Adapters of noisy columns
@@ -60,7 +59,8 @@ def open_parameters(
     """
     spec, directory = load_spec(path_or_repo), find_directory(path_or_repo)
     with contextlib.ExitStack() as stack:
-        checkpoint = GgufCheckpoint(Path(path_or_repo)) if is_gguf(path_or_repo) else Checkpoint(directory)
+        file = find_gguf(path_or_repo)
+        checkpoint = GgufCheckpoint(file) if file else Checkpoint(directory)
         stack.enter_context(checkpoint)
         layout = checkpoint.rename(places(spec))
         checkpoint.check({name: place.hf_shape for place in layout for name in place.hf_names}, tied=spec.tied)

@@ -1,4 +1,4 @@
-"""From what a person typed (a directory, a GGUF file or a hub id) to a directory with a config.json."""
+"""From what a person typed (a directory, a GGUF file, a hub id or smollm2) to a directory with a config.json."""
 
 import functools
 import re
@@ -7,6 +7,7 @@ from typing import Any
 
 from edlm_jax.errors import InputError
 from edlm_jax.files import read_json
+from edlm_jax.pretrained import bundled
 from edlm_jax.pretrained.gguf.directory import directory_of
 from edlm_jax.pretrained.gguf.file import is_gguf
 from edlm_jax.pretrained.released import translate
@@ -39,17 +40,26 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 def find_directory(path_or_repo: str | Path, *, weights: bool = True) -> Path:
     """The directory itself, or the local snapshot of a hub id such as Qwen/Qwen3-0.6B, `weights` included or not.
 
-    Of a GGUF file, all but its weights.
+    Of a GGUF file, all but its weights, and so of `smollm2`.
     """
+    if bundled.is_bundled(path_or_repo):
+        return bundled.smollm2_directory()
     if is_gguf(path_or_repo):
         return directory_of(path_or_repo)
     directory = Path(path_or_repo).expanduser()
     if directory.is_dir():
         return directory
     if directory.exists() or not _HUB_ID.fullmatch(str(path_or_repo)):
-        known = "a directory nor a hub id such as Qwen/Qwen3-0.6B, nor a .gguf file"
+        known = f"a directory nor a hub id such as Qwen/Qwen3-0.6B, nor a .gguf file, nor {bundled.NAME}"
         raise InputError(f"{path_or_repo} is neither {known}")
     return _download(str(path_or_repo), weights)
+
+
+def find_gguf(path_or_repo: str | Path) -> Path | None:
+    """The GGUF file that holds the weights of what a person means; None: a directory holds them."""
+    if bundled.is_bundled(path_or_repo):
+        return bundled.smollm2_weights()
+    return Path(path_or_repo) if is_gguf(path_or_repo) else None
 
 
 def read_config(directory: Path) -> dict[str, Any]:
