@@ -15,7 +15,7 @@
 #
 # Lines on stderr begin with the number of their process; stdout is that of process 0. SIGTERM is passed on: all
 # processes stop at the same step with one checkpoint, exit code 143, and the same command continues. When one of them
-# fails the others are ended, and its exit code is that of the launcher.
+# fails the others are ended, and its exit code is that of the launcher; 137, where one was killed and others failed of it.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "$0")/common.sh"
@@ -90,6 +90,8 @@ for ((left = PROCESSES; left > 0; left--)); do
       (sleep "$GRACE" && kill -KILL "${others[@]}") >/dev/null 2>&1 &
       KILLER=$!
     fi
+  elif ((code == 137 && CODE != 143)) && [[ ${KILLER:-} ]] && kill -0 "$KILLER" 2>/dev/null; then
+    CODE=$code # killed by another hand, which is why the first one failed: both had ended before we looked
   fi
 done
 [[ ${KILLER:-} ]] && kill "$KILLER" 2>/dev/null

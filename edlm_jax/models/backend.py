@@ -60,8 +60,7 @@ class CpuKernels(Xla):
     def lay(self, name: str, w):
         """A parameter of the laid out model as it is held: matrices packed for the product."""
         summed = {"qkv_DKMH": 1, "o_NHD": 2, "gate_up_DPF": 1, "down_FD": 1, "head_DV": 1}
-        if name in DECODED_ADAPTERS:  # what only drafts is read at half the width
-            w = w.astype(jnp.bfloat16).astype(w.dtype)
+        if name in DECODED_ADAPTERS:
             return cpu.pack(w, w.ndim - 1) if name.endswith("R") else cpu.pack_low(w)
         return cpu.pack(w, summed[name]) if name in summed else cpu.Scale(w) if "norm" in name else w
 

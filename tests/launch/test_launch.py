@@ -115,6 +115,16 @@ def test_local_starts_every_process_as_printed(path):
     assert all(words[-4:] == COMMAND and words[-5] == "edlm" for words in printed)
 
 
+@pytest.mark.parametrize(("other", "code"), [("sleep 0.5; kill -9 $$", 137), ("sleep 30", 1), ("exit 0", 1)])
+def test_local_ends_with_the_code_of_the_cause(tmp_path, other, code):
+    """Process 0 fails: of another one that was killed, if there is one. Whom the launcher kills is none of these."""
+    edlm = tmp_path / "edlm"
+    edlm.write_text(f"#!/bin/bash\n[[ $JAX_PROCESS_ID == 0 ]] && exit 1\n{other}\n")
+    edlm.chmod(0o755)
+    command = [LAUNCH / "local.sh", "--grace=2", f"--edlm={edlm}", "--", "train"]
+    assert subprocess.run(command, capture_output=True).returncode == code
+
+
 def test_the_command_arrives_on_the_other_side_of_every_shell(path):
     """What the last shell splits is what was given, through ssh and through Slurm's script."""
     on_tpu = commands_in(dry_run(path, "tpu_vm", *ENOUGH["tpu_vm"], "--", *COMMAND))[-1][-1]
