@@ -80,9 +80,7 @@ class Decoder:
 
     def _call(self, count: int, mode: Mode | None, **settings) -> tuple[Mode, Call, tuple[str, ...]]:
         mode, call, stop = _read_call(self.spec, count, mode, **settings)
-        if self.weights.gated and not mode.lossless:
-            known = ", ".join(name for name, kind in MODES.items() if kind.lossless)
-            raise InputError(f"{mode.name} verifies no drafts, but adapters act on drafts alone; use {known}")
+        _check_verified(mode, self.weights.gated)  # which config.json may not say
         return mode, call, stop
 
     def columns(self, mode: Mode) -> int:
@@ -123,9 +121,11 @@ class Decoder:
             raise InputError(reason)
         if not prompts:
             return Generation([], [], [], [])
-        spare = self._rows(count) - count
-        limit_B, seeds_B = (np.pad(x, (0, spare)) for x in (call.limit_B, call.seeds_B))
-        run = mode.start(self.weights, [*prompts, *[[0]] * spare], replace(call, limit_B=limit_B, seeds_B=seeds_B))
+        rows = prompts
+        if spare := self._rows(count) - count:
+            limit_B, seeds_B = (np.pad(x, (0, spare)) for x in (call.limit_B, call.seeds_B))
+            rows, call = [*prompts, *[[0]] * spare], replace(call, limit_B=limit_B, seeds_B=seeds_B)
+        run = mode.start(self.weights, rows, call)
         reader = Reader(stop, detokenize, prompts) if detokenize else None
         if on_block or stop:
             return _in_pieces(run, count, reader, on_block)
@@ -158,9 +158,16 @@ def _read_call(
     sampling.check()
     mode = (mode or default_mode(spec)).completed(spec)
     mode.check(spec, sampling)
+    _check_verified(mode, spec.conversion is not None and not spec.diffuses)
     limit_B = np.full(count, min(limit, spec.max_length), np.int32)  # one beyond is refused with its prompt
     call = Call(spec, limit_B, sampling, read_ends(ends), row_seeds(seed, count))
     return mode, call, check_stop(stop, detokenize)
+
+
+def _check_verified(mode: Mode, gated: bool) -> None:
+    if gated and not mode.lossless:
+        known = ", ".join(name for name, kind in MODES.items() if kind.lossless)
+        raise InputError(f"{mode.name} verifies no drafts, but adapters act on drafts alone; use {known}")
 
 
 def _in_pieces(run: Run, count: int, reader: Reader | None, on_block) -> Generation:

@@ -66,6 +66,8 @@ class Run:
         """The same decoding by rows, as many a part: a row's bits do not depend on the rows beside it."""
         rows = len(self.request.pad_B)
         count = self.weights.backend.parts(rows, self.weights.nbytes)
+        if count == 1:
+            return [self]
         cuts = [slice(i * rows // count, (i + 1) * rows // count) for i in range(count)]
         return [replace(self, request=_rows(self.request, cut)) for cut in cuts]
 

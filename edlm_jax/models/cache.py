@@ -8,7 +8,7 @@ compiled loop updates in place.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import jax
@@ -97,7 +97,7 @@ class DecodingWeights:
         """What is computed in."""
         return jax.tree.leaves(self.final_norm_D)[0].dtype
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Of all of them together."""
         return sum(x.nbytes for x in jax.tree.leaves(self))

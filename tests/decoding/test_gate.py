@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from edlm_jax.decoding import Decoder, Sampling, generate, parse_mode
+from edlm_jax.decoding import Decoder, Sampling, check_settings, generate, parse_mode
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.likelihood import log_likelihood
 from edlm_jax.models.backend import Xla
@@ -157,6 +157,8 @@ def test_modes_that_verify_nothing_are_refused():
     for mode in ("diffusion", "mars"):
         with pytest.raises(InputError, match=f"{mode} verifies no drafts.*use ar, self_speculation"):
             generate(gated, [[1, 2]], max_new_tokens=3, mode=mode)
+        with pytest.raises(InputError, match=f"{mode} verifies no drafts"):  # before weights are read
+            check_settings(gated.spec, parse_mode(mode), limit=3)
 
 
 def test_a_model_that_only_drafts_is_the_ar_model_unless_told_otherwise():
