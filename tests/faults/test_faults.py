@@ -25,7 +25,7 @@ def test_names_are_faults_own_and_every_room_of_the_method_has_some():
 
 
 def test_the_tests_of_make_check_are_there():
-    for node in CHECK.read_text().split():
+    for node in CHECK.read_text().splitlines():
         file, _, name = node.partition("::")
         text = (ROOT / file).read_text()
         name = name.partition("[")[0]
