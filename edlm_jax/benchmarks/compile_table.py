@@ -14,16 +14,17 @@ Training step and decoder of each config, compiled by the TPU and the GPU compil
 run, so nothing here is a speed. Rows are of 4096 tokens. Collectives are of one device and one step, loops of known
 length counted out; the decoder's are not shown. What they send over links is their sum, an all-reduce twice; before
 micro-batches filled memory (one row a device at a time, everything computed again, no `mesh.data` where there is one
-slice) it was the other figure, from docs/compile/before. "At best" is a bound, never a measurement: what the step
-computes, moves in memory and sends over links, each over the published peak of the device, as if all overlapped; the
-longest binds, and the column beside says what would change it. A TPU's peak is what its compiler holds against the
-device's memory; arguments and temporaries together are more, as they share places. The seconds to compile are of two
-CPU cores, shared with other work. Made from docs/compile by `python -m edlm_jax.benchmarks.compile_table docs/compile`.
+slice) it was the other figure, from docs/compile/before, where v6e:8x8, v5e:16x16, tpu7x:4x4x4 and two slices of
+v5p:8x8x8 are alone: they were not compiled again. "At best" is a bound, never a measurement: what the step computes,
+moves in memory and sends over links, each over the published peak of the device, as if all overlapped; the longest
+binds, and the column beside says what would change it. A TPU's peak is what its compiler holds against the device's
+memory; arguments and temporaries together are more, as they share places. The seconds to compile are of two CPU cores,
+shared with other work. Made from docs/compile by `python -m edlm_jax.benchmarks.compile_table docs/compile`.
 
 Over all chips of a torus of three axes (v5p, TPU7x) the TPU compiler gathers weights by all-reduces: each chip's part,
 zeros around it, is summed over all, which sends twice what a gather sends. Over as many chips of two axes, or over a
 half or a quarter of the three, it gathers, and over a part it scatters gradients, too. In MiB, of a matrix of 96 in
-bfloat16, multiplied twice (`python -m tests.benchmarks.torus`; a width of 8192 leaves 128 columns a chip, so that lanes
+bfloat16, multiplied twice (`python -m tests.benchmarks.torus`; a width of 8192 gives a chip 128 rows of it, so that lanes
 left empty are not why):
 
 | | all-gather | all-reduce | reduce-scatter |
@@ -33,17 +34,17 @@ left empty are not why):
 | v5p:4x4x4, over 32, over 16 | 96 | 3, 6 | 96 |
 | tpu7x:4x4x4, over 128 devices | | 96 | 192 |
 
-So there weights are best shared out over a part of the slice, and `efficient_dlm_8b:torus` does so over 16 devices.
-At best the all-reduces cost nothing, as products bind: on v5p:4x4x4, fsdp 64, one row a device at a time, they take 2.5
-s of links beside 18.0 s of products, on tpu7x:4x4x4 2.2 beside 3.6 (docs/compile/before). A bound that counts all links
+So there weights are best shared out over a part of the slice, and `efficient_dlm_8b:torus` does so over 16 devices. At
+best the all-reduces cost nothing, as products bind: on v5p:4x4x4, fsdp 64, one row a device at a time, they take 2.5 s
+of links beside 18.0 s of products, on tpu7x:4x4x4 2.2 beside 3.6 (docs/compile/before). A bound that counts all links
 is farther from the truth where axes go unused. On v5e:4x4, a torus of two axes, `mesh.data` does not pay: 1.5B in 32
 micro-batches sent 894 GiB over links with `mesh.data=4` (not kept as JSON), for each of them sums over `data`, too, and
 416 without.
 
-Products bind every row whose memory traffic is known, and about a quarter of them is the forward pass computed again.
-With more micro-batches there would be room to keep it; they send more over links, which do not bind. The fewest are
-chosen all the same: a bound says nothing of how well links and memory hide behind products. A denoising forward is
-bound by memory: it reads all weights for one block a group of devices, and more rows would cost little more.
+Products bind every row, and about a quarter of them is the forward pass computed again. With more micro-batches there
+would be room to keep it; they send more over links, which do not bind. The fewest are chosen all the same: a bound says
+nothing of how well links and memory hide behind products. A denoising forward is bound by memory: it reads all weights
+for one block a group of devices, and more rows would cost little more.
 """
 _GPUS = """
 ## GPUs
