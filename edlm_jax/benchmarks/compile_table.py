@@ -24,7 +24,7 @@ shared with other work. Made from docs/compile by `python -m edlm_jax.benchmarks
 Over all chips of a torus of three axes (v5p, TPU7x) the TPU compiler gathers weights by all-reduces: each chip's part,
 zeros around it, is summed over all, which sends twice what a gather sends. Over as many chips of two axes, or over a
 half or a quarter of the three, it gathers, and over a part it scatters gradients, too. In MiB, of a matrix of 96 in
-bfloat16, multiplied twice (`python -m tests.benchmarks.torus`; a width of 8192 gives a chip 128 rows of it, so that lanes
+bfloat16, multiplied twice (`python -m tests.benchmarks.torus`; a width of 8192 gives a chip 128 rows of it: lanes
 left empty are not why):
 
 | | all-gather | all-reduce | reduce-scatter |
