@@ -26,7 +26,7 @@ quickstart: $(VENV)/installed  ## port, convert and evaluate the embedded model;
 
 # jax's own wheels for GPUs or TPUs come with JAX='jax[cuda13]' or JAX='jax[tpu]'.
 accelerator: $(VENV)/installed  ## on GPUs or TPUs: measure kernels, training and decoding within MINUTES (25), JSON in runs/accelerator
-	$(VENV)/bin/edlm bench all --out=$(OUT) --minutes=$(or $(MINUTES),25) $(if $(TINY),--tiny)
+	$(VENV)/bin/edlm bench all --out=$(OUT) --minutes=$(or $(MINUTES),$(if $(TINY),5,25)) $(if $(TINY),--tiny)
 
 check: $(VENV)/installed-test  ## run one test of each kind (tests/check.txt)
 	$(VENV)/bin/python -m pytest -q -n 2 --dist=worksteal @tests/check.txt

@@ -2,7 +2,7 @@
 
     edlm train --config=configs/efficient_dlm_8b.py --workdir=runs/efficient_dlm_8b \\
         --config.data.sources="({'kind': 'array_record', 'path': 'corpus/*.array_record'},)"
-    edlm compile --config=configs/efficient_dlm_8b.py --topology=v5p:4x4x4
+    edlm compile --config=configs/efficient_dlm_8b.py:torus --topology=v5p:4x4x4
 
 From the paper: clean context, no shift, blocks of 64 (decoded in blocks of 32), half-life 0.1, AdamW, 1e-5 -> 3e-6 by
 cosine, 500B tokens; 70.65 is its mean over twelve tasks at 3.27 tokens per forward. What it does not publish, and from
@@ -32,8 +32,12 @@ QWEN3_8B = dict(
 )
 
 
-def get_config() -> ConfigDict:
-    """Blocks of 64, 500B tokens; on any number of devices that divides 1024."""
+def get_config(what: str = "") -> ConfigDict:
+    """Blocks of 64, 500B tokens; on any number of devices that divides 1024.
+
+    `torus` is for slices of three axes (v5p, TPU7x): there links carry least where 16 devices at a time share the
+    weights out (docs/compile.md).
+    """
     c = default_config()
     c.init.path = "Qwen/Qwen3-8B"
     c.init.hf_config = ConfigDict(QWEN3_8B)
@@ -46,5 +50,7 @@ def get_config() -> ConfigDict:
     c.optimizer.warmup_steps = 1190
     c.optimizer.accumulation = 0  # the fewest micro-batches that fit
     c.mesh.data = 0
+    if what == "torus":
+        c.mesh.update(data=-1, fsdp=16)
     c.checkpoint.every = 1000
     return c

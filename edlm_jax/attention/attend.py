@@ -12,6 +12,7 @@ import numpy as np
 
 from edlm_jax.attention.context import InPieces, plan_in_pieces
 from edlm_jax.attention.pattern import Sight, Tiles
+from edlm_jax.attention.refusal import kernels_for
 from edlm_jax.attention.splash import plan_splash
 from edlm_jax.attention.split import plan_split
 from edlm_jax.attention.tiled import plan_tiled
@@ -34,8 +35,8 @@ def plan_attention(sight: Sight, heads: tuple[int, int], tiles: Tiles | None = N
     named "attention" for remat policies.
 
     On TPU in tiles (`plan_splash`), whatever the shapes, unless the copies are only known inside the step. Then, and on
-    CPU, in tiles of plain JAX (`plan_tiled`), and on GPU in ours (`plan_triton`), where rows are long. Else by the
-    exact split.
+    CPU, in tiles of plain JAX (`plan_tiled`), and on GPU in ours (`plan_triton`), unless it refuses them, where rows
+    are long. Else by the exact split.
 
     Args:
       heads: (query heads, key heads).
@@ -46,5 +47,5 @@ def plan_attention(sight: Sight, heads: tuple[int, int], tiles: Tiles | None = N
     if platform() == "tpu" and sight.copies_BM is None:
         return plan_splash(sight, heads, tiles)
     if sight.k_len > _SHORT.get(platform(), np.inf):
-        return (plan_triton if platform() == "gpu" else plan_tiled)(sight, tiles)
+        return (plan_triton if kernels_for(tiles) == "gpu" else plan_tiled)(sight, tiles)
     return plan_split(sight)

@@ -22,8 +22,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from edlm_jax.attention import splash, tiled, triton
 from edlm_jax.attention.intervals import key_runs
 from edlm_jax.attention.pattern import BlockCausal, CleanContext, Pattern, Sight, Tiles, unbounded
+from edlm_jax.attention.refusal import kernels_for
 from edlm_jax.attention.splash import has_partial_tiles, local_heads, make_kernel, run_kernel
-from edlm_jax.parallel.devices import platform
 from edlm_jax.parallel.sharding import TRAINING, head_axes, row_axes
 
 (CONTEXT_AXIS,) = TRAINING.L
@@ -148,7 +148,7 @@ def plan_in_pieces(sight: Sight, heads: tuple[int, int], tiles: Tiles | None = N
     mesh, pattern = jax.sharding.get_abstract_mesh(), sight.pattern
     rows, spec_heads = row_axes(sight.batch), head_axes(heads[1])
     x_spec = PartitionSpec(rows, CONTEXT_AXIS, spec_heads, None)
-    target, in_python = interpret or platform(), bool(interpret)
+    target, in_python = interpret or kernels_for(tiles), bool(interpret)
     on_tpu = sight.copies_BM is None and target == "tpu"
     if on_tpu and has_partial_tiles(pattern, sight.q_len, sight.k_len, tiles or splash.TILES):
         tiles, own_heads = tiles or splash.TILES, local_heads(*heads)

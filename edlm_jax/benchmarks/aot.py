@@ -97,7 +97,7 @@ def train_step_report(run: Run, spec: ModelSpec, mesh: Mesh) -> dict[str, Any]:
         )
     on_gpu = mesh.devices.flat[0].platform == "gpu"
     layout, tiles = objective.layout, run.start.tiles or (GPU_TILES if on_gpu else TILES)
-    if not layout.noisy_length:  # chosen copies are attended to by the exact split, without tiles
+    if not layout.noisy_length:  # what chosen copies visit is known inside the step alone
         report["attention_tiles"] = tiles_report(layout, L, tiles, mesh.shape["context"])
     return report
 
@@ -164,7 +164,7 @@ def _compile(lowered: jax.stages.Lowered, mesh: Mesh, trace_seconds: float) -> d
     sizes = dict(
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
-        peak_bytes=needed(memory),
+        peak_bytes=needed(memory, device.platform),
     )
     moved = dict(collectives=collectives(text), memory_traffic_bytes=traffic(text))
     widest = sorted(shapes(text), key=math.prod, reverse=True)[:8]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edlm_jax.attention import Pattern, Sight, Tiles, plan_attention, same_segment
+from edlm_jax.attention.refusal import refusal
 from edlm_jax.benchmarks.training import packed_batch
 from edlm_jax.diffusion import example_keys
 from edlm_jax.models.spec import ModelSpec
@@ -27,7 +28,8 @@ def time_attention(run: Run, tiles: Sequence[Tiles] = ()) -> dict[str, Any]:
 
     "speedup" is dense over attend. "ideal_speedup" is scores in all over scores that may be looked at: what a kernel
     would reach that computed no other score, each as fast as the dense one. `tiles`: others to time beside the
-    config's. Where the device's peak is known, "of_peak" is the share of it that the scores looked at make.
+    config's; "refused" says why a GPU computed these in plain JAX. Where the device's peak is known, "of_peak" is the
+    share of it that the scores looked at make.
     """
     spec = planned_spec(run.start)
     pattern, segments_BT, copies_BM = packed_row(run, spec)
@@ -36,10 +38,13 @@ def time_attention(run: Run, tiles: Sequence[Tiles] = ()) -> dict[str, Any]:
     sight = Sight(pattern, 1, T, T, segments_BT, segments_BT, copies_BM)
     heads = spec.num_heads, spec.num_kv_heads
     planned = partial(plan_attention, sight, heads)
-    sides = {"attend": planned(run.start.tiles), "dense": partial(attend_masked, mask_BTS=mask_BTT)}
-    sides |= {f"tiles of {q} x {k}": planned(Tiles(q, k)) for q, k in tiles}
+    tiled = {"attend": run.start.tiles} | {f"tiles of {each.queries} x {each.keys}": each for each in tiles}
+    sides = {name: planned(its) for name, its in tiled.items()} | {"dense": partial(attend_masked, mask_BTS=mask_BTT)}
     arrays = random_arrays(1, mask_BTT.shape[1], spec.num_heads, spec.num_kv_heads, spec.head_dim, run.start.dtype)
     found = take_turns({name: partial(forward_and_backward(side), *arrays) for name, side in sides.items()}, _REPEATS)
+    for name, its in tiled.items():
+        if reason := refusal(its):
+            found[name]["refused"] = reason
     if all("milliseconds" in side for side in found.values()):
         found["speedup"] = found["dense"]["milliseconds"] / found["attend"]["milliseconds"]
     # Two products forward and five backward, each of two FLOPs for every number of a head.

@@ -5,8 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from edlm_jax.benchmarks.bounds import link_bytes, speed_bound
-from edlm_jax.parallel.devices import describe
+from edlm_jax.benchmarks.bounds import link_bytes
 
 _HEAD = """# What compiles and fits
 
@@ -15,26 +14,37 @@ Training step and decoder of each config, compiled by the TPU and the GPU compil
 run, so nothing here is a speed. Rows are of 4096 tokens. Collectives are of one device and one step, loops of known
 length counted out; the decoder's are not shown. What they send over links is their sum, an all-reduce twice; before
 micro-batches filled memory (one row a device at a time, everything computed again, no `mesh.data` where there is one
-slice) it was the other figure, from docs/compile/before. Rows with a "?" are of that kind still. "At best" is a
-bound, never a measurement: what the step computes, moves in memory and sends over links, each over the published peak
-of the device, as if all overlapped; the longest binds, and the column beside says what would change it. The seconds to
-compile are of two CPU cores, some of them shared with other work. Made from docs/compile by
-`python -m edlm_jax.benchmarks.compile_table docs/compile`.
+slice) it was the other figure, from docs/compile/before, where v6e:8x8, v5e:16x16, tpu7x:4x4x4 and two slices of
+v5p:8x8x8 are alone: they were not compiled again. "At best" is a bound, never a measurement: what the step computes,
+moves in memory and sends over links, each over the published peak of the device, as if all overlapped; the longest
+binds, and the column beside says what would change it. A TPU's peak is what its compiler holds against the device's
+memory; arguments and temporaries together are more, as they share places. The seconds to compile are of two CPU cores,
+shared with other work. Made from docs/compile by `python -m edlm_jax.benchmarks.compile_table docs/compile`.
 
-Over all chips of a torus of three axes (v4, v5p; seen with one matrix) the TPU compiler gathers weights and sums
-gradients by all-reduces; over the chips of one or two of its axes by gathers and scatters, which send half as much. So
-weights are best sharded over a part of such a slice, with `mesh.data` for the rest, where memory allows few
-micro-batches. An all-reduce over three axes takes all six links of a chip at once (six rings in three phases, says the
-compiler of one matrix on v5p:4x4x4); a bound that counts all links is farther from the truth where axes go unused. At
-best the all-reduces cost nothing: on v5p:4x4x4, fsdp 64, one row a device at a time, they take 2.5 s of links beside
-18.0 s of products, on tpu7x:4x4x4 2.2 beside 3.6, on two slices of v5p:8x8x8 0.2 beside 1.1. On v5e:4x4, a torus of two
-axes, `mesh.data` does not pay: 1.5B in 32 micro-batches sent 894 GiB over links with `mesh.data=4` (not kept as JSON),
-for each of them sums over `data`, too, and 416 without.
+Over all chips of a torus of three axes (v5p, TPU7x) the TPU compiler gathers weights by all-reduces: each chip's part,
+zeros around it, is summed over all, which sends twice what a gather sends. Over as many chips of two axes, or over a
+half or a quarter of the three, it gathers, and over a part it scatters gradients, too. In MiB, of a matrix of 96 in
+bfloat16, multiplied twice (`python -m tests.benchmarks.torus`; a width of 8192 gives a chip 128 rows of it: lanes
+left empty are not why):
 
-Products bind every row whose memory traffic is known, and about a quarter of them is the forward pass computed again.
-With more micro-batches there would be room to keep it; they send more over links, which do not bind. The fewest are
-chosen all the same: a bound says nothing of how well links and memory hide behind products. A denoising forward is
-bound by memory: it reads all weights for one block a group of devices, and more rows would cost little more.
+| | all-gather | all-reduce | reduce-scatter |
+| --- | --- | --- | --- |
+| v5e:8x8, v5p:8x8x1, over 64 chips | 96 | 96 | |
+| v5p:4x4x4, over 64 (four times the matrix: 768) | | 192 | |
+| v5p:4x4x4, over 32, over 16 | 96 | 3, 6 | 96 |
+| tpu7x:4x4x4, over 128 devices | | 96 | 192 |
+
+So there weights are best shared out over a part of the slice, and `efficient_dlm_8b:torus` does so over 16 devices. At
+best the all-reduces cost nothing, as products bind: on v5p:4x4x4, fsdp 64, one row a device at a time, they take 2.5 s
+of links beside 18.0 s of products, on tpu7x:4x4x4 2.2 beside 3.6 (docs/compile/before). A bound that counts all links
+is farther from the truth where axes go unused. On v5e:4x4, a torus of two axes, `mesh.data` does not pay: 1.5B in 32
+micro-batches sent 894 GiB over links with `mesh.data=4` (not kept as JSON), for each of them sums over `data`, too, and
+416 without.
+
+Products bind every row, and about a quarter of them is the forward pass computed again. With more micro-batches there
+would be room to keep it; they send more over links, which do not bind. The fewest are chosen all the same: a bound says
+nothing of how well links and memory hide behind products. A denoising forward is bound by memory: it reads all weights
+for one block a group of devices, and more rows would cost little more.
 """
 _GPUS = """
 ## GPUs
@@ -70,10 +80,10 @@ def _cells(report: dict, before: dict | None) -> list[str]:
     mesh = " x ".join(f"{axis} {size}" for axis, size in report["mesh"].items() if size > 1)
     found = ", ".join(f"{kind} {gib(value['bytes'])}" for kind, value in step["collectives"].items())
     cells = [
-        report["command"].split("configs/")[1].split(".py")[0],
+        report["command"].split("configs/")[1].split()[0].replace(".py", ""),
         f"{f'{groups} x ' if groups > 1 else ''}{report['topology']}",
         mesh or "one device",
-        f"{step['batch_size'] // step['micro_batches']} x {step['micro_batches']}, {step.get('remat', 'full')}",
+        f"{step['batch_size'] // step['micro_batches']} x {step['micro_batches']}, {step['remat']}",
         f"{gib(step['peak_bytes'])} / {gib(report['memory_per_device'])}",
         f"{gib(step['argument_bytes'])}, {gib(step['temporary_bytes'])}",
         gib(decoder["peak_bytes"]),
@@ -81,7 +91,7 @@ def _cells(report: dict, before: dict | None) -> list[str]:
         f"{step['attention_tiles']['over_ideal']:.2f}",
         found or "none",
         _links(step) + (f" ({_links(before['train_step'])})" if before else ""),
-        *(_bounds(step["at_best"], decoder["denoise_at_best"]) if "at_best" in step else _parts(report)),
+        *_bounds(step["at_best"], decoder["denoise_at_best"]),
         f"{step['compile_seconds']:.0f} s",
     ]
     if kernels := step.get("kernels"):
@@ -92,14 +102,6 @@ def _cells(report: dict, before: dict | None) -> list[str]:
 
 def _links(step: dict) -> str:
     return f"{link_bytes(step['collectives']) / 2**30:.1f}"
-
-
-def _parts(report: dict) -> list[str]:
-    """Of a step that computes all again, where nobody counted what it moves in memory: products and links alone."""
-    step, device = report["train_step"], describe(report["device_kind"])
-    costs = dict(memory_bytes=0, link_bytes=link_bytes(step["collectives"]), useful_flops=step["flops_per_device"])
-    bound = speed_bound(device, flops=step["flops_per_device"] * 4 / 3, **costs)
-    return [f"{bound['products_ms']:.0f}, ?, {bound['links_ms']:.0f}", "", "", ""]
 
 
 def _bounds(step: dict, denoise: dict) -> list[str]:

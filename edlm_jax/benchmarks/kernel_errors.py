@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edlm_jax.attention import BlockCausal, Causal, CleanContext, Pattern, Sight, attend_dense, plan_attention
+from edlm_jax.attention.refusal import refusal
 from edlm_jax.benchmarks.attention import forward_and_backward, random_arrays
 
 # Of the largest value: eight bits of bfloat16, and float32 products as the hardware rounds them (TF32 keeps ten bits).
@@ -18,6 +19,7 @@ def kernel_errors(length: int = 900, rows: int = 2) -> dict[str, Any]:
     """Of each pattern and dtype the largest error of output and gradients, as a share of the largest value.
 
     `length` is of a stream and need not be even; rows hold documents. "right": is every error within BOUNDS?
+    "refused": why a GPU takes no kernels, whose errors these then are not.
     """
     C = 12
     length = length // C * C
@@ -33,7 +35,8 @@ def kernel_errors(length: int = 900, rows: int = 2) -> dict[str, Any]:
         for dtype in BOUNDS
     }
     worst = {dtype: max(max(found.values()) for found in by_pattern.values()) for dtype, by_pattern in errors.items()}
-    return dict(length=length, bounds=BOUNDS, errors=errors, right={d: worst[d] <= BOUNDS[d] for d in BOUNDS})
+    right = {dtype: worst[dtype] <= BOUNDS[dtype] for dtype in BOUNDS}
+    return dict(length=length, bounds=BOUNDS, errors=errors, right=right, refused=refusal())
 
 
 def _errors(pattern: Pattern, columns: int, rows: int, C: int, dtype: str) -> dict[str, float]:

@@ -96,5 +96,5 @@ def state_bytes(state: TrainState, lora: Lora | None) -> dict[str, int]:
 def _peak_bytes(compiled) -> dict[str, int]:
     """Of one device: what the compiler plans for the step, and, where the device counts, what was in use at most."""
     analysis, stats = compiled.memory_analysis(), jax.local_devices()[0].memory_stats() or {}
-    planned = {"planned": needed(analysis)} if analysis else {}
+    planned = {"planned": needed(analysis, jax.default_backend())} if analysis else {}
     return planned | ({"measured": stats["peak_bytes_in_use"]} if "peak_bytes_in_use" in stats else {})

@@ -96,8 +96,14 @@ def fits(peak_bytes: int, memory_bytes: int) -> bool:
     return peak_bytes <= _SHARE * memory_bytes
 
 
-def needed(memory) -> int:
-    """The peak in bytes, by a program's `memory_analysis`; those of TPUs and CPUs can leave out the temporaries."""
+def needed(memory, platform: str) -> int:
+    """The peak in bytes, by a program's `memory_analysis`; that of CPUs can leave out the temporaries.
+
+    A TPU's is what its compiler holds against the device's memory: temporaries that it refuses are beyond that, those
+    that it takes may be, too (docs/compile.md).
+    """
+    if platform == "tpu":
+        return memory.peak_memory_in_bytes
     return max(memory.peak_memory_in_bytes, memory.argument_size_in_bytes + memory.temp_size_in_bytes)
 
 
@@ -109,12 +115,13 @@ def fit(run: Run, spec: ModelSpec, mesh: Mesh, workdir: Path | None = None) -> R
     """
     if not is_open(run):
         return run
-    memory = memory_of(mesh.local_devices[0])
+    device = mesh.local_devices[0]
+    memory = memory_of(device)
 
     @functools.cache
     def fits_here(room: Room) -> bool:
         program = compile_if_it_fits(lower_step(room.of(run), spec, mesh))
-        return not isinstance(program, str) and fits(needed(program.memory_analysis()), memory)
+        return not isinstance(program, str) and fits(needed(program.memory_analysis(), device.platform), memory)
 
     known = _remembered(workdir).get(_place(run, mesh)) if workdir else None
     if known and run.optimizer.accumulation in (0, known[0]) and run.remat in (AUTO, known[1]):

@@ -18,9 +18,11 @@ def report(fits):
     program = dict(fits=fits, argument_bytes=2**30, temporary_bytes=2**31, peak_bytes=3 * 2**30, trace_seconds=1.0)
     program |= dict(compile_seconds=2.0, collectives={"all-gather": dict(count=3, bytes=2**30)})
     tiles = dict(queries=512, keys=512, visited=80, total=256, over_ideal=1.0)
+    bound = dict(products_ms=4.0, memory_ms=2.0, links_ms=1.0, bound_by="products", mfu_at_best=0.75)
     step = program | dict(model_flops=1e15, flops_per_device=1e13, micro_batches=2, remat="full", attention_tiles=tiles)
+    step["at_best"] = bound
     described = dict(chips=4, devices=4, device_kind="TPU v5 lite", mesh=dict(fsdp=4), memory_per_device=2**34)
-    return described | dict(train_step=step, decoder=program, fits=fits)
+    return described | dict(train_step=step, decoder=program | dict(denoise_at_best=bound), fits=fits)
 
 
 @pytest.mark.parametrize("fits", [True, False])
@@ -68,6 +70,7 @@ def test_the_page_has_a_line_a_report(capsys):
     page = table([(one, before), (gpu, None)])
     tpus, gpus = page.split("## GPUs")
     assert "| x | 2 x v5e:2x2 | fsdp 4 | 4 x 2, full | 3.0 / 16.0 |" in tpus and "all-gather 1.0 | 1.0 (2.0) |" in tpus
+    assert "| 4, 2, 1 | products, 0.75 | nothing computed again: 3 ms | 4, products |" in tpus
     assert "| x | 16 x h100:8 | fsdp 4 |" in gpus and "all-gather 1.0 | 1.0 |" in gpus
     assert "| 98560 / 232448 | 8 |" in gpus
     command.show(gpu, None)

@@ -70,7 +70,8 @@ def test_a_work_directory_remembers_what_fitted(open_run, tmp_path, monkeypatch)
         compiled.clear()
 
 
-def test_the_peak_is_never_less_than_what_is_planned():
+def test_the_peak_counts_temporaries_unless_it_is_a_tpus():
     sizes = dict(argument_size_in_bytes=3, temp_size_in_bytes=5)
-    assert needed(SimpleNamespace(peak_memory_in_bytes=6, **sizes)) == 8  # a TPU's
-    assert needed(SimpleNamespace(peak_memory_in_bytes=9, **sizes)) == 9
+    low, high = (SimpleNamespace(peak_memory_in_bytes=peak, **sizes) for peak in (6, 9))
+    assert [needed(low, platform) for platform in ("cpu", "gpu", "tpu")] == [8, 8, 6]
+    assert needed(high, "cpu") == 9
