@@ -64,7 +64,9 @@ def page(results: Results) -> str:
     minutes = sum(cell["seconds"] for cell in results["cells"]) / 60
     cells = f"{results['finished']} of {results['cells_in_all']} cells in {minutes:.0f} minutes"
     parts.append(f"Run: {quick}{cells}; {_machine(results)}\n")
-    caption = "Exact match on held-out tasks, mean ± standard error over seeds; after @, tokens per forward.\n"
+    exact = all("kind" in task for task in results["config"]["evaluation"]["tasks"])  # a source of right responses
+    right = "Exact match on held-out tasks" if exact else "Held-out tasks solved"
+    caption = f"{right}, mean ± standard error over seeds; after @, tokens per forward.\n"
     parts += [caption, markdown_table(*accuracy_rows(results)), f"![{name}]({name}.png)\n"]
     parts += [_explain(results), markdown_table(*measure_rows(results))]
     header, rows = settled_rows(results)

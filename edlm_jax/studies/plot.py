@@ -65,7 +65,7 @@ def _accuracy(axes, results: Results) -> None:
         axes.set_xticks(sorted({p["x"] for points in found.values() for p in points}))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
-    axes.set(title="Accuracy", xlabel=LABELS.get(results["x"], results["x"]), ylabel="exact match")
+    axes.set(title="Accuracy", xlabel=LABELS.get(results["x"], results["x"]), ylabel="share that is right")
     handles = [Line2D([], [], color=colours[arm], linewidth=3, label=arm) for arm in arms if several]
     handles += [
         Line2D([], [], color="grey" if several else colours[place], label=place, **style)

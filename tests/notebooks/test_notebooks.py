@@ -12,6 +12,7 @@ PRINTED = {
     "noise": ("density 0.3125; the formula says 0.3125", "half-life 0.1:"),
     "modes": ("'prompt_lookup': True", "quadratic_speculation:", "diffusion:rule=fixed:2:"),
     "convert": ("cpu", "tokens, "),
+    "actions": ("'prompt': 'reach ", "of 16 targets reached"),
     "states": ("'residual': (", "explained variance", "of these masks"),
 }
 

@@ -12,6 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from edlm_jax.commands.config import load_study
 from edlm_jax.commands.main import main
+from edlm_jax.data.reach import generate_example
 from edlm_jax.decoding.generation import forwards_by_tokens
 from edlm_jax.decoding.modes import Diffusion
 from edlm_jax.errors import InputError
@@ -25,8 +26,9 @@ from edlm_jax.studies.results import before, mean_and_error, summarise
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted(path.stem for path in (ROOT / "configs" / "studies").glob("*.py"))
-CELL = {"lora": 1, "joint": 3, "components": 6}  # whose quick form is tested, where it is not the first
+CELL = {"lora": 1, "joint": 3, "components": 6, "actions": 1}  # whose quick form is tested, where it is not the first
 MEASURE = {  # of the page, beside the answers
+    "actions": "Held-out tasks solved",
     "lora": "gradients, MiB",
     "joint": "ar loss tasks",
     "generalisation": "diffusion loss stdlib",
@@ -169,15 +171,17 @@ def test_a_converted_model_is_its_own_baseline(study_file, tiny_ar_dir, tmp_path
 
 
 @pytest.fixture
-def own_responses(tmp_path, monkeypatch):
-    """What a first stage has left where second stages look for it."""
-    path = tmp_path / "runs" / "quickstart" / "own.jsonl"
-    path.parent.mkdir(parents=True)
-    path.write_text('{"accepted_at": [1, 1, 2]}\n')
+def made_before(tmp_path, monkeypatch):
+    """What other commands have left where studies look for it: a first stage's responses, and held-out targets."""
+    held_out = [json.dumps(generate_example(0, index, "test")) for index in range(4)]
+    for name, lines in {"quickstart/own": ['{"accepted_at": [1, 1, 2]}'], "actions/test": held_out}.items():
+        path = tmp_path / "runs" / f"{name}.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_text("\n".join(lines))
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.usefixtures("own_responses")
+@pytest.mark.usefixtures("made_before")
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_cell_of_a_committed_study_can_start(name):
     _, doc, config, sweep = load_study(str(ROOT / "configs" / "studies" / f"{name}.py"))
@@ -192,7 +196,7 @@ def test_every_cell_of_a_committed_study_can_start(name):
     assert {cell.seed for cell in quick} == {0} and {cell.run.steps for cell in quick} == {2}
 
 
-@pytest.mark.usefixtures("own_responses")
+@pytest.mark.usefixtures("made_before")
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_quick_form_of_every_study_runs(name, tiny_ar_dir, tmp_path, capsys):
     argv = ["study", f"--config={ROOT / 'configs' / 'studies' / f'{name}.py'}", f"--workdir={tmp_path}"]
@@ -235,7 +239,8 @@ def results_of(x, arms):
     counts = dict(finished=3, cells_in_all=4, quick=False, cells=[dict(seconds=100.0 * i) for i in range(3)])
     summaries = [summarise(arm, seeds) for arm, seeds in runs.items()]
     ar = dict(accuracy=0.9, drift_ffn=0.05)
-    return dict(study="some", doc="T\n\nText.", x=x, ar=ar, arms=summaries, **counts, **machine)
+    config = dict(evaluation=dict(tasks=[dict(kind="tasks")]))
+    return dict(study="some", doc="T\n\nText.", x=x, ar=ar, arms=summaries, config=config, **counts, **machine)
 
 
 def test_tables_have_means_and_standard_errors_over_seeds():

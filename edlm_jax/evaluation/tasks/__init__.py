@@ -21,6 +21,7 @@ from edlm_jax.evaluation.tasks.exact_match import exact_match
 from edlm_jax.evaluation.tasks.humaneval import humaneval
 from edlm_jax.evaluation.tasks.mbpp import mbpp
 from edlm_jax.evaluation.tasks.multiple_choice import multiple_choice
+from edlm_jax.evaluation.tasks.reach import reach
 from edlm_jax.evaluation.tasks.task import Question, Task
 from edlm_jax.models import ModelSpec
 
@@ -29,6 +30,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "humaneval": humaneval,
     "mbpp": mbpp,
     "multiple_choice": multiple_choice,
+    "reach": reach,
 }
 
 
