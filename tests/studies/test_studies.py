@@ -201,7 +201,7 @@ def test_every_cell_of_a_committed_study_can_start(name):
 def test_the_quick_form_of_every_study_runs(name, tiny_ar_dir, tmp_path, capsys):
     argv = ["study", f"--config={ROOT / 'configs' / 'studies' / f'{name}.py'}", f"--workdir={tmp_path}"]
     sources = "({'kind': 'tasks', 'kinds': ('sort',)},)"
-    tiny = dict(init_path=tiny_ar_dir, data_eval_sources=(), data_length=64, data_sources=sources)
+    tiny = dict(init_path=tiny_ar_dir, data_tokenizer="", data_eval_sources=(), data_length=64, data_sources=sources)
     overrides = [f"--config.base.{name.replace('_', '.', 1)}={value}" for name, value in tiny.items()]
     assert main([*argv, "--config.quick=True", f"--cells={CELL.get(name, 0)}", *overrides]) == 0
     text = (tmp_path / f"{name}.md").read_text()
