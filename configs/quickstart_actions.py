@@ -11,7 +11,8 @@
 The AR policy begins with random weights and the quickstart's tokenizer, in which a bin is a token. A prompt is not
 learned and gets no noise, as everywhere.
 
-RECORD
+Measured on two virtual cores of an Intel Xeon (AVX-512) beside other work: the AR policy reaches 0.969 of 256 held-out
+targets; its conversion is the arm "blocks of 8" of configs/studies/actions.py.
 """
 
 import runpy
