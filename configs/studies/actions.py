@@ -17,12 +17,12 @@ as solved is a target reached in closed loop: a chunk is carried out, the arm lo
 
 Hardware: two virtual cores of an Intel Xeon with AVX-512, shared with other work; 9 cells of 2 to 4 minutes.
 
-Result: blocks keep what AR reaches, within the error bars, in less than a sixth of the forwards. AR reaches 0.967 ± 0.014 of
-the targets in 15 forwards a chunk; blocks of 8 at threshold 0.3 0.952 ± 0.005 @ 6.62 tokens a forward, 2.3 forwards a
-chunk, and with one forward a block (threshold 0) 0.951 ± 0.012 @ 7.50. That has an end: the whole chunk in one forward
-loses 23 points (0.740 ± 0.029 @ 15). Token by token in the order of confidence is worse than a block at once, 0.810 ±
-0.007 at threshold 1; why was not looked into. BlockVLA's gain over AR appears in forwards; time a chunk and its other
-baseline, full attention, were not compared. Two seeds of AR and of blocks of 16 so far.
+Result: blocks lose two points of AR's success, two standard errors, for less than a sixth of its forwards. AR reaches
+0.974 ± 0.011 of the targets in 15 forwards a chunk; blocks of 8 at threshold 0.3 0.952 ± 0.005 @ 6.62 tokens a forward,
+2.3 forwards a chunk, and with one forward a block (threshold 0) 0.951 ± 0.012 @ 7.50. That has an end: the whole chunk
+in one forward has 0.751 ± 0.020 @ 15. In blocks of 8 token by token in the order of confidence is worse than a block at
+once, 0.810 ± 0.007 at threshold 1; why was not looked into. BlockVLA's gain over AR appears in forwards; time a chunk
+and its other baseline, full attention, were not compared.
 """
 
 import runpy
