@@ -29,7 +29,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fault", default="", help="only those with this in their name or file")
     parser.add_argument("--part", default="0/1", help="I/N: every Nth fault from the Ith on, for several processes")
-    parser.add_argument("tests", nargs="*", default=CHECK.read_text().splitlines(), help="default: those of `make check`")
+    checked = CHECK.read_text().splitlines()
+    parser.add_argument("tests", nargs="*", default=checked, help="default: those of `make check`")
     args = parser.parse_args()
     first, step = map(int, args.part.split("/"))
     chosen = [fault for fault in FAULTS if args.fault in f"{fault.name} {fault.file}"][first::step]
