@@ -5,7 +5,8 @@
   retrieval how often a docstring finds its function's body, by mean-pooled hidden states, under each attention
 
 Tasks: `tasks` are prompts with one right response, generated or of --data; `humaneval` and `mbpp` run the programs that
-the model writes, as you and in no sandbox, against the tests of --data; `multiple_choice` compares likelihoods.
+the model writes, as you and in no sandbox, against the tests of --data; `multiple_choice` compares likelihoods;
+`reading` asks a chat model what short texts say, 300 questions or reading:size=N.
 
 With --baseline, the AR model stands beside the converted one in the same engine. With --sweep, tasks are decoded at
 every threshold in blocks of every length: sweep.json and sweep.png show accuracy against tokens per forward and
@@ -233,12 +234,13 @@ def choose_source(args: argparse.Namespace) -> dict[str, Any]:
     if args.task == "retrieval" and args.data:
         raise InputError("--data is not for --task=retrieval, which reads the standard library")
     if args.task not in ("tasks", *MEASURES):
-        from edlm_jax.evaluation.tasks import TASKS, parse_task
+        from edlm_jax.evaluation.tasks import TASKS, parse_task, reads_file
 
-        if args.task.partition(":")[0] not in TASKS:
+        name = args.task.partition(":")[0]
+        if name not in TASKS:
             raise InputError(f"--task={args.task} is unknown; choose one of {', '.join([*TASKS, *MEASURES])}")
         entry = parse_task(args.task) | ({"path": args.data} if args.data else {})
-        if "path" not in entry:
+        if reads_file(name) and "path" not in entry:
             raise InputError(f"--task={args.task} needs --data=FILE, its JSON lines")
         return entry
     name = args.data or ("tasks" if args.task == "tasks" else "stdlib")

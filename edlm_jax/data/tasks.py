@@ -17,6 +17,7 @@ test prompt can have been trained on, however small a kind's space of prompts is
 import random
 from collections.abc import Callable, Sequence
 
+from edlm_jax.data import reading
 from edlm_jax.data.split import belongs_to_test, check_split
 from edlm_jax.errors import InputError
 
@@ -90,7 +91,9 @@ def _record(rng: random.Random) -> Example:
 
 _GENERATORS = (_count, _sums, _sort, _reverse, _lookup, _brackets, _init, _record, _spell)
 GENERATORS: dict[str, Callable[[random.Random], Example]] = {g.__name__.strip("_"): g for g in _GENERATORS}
-KINDS = tuple(GENERATORS)
+KINDS = tuple(GENERATORS)  # of the embedded model
+READING = tuple(reading.GENERATORS)  # of models that know English, see reading.py
+GENERATORS |= reading.GENERATORS
 
 
 def generate_example(kind: str, seed: int, index: int, split: str = "train") -> dict[str, str]:
@@ -110,7 +113,7 @@ class TaskSource(Sequence):
         self.kinds, self.seed, self.size, self.split = tuple(kinds) or KINDS, seed, size, split
         unknown = [kind for kind in self.kinds if kind not in GENERATORS]
         if unknown:
-            raise InputError(f"unknown task kind {unknown[0]!r}; known kinds: {', '.join(KINDS)}")
+            raise InputError(f"unknown task kind {unknown[0]!r}; known kinds: {', '.join(GENERATORS)}")
         check_split(split, "task")
         if size < 1:
             raise InputError(f"a task source needs at least one example, not {size}")

@@ -22,6 +22,7 @@ from edlm_jax.evaluation.tasks.humaneval import humaneval
 from edlm_jax.evaluation.tasks.mbpp import mbpp
 from edlm_jax.evaluation.tasks.multiple_choice import multiple_choice
 from edlm_jax.evaluation.tasks.reach import reach
+from edlm_jax.evaluation.tasks.reading import reading
 from edlm_jax.evaluation.tasks.task import Question, Task
 from edlm_jax.models import ModelSpec
 
@@ -31,6 +32,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "mbpp": mbpp,
     "multiple_choice": multiple_choice,
     "reach": reach,
+    "reading": reading,
 }
 
 
@@ -44,7 +46,13 @@ def check_task(entry: Mapping[str, Any]) -> None:
     for field, value in fields.items():
         if not isinstance(value, str) and value <= 0:
             raise InputError(f"{field} of task {name} must be positive, not {value}")
-    find_files(fields["path"], ".jsonl", compressed=True)
+    if "path" in fields:
+        find_files(fields["path"], ".jsonl", compressed=True)
+
+
+def reads_file(name: str) -> bool:
+    """Does a task take its questions from a file?"""
+    return any(parameter.name == "path" for parameter in _parameters(name))
 
 
 def parse_task(text: str) -> dict[str, Any]:
