@@ -21,7 +21,7 @@ Answers that the limit cut are left out: they would teach ends where there are n
 that the model decodes blocks. The embedding, which is the head too, is trained with them at the same rate: so their
 weight is high and the rate low, and Adam's eps is such that tokens which the text has not are left where they are.
 
-Measured: docs/converting.md.
+Measured: docs/studies/smollm2_conversion.md.
 """
 
 from ml_collections import ConfigDict

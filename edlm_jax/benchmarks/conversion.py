@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
+from scipy.stats import t
 
 from edlm_jax.decoding import Decoder
 from edlm_jax.decoding.modes import Autoregressive, Diffusion
@@ -85,15 +86,15 @@ class Conversion:
 def fit(tokens: Sequence[float], values: Sequence[float], target: float) -> dict[str, Any]:
     """value = a + b ln(tokens) by least squares, and at how many tokens it would be `target`.
 
-    `enough` is None where the fit does not say: where b is not two standard errors on the right side of zero. Else
-    `enough_from` and `enough_to` are one standard error of ln(enough) away, from the covariance of a and b alone: that
-    the straight line goes on is assumed, not seen.
+    `enough` is None where the last value has reached the target, and where the fit does not say: where b leads away
+    from it, or may be zero (Student's t, 95 %). Else `enough_from` and `enough_to` are one standard error of
+    ln(enough) away, from the covariance of a and b alone: that the line goes on is assumed, not seen.
     """
     x, y = np.log(tokens), np.asarray(values)
     (b, a), covariance = np.polyfit(x, y, 1, cov=True)
     found = dict(a=a, b=b, a_error=math.sqrt(covariance[1, 1]), b_error=math.sqrt(covariance[0, 0]), target=target)
     found |= dict(enough=None, enough_from=None, enough_to=None)
-    if (target - y[-1]) * b > 0 and abs(b) > 2 * found["b_error"]:
+    if (target - y[-1]) * b > 0 and abs(b) > t.ppf(0.975, len(x) - 2) * found["b_error"]:
         log = (target - a) / b
         gradient = np.array([log, 1]) / b  # of log by (b, a), but for its sign
         error = math.sqrt(gradient @ covariance @ gradient)
@@ -129,7 +130,8 @@ def main(workdir: str, out: str, questions: str = "100", *steps: str) -> None:
             print(json.dumps(points[step]), flush=True)
             report["points"] = [points[step] for step in sorted(points)]
             write_report(report, path)
-    write_report(report | dict(fits=fits(report["ar"], report["points"])), path)
+    command = f"python -m edlm_jax.benchmarks.conversion {workdir} {out} {report['questions']}"
+    write_report(report | dict(fits=fits(report["ar"], report["points"]), command=command), path)
     plot_conversion(read_json(path), path.with_suffix(".png"))
 
 

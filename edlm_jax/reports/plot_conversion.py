@@ -56,5 +56,6 @@ def _line(axes, found: Mapping[str, Any], last: float) -> None:
     x = np.geomspace(last, max(end, 2 * last))
     axes.plot(x, found["a"] + found["b"] * np.log(x), ":", color="#e07a5f")
     if found["enough"]:
-        label = f"fit: {found['enough']:.1g} ({found['enough_from']:.1g} to {found['enough_to']:.1g})"
-        axes.annotate(label, (end, max(found["a"] + found["b"] * math.log(end), 0)), fontsize=7, ha="center")
+        label = f"fit: {found['enough']:.2g} ({found['enough_from']:.2g} to {found['enough_to']:.2g})"
+        height = max(found["a"] + found["b"] * math.log(end), 0)
+        axes.annotate(label, (end, height), (4, 6), textcoords="offset points", fontsize=7)
