@@ -46,12 +46,19 @@ class _Side:
     def __init__(self, lanes: Sequence[Lane]):
         self.lanes = lanes
         self.running: Future | None = None  # a step
-        self.left: list[_Live] = []  # rows that were released since it began
+        self.left: list[_Live] = []  # rows that were released, to be forgotten when no step runs
 
     @property
     def taken(self) -> int:
         """Rows, and those that wait."""
         return sum(lane.taken for lane in self.lanes)
+
+    def forget(self) -> None:
+        """Rows that were released, unless a step runs."""
+        while self.left and self.running is None:
+            row = self.left.pop()
+            for lane in self.lanes:
+                lane.drop(row)
 
     def go_on(self) -> list[tuple[int, Lane, Settled]]:
         """(mode, lane, what its step has brought) of the lanes with rows."""
@@ -67,14 +74,14 @@ class _Live:
     prompt: Sequence[int]
     settings: RequestSettings
     side: _Side | None = None  # None: one of the next steps finds it one
-    lane: Lane | None = None
     told: int = 0  # tokens
 
 
 class Engine:
     """A model decoding up to `slots` requests at once, each begun and ended apart from the others.
 
-    One thread calls it; nothing here waits or locks. A row's tokens, and its counts of forwards, are those of
+    One thread calls it. On CPU its rows are in a program a core, each in a thread of its own, where batches are
+    (backend.py), and a step waits for one of them. A row's tokens, and its counts of forwards, are those of
     `Decoder([prompt], mode, limit=..., seed=[...], ...)`, whatever the rows beside it (float32 on CPU: to the bit).
 
     Args:
@@ -176,17 +183,14 @@ class Engine:
                     side.running = self._start(index, side)
         running = {side.running: side for side in self._sides if side.running}
         done = wait(running, return_when=FIRST_COMPLETED).done
-        return [event for future in done for event in self._finish(running[future])]
+        return [event for step in done for event in self._finish(running[step], step.result())]
 
     def release(self, slot: int) -> None:
         """Frees a slot at once, whatever its row has; it costs no further forward. A free slot may be released."""
         row = self._live.pop(slot, None)
-        if row is None or row.side is None:
-            return
-        if row.side.running:
+        if row is not None and row.side is not None:
             row.side.left.append(row)
-        else:
-            row.lane.drop(row)
+            row.side.forget()
 
     def _start(self, index: int, side: _Side) -> Future:
         """A step of it; alone it runs here, where jax's context managers of the caller hold."""
@@ -200,15 +204,13 @@ class Engine:
         """Gives it its share of the rows, of those that have no side yet."""
         for row in self._live.values():
             if row.side is None and side.taken * len(self._sides) < self.live:
-                row.side, row.lane = side, side.lanes[self._choose(row.settings)]
-                row.lane.put(row, row.prompt, row.settings)
+                row.side = side
+                side.lanes[self._choose(row.settings)].put(row, row.prompt, row.settings)
 
-    def _finish(self, side: _Side) -> list[Event]:
+    def _finish(self, side: _Side, steps: Sequence[tuple[int, Lane, Settled]]) -> list[Event]:
         """What its step has brought."""
-        steps, side.running = side.running.result(), None
-        for row in side.left:
-            row.lane.drop(row)
-        side.left.clear()
+        side.running = None
+        side.forget()
         return [event for step in steps for event in self._told(*step)]
 
     def _able(self, settings: RequestSettings) -> list[int]:

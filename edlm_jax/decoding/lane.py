@@ -70,11 +70,11 @@ class Lane:
         program = self.settings.program(weights, probe.request)
         self.columns, self.X, self.width = program.S, program.X, program.width
         self.most = min(self.width, self.settings.block_length or self.width)  # tokens of a row's forward
-        self.rows: list[Hashable | None] = []  # whose each row is, by slots or what stands for them
+        self.rows: list[Any] = []  # whose each row is, by slots or what stands for them
         self.done_B = np.zeros(0, bool)
         self.requests: Any = None  # of all rows, on the host
         self.state: Any = None  # (the same, the mode's state), on the device
-        self._guides: dict[Hashable, Guide] = {}  # of slots
+        self._guides: dict[Hashable, Guide] = {}
         self._waiting: deque[tuple[Hashable, Iterator[int]]] = deque()  # slots, and what is left of their prefills
         self._kept = [_Kept(None) for _ in range(_KEPT)]
         self._spare_steps = 0
@@ -160,8 +160,7 @@ class Lane:
         return Pace(plain, commits, block)
 
     def _begin(self, slot: Hashable, prompt: Sequence[int], settings: RequestSettings) -> None:
-        for _ in self.prefill(slot, prompt, settings):
-            pass
+        deque(self.prefill(slot, prompt, settings), maxlen=0)
 
     def _time(self) -> float:
         """Seconds of a forward of rows that are all alike: the least of a few steps, after one that may compile."""
