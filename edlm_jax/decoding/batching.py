@@ -12,19 +12,19 @@ tokens a second with as many rows as are live when its turn comes (load.py): one
 what its cache holds is what its mode put there.
 """
 
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 
 from edlm_jax.decoding.decoder import Decoder
+from edlm_jax.decoding.engine import beside, thread
+from edlm_jax.decoding.generation import Settled
 from edlm_jax.decoding.lane import Lane
 from edlm_jax.decoding.load import Pace, Yield, choose
 from edlm_jax.decoding.modes import Mode
 from edlm_jax.decoding.requests import RequestSettings, refuse
 from edlm_jax.errors import InputError
 from edlm_jax.models import Transformer
-
-_WAITS, _MOST_WAIT = 64, 4  # columns of prefill in a step for each prompt that waits, up to so many of them
 
 
 @dataclass(frozen=True)
@@ -40,21 +40,48 @@ class Event:
     logprobs: list[list[tuple[int, float]]]  # if asked for, of each new token: (id, log-probability), then of the best
 
 
-@dataclass
+class _Side:
+    """A lane for each mode, whose programs run in order, beside those of other sides."""
+
+    def __init__(self, lanes: Sequence[Lane]):
+        self.lanes = lanes
+        self.running: Future | None = None  # a step
+        self.left: list[_Live] = []  # rows that were released, to be forgotten when no step runs
+
+    @property
+    def taken(self) -> int:
+        """Rows, and those that wait."""
+        return sum(lane.taken for lane in self.lanes)
+
+    def forget(self) -> None:
+        """Rows that were released, unless a step runs."""
+        while self.left and self.running is None:
+            row = self.left.pop()
+            for lane in self.lanes:
+                lane.drop(row)
+
+    def go_on(self) -> list[tuple[int, Lane, Settled]]:
+        """(mode, lane, what its step has brought) of the lanes with rows."""
+        steps = [(index, lane, lane.go_on()) for index, lane in enumerate(self.lanes) if lane.taken]
+        return [(index, lane, settled) for index, lane, settled in steps if settled is not None]
+
+
+@dataclass(eq=False)
 class _Live:
     """What is known of a slot in use."""
 
+    slot: int
     prompt: Sequence[int]
     settings: RequestSettings
-    lane: Lane | None = None  # None: it waits
-    prefill: Iterator[int] = iter(())  # what is left of it
+    side: _Side | None = None  # None: one of the next steps finds it one
     told: int = 0  # tokens
 
 
 class Engine:
     """A model decoding up to `slots` requests at once, each begun and ended apart from the others.
 
-    One thread calls it; nothing here waits or locks. A row's tokens, and its counts of forwards, are those of
+    One thread calls it. On CPU its rows are in a program a core, each in a thread of its own, where batches are
+    (backend.py), and a step waits for one of them. A row's tokens, and its counts of forwards, are those of
     `Decoder([prompt], mode, limit=..., seed=[...], ...)`, whatever the rows beside it (float32 on CPU: to the bit).
 
     Args:
@@ -87,11 +114,12 @@ class Engine:
         self.spec, self.slots, self.columns = decoder.spec, slots, columns
         self.paces: list[Pace] = []  # of several modes, what their forwards cost, once it is warm
         self.modes = [decoder.completed(mode) for mode in modes]
-        size = dict(least=least, slots=slots, columns=columns)
-        self._lanes = [Lane(decoder.weights, mode, **size) for mode in self.modes]
-        self._yields = [Yield(lane.most) for lane in self._lanes]
+        weights = decoder.weights
+        sides = weights.backend.parts(slots, weights.nbytes)  # of the rows, each with a program, beside one another
+        size = dict(least=-(-least // sides), slots=slots // sides, columns=columns)
+        self._sides = [_Side([Lane(weights, mode, **size) for mode in self.modes]) for _ in range(sides)]
+        self._yields = [Yield(lane.most) for lane in self._sides[0].lanes]
         self._live: dict[int, _Live] = {}
-        self._waiting: deque[int] = deque()  # slots whose prompts are not prefilled
 
     @property
     def mode(self) -> Mode:
@@ -110,13 +138,13 @@ class Engine:
 
     def warm(self) -> None:
         """Compiles all that requests may need, before the first; of several modes, measures what forwards cost."""
-        if any(row.lane for row in self._live.values()):
+        if any(side.taken for side in self._sides):
             raise InputError("warm the engine before its first request: it rehearses in the rows' places")
-        if len(self._lanes) > 1:
-            self.paces = [lane.pace() for lane in self._lanes]
-        else:
-            for lane in self._lanes:
-                lane.rehearse()
+        for lane in self._sides[0].lanes:
+            lane.rehearse()  # all sides have the same programs
+        if len(self.modes) > 1:
+            of_modes = zip(*(side.lanes for side in self._sides), strict=True)
+            self.paces = [beside([lane.pace for lane in lanes])[0] for lanes in of_modes]
 
     def refuse(self, prompt: Sequence[int], settings: RequestSettings) -> str | None:
         """Why this request can never be decoded here, in one line; None where it can. Full slots are no reason."""
@@ -139,63 +167,72 @@ class Engine:
         if not self.free:
             raise InputError(f"all {self.slots} slots are in use; wait until a step ends one, or release one")
         slot = next(slot for slot in range(self.slots) if slot not in self._live)
-        self._live[slot] = _Live(prompt, settings)
-        self._waiting.append(slot)
+        self._live[slot] = _Live(slot, prompt, settings)
         return slot
 
     def step(self) -> list[Event]:
-        """Prefills a little of what waits, then takes every row a turn or a few further.
+        """Prefills a little of what waits, then takes every row of a side a turn or a few further.
 
         An event for each row with new tokens or an end; a row's tokens come a block at a time, or one or a few in the
         modes without blocks. The slot of a row with `finished` is free again when this returns. Without live rows: [].
         """
-        self._prefill()
-        return [event for index, lane in enumerate(self._lanes) if lane.live for event in self._decode(index, lane)]
+        for index, side in enumerate(self._sides):
+            if side.running is None:
+                self._fill(side)
+                if side.taken:
+                    side.running = self._start(index, side)
+        running = {side.running: side for side in self._sides if side.running}
+        done = wait(running, return_when=FIRST_COMPLETED).done
+        return [event for step in done for event in self._finish(running[step], step.result())]
 
     def release(self, slot: int) -> None:
         """Frees a slot at once, whatever its row has; it costs no further forward. A free slot may be released."""
         row = self._live.pop(slot, None)
-        if slot in self._waiting:
-            self._waiting.remove(slot)
-        elif row is not None and row.lane is not None:
-            row.lane.drop(slot)
+        if row is not None and row.side is not None:
+            row.side.left.append(row)
+            row.side.forget()
 
-    def _prefill(self) -> None:
-        """As many columns as a step of those that decode has, or a piece or so for each that waits; at least a piece.
+    def _start(self, index: int, side: _Side) -> Future:
+        """A step of it; alone it runs here, where jax's context managers of the caller hold."""
+        if len(self._sides) > 1:
+            return thread(index).submit(side.go_on)
+        step: Future = Future()
+        step.set_result(side.go_on())
+        return step
 
-        Where many wait, slots that nothing fills cost more than a step that takes longer.
-        """
-        room = max(sum(lane.live * lane.width for lane in self._lanes), _WAITS * min(len(self._waiting), _MOST_WAIT))
-        while self._waiting:
-            slot = self._waiting[0]
-            row = self._live[slot]
-            if row.lane is None:
-                row.lane = self._lanes[self._choose(row.settings)]
-                row.prefill = row.lane.prefill(slot, row.lane.row(row.prompt, row.settings))
-            room -= next(row.prefill)
-            if slot in row.lane.rows:
-                self._waiting.popleft()
-            if room <= 0 and any(lane.live for lane in self._lanes):
-                return
+    def _fill(self, side: _Side) -> None:
+        """Gives it its share of the rows, of those that have no side yet."""
+        for row in self._live.values():
+            if row.side is None and side.taken * len(self._sides) < self.live:
+                row.side = side
+                side.lanes[self._choose(row.settings)].put(row, row.prompt, row.settings)
+
+    def _finish(self, side: _Side, steps: Sequence[tuple[int, Lane, Settled]]) -> list[Event]:
+        """What its step has brought."""
+        side.running = None
+        side.forget()
+        return [event for step in steps for event in self._told(*step)]
 
     def _able(self, settings: RequestSettings) -> list[int]:
         """The modes that may decode the request: a guided one those alone that can be told which tokens may come."""
         return [index for index, mode in enumerate(self.modes) if mode.guided or settings.guide is None]
 
     def _choose(self, settings: RequestSettings) -> int:
-        if len(self._lanes) == 1:
+        if len(self.modes) == 1:
             return 0
         if not self.paces:
             self.warm()  # for a guided row, too: none may live yet
         able = self._able(settings)
-        return able[choose(self.live, [self.paces[i] for i in able], [self._yields[i].mean for i in able])]
+        rows = -(-self.live // len(self._sides))
+        return able[choose(rows, [self.paces[i] for i in able], [self._yields[i].mean for i in able])]
 
-    def _decode(self, index: int, lane: Lane) -> list[Event]:
-        settled, events = lane.step(), []
-        for at, slot in enumerate(lane.rows):
-            if slot is None:
+    def _told(self, index: int, lane: Lane, settled: Settled) -> list[Event]:
+        """What a step of a lane has brought, which decodes by the mode of this index."""
+        events = []
+        for at, row in enumerate(lane.rows):
+            if row is None:
                 continue
-            row, columns, finished = self._live[slot], settled.columns[at], None
+            columns, finished = settled.columns[at], None
             new = slice(columns.start + row.told, columns.stop)
             tokens, accepted_at = settled.tokens_BX[at, new].tolist(), settled.accepted_at_BX[at, new].tolist()
             counts = int(settled.denoise_B[at]), int(settled.commit_B[at])
@@ -203,8 +240,8 @@ class Engine:
             if lane.done_B[at]:
                 last = settled.tokens_BX[at, columns.stop - 1]
                 finished = "end" if last in row.settings.ends else "limit"
-                lane.drop(slot)
-                del self._live[slot]
+                lane.drop(row)
+                del self._live[row.slot]
                 for i, found in enumerate(self._yields):
                     if i == index:
                         found.add(row.told, sum(counts))
@@ -213,5 +250,5 @@ class Engine:
             if finished or tokens:
                 wanted = settled.logprobs if row.settings.logprobs else None
                 logprobs = wanted.at(at, new) if wanted else []
-                events.append(Event(slot, tokens, accepted_at, finished, *counts, logprobs))
+                events.append(Event(row.slot, tokens, accepted_at, finished, *counts, logprobs))
         return events

@@ -175,9 +175,9 @@ class BlockProgram:
         state = self.fresh(tokens_BX, jnp.full(B, P, jnp.int32), cache, logits_BCV[:, 0])
         return self.lead(state) if self.first_token else self.accept(state, logits_BCV)
 
-    def piece(self, cache: KVCache, tokens_BX, start_B, at_B, length: int) -> BlockState:
-        """So many columns of rows' prompts, from `at` on; after the last ones, rows without a denoising forward yet."""
-        where = tokens_BX, self.rotary, self.settings.prefill, self.pad_B, start_B, at_B, length
+    def piece(self, cache: KVCache, tokens_BX, start_B, new_B, length: int) -> BlockState:
+        """So many columns of rows' prompts, from `new` on; after the last, rows without a denoising forward yet."""
+        where = tokens_BX, self.rotary, self.settings.prefill, self.pad_B, start_B, new_B, length
         x_B1D, cache = forward_prompt(self.weights, cache, *where)
         state = self.fresh(tokens_BX, start_B, cache, self.weights.logits(x_B1D)[:, 0])
         return self.lead(state) if self.first_token else state

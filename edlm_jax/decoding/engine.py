@@ -59,7 +59,7 @@ class Run:
         """
         first, *others = parts = self.parts()
         states = [first._whole()]  # compiles for all of them, and does not wait
-        states += _beside([part._whole for part in others])
+        states += beside([part._whole for part in others])
         return Generation.joined([part.collect(state) for part, state in zip(parts, states, strict=True)])
 
     def parts(self) -> list[Self]:
@@ -97,16 +97,13 @@ def _rows(request, cut: slice):
     return replace(request, **{name: value[cut] for name, value in values.items() if value is not None})
 
 
-def _beside(calls: Sequence[Callable[[], Any]]) -> list[Any]:
-    """What these calls give, each of which starts a compiled program.
-
-    Each has a thread of its own: jax's CPU client runs in order, one after another, what one thread dispatches.
-    """
-    futures = [_thread(index).submit(call) for index, call in enumerate(calls)]
+def beside(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    """What these calls give, each of which starts a compiled program."""
+    futures = [thread(index).submit(call) for index, call in enumerate(calls)]
     return [future.result() for future in futures]
 
 
 @functools.cache
-def _thread(index: int) -> ThreadPoolExecutor:
-    """One that stays for later calls."""
+def thread(index: int) -> ThreadPoolExecutor:
+    """One that stays for later calls: jax's CPU client runs in order, one after another, what one thread dispatches."""
     return ThreadPoolExecutor(1, f"decode-{index}")

@@ -6,8 +6,8 @@ halves when it has been half empty for a while. A row that is done, or nobody's,
 
 A prompt is prefilled alone, in pieces of two lengths, in a cache of one row, and then copied into the state:
 
-    P P P P P P P P P P P P        a large piece, a large one, and small ones to the end, the last of which ends with
-    |large| |large| |s| |s|        the prompt and may take some columns again: they get the same bits
+    P P P P P P P P P P P P        large pieces, and a small one if that holds the rest; the last piece ends with the
+    |large| |large| |. s s|        prompt, and its columns that the cache has already are not computed again
 
 Such caches are kept, and a prompt that begins as one of them does, by whole blocks, is prefilled from there on alone.
 A row's cache is one stretch of memory, not pages: with pages every layer of every step would gather a row's pages into
@@ -16,7 +16,8 @@ step, where the copy here is one a request.
 """
 
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,7 +36,8 @@ from edlm_jax.decoding.requests import Guide, RequestSettings, Row, make_row, un
 from edlm_jax.models.cache import DecodingWeights, KVCache
 from edlm_jax.parallel.mesh import on_mesh
 
-_PIECES = 16, 64  # columns of a prompt at a time; 64 cost a CPU as much as 16 rows of four columns
+_PIECES = 64, 128  # columns of a prompt at a time; on CPU those that are not new cost little
+_WAITS, _MOST_WAIT = 384, 2  # columns of prefill in a step for each prompt that waits, up to so many of them
 _KEPT = 4  # caches of prompts that others may begin as
 _PATIENCE = 16  # steps with half of the rows unused before there are half as many
 _MOST_TURNS = 8
@@ -68,11 +70,12 @@ class Lane:
         program = self.settings.program(weights, probe.request)
         self.columns, self.X, self.width = program.S, program.X, program.width
         self.most = min(self.width, self.settings.block_length or self.width)  # tokens of a row's forward
-        self.rows: list[int | None] = []  # the slot of each row
+        self.rows: list[Any] = []  # whose each row is, by slots or what stands for them
         self.done_B = np.zeros(0, bool)
         self.requests: Any = None  # of all rows, on the host
         self.state: Any = None  # (the same, the mode's state), on the device
-        self._guides: dict[int, Guide] = {}  # of slots
+        self._guides: dict[Hashable, Guide] = {}
+        self._waiting: deque[tuple[Hashable, Iterator[int]]] = deque()  # slots, and what is left of their prefills
         self._kept = [_Kept(None) for _ in range(_KEPT)]
         self._spare_steps = 0
 
@@ -81,12 +84,31 @@ class Lane:
         """Rows in use."""
         return sum(slot is not None for slot in self.rows)
 
-    def row(self, prompt, settings: RequestSettings) -> Row:
-        """A request as the lane takes it."""
-        return make_row(self.weights, self.mode, prompt, settings, least=self.pieces[0], columns=self.X)
+    @property
+    def taken(self) -> int:
+        """Rows in use, and those that wait."""
+        return self.live + len(self._waiting)
 
-    def prefill(self, slot: int, row: Row) -> Iterator[int]:
+    def put(self, slot: Hashable, prompt: Sequence[int], settings: RequestSettings) -> None:
+        """A request for this slot, prefilled in its turn."""
+        self._waiting.append((slot, self.prefill(slot, prompt, settings)))
+
+    def go_on(self) -> Settled | None:
+        """Prefills a little of what waits, then takes all rows a turn or a few further, if there are any.
+
+        Where many wait, slots that nothing fills cost more than a step that takes longer.
+        """
+        room = max(self.live * self.width, _WAITS * min(len(self._waiting), _MOST_WAIT))
+        while self._waiting and (room > 0 or not self.live):
+            slot, pieces = self._waiting[0]
+            room -= next(pieces)
+            if slot in self.rows:
+                self._waiting.popleft()
+        return self.step() if self.live else None
+
+    def prefill(self, slot: Hashable, prompt: Sequence[int], settings: RequestSettings) -> Iterator[int]:
         """Prefills a row and puts it among the others, a piece a turn: yields the columns of each."""
+        row = make_row(self.weights, self.mode, prompt, settings, least=self.pieces[0], columns=self.X)
         kept, known = self._nearest(row)
         if kept.cache is None:
             empty = KVCache.empty(self.weights.spec, 1, self.columns, self.weights.dtype)
@@ -101,26 +123,26 @@ class Lane:
             if at + length >= row.start:
                 kept.row = row
                 self._put(slot, row, state)
-            yield length
+            yield min(length, row.start - at)
 
     def rehearse(self, threshold: float | None = None) -> dict[int, float]:
         """Compiles all that the lane may need, by rows that it then forgets: seconds of a forward by rows."""
         longest, seconds = self.room - 1, {}
-        lengths = {min(longest, sum(self.pieces))}
+        lengths = {1, min(longest, sum(self.pieces))}
         if self.whole:  # a piece has the length of its prompt's bucket
             lengths = {min(bucket(length, self.pieces[0]), longest) for length in range(1, self.room)}
         for length in sorted(lengths):
-            self._begin(0, self.row([0] * length, RequestSettings(1)))
+            self._begin(0, [0] * length, RequestSettings(1))
             self.drop(0)
         length = min(sum(self.pieces), self.room // 2)
-        row = self.row([0] * length, RequestSettings(self.room - length, threshold=threshold))
+        row = [0] * length, RequestSettings(self.room - length, threshold=threshold)
         for slot in range(self.slots):
-            self._begin(slot, row)
+            self._begin(slot, *row)
             if self.live == len(self.rows):
                 seconds[self.live] = self._time()
                 for gone_on in range(slot + 1):  # begins again, or it would have ended before the last one is there
                     self.drop(gone_on)
-                    self._begin(gone_on, row)
+                    self._begin(gone_on, *row)
         for slot in range(self.slots):
             self.drop(slot)
         while len(self.rows) > self.least:
@@ -137,9 +159,8 @@ class Lane:
         plain = {rows: (block * mixed[rows] - commits[rows]) / (block - 1) for rows in mixed}
         return Pace(plain, commits, block)
 
-    def _begin(self, slot: int, row: Row) -> None:
-        for _ in self.prefill(slot, row):
-            pass
+    def _begin(self, slot: Hashable, prompt: Sequence[int], settings: RequestSettings) -> None:
+        deque(self.prefill(slot, prompt, settings), maxlen=0)
 
     def _time(self) -> float:
         """Seconds of a forward of rows that are all alike: the least of a few steps, after one that may compile."""
@@ -173,11 +194,13 @@ class Lane:
             self.turns = max(self.turns // 2, 1)
         return settled
 
-    def drop(self, slot: int) -> None:
-        """Forgets a row."""
-        index = self.rows.index(slot)
-        self.rows[index], self.done_B[index] = None, True
-        self._guides.pop(slot, None)
+    def drop(self, slot: Hashable) -> None:
+        """Forgets a row, or one that waits."""
+        self._waiting = deque(waiting for waiting in self._waiting if waiting[0] != slot)
+        if slot in self.rows:
+            index = self.rows.index(slot)
+            self.rows[index], self.done_B[index] = None, True
+            self._guides.pop(slot, None)
 
     def _guide(self) -> None:
         """Tells the rows that are guided what may come next."""
@@ -190,17 +213,15 @@ class Lane:
         self.state = replace(requests, allowed_BW=jax.device_put(self.requests.allowed_BW.copy())), state
 
     def _plan(self, row: Row, at: int) -> Iterator[tuple[int, int]]:
-        """(first column, length) of the pieces of a prompt that is cached up to `at`."""
-        small, large = self.pieces
+        """(first new column, length) of the pieces of a prompt that is cached up to `at`."""
         if self.whole:
-            yield 0, min(bucket(row.start, small), self.X)
+            yield 0, min(bucket(row.start, self.pieces[0]), self.X)
             return
-        while row.start - at > small:
-            length = large if row.start - at >= large else small
+        small, large = self.pieces
+        while at < row.start:
+            length = large if row.start >= large and row.start - at > small else small
             yield at, length
             at += length
-        if at < row.start:
-            yield row.start - small, small
 
     def _nearest(self, row: Row) -> tuple[_Kept, int]:
         """(the cache that holds most of this prompt, else the oldest; so many columns of it), the last unit apart."""
@@ -214,7 +235,7 @@ class Lane:
                     best = kept, shared
         return best
 
-    def _put(self, slot: int, row: Row, state) -> None:
+    def _put(self, slot: Hashable, row: Row, state) -> None:
         if self.state is None:
             alike = np.zeros(self.least, np.int32)
             self.rows, self.done_B = [None] * self.least, np.ones(self.least, bool)
@@ -253,8 +274,8 @@ class Lane:
 
 
 @compiled(static_argnames=("settings", "length"), donate_argnames="cache")
-def _piece(weights, request, settings, cache, tokens_1X, start_1, at_1, length):
-    return settings.program(weights, request).piece(cache, tokens_1X, start_1, at_1, length)
+def _piece(weights, request, settings, cache, tokens_1X, start_1, new_1, length):
+    return settings.program(weights, request).piece(cache, tokens_1X, start_1, new_1, length)
 
 
 @compiled(static_argnames="settings", donate_argnames="state")

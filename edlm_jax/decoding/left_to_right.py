@@ -111,9 +111,9 @@ class LeftToRight:
         """Prefills and settles the first tokens."""
         return self.enter(*self.prefill(Causal()))
 
-    def piece(self, cache: KVCache, tokens_BX, start_B, at_B, length: int) -> Grown:
-        """So many columns of rows' prompts, from `at` on; after the last ones, rows as they begin."""
-        where = tokens_BX, self.rotary, Causal(), self.pad_B, start_B, at_B, length
+    def piece(self, cache: KVCache, tokens_BX, start_B, new_B, length: int) -> Grown:
+        """So many columns of rows' prompts, from `new` on; after the last ones, rows as they begin."""
+        where = tokens_BX, self.rotary, Causal(), self.pad_B, start_B, new_B, length
         x_B1D, cache = forward_prompt(self.weights, cache, *where)
         return self.enter(self.fresh(tokens_BX, start_B, cache), x_B1D)
 

@@ -8,7 +8,7 @@ two. With many rows some row always does.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-_DOUBT = 64  # forwards whose tokens were guessed stand beside those that were seen
+_DOUBT = 16  # forwards whose tokens were guessed stand beside those that were seen
 _MEMORY = 0.998  # of what was seen, at each row's end: a mode that is never chosen is tried again at last
 
 

@@ -39,22 +39,25 @@ def forward_window(
 
 
 def forward_prompt(
-    weights: DecodingWeights, cache: KVCache, tokens_BX, rotary: Rotary, pattern: Pattern, pad_B, end_B, at_B, length
+    weights: DecodingWeights, cache: KVCache, tokens_BX, rotary: Rotary, pattern: Pattern, pad_B, end_B, new_B, length
 ):
-    """(x_B1D of the column before `end`, cache): so many columns of a prompt that ends there, from `at` on.
+    """(x_B1D of the column before `end`, cache): so many columns of a prompt that ends there, those from `new` on.
 
-    They see the prompt by its pattern, as far as the cache holds it; both ways, all of it must be there. x means
-    something where the piece ends with that column or, both ways, holds it.
+    Where fewer are left, they end with the prompt, and the cache keeps what it has before `new`. They see the prompt by
+    its pattern, as far as the cache holds it; both ways, all of it must be there. x means something where the piece
+    ends with that column or, both ways, holds it.
     """
+    whole = isinstance(pattern, Bidirectional)  # from 0 on, and may go beyond the end
+    at_B = new_B if whole else jnp.minimum(new_B, end_B - length)
     columns_BT = at_B[:, None] + jnp.arange(length)[None]
     columns_11S = jnp.arange(cache.k_BKSH[0].shape[2])[None, None]
     inside_B1S = (columns_11S >= pad_B[:, None, None]) & (columns_11S < end_B[:, None, None])
     mask_BTS = pattern.allowed(columns_BT[..., None], columns_11S) & inside_B1S
     rotary_BT = rotary.at(jnp.maximum(columns_BT - pad_B[:, None], 0))
-    read = length if isinstance(pattern, Bidirectional) else 1
+    read = length if whole else 1
     new = window(tokens_BX, at_B, length), rotary_BT, at_B, mask_BTS
-    wanted_BT = (columns_BT >= pad_B[:, None]) & (columns_BT < end_B[:, None])
-    x_BRD, cache = forward_cached(weights, cache, *new, read=read, wanted_BT=wanted_BT)
+    wanted_BT = (columns_BT >= jnp.maximum(pad_B, new_B)[:, None]) & (columns_BT < end_B[:, None])
+    x_BRD, cache = forward_cached(weights, cache, *new, where_BT=wanted_BT, read=read, wanted_BT=wanted_BT)
     last_B = jnp.clip(end_B - 1 - at_B, 0, read - 1)
     return jnp.take_along_axis(x_BRD, last_B[:, None, None], axis=1), cache
 

@@ -9,6 +9,7 @@ from edlm_jax.attention import Causal
 from edlm_jax.decoding import Decoder, Engine, RequestSettings, parse_mode
 from edlm_jax.decoding.lane import Lane
 from edlm_jax.errors import InputError
+from edlm_jax.models.backend import CpuKernels, Xla
 from tests.compilations import compiled
 from tests.decoding.tiny import make_model, prompts
 from tests.seeds import fresh_rng
@@ -48,14 +49,25 @@ def alone(decoder, mode, prompt, settings):
     return decoder([prompt], mode, limit=settings.limit, **how)
 
 
+def _in_sides(count, monkeypatch):
+    """The count; an engine's rows are decoded by so many programs, a decoder's row by one."""
+    for backend in (Xla, CpuKernels):
+        monkeypatch.setattr(backend, "parts", lambda _, rows, size: count if rows > 1 else 1)
+    return count
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("text", [*MODES, "another"])
-def test_rows_are_the_decoders(text):
-    """Requests arrive and are released at any step; each row's tokens, ends and forwards are those of it alone."""
+def test_rows_are_the_decoders(text, monkeypatch):
+    """Requests arrive and are released at any step; each row's tokens, ends and forwards are those of it alone.
+
+    In one program, or in two beside one another.
+    """
     rng = fresh_rng()
+    slots = 3 * _in_sides(int(rng.choice([1, 2])), monkeypatch)
     mode = parse_mode(str(rng.choice(OTHERS)) if text == "another" else text)
     decoder = Decoder(make_model("shifted" if rng.random() < 0.5 else "same_position"))
-    engine, asked, got = Engine(decoder, mode, slots=3, columns=110, least=int(rng.choice([1, 3]))), {}, {}
+    engine, asked, got = Engine(decoder, mode, slots=slots, columns=110, least=int(rng.choice([1, slots]))), {}, {}
     begins = prompts(rng, [30, 90])  # some begin alike
     lengths = [*rng.integers(9, 17, 4), *rng.integers(65, 91, 5)]  # two of the decoder's sizes, one to four pieces
     waiting = [((begins[n % 2] + begins[1 - n % 2])[:n], draw_settings(rng, mode)) for n in rng.permutation(lengths)]
@@ -80,15 +92,17 @@ def test_rows_are_the_decoders(text):
                 counts = event.denoise_forwards, event.commit_forwards
                 assert counts == (expected.denoise_forwards, expected.commit_forwards)
                 assert event.finished == ("end" if tokens[-1] in settings.ends else "limit")
-    assert not asked and engine.free == 3
+    assert not asked and engine.free == slots
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("sides", [1, 2])
 @pytest.mark.parametrize("texts", ["ar diffusion:threshold=0.5", "diffusion:threshold=0.5,prefill=bidirectional"])
-def test_nothing_compiles_once_it_is_warm(monkeypatch, texts):
-    """Rows come and go, up to three and down to none, greedy and drawn, of any length, of two modes and of one."""
+def test_nothing_compiles_once_it_is_warm(monkeypatch, texts, sides):
+    """Rows come and go, three a side and down to none, greedy and drawn, of any length, of two modes and of one."""
     rng, modes = fresh_rng(), [parse_mode(text) for text in texts.split()]
-    engine = Engine(make_model(), modes, slots=3, columns=160)
+    slots = 3 * _in_sides(sides, monkeypatch)
+    engine = Engine(make_model(), modes, slots=slots, columns=160)
     engine.warm()
     monkeypatch.setattr("edlm_jax.decoding.lane._PATIENCE", 0)  # rows become fewer as soon as they can
     assert len(engine.paces) in (0, 2) and all(min(p.plain) == 1 and max(p.commits) == 3 for p in engine.paces)
@@ -99,7 +113,7 @@ def test_nothing_compiles_once_it_is_warm(monkeypatch, texts):
         while waiting and engine.free and rng.random() < 0.5:
             engine.insert(*waiting.pop())
         if rng.random() < 0.1:
-            engine.release(int(rng.integers(3)))
+            engine.release(int(rng.integers(slots)))
         engine.step()
     assert not compiled
 
@@ -154,7 +168,7 @@ def test_equal_beginnings_are_prefilled_once():
     for slot, prompt in [(0, first), (1, other), (0, first), (1, first[:101] + other[:49]), (0, first[1:])]:
         if slot in lane.rows:
             lane.drop(slot)
-        costs.append(sum(lane.prefill(slot, lane.row(prompt, settings))))
+        costs.append(sum(lane.prefill(slot, prompt, settings)))
     # 149 stand one column away from the blocks of 150.
     assert costs[0] >= 150 and costs[1] >= 90 and costs[2] <= 16 and costs[3] <= 64 and costs[4] >= 149
 
