@@ -198,9 +198,9 @@ FAULTS = [
     ),
     Fault(
         "a prompt's last piece goes beyond its end",
-        "edlm_jax/decoding/lane.py",
-        "yield row.start - small, small",
-        "yield at, small",
+        "edlm_jax/decoding/windows.py",
+        "at_B = new_B if whole else jnp.minimum(new_B, end_B - length)",
+        "at_B = new_B",
     ),
     Fault(
         "a prompt goes on from one that begins otherwise",
