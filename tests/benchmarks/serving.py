@@ -1,6 +1,6 @@
 """A thousand requests to `edlm serve`, nonsense and disconnects among them, and a SIGTERM with streams in flight.
 
-    python -m tests.benchmarks.serving [--requests 1000] [--json docs/benchmarks/serving_epyc.json]
+    python -m tests.benchmarks.serving [--requests 1000] [--json docs/benchmarks/serving_xeon.json]
 
 Each answer is compared with the decoder's own text for that request alone. Counted: answers that differ, slots that
 stay taken, programs compiled after the first pass over the prompts, memory of the server as it goes on, and streams
