@@ -38,6 +38,8 @@ def get_config(what: str = "") -> ConfigDict:
     `torus` is for slices of three axes (v5p, TPU7x): there links carry least where 16 devices at a time share the
     weights out (docs/compile.md).
     """
+    if what not in ("", "torus"):
+        raise ValueError(f"{what!r} is unknown; choose torus, or nothing")
     c = default_config()
     c.init.path = "Qwen/Qwen3-8B"
     c.init.hf_config = ConfigDict(QWEN3_8B)

@@ -29,6 +29,8 @@ TRAIN, TEST, AR_MODEL = "runs/actions/train.jsonl", "runs/actions/test.jsonl", "
 
 def get_config(stage: str = "diffusion") -> ConfigDict:
     """The quickstart's settings on chunks of actions; `ar` is the first stage, what it makes is converted."""
+    if stage not in ("ar", "diffusion"):
+        raise ValueError(f"stage {stage!r} is unknown; choose one of ar, diffusion")
     c = QUICKSTART["get_config"]()
     c.data.tokenizer = QUICKSTART["AR_MODEL"]
     c.data.sources = (dict(kind="jsonl", path=TRAIN),)

@@ -39,7 +39,6 @@ def get_config() -> ConfigDict:
     """The policy's second half of training, decoded one by one and in blocks."""
     c = study_config(ACTIONS())
     c.base.checkpoint.keep_last = 1
-    c.base.evaluation.thresholds = (1.0, 0.9, 0.6, 0.3, 0.0)
     c.eval_modes = ("ar", "diffusion")
     return c
 

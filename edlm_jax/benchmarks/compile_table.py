@@ -14,8 +14,8 @@ Training step and decoder of each config, compiled by the TPU and the GPU compil
 run, so nothing here is a speed. Rows are of 4096 tokens. Collectives are of one device and one step, loops of known
 length counted out; the decoder's are not shown. What they send over links is their sum, an all-reduce twice; before
 micro-batches filled memory (one row a device at a time, everything computed again, no `mesh.data` where there is one
-slice) it was the other figure, from docs/compile/before. The TPU rows' counts of micro-batches were given, not searched
-for. "At best" is a bound, never a measurement: what the step computes, moves in memory and sends over links, each over
+slice) it was the other figure, from docs/compile/before. The TPU rows' micro-batches were given, not searched for.
+"At best" is a bound, never a measurement: what the step computes, moves in memory and sends over links, each over
 the published peak of the device, as if all overlapped; the longest binds, and the column beside says what would change
 it. A TPU's peak is what its compiler holds against the device's memory; arguments and temporaries together are more, as
 they share places. The seconds to compile are of two CPU cores, shared with other work. Made from docs/compile by

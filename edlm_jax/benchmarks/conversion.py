@@ -40,7 +40,7 @@ _ROWS = 32  # decoded at a time
 _KEPT = ("accuracy", "tokens_per_forward", "kinds")
 
 
-class Conversion:
+class Checkpoints:
     """A run whose checkpoints are measured, and the AR model that it began with, which is asked the same."""
 
     def __init__(self, workdir: Path, questions: int):
@@ -123,10 +123,10 @@ def main(workdir: str, out: str, questions: str = "100", *steps: str) -> None:
     wanted = [int(step) for step in steps] or kept
     points = {point["step"]: point for point in report.get("points", ())}
     if missing := [step for step in wanted if step not in points]:
-        conversion = Conversion(directory, report["questions"])
-        report |= dict(ar=conversion.baseline(), config=json.loads(conversion.run.config), **describe_machine())
+        checkpoints = Checkpoints(directory, report["questions"])
+        report |= dict(ar=checkpoints.baseline(), config=json.loads(checkpoints.run.config), **describe_machine())
         for step in missing:
-            points[step] = conversion.point(step)
+            points[step] = checkpoints.point(step)
             print(json.dumps(points[step]), flush=True)
             report["points"] = [points[step] for step in sorted(points)]
             write_report(report, path)

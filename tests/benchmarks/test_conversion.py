@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from edlm_jax.benchmarks.conversion import Conversion, fit, main
+from edlm_jax.benchmarks.conversion import Checkpoints, fit, main
 from edlm_jax.benchmarks.cost_table import RECIPES, SIZES, hours
 from edlm_jax.training.config import default_config
 from edlm_jax.training.run import Run
@@ -75,7 +75,8 @@ def test_a_runs_checkpoints_are_measured_once(tiny_ar_dir, tmp_path, monkeypatch
     np.testing.assert_allclose(untrained["ar_loss"], ar["loss"], rtol=0.01)  # the mask's embedding is another one
     assert first["points"][1]["ar_loss"] < ar["loss"]
     between = first["points"][1] | dict(step=1, row_tokens=64)
-    monkeypatch.setattr(Conversion, "point", lambda self, step: pytest.fail("measured again") if step != 1 else between)
+    only_it = lambda self, step: between if step == 1 else pytest.fail("measured again")  # noqa: E731
+    monkeypatch.setattr(Checkpoints, "point", only_it)
     main(str(tmp_path / "run"), str(out), "2", "1")
     assert [point["step"] for point in json.loads(out.read_text())["points"]] == [0, 1, 2]
     assert out.with_suffix(".png").stat().st_size > 10_000
