@@ -133,7 +133,7 @@ def _loop(weights, B, T, cached):
         return jax.lax.fori_loop(0, count, body, carry)
 
     empty = KVCache.empty(spec, B, length, weights.dtype)
-    carry = jnp.ones((B, T), jnp.int32), jax.tree.map(jnp.zeros_like, empty)  # each layer's cache its own, to be donated
+    carry = jnp.ones((B, T), jnp.int32), jax.tree.map(jnp.zeros_like, empty)  # each layer's its own, to be donated
 
     def loop(count):
         nonlocal carry
