@@ -4,9 +4,15 @@ import json
 
 import pytest
 
+from edlm_jax.attention import Tiles
+from edlm_jax.benchmarks import attention as attention_benchmark
+from edlm_jax.benchmarks.attention import time_attention
 from edlm_jax.benchmarks.decoding import waiting
+from edlm_jax.commands.config import load_run
 from edlm_jax.commands.main import main
+from edlm_jax.errors import InputError
 from edlm_jax.parallel.cpu import available
+from edlm_jax.parallel.devices import DEVICES, Device
 from tests.conftest import TINY
 
 
@@ -75,6 +81,7 @@ def test_bench_forward_needs_a_config_alone(tmp_path, capsys, monkeypatch):
 
 def test_bench_train(tiny_config, capsys, monkeypatch):
     monkeypatch.undo()  # all eight devices
+    monkeypatch.setitem(DEVICES, "cpu", Device(peak_flops=1e12))  # as of a GPU or a TPU
     arguments = [f"--config={tiny_config}", "--config.data.length=32", "--steps=3", "--json"]
     assert main(["bench", "train", *arguments]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -88,9 +95,26 @@ def test_bench_train(tiny_config, capsys, monkeypatch):
     attention = result["attention"]
     slower = attention["dense"]["milliseconds"] / attention["attend"]["milliseconds"]
     assert attention["speedup"] == pytest.approx(slower) and attention["ideal_speedup"] > 4  # of two streams, packed
+    for side in ("attend", "dense"):
+        expected = attention["flops"] / (attention[side]["milliseconds"] / 1e3) / 1e12
+        assert attention[side]["of_peak"] == pytest.approx(expected)
     assert "not_measured" in result["peer"]  # no torch, or no GPU
     assert main(["bench", "train", *arguments[:-1]]) == 0
     assert "tokens/s" in capsys.readouterr().out
+
+
+def test_tiles_that_a_machine_refuses_take_no_other_side_along(tiny_config, monkeypatch):
+    plan, odd = attention_benchmark.plan_attention, Tiles(32, 64)
+
+    def planned_on_tpu(sight, heads, tiles=None):
+        if tiles == odd:
+            raise InputError("tiles of attention on TPU are multiples of 128")
+        return plan(sight, heads, tiles)
+
+    monkeypatch.setattr(attention_benchmark, "plan_attention", planned_on_tpu)
+    found = time_attention(load_run(tiny_config, ["--config.data.length=32"]), [odd, Tiles(64, 64)])
+    assert found["tiles of 32 x 64"] == {"error": "tiles of attention on TPU are multiples of 128"}
+    assert found["tiles of 64 x 64"]["milliseconds"] > 0 and found["speedup"] > 0
 
 
 @pytest.mark.parametrize("arguments", [["train"], ["train", "--config=x.py", "--steps=0"], ["decode"], ["forward"]])
