@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from edlm_jax.benchmarks import aot
-from edlm_jax.benchmarks.compile_table import table
 from edlm_jax.commands import compile as command
 from edlm_jax.commands.main import main
+from tests.benchmarks.compile_table import table
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "efficient_dlm_8b.py")
@@ -65,13 +65,14 @@ def test_the_page_has_a_line_a_report(capsys):
     kernels = [dict(name="dq_kernel", shared_bytes=98560, registers=201, spill_bytes=8)]
     gpu = json.loads(json.dumps(one)) | dict(topology="h100:8", num_slices=1, hosts=16)
     gpu["train_step"] |= dict(kernels=kernels, shared_limit=232448)
+    gpu["command"] = "edlm compile --config=x:planned --topology=h100:8"  # by its name alone
     before = json.loads(json.dumps(one))
     before["train_step"]["collectives"] = {"all-reduce": dict(count=1, bytes=2**30)}
     page = table([(one, before), (gpu, None)])
     tpus, gpus = page.split("## GPUs")
     assert "| x | 2 x v5e:2x2 | fsdp 4 | 4 x 2, full | 3.0 / 16.0 |" in tpus and "all-gather 1.0 | 1.0 (2.0) |" in tpus
     assert "| 4, 2, 1 | products, 0.75 | nothing computed again: 3 ms | 4, products |" in tpus
-    assert "| x | 16 x h100:8 | fsdp 4 |" in gpus and "all-gather 1.0 | 1.0 |" in gpus
+    assert "| x:planned | 16 x h100:8 | fsdp 4 |" in gpus and "all-gather 1.0 | 1.0 |" in gpus
     assert "| 98560 / 232448 | 8 |" in gpus
     command.show(gpu, None)
     assert "98560 of 232448 bytes of shared memory, 201 registers, 8 bytes spilled" in capsys.readouterr().out

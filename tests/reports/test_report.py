@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from edlm_jax.reports.plot_readme import plot_readme
 from edlm_jax.reports.plot_report import plot_report
 from edlm_jax.reports.report import describe_machine, print_report, read_losses, write_report
+from tests.benchmarks.plot_readme import plot_readme
 
 
 def entry(accuracy, speed, forward=1.0, **more):

@@ -1,6 +1,6 @@
 """docs/picture.png, the picture of the README, from committed results: accuracy over tokens per forward.
 
-    python -m edlm_jax.reports.plot_readme docs
+    python -m tests.benchmarks.plot_readme docs
 """
 
 import json

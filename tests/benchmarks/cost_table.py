@@ -1,6 +1,6 @@
 """What a drafter, a distillation and a conversion take at least, by size: the table of docs/converting.md.
 
-    python -m edlm_jax.benchmarks.cost_table docs/compile
+    python -m tests.benchmarks.cost_table docs/compile
 
 Hours = tokens x FLOPs of a row token / (the devices' peak x the MFU at best). FLOPs follow from shapes and objective
 (training/metrics.py); the MFU is the bound of a step that `edlm compile` has compiled, of that size or the nearest. So

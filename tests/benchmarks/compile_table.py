@@ -1,6 +1,7 @@
-"""docs/compile.md from reports of `edlm compile --json`: `python -m edlm_jax.benchmarks.compile_table docs/compile`."""
+"""docs/compile.md from reports of `edlm compile --json`: `python -m tests.benchmarks.compile_table docs/compile`."""
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ slice) it was the other figure, from docs/compile/before. The TPU rows' micro-ba
 the published peak of the device, as if all overlapped; the longest binds, and the column beside says what would change
 it. A TPU's peak is what its compiler holds against the device's memory; arguments and temporaries together are more, as
 they share places. The seconds to compile are of two CPU cores, shared with other work. Made from docs/compile by
-`python -m edlm_jax.benchmarks.compile_table docs/compile`.
+`python -m tests.benchmarks.compile_table docs/compile`.
 
 Over all chips of a torus of three axes (v5p, TPU7x) the TPU compiler gathers weights by all-reduces: each chip's part,
 zeros around it, is summed over all, which sends twice what a gather sends. Over as many chips of two axes, or over a
@@ -80,7 +81,7 @@ def _cells(report: dict, before: dict | None) -> list[str]:
     mesh = " x ".join(f"{axis} {size}" for axis, size in report["mesh"].items() if size > 1)
     found = ", ".join(f"{kind} {gib(value['bytes'])}" for kind, value in step["collectives"].items())
     cells = [
-        report["command"].split("configs/")[1].split()[0].replace(".py", ""),
+        _config(report["command"]),
         f"{f'{groups} x ' if groups > 1 else ''}{report['topology']}",
         mesh or "one device",
         f"{step['batch_size'] // step['micro_batches']} x {step['micro_batches']}, {step['remat']}",
@@ -98,6 +99,12 @@ def _cells(report: dict, before: dict | None) -> list[str]:
         shared, spills = (max(kernel[name] for kernel in kernels) for name in ("shared_bytes", "spill_bytes"))
         cells += [f"{shared} / {step['shared_limit']}", str(spills)]
     return cells
+
+
+def _config(command: str) -> str:
+    """Its name, whether the command had that or the file's: qwen3_0_6b:planned."""
+    (given,) = re.findall(r"--config=(\S+)", command)
+    return given.removeprefix("configs/").replace(".py", "")
 
 
 def _links(step: dict) -> str:
@@ -132,5 +139,5 @@ def main(directory: str) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m edlm_jax.benchmarks.compile_table DIRECTORY")
+        sys.exit("usage: python -m tests.benchmarks.compile_table DIRECTORY")
     main(sys.argv[1])
