@@ -38,7 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the sampling (0)")
     add_dtype_argument(parser)
     add_tensor_argument(parser)
-    parser.add_argument("--warm", action="store_true", help="decode once before timing: tokens/s without compilation")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -76,26 +75,24 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     decoded, seconds = [], 0.0
     if kept:  # what can be refused has been: only now the weights are read
         decoder = Decoder(load_pretrained(args.model, dtype=chosen_dtype(args), mesh=mesh), take=True)
-        decoded, seconds = _decode(decoder, tokens, seeds, decoding, args.batch_size, args.warm)
+        decoded, seconds = _decode(decoder, tokens, seeds, decoding, args.batch_size)
     if "on_block" in decoding:  # with a stop string the text may go on where its last token is left out
         decoding["on_block"].show(_answer(decoded[0].text, args.chat))
     completions = [
         {"index": i, "prompt": prompts[i], "text": _answer(row.text, args.chat), "new_tokens": len(row.tokens)}
         for i, row in zip(kept, decoded, strict=True)
     ]
-    rates = counts(decoded, seconds, args.warm)
-    result = {"mode": decoding["mode"].name, "completions": completions, "streamed": "on_block" in decoding, **rates}
-    return with_refused(result, refused, len(prompts))
+    result = {"mode": decoding["mode"].name, "completions": completions, "streamed": "on_block" in decoding}
+    return with_refused(result | counts(decoded, seconds), refused, len(prompts))
 
 
-def counts(decoded, seconds: float, warm: bool) -> dict[str, Any]:
-    """Of what was decoded, and how fast."""
+def counts(decoded, seconds: float) -> dict[str, Any]:
+    """Of what was decoded, and how fast, compilation included."""
     new_tokens = sum(len(row.tokens) for row in decoded)
     return {
         "new_tokens": new_tokens,
         "tokens_per_forward": new_tokens / max(sum(row.denoise_forwards for row in decoded), 1),
         "tokens_per_second": new_tokens / seconds if decoded else 0.0,
-        "compilation_included": not warm,
         "seconds": seconds,
     }
 
@@ -122,10 +119,9 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> None:
             print(f"the answer to prompt {completion['index']} is empty", file=sys.stderr)
     for entry in result["refused"]:
         print(entry["reason"], file=sys.stderr)
-    timing = "compilation included, --warm leaves it out" if result["compilation_included"] else "compilation excluded"
     print(
         f"{result['new_tokens']} tokens, {result['tokens_per_forward']:.2f} per forward, "
-        f"{result['tokens_per_second']:.1f} per second ({timing})",
+        f"{result['tokens_per_second']:.1f} per second (compilation included)",
         file=sys.stderr,
     )
 
@@ -167,16 +163,13 @@ def settings(args, spec, text, chat: bool) -> dict[str, Any]:
     )
 
 
-def _decode(decoder, tokens, seeds, decoding, batch_size, warm):
-    """(results, seconds); `warm` decodes once before and leaves that out."""
+def _decode(decoder, tokens, seeds, decoding, batch_size):
+    """(results, seconds)."""
     from edlm_jax.evaluation.batches import decode_batches
     from edlm_jax.reports.progress import Progress
 
-    size = max(1, min(batch_size, len(tokens)))
-    how = dict(batch_size=size, seeds=seeds, **decoding)
-    if warm:
-        decode_batches(decoder, tokens, **how | ({"on_block": lambda tokens: None} if "on_block" in how else {}))
-    start = time.perf_counter()
+    size = min(batch_size, len(tokens))
+    how, start = dict(batch_size=size, seeds=seeds, **decoding), time.perf_counter()
     if len(tokens) <= size:
         return decode_batches(decoder, tokens, **how), time.perf_counter() - start
     with Progress(len(tokens), "prompts") as progress:

@@ -53,7 +53,7 @@ def write_responses(args: argparse.Namespace) -> dict[str, Any]:
                     progress.done(len(decoded))
         there = len(out.done)
     cut = sum(len(row.tokens) >= args.max_new_tokens and row.tokens[-1] not in text.ends for row in decoded)
-    rates = counts(decoded, time.perf_counter() - start, warm=False)
+    rates = counts(decoded, time.perf_counter() - start)
     written = {"responses": there + len(decoded), "written": len(decoded), "cut": cut}
     result = {"mode": decoding["mode"].name, "out": args.out, **written, "completions": [], "streamed": False, **rates}
     return with_refused(result, [{"index": i, "reason": reasons[i]} for i in sorted(reasons)], count)
