@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     paths, specs = _choose_models(args)
     text = Text.of(next(reversed(specs.values())), load_common_tokenizer(args.model, specs.get("ar"), args.baseline))
-    prepare = {"heldout": _heldout, "retrieval": _retrieval}.get(args.task, _sweep if args.sweep else _tasks)
+    prepare = {"heldout": _heldout, "retrieval": _retrieval}.get(args.task, _tasks)
     # All that can be refused is, before a weight is read.
     measure, refused, on_all = prepare(args, specs, source, text, thresholds, block_lengths)
     if args.tensor is not None and not on_all:
@@ -130,48 +130,32 @@ def _choose_models(args) -> tuple[dict[str, str], dict[str, Any]]:
 
 def _tasks(args, specs, source, text, thresholds, block_lengths):
     from edlm_jax.decoding import Decoder
-    from edlm_jax.evaluation.compare import AR, compare_accuracy, compare_speed, diffusion_at, results_by_mode
-    from edlm_jax.evaluation.tasks import choose_questions, decoded_questions, load_tasks
+    from edlm_jax.evaluation.compare import AR, compare, diffusion_at
+    from edlm_jax.evaluation.tasks import choose_questions, decoded_questions, load_tasks, need_decoded
     from edlm_jax.evaluation.tasks.task import Way
 
-    modes = [mode for mode in (AR, *diffusion_at(thresholds)) if mode.name in specs]
     tasks = load_tasks([source], text.tokenizer)
+    if args.sweep:
+        spec, own = specs["diffusion"], specs["diffusion"].conversion.block_length
+        block_lengths = block_lengths or sorted({max(own // 2, 1), own, 2 * own})
+        if max(block_lengths) > spec.max_length:
+            raise InputError(f"--block-lengths: {max(block_lengths)} is longer than the model's {spec.max_length}")
+        tasks = need_decoded(tasks)
+    modes = [mode for mode in (AR, *diffusion_at(thresholds, block_lengths or [None])) if mode.name in specs]
     tasks, refused = choose_questions(tasks, [(specs[mode.name], mode) for mode in modes])
     decodes = bool(decoded_questions(tasks))
+    if args.sweep:  # what cannot be written to is told before hours of measuring
+        Path(args.out).mkdir(parents=True, exist_ok=True)
 
     def measure(models):
         decoders = {name: Decoder(model, take=decodes) for name, model in models.items()}
         ways = [Way(decoders[mode.name], mode, models[mode.name]) for mode in modes]
-        accuracy = compare_accuracy(ways, tasks, text, args.batch_size)
-        return results_by_mode(modes, accuracy, compare_speed(ways, tasks, text, args.timed_prompts))
+        found = compare(ways, tasks, text, batch_size=args.batch_size, timed_prompts=args.timed_prompts)
+        if args.sweep:
+            found["sweep"] = found.pop("diffusion")
+        return found
 
     return measure, refused, decodes
-
-
-def _sweep(args, specs, source, text, thresholds, block_lengths):
-    from edlm_jax.decoding import Decoder
-    from edlm_jax.decoding.modes import make_mode
-    from edlm_jax.evaluation.compare import AR, diffusion_at
-    from edlm_jax.evaluation.sweep import sweep
-    from edlm_jax.evaluation.tasks import choose_questions, load_tasks, need_decoded
-    from edlm_jax.evaluation.tasks.task import Way
-
-    spec = specs["diffusion"]
-    own = spec.conversion.block_length
-    block_lengths = block_lengths or sorted({max(own // 2, 1), own, 2 * own})
-    if max(block_lengths) > spec.max_length:
-        raise InputError(f"--block-lengths: {max(block_lengths)} is longer than the model's {spec.max_length}")
-    ways = [(spec, make_mode(name)) for name, spec in specs.items()]
-    tasks, refused = choose_questions(need_decoded(load_tasks([source], text.tokenizer)), ways)
-    Path(args.out).mkdir(parents=True, exist_ok=True)  # what cannot be written to is told before hours of measuring
-
-    def measure(models):
-        decoder = Decoder(models["diffusion"], take=True)
-        ways = [Way(Decoder(models["ar"], take=True), AR)] if "ar" in models else []
-        ways += [Way(decoder, point) for point in diffusion_at(thresholds, block_lengths)]
-        return sweep(ways, tasks, text, batch_size=args.batch_size, timed_prompts=args.timed_prompts)
-
-    return measure, refused, True
 
 
 def _heldout(args, specs, source, text, thresholds, block_lengths):

@@ -1,6 +1,7 @@
 """The AR model and its conversion on the same tasks: accuracy, tokens per forward and speed in one engine."""
 
 import functools
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from edlm_jax.evaluation.tasks import check_task, choose_questions, decoded_ques
 from edlm_jax.evaluation.tasks.task import Outcome, Task, Way
 from edlm_jax.models import Transformer
 from edlm_jax.pretrained import Text, load_pretrained
+from edlm_jax.reports.progress import Progress
 from edlm_jax.training.initial import read_spec
 from edlm_jax.training.run import Run
 
@@ -76,8 +78,35 @@ def diffusion_at(thresholds: Sequence[float], block_lengths: Sequence[int | None
     return [Diffusion(threshold=t, block_length=length) for length in block_lengths for t in thresholds]
 
 
-def compare_accuracy(ways: Sequence[Way], tasks: Sequence[Task], text: Text, batch_size: int) -> list[dict[str, Any]]:
-    """One dict per way: accuracy over all questions and by kind; of decoded ones tokens per forward and forwards."""
+def compare(
+    ways: Sequence[Way], tasks: Sequence[Task], text: Text, *, batch_size: int, timed_prompts: int
+) -> dict[str, Any]:
+    """`results_by_mode` of accuracy and speed, measured as far as there is something to measure, and said meanwhile."""
+    timed, measured = min(timed_prompts, len(decoded_questions(tasks))), itertools.count(1)
+    with Progress(len(ways) + timed, "evaluate") as progress:
+
+        def on_way(way: Way, result: dict[str, Any]) -> None:
+            progress.done(next(measured), f"{way.mode}: {result['accuracy']:.3f} right")
+
+        def on_prompt(count: int) -> None:
+            progress.done(len(ways) + count, "timing")
+
+        accuracy = compare_accuracy(ways, tasks, text, batch_size, on_way)
+        speed = compare_speed(ways, tasks, text, timed_prompts, on_prompt)
+    return results_by_mode([way.mode for way in ways], accuracy, speed)
+
+
+def compare_accuracy(
+    ways: Sequence[Way],
+    tasks: Sequence[Task],
+    text: Text,
+    batch_size: int,
+    on_way: Callable[[Way, dict[str, Any]], None] = lambda way, result: None,
+) -> list[dict[str, Any]]:
+    """One dict per way: accuracy over all questions and by kind; of decoded ones tokens per forward and forwards.
+
+    `on_way` hears of each that is finished.
+    """
     found: dict[Any, list[Outcome]] = {}  # what does not depend on a threshold is measured at one
     results = []
     for way in ways:
@@ -87,6 +116,7 @@ def compare_accuracy(ways: Sequence[Way], tasks: Sequence[Task], text: Text, bat
             found[key] = found.get(key) or task.scorer.score(task.questions, way, text, batch_size)
             outcomes += found[key]
         results.append(summarise([question.kind for task in tasks for question in task.questions], outcomes))
+        on_way(way, results[-1])
     return results
 
 
@@ -114,7 +144,10 @@ def compare_speed(
     timed_prompts: int,
     on_prompt: Callable[[int], None] = lambda count: None,
 ) -> list[dict[str, float]]:
-    """One dict per way: tokens per second at batch 1, over prompts drawn from all that is decoded; else nothing."""
+    """One dict per way: tokens per second at batch 1, over prompts drawn from all that is decoded; else nothing.
+
+    All ways take turns on each prompt, so that they are comparable on a machine that slows down.
+    """
     questions = decoded_questions(tasks)
     if not questions:
         return [{} for _ in ways]
@@ -128,12 +161,16 @@ def compare_speed(
 
 
 def results_by_mode(modes: Sequence[Mode], *measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """{"ar": {...}, "diffusion": [{"threshold": ..., ...}, ...]} from the measurements of each way, merged."""
+    """{"ar": {...}, "diffusion": [{"threshold": ..., ...}, ...]} from the measurements of each way, merged.
+
+    Where a mode has another block length than the model's own, that stands in front.
+    """
     results: dict[str, Any] = {"diffusion": []}
     for mode, *parts in zip(modes, *measured, strict=True):
         merged = {key: value for part in parts for key, value in part.items()}
         if mode == AR:
             results["ar"] = merged
         else:
-            results["diffusion"].append({"threshold": mode.threshold, **merged})
+            block = {} if mode.block_length is None else {"block_length": mode.block_length}
+            results["diffusion"].append({**block, "threshold": mode.threshold, **merged})
     return results

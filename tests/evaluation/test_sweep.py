@@ -24,7 +24,7 @@ def test_every_point_of_a_sweep_is_measured(tiny_converted_dir, tiny_ar_dir, tmp
     points = [(entry["block_length"], entry["threshold"]) for entry in report["sweep"]]
     assert points == [(2, 1), (2, 0), (4, 1), (4, 0)]
     assert report["ar"]["tokens_per_forward"] == 1 and report["ar"]["tokens_per_second"] > 0
-    assert captured.err.splitlines()[0].startswith("[1/6] sweep: AR:")
+    assert captured.err.splitlines()[0].startswith("[1/6] evaluate: ar: ")
 
     model = load_pretrained(tiny_converted_dir, "float32")
     decoder, text = Decoder(model), Text.of(model.spec, load_tokenizer(tiny_converted_dir))
