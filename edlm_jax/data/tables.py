@@ -1,4 +1,4 @@
-"""Tables on disk that need a library of their own, imported when such a source is opened."""
+"""Tables on disk; what is slow to import is imported when such a source is opened."""
 
 import bisect
 import itertools
@@ -42,10 +42,8 @@ def read_parquet(files: list[Path], choose_columns: Callable[[list[str], str], M
 
 def load_hf_dataset(path: str, split: str) -> Sequence:
     """A dataset saved with save_to_disk, or one split of a saved DatasetDict."""
-    try:
-        import datasets
-    except ImportError:
-        raise InputError("an hf_dataset source needs the datasets package: pip install datasets") from None
+    import datasets
+
     try:
         dataset = datasets.load_from_disk(path)
     except FileNotFoundError as error:
@@ -59,10 +57,8 @@ def load_hf_dataset(path: str, split: str) -> Sequence:
 
 def load_tfds(path: str, split: str) -> Sequence:
     """One split of a prepared TFDS version directory (the one that holds dataset_info.json)."""
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError:
-        raise InputError("a tfds source needs tensorflow-datasets: pip install tensorflow-datasets") from None
+    import tensorflow_datasets as tfds
+
     if not (Path(path) / "dataset_info.json").is_file():
         raise InputError(f"no prepared TFDS version at {path}: dataset_info.json is missing")
     builder = tfds.builder_from_directory(path)

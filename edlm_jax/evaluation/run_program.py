@@ -5,6 +5,7 @@ to standard output, which the program does not have. This file is run by its pat
 """
 
 import os
+import resource
 import sys
 import types
 
@@ -15,16 +16,11 @@ def main() -> None:
     verdict, nowhere = os.dup(1), os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nowhere, descriptor)
-    try:
-        import resource
-    except ImportError:  # a platform without limits
-        pass
-    else:
-        limits = dict(RLIMIT_CPU=int(seconds), RLIMIT_AS=int(memory), RLIMIT_FSIZE=2**24, RLIMIT_CORE=0)
-        for name, limit in limits.items():
-            _, hard = resource.getrlimit(getattr(resource, name))
-            limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-            resource.setrlimit(getattr(resource, name), (limit, limit))
+    limits = dict(RLIMIT_CPU=int(seconds), RLIMIT_AS=int(memory), RLIMIT_FSIZE=2**24, RLIMIT_CORE=0)
+    for name, limit in limits.items():
+        _, hard = resource.getrlimit(getattr(resource, name))
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(getattr(resource, name), (limit, limit))
     module = sys.modules["program"] = types.ModuleType("program")  # what looks its own module up finds it
     exec(compile(program, "program", "exec"), module.__dict__)
     os.write(verdict, word.encode())

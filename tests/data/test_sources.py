@@ -145,12 +145,6 @@ def test_hf_dataset(tmp_path):
         open_source(dict(kind="hf_dataset", path=str(tmp_path / "both"), split="test"))
 
 
-def test_hf_dataset_without_the_library(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match="pip install datasets"):
-        open_source(dict(kind="hf_dataset", path=str(tmp_path)))
-
-
 @pytest.fixture(scope="module")
 def tfds_directory(tmp_path_factory):
     class Tiny(tfds.core.GeneratorBasedBuilder):
