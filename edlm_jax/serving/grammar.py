@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from llguidance import LLMatcher
+from llguidance.hf import from_tokenizer
+from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
 from edlm_jax.errors import InputError
 from edlm_jax.pretrained import Text
@@ -20,8 +23,6 @@ class JsonGuide:
     """The tokens that may follow a row's own, by a matcher that follows the row."""
 
     def __init__(self, matcher: Any, vocab_size: int, ends: Sequence[int]):
-        from llguidance.numpy import allocate_token_bitmask
-
         self._matcher, self._mask_1W, self._taken = matcher, allocate_token_bitmask(1, vocab_size), 0
         is_end = np.isin(np.arange(32 * self._mask_1W.size), list(ends))
         self._ends_W = np.packbits(is_end, bitorder="little").view(np.int32)
@@ -29,8 +30,6 @@ class JsonGuide:
 
     def __call__(self, tokens: Sequence[int]) -> np.ndarray:
         """int32[W]: a bit for each id, the lowest first, of those that may come behind all the row's new tokens."""
-        from llguidance.numpy import fill_next_token_bitmask
-
         self._matcher.consume_tokens(list(tokens[self._taken :]))
         self._taken = len(tokens)
         if not self._matcher.is_error():
@@ -45,10 +44,6 @@ class JsonGuide:
 
 def guide_maker(text: Text, vocab_size: int, schema: Any) -> Callable[[], JsonGuide]:
     """What makes a guide for each row whose text must match a JSON schema; InputError says why there can be none."""
-    try:
-        from llguidance import LLMatcher
-    except ModuleNotFoundError:
-        raise InputError("answers by a schema need llguidance: pip install 'edlm_jax[serve]'") from None
     tokenizer = _tokenizer(text, vocab_size)
     options = {"whitespace_pattern": _SPACE}
     grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options)
@@ -60,8 +55,6 @@ def guide_maker(text: Text, vocab_size: int, schema: Any) -> Callable[[], JsonGu
 
 @functools.lru_cache(maxsize=8)
 def _tokenizer(text: Text, vocab_size: int):
-    from llguidance.hf import from_tokenizer
-
     if not text.ends:
         raise InputError("answers by a schema need a tokenizer with an end token")
     try:
