@@ -232,9 +232,14 @@ def choose_source(args: argparse.Namespace) -> dict[str, Any]:
         return {"kind": "tasks", "split": "test", "size": args.count}
     if name == "stdlib":
         return {"kind": "stdlib", "split": "test"}
+    if source := file_source(name):
+        return source
+    raise InputError(f"--data={name} is neither {' nor '.join(GENERATED)} nor a {', '.join(KIND_OF_SUFFIX)} file")
+
+
+def file_source(path: str) -> dict[str, str] | None:
+    """The data source that a file is by its name, compressed or not; None for another name."""
     from edlm_jax.data.files import COMPRESSED
 
-    suffix = Path(Path(name).stem if Path(name).suffix in COMPRESSED else name).suffix
-    if suffix not in KIND_OF_SUFFIX:
-        raise InputError(f"--data={name} is neither {' nor '.join(GENERATED)} nor a {', '.join(KIND_OF_SUFFIX)} file")
-    return {"kind": KIND_OF_SUFFIX[suffix], "path": name}
+    bare = Path(path).with_suffix("") if Path(path).suffix in COMPRESSED else Path(path)
+    return {"kind": KIND_OF_SUFFIX[bare.suffix], "path": path} if bare.suffix in KIND_OF_SUFFIX else None

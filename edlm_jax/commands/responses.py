@@ -80,14 +80,13 @@ def _read_questions(args) -> tuple[dict[int, dict[str, Any]], dict[int, str], in
 
 
 def _source(text: str) -> dict[str, Any]:
-    from edlm_jax.commands.evaluate import KIND_OF_SUFFIX
+    from edlm_jax.commands.evaluate import KIND_OF_SUFFIX, file_source
 
     if text.startswith("{"):
         try:
             return ast.literal_eval(text)
         except (ValueError, SyntaxError):
             raise InputError(f"--source={text} is no dict such as {{'kind': 'jsonl', 'path': 'a.jsonl'}}") from None
-    suffixes = [suffix for suffix in Path(text).suffixes if suffix in KIND_OF_SUFFIX]
-    if not suffixes:
-        raise InputError(f"--source={text} is neither a {', '.join(KIND_OF_SUFFIX)} file nor {{'kind': ...}}")
-    return {"kind": KIND_OF_SUFFIX[suffixes[-1]], "path": text}
+    if source := file_source(text):
+        return source
+    raise InputError(f"--source={text} is neither a {', '.join(KIND_OF_SUFFIX)} file nor {{'kind': ...}}")

@@ -109,6 +109,7 @@ def test_another_job_is_refused(tmp_path, capsys):
     refuse(capsys, respond(tmp_path / "mine.jsonl", "--prompt=a", source=None), "mine.jsonl is there without")
     refuse(capsys, ["generate", f"--model={QUICKSTART}", f"--source={SOURCE}"], "--source is for --out=FILE")
     refuse(capsys, respond(tmp_path / "new.jsonl", source="stdlib"), "is neither a .txt")
+    refuse(capsys, respond(tmp_path / "new.jsonl", source="old.jsonl.bak"), "is neither a .txt")
     refuse(capsys, respond(tmp_path / "new.jsonl", source="{'kind': 'stdlib'}"), "nothing to answer")
     refuse(capsys, respond(tmp_path / "new.jsonl", source="{'kind"), "is no dict")
     refuse(capsys, respond(tmp_path / "new.jsonl", "--prompt=", source=None), "nothing to answer: prompt 0 is empty")
