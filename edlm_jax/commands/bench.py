@@ -21,7 +21,7 @@ import operator
 from typing import Any
 
 from edlm_jax.commands.config import add_config_argument, load_run
-from edlm_jax.commands.devices import add_dtype_argument, chosen_dtype
+from edlm_jax.commands.devices import add_dtype_argument, check_numbers, chosen_dtype
 from edlm_jax.commands.evaluate import load_common_tokenizer, read_numbers
 from edlm_jax.errors import InputError
 from edlm_jax.reports.benchmark import SHOWN
@@ -32,20 +32,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=tuple(_MEASURES), metavar="WHAT", help=f"one of {', '.join(_MEASURES)}")
     add_config_argument(parser, required=False)
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="of train: measured steps (20)")
-    parser.add_argument("--model", metavar="DIR", help="of decode, as all below: a converted model; of forward: any")
-    parser.add_argument("--baseline", metavar="DIR", help="the AR model to compare with (default: the model itself)")
-    what = "rows at a time, of forward too (1,8,32)"
+    parser.add_argument("--model", metavar="DIR", help="of decode: a converted model; of forward and serve: any")
+    what = "of decode: the AR model to compare with (default: the model itself)"
+    parser.add_argument("--baseline", metavar="DIR", help=what)
+    what = "of decode and forward: rows at a time (1,8,32)"
     parser.add_argument("--batch-sizes", default="1,8,32", metavar="N,N", help=what)
-    parser.add_argument("--prompts", type=int, default=32, metavar="N", help="generated tasks to decode (32)")
-    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="at most this many a prompt (64)")
-    what = "random prompts of so many tokens, and no end: every row then gets all its new tokens"
+    what = "of decode: generated tasks; of serve: requests, or four a client where that is more (32)"
+    parser.add_argument("--prompts", type=int, default=32, metavar="N", help=what)
+    what = "of decode: at most this many a prompt (64)"
+    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help=what)
+    what = "of decode: random prompts of so many tokens, and no end: every row then gets all its new tokens"
     parser.add_argument("--prompt-tokens", type=int, metavar="N", help=what)
-    parser.add_argument("--thresholds", default="0.95,0.9", metavar="P,P", help="of diffusion (0.95,0.9)")
-    what = "to compare with AR in place of diffusion, between spaces: 'prompt_lookup self_speculation:drafts=3'"
+    parser.add_argument("--thresholds", default="0.95,0.9", metavar="P,P", help="of decode's diffusion (0.95,0.9)")
+    what = "of decode, beside AR, and of serve, between spaces: 'prompt_lookup self_speculation:drafts=3'"
     parser.add_argument("--modes", metavar="MODE MODE", help=what)
     clients = "of serve: clients, each with one request at a time (1,2,4,8,16,32,64)"
     parser.add_argument("--concurrency", default="1,2,4,8,16,32,64", metavar="N,N", help=clients)
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="times each batch is decoded (5)")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="times that each is measured (5)")
     parser.add_argument("--length", type=int, default=900, metavar="N", help="of kernels: columns of a stream (900)")
     what = "of all and serve: where results go (runs/accelerator)"
     parser.add_argument("--out", default="runs/accelerator", metavar="DIR", help=what)
@@ -56,6 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure; returns what the command prints with --json."""
+    check_numbers(args, "steps", "prompts", "max_new_tokens", "prompt_tokens", "repeats")
+    check_numbers(args, "length", least=12)  # a block of the patterns that are tried
+    check_numbers(args, "minutes", least=0)
     from edlm_jax.reports.report import describe_machine
 
     return _MEASURES[args.what](args) | describe_machine()
@@ -98,8 +104,8 @@ def _all(args):
 
 
 def _run(args):
-    if not args.config or args.steps < 1:
-        raise InputError(f"edlm bench {args.what} needs --config=NAME, and --steps of at least 1")
+    if not args.config:
+        raise InputError(f"edlm bench {args.what} needs --config=NAME")
     return load_run(args.config, args.overrides)
 
 
@@ -233,14 +239,17 @@ def _serve(args):
 def _forward(args):
     if not args.model and not args.config:
         raise InputError("edlm bench forward needs --model=DIR, a directory with a config.json, or --config=NAME")
-    from edlm_jax.benchmarks.forward import measure_forward
-    from edlm_jax.models import ModelSpec
-    from edlm_jax.pretrained.source import find_directory, read_config
+    import json
 
-    config = read_config(find_directory(args.model)) if args.model else dict(_run(args).start.hf_config)
+    from edlm_jax.benchmarks.forward import measure_forward
+    from edlm_jax.pretrained import load_spec
+    from edlm_jax.training.initial import planned_spec
+
+    spec = load_spec(args.model) if args.model else planned_spec(_run(args).start)
+    config = json.loads(spec.hf_json)
     stored = config.get("dtype") or config.get("torch_dtype") or "float32"
     rows = read_numbers(args.batch_sizes, int, "batch-sizes")
-    found = measure_forward(ModelSpec.from_hf(config), chosen_dtype(args), stored, rows, args.repeats)
+    found = measure_forward(spec, chosen_dtype(args), stored, rows, args.repeats)
     return {"model": args.model or args.config, **found}
 
 

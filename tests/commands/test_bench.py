@@ -2,6 +2,7 @@
 
 import json
 
+import huggingface_hub
 import pytest
 
 from edlm_jax.attention import Tiles
@@ -117,7 +118,24 @@ def test_tiles_that_a_machine_refuses_take_no_other_side_along(tiny_config, monk
     assert found["tiles of 64 x 64"]["milliseconds"] > 0 and found["speedup"] > 0
 
 
-@pytest.mark.parametrize("arguments", [["train"], ["train", "--config=x.py", "--steps=0"], ["decode"], ["forward"]])
+def test_bench_forward_takes_what_names_a_model(tiny_config, tmp_path, capsys, monkeypatch):
+    """A config that starts from a checkpoint, and a hub id, of which no weights are downloaded."""
+    asked = []
+
+    def snapshot_download(repo, allow_patterns):
+        asked.extend(allow_patterns)
+        return str(tmp_path)
+
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr("edlm_jax.benchmarks.forward.COLUMNS", (1,))
+    monkeypatch.setattr("edlm_jax.benchmarks.forward._SIDE", 64)
+    for model in (f"--config={tiny_config}", "--model=some/tiny"):
+        assert main(["bench", "forward", model, "--repeats=1", "--batch-sizes=1", "--json"]) == 0
+    assert "config.json" in asked and not any("safetensors" in pattern for pattern in asked)
+
+
+@pytest.mark.parametrize("arguments", [["train"], ["attention"], ["decode"], ["serve"], ["forward"]])
 def test_bench_asks_for_what_it_needs(arguments, capsys):
     assert main(["bench", *arguments]) == 2
     assert "needs --" in capsys.readouterr().err
@@ -129,6 +147,10 @@ def test_bench_asks_for_what_it_needs(arguments, capsys):
         ("--batch-sizes=1,x", "numbers separated"),
         ("--batch-sizes=0", "positive"),
         ("--batch-sizes=64", "as many --prompts"),
+        ("--repeats=0", "--repeats must be positive, not 0"),
+        ("--prompts=0", "--prompts must be positive"),
+        ("--steps=0", "--steps must be positive"),
+        ("--length=11", "--length must be at least 12"),
     ],
 )
 def test_bench_refuses(tiny_converted_dir, capsys, argument, reason):
