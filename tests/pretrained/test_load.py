@@ -3,6 +3,7 @@
 import collections
 import json
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
 import jax
@@ -267,6 +268,8 @@ def test_a_hub_id_downloads_what_is_needed_and_a_directory_nothing(monkeypatch):
     assert model.spec.family == "qwen3" and model.spec.source == str(GOLDEN / "qwen3")
     assert not any(pattern in ("*", "*.bin", "*.safetensors") for pattern in asked["Qwen/Qwen3-tiny"])
     assert {"config.json", "model*.safetensors", "tokenizer.json"} <= set(asked["Qwen/Qwen3-tiny"])
+    for name in ("adapter_config.json", "adapter_model.safetensors"):  # a drafter's, which lies beside its model
+        assert any(fnmatch(f"adapter/{name}", pattern) for pattern in asked["Qwen/Qwen3-tiny"])
     with pytest.raises(InputError, match="no/such is not a directory here, and downloading it failed: not here"):
         load_pretrained("no/such")
 
