@@ -50,8 +50,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     text, questions, refused = _prepare(args, source)
     if args.states and not questions:
         raise InputError("--states are those of a decoding: it needs a --data source with prompts")
-    out, dtype = Path(args.out), chosen_dtype(args)
-    out.mkdir(parents=True, exist_ok=True)
+    out, dtype, states = Path(args.out), chosen_dtype(args), Path(args.states) if args.states else None
+    for directory in [out, *([states.parent] if states else [])]:  # before hours of measuring
+        directory.mkdir(parents=True, exist_ok=True)
     load = lambda path: load_pretrained(path, dtype=dtype, param_dtype="float32")  # noqa: E731
     found = diagnose(
         load(args.model),
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         threshold=args.threshold,
         draws=args.draws,
         batch_size=args.batch_size,
-        states=Path(args.states) if args.states else None,
+        states=states,
     )
     report = {"model": args.model, "dtype": dtype, **found, "refused": refused, **describe_machine()}
     write_report(report, out / "diagnosis.json")

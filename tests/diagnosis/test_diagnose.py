@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file
 
 from edlm_jax.commands.main import main
 from edlm_jax.data.pipeline import EvalBatches
@@ -145,14 +146,16 @@ def test_the_command_writes_a_report_a_picture_and_tables(
     out = tmp_path / "out"
     argv = ["diagnose", f"--model={tiny_converted_dir}", "--dtype=float32", "--count=3", "--batch-size=2"]
     argv.append(f"--out={out}")
-    assert main([*argv, f"--baseline={tiny_ar_dir}", "--draws=2", "--threshold=0"]) == 0
+    states = tmp_path / "far" / "states.safetensors"
+    assert main([*argv, f"--baseline={tiny_ar_dir}", "--draws=2", "--threshold=0", f"--states={states}"]) == 0
     report = json.loads((out / "diagnosis.json").read_text())
     assert set(report["predictions"]) == {"diffusion", "ar"} and report["weight_drift"]["ffn"]["cosine"]
     assert report["decode_order"]["together"] == 1  # threshold 0: a block in one forward
     assert (out / "diagnosis.png").read_bytes().startswith(b"\x89PNG")
+    assert len(load_file(states)["residual"]) == report["states"]
     text, progress = capsys.readouterr()
     assert "expected calibration error" in text and "complementary" in text and "weight drift, ffn" in text
-    assert "[3/5] diagnose: order of decoding" in progress and "[5/5] diagnose: gradients, complementary" in progress
+    assert "[3/6] diagnose: order of decoding" in progress and "[6/6] diagnose: gradients, complementary" in progress
     assert main(["diagnose", f"--model={tiny_ar_dir}", "--draws=0"]) == 2
     assert "never converted" in capsys.readouterr().err
     assert main([*argv, "--draws=1"]) == 2
