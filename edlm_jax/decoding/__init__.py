@@ -1,6 +1,5 @@
 """The jitted decoder: modes as values, acceptance rules, sampling; `generate` is its thin front."""
 
-from edlm_jax.decoding.acceptance import Rule, parse_rule
 from edlm_jax.decoding.batching import Engine, Event
 from edlm_jax.decoding.decoder import Decoder, check_settings, refuse_prompts
 from edlm_jax.decoding.generate import generate
@@ -17,11 +16,9 @@ __all__ = [
     "Generation",
     "Mode",
     "RequestSettings",
-    "Rule",
     "Sampling",
     "check_settings",
     "generate",
     "parse_mode",
-    "parse_rule",
     "refuse_prompts",
 ]
