@@ -18,15 +18,15 @@ from edlm_jax.errors import InputError, PartlyRefusedError, StoppedError
 COMMANDS = {
     "train": "train a model as a config file says; resumes where it stopped",
     "convert": "the whole job: port an AR model, convert it, export it, evaluate both, report",
-    "lossless": "port a model; AR and the modes that give AR's tokens, side by side",
+    "lossless": "port a model, train a drafter; AR and the modes that give AR's tokens, side by side",
     "generate": "complete prompts with a model, several tokens per forward pass",
-    "evaluate": "task accuracy at several thresholds, speed, held-out loss",
+    "evaluate": "task accuracy at several thresholds, speed, held-out loss, retrieval",
     "diagnose": "loss by position, calibration, order of decoding, variance of the gradient, weight drift",
     "study": "train and measure every cell of a study, with standard errors over seeds",
-    "bench": "speed of decoding, AR and diffusion side by side, or of the training step",
-    "compile": "what a config would need on TPUs: memory, collectives, FLOPs; needs no TPU",
+    "bench": "speed of decoding, serving, a forward, training and attention; are the kernels right?",
+    "compile": "what a config would need on TPUs or GPUs: memory, collectives, FLOPs; needs none of them",
     "serve": "serve a model by OpenAI's HTTP interface",
-    "export": "write a training run's newest checkpoint as a Hugging Face directory",
+    "export": "write a training run's checkpoint, or a GGUF file, as a Hugging Face directory",
 }
 BAD_INPUT, INTERRUPTED, FAILED, STOPPED = 2, 130, 1, 128 + 15
 
