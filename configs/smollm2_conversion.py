@@ -15,7 +15,7 @@ FLARE's objective (arXiv 2606.01774) in blocks of 4, on the model's own greedy a
       grep -h '"ended": true' $RUN/$SPLIT.*.jsonl > $RUN/$SPLIT.jsonl
     done
     edlm train --config=smollm2_conversion --workdir=$RUN/run
-    python -m edlm_jax.benchmarks.conversion $RUN/run docs/benchmarks/smollm2_conversion_xeon.json
+    python -m tests.benchmarks.conversion $RUN/run docs/benchmarks/smollm2_conversion_xeon.json
 
 Answers that the limit cut are left out: they would teach ends where there are none. The adapters act on all columns, so
 that the model decodes blocks. The embedding, which is the head too, is trained with them at the same rate: so their

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from edlm_jax.benchmarks.conversion import Checkpoints, fit, main
 from edlm_jax.training.config import default_config
 from edlm_jax.training.run import Run
 from edlm_jax.training.train import train
+from tests.benchmarks.conversion import Checkpoints, fit, main
 from tests.benchmarks.cost_table import RECIPES, SIZES, hours
 from tests.seeds import fresh_rng
 

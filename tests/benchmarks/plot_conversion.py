@@ -22,7 +22,7 @@ _PANELS = {"accuracy": "accuracy", "agreement": "tokens that are AR's", "tokens_
 
 
 def plot_conversion(report: Report, path: Path) -> None:
-    """Draw the report of edlm_jax/benchmarks/conversion.py; the untrained model stands at the left edge."""
+    """Draw the report of tests/benchmarks/conversion.py; the untrained model stands at the left edge."""
     tokens = [max(point["row_tokens"], 1e3) for point in report["points"]]
     with picture(path, 11, 6.4) as figure:
         (top, beside), below = figure.subplots(2, 2)

@@ -1,7 +1,7 @@
 """A conversion's curve: what each kept checkpoint of a run has lost and gained, and how many tokens would be enough.
 
     edlm train --config=smollm2_conversion --workdir=RUN
-    python -m edlm_jax.benchmarks.conversion RUN OUT.json [QUESTIONS] [STEP ...]
+    python -m tests.benchmarks.conversion RUN OUT.json [QUESTIONS] [STEP ...]
 
 measures the steps that OUT.json does not have yet, step 0 among them, on questions of the task `reading` (100), writes
 the figures with the fit to OUT.json and draws them as OUT.png.
@@ -29,11 +29,11 @@ from edlm_jax.evaluation.tasks.task import Outcome, Task, Way
 from edlm_jax.files import read_json
 from edlm_jax.models import Transformer
 from edlm_jax.models.lora import merge
-from edlm_jax.reports.plot_conversion import plot_conversion
 from edlm_jax.reports.report import describe_machine, write_report
 from edlm_jax.training.checkpoint import abstract_model, load_trained
 from edlm_jax.training.initial import initial_params
 from edlm_jax.training.run import Run
+from tests.benchmarks.plot_conversion import plot_conversion
 
 MODES = {"AR": Autoregressive(), "0.9": Diffusion(threshold=0.9), "0.8": Diffusion(threshold=0.8)}
 _ROWS = 32  # decoded at a time
@@ -130,7 +130,7 @@ def main(workdir: str, out: str, questions: str = "100", *steps: str) -> None:
             print(json.dumps(points[step]), flush=True)
             report["points"] = [points[step] for step in sorted(points)]
             write_report(report, path)
-    command = f"python -m edlm_jax.benchmarks.conversion {workdir} {out} {report['questions']}"
+    command = f"python -m tests.benchmarks.conversion {workdir} {out} {report['questions']}"
     write_report(report | dict(fits=fits(report["ar"], report["points"]), command=command), path)
     plot_conversion(read_json(path), path.with_suffix(".png"))
 
