@@ -17,6 +17,7 @@ from edlm_jax.training.initial import abstract_state, initial_params, initial_st
 from edlm_jax.training.metrics import mfu_meter, step_flops
 from edlm_jax.training.run import Run
 from edlm_jax.training.step import TrainState, make_train_step
+from edlm_jax.training.teacher import find_teacher
 
 _WARM_UP = 2  # steps that do not count: the first allocates
 
@@ -27,25 +28,28 @@ def time_train_step(run: Run, steps: int) -> dict[str, Any]:
     Tokens are those of the batch, every one of them real: packed rows of four documents each, a clean token once.
     """
     mesh, spec = run.make_mesh(), planned_spec(run.start)
+    teacher = find_teacher(run, spec, mesh)
     start = dataclasses.replace(run.start, path="")  # no weights are read: which they are changes no time
     run = fit(dataclasses.replace(run, start=start), spec, mesh)
     B, L = run.data.batch_size, run.data.length
-    objective = run.objective.of_model(spec)
+    objective, numbers = run.objective.of_model(spec), run.numbers
     graphdef, abstract = abstract_state(start, run.optimizer, spec, mesh)
     rows = local_rows(mesh, B)
     batch = to_global(packed_batch(spec.vocab_size, len(rows), L, objective.layout.block_length), mesh, rows, B)
     with jax.set_mesh(mesh), Progress(_WARM_UP + steps + 1, "bench train") as progress:
         state = initial_state(start, run.optimizer, initial_params(start, spec, mesh), abstract)
         shardings = jax.tree.map(lambda x: x.sharding, abstract)
-        train_step = make_train_step(graphdef, objective, run.optimizer, shardings, lora=start.lora, remat=run.remat)
+        numbers = numbers._replace(teacher=teacher and teacher.weights())
+        how = dict(lora=start.lora, remat=run.remat, teacher=teacher)
+        train_step = make_train_step(graphdef, objective, run.optimizer, shardings, **how)
         began = time.perf_counter()
-        compiled = train_step.lower(state, batch, run.numbers, block_length=objective.layout.block_length).compile()
+        compiled = train_step.lower(state, batch, numbers, block_length=objective.layout.block_length).compile()
         compile_seconds = time.perf_counter() - began
         progress.done(1, f"compiled in {compile_seconds:.0f} s")
         seconds = []
         for index in range(_WARM_UP + steps):
             began = time.perf_counter()
-            state, metrics = compiled(state, batch, run.numbers)
+            state, metrics = compiled(state, batch, numbers)
             loss = float(metrics["loss"])  # waits for all of the step: its gradients' norm is a metric too
             jax.block_until_ready(state)
             if index >= _WARM_UP:

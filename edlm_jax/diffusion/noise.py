@@ -26,6 +26,7 @@ class Corruption(NamedTuple):
     noise_level_BM: jax.Array
     copies_BM: jax.Array | None = None  # None: whole views, column j of column j % L
     guessed_BM: jax.Array | None = None  # noise whose place the model's own guess takes before the loss
+    taught: tuple[jax.Array, jax.Array] | None = None  # a teacher's best logits of each column, and whose they are
 
     def copied(self, x_BL: jax.Array) -> jax.Array:
         """What the clean columns hold, for the noisy ones; it may have further axes."""

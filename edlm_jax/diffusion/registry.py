@@ -10,6 +10,7 @@ from edlm_jax.diffusion.masks import Complementary, FullMasks, masks
 from edlm_jax.diffusion.mixed import Mixed
 from edlm_jax.diffusion.noise import Noise
 from edlm_jax.diffusion.own_guesses import OwnGuesses, Recovery
+from edlm_jax.diffusion.taught import Taught
 from edlm_jax.diffusion.terms import MaskedTokens, NextToken, Term
 from edlm_jax.diffusion.uniform_tokens import UniformTokens
 from edlm_jax.diffusion.unweighted import CrossEntropy
@@ -29,5 +30,5 @@ NOISES: dict[str, Callable[[int, int, Any], Noise]] = {
 
 # config.objective.NAME_weight is the term's weight, by its own name.
 _TERMS = (NextToken, MaskedTokens, CrossEntropy, ContextAdaptive, Recovery, Certainty)
-_TERMS += (TotalVariation, KullbackLeibler, TopKullbackLeibler, Drafts)
+_TERMS += (TotalVariation, KullbackLeibler, TopKullbackLeibler, Drafts, Taught)
 TERMS: dict[str, type[Term]] = {term.name: term for term in _TERMS}

@@ -14,8 +14,9 @@ class Scores(NamedTuple):
     """float32 logits of a chunk, of this device's part of the vocabulary."""
 
     logits_BCV: jax.Array
-    teacher_BCV: jax.Array | None
+    teacher_BCV: jax.Array | None  # its logits, or, of `Shares`, what part of 1 each token has
     hit_BCV: jax.Array | None  # where the target is
+    first: jax.Array | int  # the first token of this part
     vocabulary: tuple[str, ...]  # mesh axes that split it
 
     def sum(self, *parts_BCV) -> tuple[jax.Array, ...]:
@@ -30,6 +31,16 @@ class Scores(NamedTuple):
         if self.vocabulary:
             best = jax.lax.all_gather(best, self.vocabulary, axis=2, tiled=True)
         return jax.lax.top_k(best, min(k, best.shape[-1]))[0][..., -1:]
+
+    def best(self, k: int) -> tuple[jax.Array, jax.Array]:
+        """([B, C, k]: the largest logits, the largest first, whose they are)."""
+        best_BCK, token_BCK = jax.lax.top_k(self.logits_BCV, min(k, self.logits_BCV.shape[-1]))
+        token_BCK += self.first
+        if self.vocabulary:
+            gather = lambda x_BCK: jax.lax.all_gather(x_BCK, self.vocabulary, axis=2, tiled=True)  # noqa: E731
+            (best_BCK, place_BCK), token_BCK = jax.lax.top_k(gather(best_BCK), k), gather(token_BCK)
+            token_BCK = jnp.take_along_axis(token_BCK, place_BCK, axis=2)
+        return best_BCK, token_BCK
 
 
 class ColumnLoss:
@@ -63,6 +74,22 @@ class CrossEntropy(ColumnLoss):
 
     def slope(self, scores, stats, gradients):
         return (jnp.exp(scores.logits_BCV - stats[0]) - scores.hit_BCV) * gradients[0]
+
+
+@dataclass(frozen=True)
+class Shares(ColumnLoss):
+    """Nats of tokens that have a share of the column each."""
+
+    values: ClassVar[int] = 1
+    stats: ClassVar[int] = 2
+
+    def value(self, scores):
+        lse_BC1, (mass_BC,) = _log_sum(scores, scores.logits_BCV), scores.sum(scores.teacher_BCV)
+        (nats_BC,) = scores.sum(scores.teacher_BCV * (lse_BC1 - scores.logits_BCV))
+        return (nats_BC,), (lse_BC1[..., 0], mass_BC)
+
+    def slope(self, scores, stats, gradients):
+        return (jnp.exp(scores.logits_BCV - stats[0]) * stats[1] - scores.teacher_BCV) * gradients[0]
 
 
 @dataclass(frozen=True)

@@ -29,15 +29,16 @@ def column_loss(
     head_DV: Float[Array, "D V"],
     wanted_BT: Bool[Array, "B T"],
     *,
-    targets_BT: Int[Array, "B T"] | None = None,
-    teacher_BTD: Float[Array, "B T D"] | None = None,
+    targets_BT: Int[Array, "B T"] | Int[Array, "B T K"] | None = None,
+    teacher_BTD: Float[Array, "B T D"] | Float[Array, "B T K"] | None = None,
     frozen: bool = False,
 ) -> tuple[Float[Array, "B T"], ...]:
     """float32 values of the logits x @ head where they are wanted, 0 elsewhere; differentiable in x and head.
 
     Of a `frozen` head no gradient is asked: that of x is then worked out beside the values, and no logits twice.
 
-    The logits of a teacher are those of the same head, and a constant. Products are in the dtype of x with float32
+    The logits of a teacher are those of the same head, and a constant; beside K targets a column the teacher is their
+    shares. Products are in the dtype of x with float32
     sums; the head's gradient is summed in float32, whatever x is.
 
     On a mesh each device does its own rows and columns, with its share of the vocabulary. The head is gathered once
@@ -46,6 +47,15 @@ def column_loss(
     axes = _Axes.of(jax.sharding.get_abstract_mesh(), x_BTD.shape, head_DV.shape)
     lossy = _under_frozen_head if frozen else _column_loss
     return lossy(x_BTD, head_DV, teacher_BTD, targets_BT, wanted_BT, loss, axes)
+
+
+def best_tokens(
+    x_BTD: Float[Array, "B T D"], head_DV: Float[Array, "D V"], wanted_BT: Bool[Array, "B T"], count: int
+) -> tuple[Float[Array, "B T K"], Int[Array, "B T K"]]:
+    """The `count` largest logits of x @ head, and whose they are, where they are wanted; the same way."""
+    count = min(count, head_DV.shape[1])
+    axes = _Axes.of(jax.sharding.get_abstract_mesh(), x_BTD.shape, head_DV.shape)
+    return axes.run(partial(_best_local, count, axes), ("BT_", "DV", "BT"), ("BT_", "BT_"))(x_BTD, head_DV, wanted_BT)
 
 
 class _Axes(NamedTuple):
@@ -82,7 +92,8 @@ def _column_loss(x_BTD, head_DV, teacher_BTD, targets_BT, wanted_BT, loss, axes)
 
 
 def _specs(teacher_BTD, targets_BT):
-    return "BT_", "DV", None if teacher_BTD is None else "BT_", None if targets_BT is None else "BT", "BT"
+    of = lambda x: None if x is None else "BT_"[: x.ndim]  # noqa: E731
+    return "BT_", "DV", of(teacher_BTD), of(targets_BT), "BT"
 
 
 def _forward(x_BTD, head_DV, teacher_BTD, targets_BT, wanted_BT, loss, axes):
@@ -187,6 +198,18 @@ def _backward_of_slopes(loss, axes, slopes, gradients):
 _under_frozen_head.defvjp(_forward_with_slopes, _backward_of_slopes)
 
 
+def _best_local(count, axes, x_BTD, head_DV, wanted_BT):
+    order = _Order(jnp.argsort(~wanted_BT, axis=1, stable=True), wanted_BT, axes)
+    first_BTD, head_DV = order.first(x_BTD), _gather(head_DV, x_BTD.dtype, axes)
+
+    def chunk(index, carry):
+        found = _scores(order.chunk(first_BTD, index), None, None, head_DV, axes).best(count)
+        return jax.tree.map(lambda x, part: order.put(x, part, index), carry, found)
+
+    zeros = [jnp.zeros((*first_BTD.shape[:2], count), dtype) for dtype in (jnp.float32, jnp.int32)]
+    return jax.tree.map(order.back, jax.lax.fori_loop(0, order.chunks, chunk, tuple(zeros)))
+
+
 class _Order:
     """Columns with the supervised ones first, in chunks; only the first `chunks` of them hold any."""
 
@@ -231,9 +254,13 @@ def _gather(head_DV, dtype, axes):
 
 def _scores(x_BCD, teacher_BCD, targets_BC, head_DV, axes) -> Scores:
     project = partial(jnp.einsum, "BCD,DV->BCV", preferred_element_type=jnp.float32)
-    teacher_BCV = None if teacher_BCD is None else project(teacher_BCD, head_DV)
-    V, hit_BCV = head_DV.shape[1], None
-    if targets_BC is not None:
-        first = jax.lax.axis_index(axes.vocabulary) * V if axes.vocabulary else 0
-        hit_BCV = (jnp.arange(V) + first)[None, None] == targets_BC[..., None]
-    return Scores(project(x_BCD, head_DV), teacher_BCV, hit_BCV, axes.vocabulary)
+    V, teacher_BCV, hit_BCV = head_DV.shape[1], None, None
+    first = jax.lax.axis_index(axes.vocabulary) * V if axes.vocabulary else 0
+    at = lambda token_BC: (jnp.arange(V) + first)[None, None] == token_BC[..., None]  # noqa: E731
+    if targets_BC is not None and targets_BC.ndim == 3:  # of a few tokens a column; the others have no share
+        shares = zip(jnp.moveaxis(targets_BC, 2, 0), jnp.moveaxis(teacher_BCD, 2, 0), strict=True)
+        teacher_BCV = sum(jnp.where(at(token_BC), share_BC[..., None], 0) for token_BC, share_BC in shares)
+    else:
+        teacher_BCV = None if teacher_BCD is None else project(teacher_BCD, head_DV)
+        hit_BCV = None if targets_BC is None else at(targets_BC)
+    return Scores(project(x_BCD, head_DV), teacher_BCV, hit_BCV, first, axes.vocabulary)

@@ -17,9 +17,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from edlm_jax.attention import Causal, CleanContext, InPieces, Pattern, Sight, Tiles, plan_attention
 from edlm_jax.errors import InputError
-from edlm_jax.models.column_losses import Certainty, CrossEntropy, Divergence
+from edlm_jax.models.column_losses import Certainty, CrossEntropy, Divergence, Shares
 from edlm_jax.models.gated import two_streams
-from edlm_jax.models.head import column_loss
+from edlm_jax.models.head import best_tokens, column_loss
 from edlm_jax.models.layer import layer_forward, layer_shapes, norm, scaled_embedding
 from edlm_jax.models.lora import Lora, initial_adapters, scaled, without_adapters
 from edlm_jax.models.product import look_up, project
@@ -210,11 +210,19 @@ class Transformer(nnx.Module):
 
     @compiled_once()
     def cross_entropy(
-        self, x_BTD: Float[Array, "B T D"], targets_BT: Int[Array, "B T"], supervised_BT: Bool[Array, "B T"]
+        self,
+        x_BTD: Float[Array, "B T D"],
+        targets_BT: Int[Array, "B T"] | Int[Array, "B T K"],
+        supervised_BT: Bool[Array, "B T"],
+        shares_BTK: Float[Array, "B T K"] | None = None,
     ) -> Float[Array, "B T"]:
-        """That of the logits of `x_BTD` where it is asked for, 0 elsewhere; the logits never exist as a whole."""
-        loss, frozen = CrossEntropy(), self.layers.gated
-        return column_loss(loss, x_BTD, self._head(), supervised_BT, targets_BT=targets_BT, frozen=frozen)[0]
+        """That of the logits of `x_BTD` where it is asked for, 0 elsewhere; the logits never exist as a whole.
+
+        A column may have K targets, each with its share.
+        """
+        loss, head_DV = CrossEntropy() if shares_BTK is None else Shares(), self._head()
+        given: dict[str, Any] = dict(targets_BT=targets_BT, teacher_BTD=shares_BTK, frozen=self.layers.gated)
+        return column_loss(loss, x_BTD, head_DV, supervised_BT, **given)[0]
 
     @compiled_once("best")
     def divergence(
@@ -236,6 +244,13 @@ class Transformer(nnx.Module):
         """Entropy where the best token is the target, 0 elsewhere; the same way."""
         loss, frozen = Certainty(), self.layers.gated
         return column_loss(loss, x_BTD, self._head(), wanted_BT, targets_BT=targets_BT, frozen=frozen)[0]
+
+    @compiled_once("count")
+    def best(
+        self, x_BTD: Float[Array, "B T D"], wanted_BT: Bool[Array, "B T"], count: int
+    ) -> tuple[Float[Array, "B T K"], Int[Array, "B T K"]]:
+        """The `count` largest logits of each wanted column, and whose they are; the same way."""
+        return best_tokens(x_BTD, self._head(), wanted_BT, count)
 
     def _head(self):
         return self.embedding_VD[...].T if self.spec.tied else self.head_DV[...]

@@ -116,6 +116,19 @@ def to_global(batch: dict[str, np.ndarray], mesh: Mesh, rows: Sequence[int], bat
     return {name: put(value_BL) for name, value_BL in batch.items()}
 
 
+def in_pieces(tree, count: int):
+    """Batches of rows as `count` smaller ones, along a new first axis: row r is in piece r % count.
+
+    So a device splits its own rows, and none move.
+    """
+    return jax.tree.map(lambda x_BL: x_BL.reshape(-1, count, *x_BL.shape[1:]).swapaxes(0, 1), tree)
+
+
+def from_pieces(tree):
+    """The inverse of `in_pieces`."""
+    return jax.tree.map(lambda x_PBL: x_PBL.swapaxes(0, 1).reshape(-1, *x_PBL.shape[2:]), tree)
+
+
 def slice_of(device: jax.Device) -> int:
     """The slice that a device belongs to, from 0."""
     return getattr(device, "slice_index", None) or 0  # TPUs of several slices alone have one

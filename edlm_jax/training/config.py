@@ -74,6 +74,7 @@ def default_config() -> ConfigDict:
         curriculum=(),  # (block length, steps) of each stage before block_length; each divides the row
         noise="masks",  # complementary = each block twice, the second copy hides what the first one shows
         states="",  # of noise="visited": a file that `edlm generate --out` wrote
+        teacher="",  # of teacher_weight: a model that was converted in smaller blocks, and stays as it is
         half_life=0.1,  # lambda of the position-weighted mask; inf = uniform in a block; None = one uniform t per row
         prefill="auto",  # written into the export: how a prompt attends to itself; auto = as trained
     )
@@ -142,6 +143,8 @@ def validate(c: ConfigDict) -> None:
     if c.objective.states and c.objective.noise != "visited":
         noise = c.objective.noise
         raise InputError(f"config.objective.states is read under noise='visited' alone, not {noise!r}")
+    if bool(c.objective.teacher) != bool(c.objective.teacher_weight):
+        raise InputError("config.objective.teacher and teacher_weight > 0 need each other: set both or neither")
     if c.data.batch_size % max(c.optimizer.accumulation, 1):
         raise InputError(
             f"config.data.batch_size={c.data.batch_size} is not divisible by "

@@ -27,6 +27,7 @@ from edlm_jax.parallel.processes import largest
 from edlm_jax.training.initial import abstract_state
 from edlm_jax.training.run import Run
 from edlm_jax.training.step import make_train_step
+from edlm_jax.training.teacher import find_teacher
 
 _SHARE = 0.95  # of a device's memory: the rest is for the next batch, and for arrays that lie badly
 # What jax's error says of a program that does not fit; it has the status in no other form (as of jax 0.10.2).
@@ -41,12 +42,15 @@ def lower_step(run: Run, spec: ModelSpec, mesh: Mesh) -> jax.stages.Lowered:
     objective, B, L = run.objective.of_model(spec), run.data.batch_size, run.data.length
     graphdef, state = abstract_state(run.start, run.optimizer, spec, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    how = dict(lora=run.start.lora, remat=run.remat)
+    numbers, teacher = run.numbers, find_teacher(run, spec, mesh)
+    if teacher:
+        numbers = numbers._replace(teacher=teacher.abstract)
+    how = dict(lora=run.start.lora, remat=run.remat, teacher=teacher)
     step = make_train_step(graphdef, objective, run.optimizer, shardings, **how)
     column = jax.ShapeDtypeStruct((B, L), jnp.int32, sharding=NamedSharding(mesh, BATCH_SPEC))
     batch = {name: column for name in ("tokens", "segment_ids", "positions", "loss_mask")}
     with jax.set_mesh(mesh):
-        return step.lower(state, batch, run.numbers, block_length=objective.layout.block_length)
+        return step.lower(state, batch, numbers, block_length=objective.layout.block_length)
 
 
 def compile_if_it_fits(lowered: jax.stages.Lowered, **options) -> jax.stages.Compiled | str:

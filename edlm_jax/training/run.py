@@ -47,6 +47,7 @@ class Run:
     eval_every: int
     remat: str
     start: Start
+    teacher: str  # a model's directory or hub id; "" = none
     objective: Objective  # of any model: `of_model` tells it which
     block_lengths: BlockLengths
     numbers: Numbers
@@ -81,6 +82,7 @@ class Run:
                 tiles=Tiles(*c.attention_tiles) if c.attention_tiles else None,
                 lora=Lora(**{**c.lora, "targets": tuple(c.lora.targets)}) if c.lora.rank else None,
             ),
+            teacher=o.teacher,
             objective=_objective(o, layout),
             block_lengths=BlockLengths.of(o, layout, c.data.length),
             numbers=Numbers.of(c.seed, optimizer, o.half_life),

@@ -13,8 +13,10 @@ from flax import nnx
 
 from edlm_jax.diffusion import Batch, Corruption, example_keys
 from edlm_jax.models.lora import Lora, combine, partition
+from edlm_jax.parallel.mesh import in_pieces
 from edlm_jax.training.objective import Objective
 from edlm_jax.training.optimizer import Optimizer, make_optimizer, make_schedule
+from edlm_jax.training.teacher import Teacher
 
 _EVALUATION = 2**31 - 1  # stands where a step number would, so that held-out noise is never a step's noise
 
@@ -34,6 +36,7 @@ class Numbers(NamedTuple):
     learning_rate: np.float32
     final_learning_rate: np.float32
     half_life: np.float32  # looked at where the config's is a positive number: 0 and None are other programs
+    teacher: dict | None = None  # the parameters of `Teacher`
 
     @classmethod
     def of(cls, seed: int, optimizer: Optimizer, half_life: float | None) -> "Numbers":
@@ -60,6 +63,7 @@ def make_train_step(
     *,
     lora: Lora | None = None,
     remat: str = "none",
+    teacher: Teacher | None = None,
 ) -> Callable:
     """`train_step(state, batch, numbers, *, block_length) -> (state, replicated metrics)`; the state is donated."""
 
@@ -75,6 +79,8 @@ def make_train_step(
         corruption = drawn.corrupt(example_keys(key, batch["tokens"].shape[0]), batch)
         weights = drawn.weights(batch, corruption)
         trained, frozen = partition(state.params, lora)
+        if teacher:
+            corruption = teacher.look(numbers.teacher, state.params, batch, corruption, optimizer.accumulation)
         how = dict(count=optimizer.accumulation, remat=remat, shardings=partition(shardings.params, lora)[0])
         sums, grads = _accumulate(graphdef, drawn, trained, frozen, batch, corruption, weights, **how)
         updates, opt_state = make_optimizer(rated).update(grads, state.opt_state, trained)
@@ -87,7 +93,13 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(graphdef: nnx.GraphDef, objective: Objective, numbers: Numbers, remat: str = "none") -> Callable:
+def make_eval_step(
+    graphdef: nnx.GraphDef,
+    objective: Objective,
+    numbers: Numbers,
+    remat: str = "none",
+    teacher: Teacher | None = None,
+) -> Callable:
     """`eval_step(params, batch, index) -> (sums, weights)`, by term; the noise of a batch is always the same."""
 
     @jax.jit
@@ -95,6 +107,8 @@ def make_eval_step(graphdef: nnx.GraphDef, objective: Objective, numbers: Number
         measured = numbers.objective(objective)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(numbers.seed), _EVALUATION), index)
         corruption = measured.corrupt(example_keys(key, batch["tokens"].shape[0]), batch)
+        if teacher:
+            corruption = teacher.look(numbers.teacher, params, batch, corruption)
         sums = measured.sums(nnx.merge(graphdef, params), batch, corruption, remat=remat)
         return sums, measured.weights(batch, corruption)
 
@@ -127,9 +141,7 @@ def _accumulate(
         grads, sums = grad(trained, *micro)
         return jax.tree.map(jnp.add, carry, (sums, grads)), None
 
-    # Row r is in micro-batch r % count: a device splits its own rows, none move.
-    split = lambda x_BL: x_BL.reshape(-1, count, *x_BL.shape[1:]).swapaxes(0, 1)  # noqa: E731
-    micro = jax.tree.map(split, (batch, corruption))
+    micro = in_pieces((batch, corruption), count)
     first = jax.tree.map(lambda x: x[0], micro)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad, trained, *first)[::-1])
     return jax.lax.scan(body, zeros, micro)[0]

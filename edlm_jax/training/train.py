@@ -27,6 +27,7 @@ from edlm_jax.training.run import Run
 from edlm_jax.training.start import about_data, about_model
 from edlm_jax.training.step import TrainState, make_eval_step, make_train_step
 from edlm_jax.training.stop import StopSignal
+from edlm_jax.training.teacher import find_teacher
 
 _QUEUED = 1.0  # seconds: a step that takes longer is not queued behind another, which would gain nothing
 
@@ -84,9 +85,14 @@ class Trainer:
         self.objective = run.objective.of_model(spec)
         graphdef, self.abstract = abstract_state(run.start, run.optimizer, spec, mesh)
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
-        how = dict(lora=run.start.lora, remat=run.remat)
+        self.numbers, teacher = run.numbers, find_teacher(run, spec, mesh)
+        if teacher:
+            teacher.check_tokens(spec)
+            with reporter.busy("reading the teacher's weights"):
+                self.numbers = self.numbers._replace(teacher=teacher.weights())
+        how = dict(lora=run.start.lora, remat=run.remat, teacher=teacher)
         self.train_step = make_train_step(graphdef, self.objective, run.optimizer, shardings, **how)
-        self.eval_step = make_eval_step(graphdef, self.objective, run.numbers, run.remat)
+        self.eval_step = make_eval_step(graphdef, self.objective, self.numbers, run.remat, teacher)
         self.gated = run.start.lora is not None and run.start.lora.gated  # the model is AR, and does not move
         self.bound_step = None if self.gated else make_bound_step(graphdef, self.objective, run.remat)
         self.compiled: set[int] = set()
@@ -176,7 +182,7 @@ class Trainer:
                 self.checkpoints.save(step, state, self.batches.train)
 
     def _step(self, step: int, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-        lengths, numbers = self.run.block_lengths, self.run.numbers
+        lengths, numbers = self.run.block_lengths, self.numbers
         batch, block_length = self.batches.to_global(batch), lengths.at(self.run.start.seed, step)
         if block_length in self.compiled:
             return self.train_step(state, batch, numbers, block_length=block_length)

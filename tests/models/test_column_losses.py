@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from edlm_jax.models.column_losses import Certainty, Divergence
+from edlm_jax.models.column_losses import Certainty, Divergence, Shares
 from edlm_jax.models.head import column_loss
 from edlm_jax.parallel.sharding import MESH_AXES
 from tests.seeds import fresh_rng
@@ -29,10 +29,16 @@ def naive_certainty(x_BTD, head_DV, case, _):
     return (jnp.where(right, -(jnp.exp(log_q) * log_q).sum(-1), 0),)
 
 
+def naive_shares(x_BTD, head_DV, case, _):
+    log_q = jax.nn.log_softmax(x_BTD @ head_DV)
+    return (-(case["shares_BTK"] * jnp.take_along_axis(log_q, case["tokens_BTK"], axis=-1)).sum(-1),)
+
+
 CASES = {
     "divergence": (Divergence(), naive_divergence, "teacher_BTD"),
     "divergence, 5 best": (Divergence(5), naive_divergence, "teacher_BTD"),
     "certainty": (Certainty(), naive_certainty, "targets_BT"),
+    "shares of 3 tokens": (Shares(), naive_shares, None),
 }
 
 
@@ -48,6 +54,8 @@ def test_values_and_gradients_are_those_of_the_formula_in_float64(name, frozen, 
     case = dict(
         teacher_BTD=teacher_BTD, targets_BT=np.where(rng.random((B, T)) < 0.5, best_BT, rng.integers(0, V, (B, T)))
     )
+    case |= dict(tokens_BTK=rng.permuted(np.tile(np.arange(V), (B, T, 1)), axis=2)[..., :3])
+    case |= dict(shares_BTK=rng.uniform(0, 0.5, (B, T, 3)))  # of any sum
     wanted_BT = rng.random((B, T)) < 0.5
     weights = rng.normal(size=(loss.values, B, T))
 
@@ -59,7 +67,9 @@ def test_values_and_gradients_are_those_of_the_formula_in_float64(name, frozen, 
         slope = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
         return slope(x_BTD.astype(dtype), head_DV.astype(dtype))
 
-    given = {argument: jnp.asarray(case[argument], jnp.int32 if "targets" in argument else jnp.float32)}
+    taken = {argument: argument} if argument else {"targets_BT": "tokens_BTK", "teacher_BTD": "shares_BTK"}
+    kinds = {"targets_BT": jnp.int32, "teacher_BTD": jnp.float32}
+    given = {name: jnp.asarray(case[source], kinds[name]) for name, source in taken.items()}
     ours = lambda x_BTD, head_DV: column_loss(loss, x_BTD, head_DV, wanted_BT, **given, frozen=frozen)  # noqa: E731
     devices = jax.devices()[: np.prod(mesh)]
     with jax.set_mesh(jax.make_mesh(mesh, MESH_AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)):

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType
 
 from edlm_jax.models.column_losses import CrossEntropy
-from edlm_jax.models.head import column_loss
+from edlm_jax.models.head import best_tokens, column_loss
 from tests.seeds import fresh_rng
 
 
@@ -100,6 +100,28 @@ def test_logits_never_exist_as_a_whole():
 
     assert widest(dense) == 2 * 64 * 2049  # the text does show them where they are
     assert widest(linear_cross_entropy) == 2 * 8 * 2049
+
+
+@pytest.mark.parametrize("mesh_shape", [(1, 1, 1, 1), (1, 2, 2, 1), (2, 1, 2, 1), (1, 2, 1, 2)], ids=str)
+@pytest.mark.parametrize("count", [1, 5, 70, 132])  # more than half of the vocabulary, and all of it
+def test_the_best_tokens_are_those_of_all_logits(mesh_shape, count):
+    x_BTD, head_DV, _, wanted_BT = random_case(4, 26, 8, 132)
+    devices = jax.devices()[: np.prod(mesh_shape)]
+    axes = ("data", "fsdp", "tensor", "context")
+    with jax.set_mesh(jax.make_mesh(mesh_shape, axes, axis_types=(AxisType.Auto,) * 4, devices=devices)):
+        found = jax.jit(lambda x, head, wanted: best_tokens(x, head, wanted, count))(x_BTD, head_DV, wanted_BT)
+    logits_BTV = np.einsum("BTD,DV->BTV", x_BTD, head_DV)
+    tokens_BTK = np.argsort(-logits_BTV, axis=-1)[..., :count]
+    np.testing.assert_array_equal(found[1][wanted_BT], tokens_BTK[wanted_BT])
+    best_BTK = np.take_along_axis(logits_BTV, tokens_BTK, axis=-1)
+    np.testing.assert_allclose(found[0][wanted_BT], best_BTK[wanted_BT], atol=1e-5)
+
+
+def test_the_best_tokens_are_found_a_chunk_at_a_time():
+    x_BTD, head_DV, _, wanted_BT = random_case(2, 64, 8, 2049, share=10)
+    text = jax.jit(lambda *args: best_tokens(*args, 16)).lower(x_BTD, head_DV, wanted_BT).compile().as_text()
+    shapes = [np.array(dims.split(","), int) for dims in re.findall(r"f32\[([\d,]+)\]", text)]
+    assert max(shape.prod() for shape in shapes if 2049 in shape and len(shape) > 1) <= 2 * 8 * 2049
 
 
 def test_chunks_without_supervision_are_not_computed():
