@@ -19,6 +19,8 @@ from edlm_jax.training.config import default_config
 
 TOKENIZER = "edlm_jax/pretrained/quickstart_ar"
 FIRST_MODEL = "runs/quickstart_ar/first_model"
+WIDTHS = ("96", "384")  # 0.5M and 6.9M parameters beside the 1.8M of quickstart_ar
+SIZES = ("hidden_size", "head_dim", "intermediate_size")  # that follow the width
 KINDS = {
     "first": ("count", "sums", "sort", "reverse", "lookup", "brackets", "init", "record"),
     # `lookup` was not learned in 3000 steps (retrieval by content forms late) and made room for `spell`.
@@ -45,11 +47,13 @@ SHAPE = dict(
 )
 
 
-def get_config(stage: str = "second") -> ConfigDict:
-    """The runs that made edlm_jax/pretrained/quickstart_ar."""
+def get_config(variant: str = "second") -> ConfigDict:
+    """The runs that made edlm_jax/pretrained/quickstart_ar, or, as `first/96`, those of a model of another width."""
     c = default_config()
-    if stage not in KINDS:
-        raise ValueError(f"stage {stage!r} is unknown; choose one of {', '.join(KINDS)}")
+    stage, _, width = variant.partition("/")
+    if stage not in KINDS or (width and width not in WIDTHS):
+        known = ", ".join([*KINDS, *(f"{stage}/{width}" for stage in KINDS for width in WIDTHS)])
+        raise ValueError(f"variant {variant!r} is unknown; choose one of {known}")
     kinds = KINDS[stage]
     c.dtype = "float32"
     c.log_every = 100
@@ -69,13 +73,13 @@ def get_config(stage: str = "second") -> ConfigDict:
     c.optimizer.warmup_steps = 100
     c.optimizer.final_learning_rate = 1e-4
     if stage == "first":
-        c.init.hf_config = ConfigDict(SHAPE)
+        c.init.hf_config = ConfigDict(SHAPE | {name: int(width or 192) * SHAPE[name] // 192 for name in SIZES})
         c.steps = 4000  # stopped after 3000
         c.optimizer.schedule = "wsd"
         c.optimizer.learning_rate = 3e-3
         c.optimizer.decay_steps = 1200
     else:
-        c.init.path = FIRST_MODEL
+        c.init.path = FIRST_MODEL.replace("quickstart_ar", f"quickstart_ar_{width}") if width else FIRST_MODEL
         c.steps = 2200
         c.optimizer.learning_rate = 2e-3
     return c

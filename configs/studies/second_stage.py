@@ -1,9 +1,10 @@
-"""A second stage on a converted model, by what it learns: to take its own guesses back, to be sure, or nothing new.
+"""A second stage on a converted model, by what it learns: to take its own guesses back, to be sure, or little new.
 
 DMax (arXiv 2604.08302; LLaDA-2.0-mini, GSM8K, accuracy at tokens a forward): 92.6 at 2.04 before, 92.1 at 5.48 with
 its training and its decoding, 78.0 at 4.47 with its decoding alone. Editing with LLaDA2.1's two thresholds (technical
 report in inclusionAI/LLaDA2.X) asks for a model that was trained on wrong tokens, too. CAP's certainty (arXiv
-2512.15745): 78.6 at 3.18 to 76.9 at 4.65.
+2512.15745): 78.6 at 3.18 to 76.9 at 4.65. BARD (arXiv 2604.16514) lets blocks grow with a teacher in small blocks, who
+sees the same noise.
 
 Efficient-DLM (arXiv 2512.14067) has one stage, and asks which masks are best; "masks as met" are drawn from those that
 the converted model's own decoding, in blocks of 8, went through.
@@ -13,7 +14,7 @@ The first row of the table is that model at threshold 0.9, as it was.
 
     edlm study --config=configs/studies/second_stage.py --workdir=runs/studies/second_stage
 
-Not yet run: 18 cells.
+Not yet run: 30 cells.
 """
 
 import runpy
@@ -37,7 +38,7 @@ def get_config() -> ConfigDict:
 
 
 def sweep(add) -> None:
-    """DMax's noise at many levels and at one; the first stage's, longer; the same with certainty; masks as met."""
+    """DMax's noise at many levels and at one; the first stage's, longer, with certainty, as met, with a teacher."""
     add("own guesses, levels of 0.5 to 1", {})
     add("own guesses, 0.75", {"objective.noise": "own_guesses"})
     add("masks", MASKS)
@@ -45,3 +46,10 @@ def sweep(add) -> None:
     add("masks, blocks of 8", MASKS | {"objective.block_length": 8})
     met = {"objective.noise": "visited", "objective.states": DMAX["OWN"]}
     add("masks as met, blocks of 8", MASKS | met | {"objective.block_length": 8})
+    taught = {"objective.teacher": DMAX["MODEL"], "objective.teacher_weight": 0.5}  # in blocks of 8, what it starts as
+    for length in (16, 32):
+        larger = MASKS | {"objective.block_length": length}
+        add(f"masks, taught in blocks of 8, blocks of {length}", larger | taught)
+    add("masks, blocks of 32", MASKS | {"objective.block_length": 32})
+    growing = {"objective.block_length": 32, "objective.curriculum": ((16, DMAX["get_config"]().steps // 2),)}
+    add("masks, taught in blocks of 8, blocks of 16, then 32", MASKS | growing | taught)

@@ -247,7 +247,7 @@ class Transformer(nnx.Module):
 
     @compiled_once("count")
     def best(
-        self, x_BTD: Float[Array, "B T D"], wanted_BT: Bool[Array, "B T"], count: int
+        self, x_BTD: Float[Array, "B T D"], wanted_BT: Bool[Array, "B T"], *, count: int
     ) -> tuple[Float[Array, "B T K"], Int[Array, "B T K"]]:
         """The `count` largest logits of each wanted column, and whose they are; the same way."""
         return best_tokens(x_BTD, self._head(), wanted_BT, count)

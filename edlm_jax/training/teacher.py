@@ -52,7 +52,7 @@ class Teacher:
         def say(batch: Batch, corruption: Corruption):
             streams = self.objective.streams(batch, corruption)
             x_BMD = streams.aligned(self.objective.hidden(model, batch, corruption))
-            return model.best(x_BMD, self.objective.terms[0].wanted(streams), BEST)
+            return model.best(x_BMD, self.objective.terms[0].wanted(streams), count=BEST)
 
         if pieces == 1:
             return corruption._replace(taught=say(batch, corruption))

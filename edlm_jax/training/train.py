@@ -27,7 +27,7 @@ from edlm_jax.training.run import Run
 from edlm_jax.training.start import about_data, about_model
 from edlm_jax.training.step import TrainState, make_eval_step, make_train_step
 from edlm_jax.training.stop import StopSignal
-from edlm_jax.training.teacher import find_teacher
+from edlm_jax.training.teacher import Teacher, find_teacher
 
 _QUEUED = 1.0  # seconds: a step that takes longer is not queued behind another, which would gain nothing
 
@@ -42,6 +42,9 @@ def train(run: Run, workdir: str | Path) -> dict[str, Any]:
     check_workdir(workdir, run.config)
     mesh = run.make_mesh()
     spec, tokenizer = read_spec(run.start)
+    teacher = find_teacher(run, spec, mesh)
+    if teacher:
+        teacher.check_tokens(spec)
     with Reporter(run.steps) as reporter, jax.set_mesh(mesh):
         with reporter.busy("reading the data"):
             batches = Batches(run.data, spec, tokenizer, mesh)
@@ -52,7 +55,7 @@ def train(run: Run, workdir: str | Path) -> dict[str, Any]:
             with reporter.busy("finding how many rows fit"):
                 run = fit(run, spec, mesh, None if newest is None else workdir)
             reporter.say(f"{run.optimizer.accumulation} micro-batches a step, remat {run.remat}")
-        trainer = Trainer(run, workdir, mesh, spec, batches, reporter)
+        trainer = Trainer(run, workdir, mesh, spec, teacher, batches, reporter)
         lines = about_model(run.start, spec, tokenizer, trainer.abstract.params)
         for line in [*lines, *about_data(batches, run.objective.layout, run.steps)]:
             reporter.say(line)
@@ -79,15 +82,22 @@ class Batches:
 class Trainer:
     """One process's part of a run: what the loop's five actions need."""
 
-    def __init__(self, run: Run, workdir: Path, mesh: Mesh, spec: ModelSpec, batches: Batches, reporter: Reporter):
+    def __init__(
+        self,
+        run: Run,
+        workdir: Path,
+        mesh: Mesh,
+        spec: ModelSpec,
+        teacher: Teacher | None,
+        batches: Batches,
+        reporter: Reporter,
+    ):
         self.run, self.workdir, self.mesh, self.spec = run, workdir, mesh, spec
-        self.batches, self.reporter = batches, reporter
+        self.batches, self.reporter, self.numbers = batches, reporter, run.numbers
         self.objective = run.objective.of_model(spec)
         graphdef, self.abstract = abstract_state(run.start, run.optimizer, spec, mesh)
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
-        self.numbers, teacher = run.numbers, find_teacher(run, spec, mesh)
         if teacher:
-            teacher.check_tokens(spec)
             with reporter.busy("reading the teacher's weights"):
                 self.numbers = self.numbers._replace(teacher=teacher.weights())
         how = dict(lora=run.start.lora, remat=run.remat, teacher=teacher)

@@ -49,6 +49,12 @@ def test_settings_are_refused_before_anything_is_written(convert, override, reas
     assert reason in convert(f"--config.{override}")
 
 
+def test_a_teacher_that_is_not_there_is_refused(convert):
+    assert "need each other" in convert("--config.objective.teacher=nowhere")
+    both = "--config.objective.teacher=nowhere", "--config.objective.teacher_weight=0.5"
+    assert "nowhere is neither a directory nor a hub id" in convert(*both)
+
+
 def test_an_empty_corpus_is_refused_and_what_is_not_utf8_counted(convert, tmp_path, caplog):
     corpus = tmp_path / "corpus"
     corpus.mkdir()

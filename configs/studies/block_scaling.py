@@ -1,0 +1,46 @@
+"""The best block length by the size of the model, at equal noisy columns a step.
+
+The paper (arXiv 2512.14067) trains 1.5B in blocks of 16 and 4B and 8B in blocks of 64, and no size in all of them.
+SDAR tolerates longer blocks the larger the model; LLaDA2.0 (arXiv 2512.15745) has 70.3 in blocks of 16 and 70.2 in
+blocks of 32. No law is known.
+
+Here: AR models of three widths, 0.5M, 1.8M (the quickstart's) and 6.9M parameters, converted in blocks of 4 to 32 with
+the quickstart's data and a quarter of its steps. A row has 128 noisy columns whatever its blocks, half of them masked.
+The two other AR models, of which the table shows the quickstart's alone, for widths 96 and 384:
+
+    W=96; for stage in first second; do
+      edlm train --config=configs/quickstart_ar.py:$stage/$W --workdir=runs/quickstart_ar_$W/$stage
+      edlm export --workdir=runs/quickstart_ar_$W/$stage --out=runs/quickstart_ar_$W/${stage}_model --dtype=float32
+    done
+    edlm study --config=configs/studies/block_scaling.py --workdir=runs/studies/block_scaling
+
+Not yet run: 36 cells.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from edlm_jax.studies.cells import study_config
+
+QUICKSTART = runpy.run_path(str(Path(__file__).parents[1] / "quickstart.py"))["get_config"]
+OTHERS = {"0.5M": "runs/quickstart_ar_96/second_model", "6.9M": "runs/quickstart_ar_384/second_model"}
+LENGTHS = (4, 8, 16, 32)
+
+
+def get_config() -> ConfigDict:
+    """The quickstart, shorter."""
+    c = study_config(QUICKSTART())
+    c.base.steps //= 4
+    c.base.checkpoint.keep_last = 1
+    c.base.evaluation.thresholds = (1.0, 0.95, 0.9, 0.8)
+    return c
+
+
+def sweep(add) -> None:
+    """Every size with every block length."""
+    for size in ("1.8M", *OTHERS):
+        path = {"init.path": OTHERS[size]} if size in OTHERS else {}
+        for length in LENGTHS:
+            add(f"{size}, blocks of {length}", path | {"objective.block_length": length})
