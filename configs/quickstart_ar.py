@@ -19,7 +19,7 @@ from edlm_jax.training.config import default_config
 
 TOKENIZER = "edlm_jax/pretrained/quickstart_ar"
 FIRST_MODEL = "runs/quickstart_ar/first_model"
-WIDTHS = ("96", "384")  # 0.5M and 6.9M parameters beside the 1.8M of quickstart_ar
+WIDTHS = ("96", "384")  # 0.4M and 6.5M parameters in the layers, beside the 1.6M of quickstart_ar
 SIZES = ("hidden_size", "head_dim", "intermediate_size")  # that follow the width
 KINDS = {
     "first": ("count", "sums", "sort", "reverse", "lookup", "brackets", "init", "record"),

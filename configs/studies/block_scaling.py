@@ -4,9 +4,9 @@ The paper (arXiv 2512.14067) trains 1.5B in blocks of 16 and 4B and 8B in blocks
 SDAR tolerates longer blocks the larger the model; LLaDA2.0 (arXiv 2512.15745) has 70.3 in blocks of 16 and 70.2 in
 blocks of 32. No law is known.
 
-Here: AR models of three widths, 0.5M, 1.8M (the quickstart's) and 6.9M parameters, converted in blocks of 4 to 32 with
-the quickstart's data and a quarter of its steps. A row has 128 noisy columns whatever its blocks, half of them masked.
-The two other AR models, of which the table shows the quickstart's alone, for widths 96 and 384:
+Here: AR models of three widths, with 0.4M, 1.6M (the quickstart's) and 6.5M parameters in their layers, converted in
+blocks of 4 to 32 with the quickstart's data and a quarter of its steps. A row has 128 noisy columns whatever its
+blocks, half of them masked. Those of widths 96 and 384 are made first; the table's AR row is the quickstart's alone:
 
     W=96; for stage in first second; do
       edlm train --config=configs/quickstart_ar.py:$stage/$W --workdir=runs/quickstart_ar_$W/$stage
@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from edlm_jax.studies.cells import study_config
 
 QUICKSTART = runpy.run_path(str(Path(__file__).parents[1] / "quickstart.py"))["get_config"]
-OTHERS = {"0.5M": "runs/quickstart_ar_96/second_model", "6.9M": "runs/quickstart_ar_384/second_model"}
+OTHERS = {"0.4M": "runs/quickstart_ar_96/second_model", "6.5M": "runs/quickstart_ar_384/second_model"}
 LENGTHS = (4, 8, 16, 32)
 
 
@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
 
 def sweep(add) -> None:
     """Every size with every block length."""
-    for size in ("1.8M", *OTHERS):
+    for size in ("1.6M", *OTHERS):
         path = {"init.path": OTHERS[size]} if size in OTHERS else {}
         for length in LENGTHS:
             add(f"{size}, blocks of {length}", path | {"objective.block_length": length})
