@@ -61,13 +61,10 @@ class Teacher:
 
     def weights(self) -> dict:
         """Its parameters on the mesh."""
-        dtype, shardings = (
-            jax.tree.leaves(self.abstract)[0].dtype.name,
-            jax.tree.map(lambda x: x.sharding, self.abstract),
-        )
-        mesh = jax.tree.leaves(shardings)[0].mesh
-        params = nnx.to_pure_dict(nnx.state(load_pretrained(self.path, dtype, mesh), nnx.Param))
-        return jax.device_put(partition(params, self.shared)[0], shardings)
+        first = jax.tree.leaves(self.abstract)[0]
+        model = load_pretrained(self.path, first.dtype.name, first.sharding.mesh)
+        held, _ = partition(nnx.to_pure_dict(nnx.state(model, nnx.Param)), self.shared)
+        return jax.device_put(held, jax.tree.map(lambda x: x.sharding, self.abstract))
 
     def check_tokens(self, spec: ModelSpec) -> None:
         """Refuses a model whose tokens are not the teacher's; reads both tokenizers."""

@@ -270,6 +270,18 @@ FAULTS = [
         "jax.random.fold_in(jax.random.key(numbers.seed), 0 * state.step)",
     ),
     Fault(
+        "a teacher sees blocks of the length that is learned",
+        "edlm_jax/training/teacher.py",
+        "layout = replace(layout, noisy_length=",
+        "layout = replace(noisy, noisy_length=",
+    ),
+    Fault(
+        "a teacher speaks of what fills last blocks",
+        "edlm_jax/diffusion/taught.py",
+        'streams.batch["loss_mask"] == 1',
+        'streams.batch["loss_mask"] > 0',
+    ),
+    Fault(
         "the embedding decays",
         "edlm_jax/training/optimizer.py",
         '("norm", "bias", "embedding")',

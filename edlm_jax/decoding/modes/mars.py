@@ -11,7 +11,8 @@ settles the first of them and those after it while the confidence is at least th
 
 The tokens are those of greedy AR where only one is taken (threshold 1) and the model reads shifted logits: the first
 mask's token is then read at the last settled one. The window has 2C columns for every row, because a compiled shape
-cannot follow how many stood. The paper's code also accepts by margin or entropy; here the probability decides.
+cannot follow how many stood. The paper's code also accepts by margin or entropy; here the probability decides. Its
+cache of a batch is filled by blocks, at whose ends the fast rows wait; here each row fills its own in every step.
 """
 
 from dataclasses import dataclass, replace
