@@ -7,12 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from edlm_jax.benchmarks.training import time_train_step
 from edlm_jax.diffusion import example_keys
 from edlm_jax.errors import InputError
 from edlm_jax.models.spec import Conversion
 from edlm_jax.pretrained import load_pretrained, save_pretrained
-from edlm_jax.training.initial import read_spec
+from edlm_jax.training.fitting import lower_step
+from edlm_jax.training.initial import planned_spec, read_spec
 from edlm_jax.training.run import Run
 from edlm_jax.training.teacher import find_teacher
 from edlm_jax.training.train import train
@@ -187,6 +190,16 @@ def test_a_base_that_is_the_teacher_is_held_once_and_says_the_same(corpus, save_
     assert "q_DNH" in find_teacher(run, read_spec(run.start)[0], run.make_mesh()).weights()["layers"]
     train(run, tmp_path / "copied")
     assert_same(params(tmp_path / "shared"), params(tmp_path / "copied"))
+
+
+def test_a_step_is_compiled_ahead_and_timed_with_it(config, corpus, checkpoint, teacher):
+    config.objective.block_length = 8
+    runs = Run.of(config), Run.of(taught_config(corpus, checkpoint, teacher))
+    lowered = [lower_step(run, planned_spec(run.start), run.make_mesh()) for run in runs]
+    alone, both = (len(jax.tree.leaves(step.args_info)) for step in lowered)
+    assert both - alone == len(jax.tree.leaves(nnx.state(load_pretrained(teacher))))
+    found = time_train_step(runs[1], 1)
+    assert np.isfinite(found["loss"]) and found["seconds_per_step"]["median"] > 0
 
 
 def test_what_is_no_teacher_is_refused_in_one_line(corpus, checkpoint, save_teacher, teacher, tmp_path):
