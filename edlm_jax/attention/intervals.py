@@ -1,7 +1,7 @@
 """What a query may look at, as intervals of key columns: a form that kernels read and that may be known only in a step.
 
-In every pattern of the house a query looks at one run of keys or at two (its own noisy block, the clean columns before
-it). From the runs and the documents follows which tiles of scores a kernel visits at all, and which of those without
+In every pattern of the house a query looks at one run of keys or at two (its own noisy block or group up to it, the
+clean columns before that). From the runs and the documents follows which tiles of scores a kernel visits at all, and which of those without
 asking for each score.
 
 Shapes: B batch, T query, S key, M noisy columns, I query tiles, J key tiles, R the runs of a query, start and stop.
@@ -50,15 +50,15 @@ def key_runs(
         return runs_BRT
     pattern, window = unbounded(pattern)
     assert isinstance(pattern, CleanContext)
-    M, C = pattern.noisy_columns, pattern.block_length
+    M, C, S = pattern.noisy_columns, pattern.block_length, pattern.span
     copies_BT = jnp.pad(copies_BM.astype(jnp.int32), ((0, 0), (0, len(q_columns_T) - copies_BM.shape[1])))
-    own_T, first = q_columns_T // C * C, M
-    own_stop_T = q_columns_T + 1 if pattern.noisy_pattern == Causal() else own_T + C
+    own_T, first = q_columns_T // S * S, M
+    own_stop_T = q_columns_T + 1 if pattern.noisy_pattern == Causal() else (q_columns_T // C + 1) * C
     if window is not None:
         own_T = jnp.maximum(own_T, q_columns_T - window + 1)
         own_stop_T = jnp.minimum(own_stop_T, q_columns_T + window)
         first = M + jnp.maximum(copies_BT - window + 1, 0)
-    edges = own_T, jnp.minimum(own_stop_T, M), first, M + copies_BT // C * C
+    edges = own_T, jnp.minimum(own_stop_T, M), first, M + pattern.first(q_columns_T, copies_BT)
     chosen_BRT = jnp.stack([jnp.broadcast_to(edge, copies_BT.shape) for edge in edges], axis=1)
     return jnp.where((q_columns_T < M)[None, None], chosen_BRT, runs_BRT)
 

@@ -118,6 +118,14 @@ class CleanContext(Pattern):
         . . . . | # # . .                     # # . .
         . . . . | # # # #                     # # # .
         . . . . | # # # #                     # # # #
+
+    Blocks may be noisy in groups of `group` (MultiTF, arXiv 2606.29215): each also sees the blocks of its group before
+    it, as noisy as they are, and of the clean stream what lies before the group. Its first two blocks see of the row
+
+        # # . . | . . . .      length = 4, block_length = 2, group = 2
+        # # . . | . . . .
+        # # # # | . . . .
+        # # # # | . . . .
     """
 
     length: int
@@ -125,12 +133,16 @@ class CleanContext(Pattern):
     clean: str = "block_causal"
     noisy_length: int | None = None
     noisy: str = "bidirectional"  # or "causal": inside its block
+    group: int = 1  # blocks; from the noisy stream's first column on
 
     def __post_init__(self):
         _check_block_length(self.block_length)
-        if self.noisy_length and (self.length % self.block_length or self.noisy_length % self.block_length):
+        if self.group < 1:
+            raise InputError(f"CleanContext: group must be a positive number of blocks, not {self.group}")
+        if self.noisy_length and (self.length % self.span or self.noisy_length % self.span):
+            of_blocks = f" in groups of {self.group}" * (self.group > 1)
             raise InputError(
-                f"CleanContext: block_length={self.block_length} must divide length={self.length} and "
+                f"CleanContext: block_length={self.block_length}{of_blocks} must divide length={self.length} and "
                 f"noisy_length={self.noisy_length}"
             )
         if self.clean not in ("block_causal", "token_causal"):
@@ -144,9 +156,14 @@ class CleanContext(Pattern):
         return self.noisy_length or self.length
 
     @property
+    def span(self) -> int:
+        """Columns of a group."""
+        return self.group * self.block_length
+
+    @property
     def noisy_pattern(self) -> Pattern:
-        """The pattern of a noisy block on itself."""
-        return PLAIN[self.noisy](self.block_length)
+        """The pattern of a noisy group on itself."""
+        return Causal() if self.noisy == "causal" else BlockCausal(self.block_length)
 
     @property
     def clean_pattern(self) -> Pattern:
@@ -154,16 +171,20 @@ class CleanContext(Pattern):
         return Causal() if self.clean == "token_causal" else BlockCausal(self.block_length)
 
     def allowed(self, q, k, copies=None):
-        """By stream of query and key: own noisy block, earlier clean blocks, clean on clean.
+        """By stream of query and key: own noisy block and group, clean blocks before these, clean on clean.
 
         `copies`: the clean columns that the noisy queries are copies of, where it is not their own place in a view.
         """
-        M, C = self.noisy_columns, self.block_length
+        M, S = self.noisy_columns, self.span
         q_noisy, k_noisy, q_clean, k_clean = q < M, k < M, q - M, k - M
-        own_block = k_noisy & (q // C == k // C) & self.noisy_pattern.allowed(q, k)
-        earlier = ~k_noisy & (k_clean // C < (q % self.length if copies is None else copies) // C)
+        own_group = k_noisy & (q // S == k // S) & self.noisy_pattern.allowed(q, k)
+        earlier = ~k_noisy & (k_clean < self.first(q, q % self.length if copies is None else copies))
         from_clean = ~k_noisy & self.clean_pattern.allowed(q_clean, k_clean)
-        return (q_noisy & (own_block | earlier)) | (~q_noisy & from_clean)
+        return (q_noisy & (own_group | earlier)) | (~q_noisy & from_clean)
+
+    def first(self, column, copies):
+        """Elementwise: the clean column that a noisy column's group begins with; `copies` is the one it copies."""
+        return copies - column % self.span
 
     def place(self, column):
         """That of the clean column which a noisy one is a copy of."""
@@ -211,7 +232,7 @@ class Sight(NamedTuple):
     """A pattern over `q_len` query and `k_len` key columns of `batch` rows, with their documents.
 
     Where segment ids are given a column looks inside its own document alone. Under `CleanContext`, `copies_BM` says
-    which clean column each noisy one is a copy of, whole blocks at a time.
+    which clean column each noisy one is a copy of, whole groups of blocks at a time.
     """
 
     pattern: Pattern

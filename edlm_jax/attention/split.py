@@ -84,21 +84,23 @@ def _triangle(pattern, first, length, q_segments_BT, k_segments_BT) -> list[_Chu
 
 
 def _clean_context(sight: Sight) -> list[_Chunk]:
-    """Clean on clean; noisy on earlier clean blocks and on its own block. Queries may be the noisy stream alone."""
+    """Clean on clean; noisy on earlier clean blocks and in its own group. Queries may be the noisy stream alone."""
     (pattern, window), copies_BM = unbounded(sight.pattern), sight.copies_BM
-    L, M, C = pattern.length, pattern.noisy_columns, pattern.block_length
+    L, M, span = pattern.length, pattern.noisy_columns, pattern.span
     packed = sight.q_segments_BT is not None
     noisy_BM, clean_BL = (sight.q_segments_BT[:, :M], sight.k_segments_BS[:, M:]) if packed else (None, None)
     chunks = []
-    for start, stop in _cut(M, C):
-        parts = [_own_blocks(pattern.noisy_pattern.within(window), C, noisy_BM, sight.batch, start, stop)]
+    for start, stop in _cut(M, span):
+        parts = [_own_groups(pattern.noisy_pattern.within(window), span, noisy_BM, sight.batch, start, stop)]
         # Static where it can be: clean keys that nobody in this chunk sees are then left out.
-        copies_BT = np.arange(start, stop)[None] % L if copies_BM is None else copies_BM[:, start:stop]
-        seen = (int(copies_BT.max()) if copies_BM is None else L - 1) // C * C
+        columns_1T = np.arange(start, stop)[None]
+        copies_BT = columns_1T % L if copies_BM is None else copies_BM[:, start:stop]
+        first_BT = pattern.first(columns_1T, copies_BT)
+        seen = int(first_BT.max()) if copies_BM is None else L - span
         near = _nearest(int(copies_BT.min()), window) if copies_BM is None else 0
         if seen > near:
             columns_11S = np.arange(near, seen)[None, None]
-            mask_BTS = jnp.asarray(columns_11S // C < copies_BT[:, :, None] // C)
+            mask_BTS = jnp.asarray(columns_11S < first_BT[:, :, None])
             if window is not None:
                 mask_BTS = mask_BTS & (copies_BT[:, :, None] - columns_11S < window)
             if packed:
@@ -110,8 +112,8 @@ def _clean_context(sight: Sight) -> list[_Chunk]:
     return chunks
 
 
-def _own_blocks(pattern, C, segments_BM, batch, start, stop) -> _Part:
-    """Dense C x C attention inside each noisy block: blocks become rows of the batch; a short last block is padded."""
+def _own_groups(pattern, C, segments_BM, batch, start, stop) -> _Part:
+    """Attention inside each noisy group, here of C columns: groups become rows of the batch; a short one is padded."""
     inside_CC = pattern.dense(C, C)
     whole, inside_1CC = inside_CC.all(), jnp.asarray(inside_CC)[None]
     if not (start - stop) % C and segments_BM is None:

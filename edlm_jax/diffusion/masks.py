@@ -44,12 +44,16 @@ class Rightmost(Noise):
     def hide(self, key, corruptible_L, block_length):
         level_key, score_key = jax.random.split(key)
         corruptible_NC = jnp.pad(corruptible_L, (0, -len(corruptible_L) % block_length)).reshape(-1, block_length)
-        level_N1 = _draw_level(level_key, (len(corruptible_NC), 1))
+        level_N1 = self.levels(level_key, len(corruptible_NC))[:, None]
         count_N1 = jnp.round(level_N1 * corruptible_NC.sum(-1, keepdims=True))
         score_NC = jnp.where(corruptible_NC, self.scores(score_key, level_N1, block_length), -jnp.inf)
         masked_NC = (_rank(-score_NC) < count_N1) & corruptible_NC
         columns = masked_NC, jnp.broadcast_to(level_N1, masked_NC.shape)
         return tuple(x_NC.reshape(-1)[: len(corruptible_L)] for x_NC in columns)
+
+    def levels(self, key, N):
+        """t of each block."""
+        return _draw_level(key, (N,))
 
     def scores(self, key, level_N1, C):
         """Of each position in a block: the highest hide first."""

@@ -45,6 +45,11 @@ class Noise:
 
     views: ClassVar[int] = 1  # copies of each block that are drawn together
 
+    @property
+    def group(self) -> int:
+        """Consecutive blocks that are noisy together: a field of some."""
+        return 1
+
     def hide(self, key, corruptible_L, block_length: int) -> tuple[Bool[Array, " M"], Float[Array, " M"]]:
         """(what is hidden, the noise level t of each column) of one row: M = views * L columns."""
         raise NotImplementedError
@@ -68,7 +73,7 @@ class Noise:
         copies_BM = None
         if noisy_length:
             choice_keys_B, keys_B = jax.vmap(jax.random.split, out_axes=1)(keys_B)
-            sizes = dict(block_length=block_length, noisy_length=noisy_length // self.views)
+            sizes = dict(block_length=block_length, noisy_length=noisy_length // self.views, group=self.group)
             copies_BM = choose_copies(choice_keys_B, corruptible_BL, **sizes)
             take = lambda x_BL: jnp.take_along_axis(x_BL, copies_BM, axis=1)  # noqa: E731
             tokens_BL, corruptible_BL = take(tokens_BL), take(corruptible_BL)
@@ -86,7 +91,7 @@ def example_keys(key: jax.Array, count: int) -> jax.Array:
 
 
 def choose_copies(
-    key, corruptible_BL: Bool[Array, "B L"], *, block_length: int, noisy_length: int
+    key, corruptible_BL: Bool[Array, "B L"], *, block_length: int, noisy_length: int, group: int = 1
 ) -> Int[Array, "B M"]:
     """The columns that M = `noisy_length` noisy columns are copies of, where not every block has its one noisy copy.
 
@@ -97,16 +102,24 @@ def choose_copies(
         C = 2, M = 8:   prompt  prompt  answer  answer  padding      copies, for example
                         0 1     2 3     4 5     6 7     8 9          6 7  4 5  6 7  4 5
 
+    Groups of blocks are dealt as blocks are: all that hold a block with a corruptible token, wherever they begin, so
+    that a block is as often the first of its group as the second. Where one would reach beyond the row it is moved in.
+
+        groups of 2:    prompt  prompt  answer  answer  padding      0 | 2 3 4 5 | 4 5 6 7 | 6 7 8 9  in some order
+
     Args:
       key: an array of B keys, one a row.
       block_length: C; divides L and M.
+      group: blocks of a group, which divides L and M, too.
     """
-    C = block_length
+    C, span = block_length, group * block_length
 
     def row(key, corruptible_L):
         useful_N = corruptible_L.reshape(-1, C).any(-1)
-        order_N = jnp.argsort(jnp.where(useful_N, jax.random.uniform(key, useful_N.shape), 2.0))
-        dealt = jnp.arange(noisy_length // C) % jnp.maximum(useful_N.sum(), 1)
-        return (order_N[dealt][:, None] * C + jnp.arange(C)[None]).reshape(-1)
+        first_W = jnp.clip(jnp.arange(1 - group, len(useful_N)), 0, len(useful_N) - group)
+        useful_W = useful_N[first_W[:, None] + jnp.arange(group)[None]].any(-1)
+        order_W = jnp.argsort(jnp.where(useful_W, jax.random.uniform(key, useful_W.shape), 2.0))
+        dealt = jnp.arange(noisy_length // span) % jnp.maximum(useful_W.sum(), 1)
+        return (first_W[order_W[dealt]][:, None] * C + jnp.arange(span)[None]).reshape(-1)
 
     return jax.vmap(row)(key, corruptible_BL.astype(bool))

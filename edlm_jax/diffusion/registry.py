@@ -5,6 +5,7 @@ from typing import Any
 
 from edlm_jax.diffusion.cart import ContextAdaptive
 from edlm_jax.diffusion.certainty import Certainty
+from edlm_jax.diffusion.chain import Chain
 from edlm_jax.diffusion.distillation import Drafts, KullbackLeibler, TopKullbackLeibler, TotalVariation
 from edlm_jax.diffusion.masks import Complementary, FullMasks, masks
 from edlm_jax.diffusion.mixed import Mixed
@@ -20,6 +21,7 @@ from edlm_jax.diffusion.visited import Visited
 NOISES: dict[str, Callable[[int, int, Any], Noise]] = {
     "masks": lambda mask_id, vocabulary, o: masks(mask_id, o.half_life),
     "complementary": lambda mask_id, vocabulary, o: Complementary(mask_id, masks(mask_id, o.half_life)),
+    "chain": lambda mask_id, vocabulary, o: Chain.of(mask_id, o.half_life, o.group),
     "full_masks": lambda mask_id, vocabulary, o: FullMasks(mask_id),
     "uniform_tokens": lambda mask_id, vocabulary, o: UniformTokens(mask_id, vocabulary),
     "mixed": lambda mask_id, vocabulary, o: Mixed(mask_id, vocabulary),

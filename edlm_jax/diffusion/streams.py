@@ -38,6 +38,7 @@ class Layout:
     shifted: bool = True  # a token is predicted one column before its own
     noisy_length: int = 0  # M where blocks with loss share so many columns; 0: `views` copies of each block
     views: int = 1
+    group: int = 1  # blocks that are noisy together, each seeing those before it as they are
 
     @property
     def two_streams(self) -> bool:
@@ -67,7 +68,7 @@ class Layout:
             return PLAIN[self.prefill](self.block_length)
         clean = "token_causal" if self.next_tokens else self.clean
         noisy_length = self.noisy_columns(length) if self.noisy_length or self.views > 1 else None
-        return CleanContext(length, self.block_length, clean, noisy_length, self.noisy)
+        return CleanContext(length, self.block_length, clean, noisy_length, self.noisy, self.group)
 
     def noisy_columns(self, length: int) -> int:
         """M; of a row without noise the columns that stand in its place."""
@@ -108,7 +109,7 @@ class Layout:
         """The layout in which a model is measured: one noisy copy of every block, after clean blocks."""
         if self.cut and not self.clean:
             return dataclasses.replace(LAYOUTS["clean_context"], block_length=self.cut, shifted=self.shifted)
-        return dataclasses.replace(self, noisy_length=0, views=1)
+        return dataclasses.replace(self, noisy_length=0, views=1, group=1)
 
 
 LAYOUTS = {
@@ -165,7 +166,7 @@ class Streams(NamedTuple):
         """x_BMD: what each noisy column's token is predicted from.
 
         Shifted, that is the column before it, and for the first of a block, as in decoding, the clean token before the
-        block.
+        block; of blocks in a group, for the first of the group.
         """
         layout, (B, M) = self.layout, self.corruption.noisy_BM.shape
         if not layout.shifted:
@@ -173,11 +174,12 @@ class Streams(NamedTuple):
         if not layout.two_streams:
             return shift_right(x_BTD)
         columns_BL = jnp.broadcast_to(jnp.arange(x_BTD.shape[1] - M), (B, x_BTD.shape[1] - M))
-        firsts_BN = self.corruption.copied(columns_BL)[:, :: layout.block_length]
+        span = layout.group * layout.block_length
+        firsts_BN = self.corruption.copied(columns_BL)[:, ::span]
         # In float32, or what all copies of a block send back to one column would be added up rounded.
         clean_BLD, before_BN1 = x_BTD[:, M:].astype(jnp.float32), jnp.maximum(firsts_BN - 1, 0)[:, :, None]
         before_BND = jnp.take_along_axis(clean_BLD, before_BN1, axis=1).astype(x_BTD.dtype)
-        own_BNCD = x_BTD[:, :M].reshape(*firsts_BN.shape, layout.block_length, -1)
+        own_BNCD = x_BTD[:, :M].reshape(*firsts_BN.shape, span, -1)
         return jnp.concatenate([before_BND[:, :, None], own_BNCD[:, :, :-1]], axis=2).reshape(B, M, -1)
 
     def predicted(self, wanted_BM: jax.Array) -> jax.Array:

@@ -39,10 +39,12 @@ class BlockLengths:
             numbers = stage if isinstance(stage, tuple | list) else ()
             if len(numbers) != 2 or not all(isinstance(n, int) and n > 0 for n in numbers):
                 raise InputError(f"config.objective.curriculum: {stage!r} is not (block length, steps)")
+        for block_length in (layout.block_length, *(stage[0] for stage in o.curriculum)):
             for name, columns in (("data.length", length), ("objective.noisy_length", o.noisy_length)):
-                if columns % stage[0]:
+                if columns % (block_length * o.group):
+                    groups = f"groups of {o.group} " * (o.group > 1)
                     raise InputError(
-                        f"config.objective.curriculum: blocks of {stage[0]} do not divide config.{name}={columns}"
+                        f"config.objective: {groups}blocks of {block_length} do not divide config.{name}={columns}"
                     )
         return cls(tuple(o.random_block_lengths) or (layout.block_length,), tuple(map(tuple, o.curriculum)))
 

@@ -73,6 +73,7 @@ def default_config() -> ConfigDict:
         random_block_lengths=(),  # one of these is drawn per step; each divides block_length; () = always block_length
         curriculum=(),  # (block length, steps) of each stage before block_length; each divides the row
         noise="masks",  # complementary = each block twice, the second copy hides what the first one shows
+        group=1,  # of noise="chain": blocks that are noisy together, as several are in flight (mode multi_block)
         states="",  # of noise="visited": a file that `edlm generate --out` wrote
         teacher="",  # of teacher_weight: a model that was converted in smaller blocks, and stays as it is
         half_life=0.1,  # lambda of the position-weighted mask; inf = uniform in a block; None = one uniform t per row
@@ -143,6 +144,10 @@ def validate(c: ConfigDict) -> None:
     if c.objective.states and c.objective.noise != "visited":
         noise = c.objective.noise
         raise InputError(f"config.objective.states is read under noise='visited' alone, not {noise!r}")
+    if c.objective.group != 1 and c.objective.noise != "chain":
+        raise InputError(f"config.objective.group > 1 needs noise='chain', not {c.objective.noise!r}")
+    if c.objective.teacher and c.objective.noise == "chain":
+        raise InputError("config.objective.teacher reads clean text before each block, which noise='chain' has not")
     if bool(c.objective.teacher) != bool(c.objective.teacher_weight):
         raise InputError("config.objective.teacher and teacher_weight > 0 need each other: set both or neither")
     if c.data.batch_size % max(c.optimizer.accumulation, 1):

@@ -29,7 +29,7 @@ class Objective:
         return dataclasses.replace(self, noise=self.noise and self.noise.of_model(mask_id, spec.vocab_size))
 
     def under(self, noise: Noise) -> "Objective":
-        """The same with another noise, and as many noisy views as it needs."""
+        """The same with another noise, and as many noisy views, and blocks in a group, as it needs."""
         layout = self.layout
         if layout.noisy_length % (layout.block_length * noise.views):
             raise InputError(
@@ -38,7 +38,13 @@ class Objective:
             )
         if noise.views > 1 and not layout.two_streams:
             raise InputError("config.objective.noise: its pairs of noisy blocks need a pattern with a clean stream")
-        return dataclasses.replace(self, layout=dataclasses.replace(layout, views=noise.views), noise=noise)
+        if noise.group > 1 and not (layout.two_streams and layout.noisy == "bidirectional"):
+            raise InputError(
+                "config.objective.group: blocks that are noisy together need a pattern with a clean stream and noisy "
+                "blocks that look both ways (clean_context, semi_block)"
+            )
+        layout = dataclasses.replace(layout, views=noise.views, group=noise.group)
+        return dataclasses.replace(self, layout=layout, noise=noise)
 
     def corrupt(self, keys_B: jax.Array, batch: Batch) -> Corruption:
         """Noise for each row from its own key, where there is loss; nothing without a term that needs it."""

@@ -10,6 +10,7 @@ import pytest
 from edlm_jax.attention import Bidirectional, BlockCausal, Causal, CleanContext, SlidingWindow, attend_dense
 from edlm_jax.attention.reference import combine, partial_attention
 from tests.attention.planned import attend
+from tests.attention.test_triton import GROUPS, chosen_copies, dense
 from tests.seeds import fresh_rng
 
 CASES = [
@@ -32,6 +33,10 @@ CASES = [
     (SlidingWindow(CleanContext(300, 6, "token_causal"), 50), 600),
     (SlidingWindow(CleanContext(40, 8), 3), 80),  # within a block
     (SlidingWindow(CleanContext(60, 5, noisy_length=150), 22), 210),
+    (CleanContext(61, 5, group=3), 122),  # a last group of a block and a token
+    (CleanContext(300, 7, "token_causal", group=4), 600),
+    (CleanContext(60, 5, noisy_length=150, group=2), 210),
+    (SlidingWindow(CleanContext(60, 5, group=4), 13), 120),
 ]
 
 
@@ -98,6 +103,17 @@ def test_chosen_copies_attend_as_the_columns_that_they_copy(packed, clean, noisy
         )
         wanted = jnp.take_along_axis(expected, columns_BT[:, :queries, None, None], axis=1)
         np.testing.assert_allclose(ours, wanted, atol=2e-6, rtol=2e-5)
+
+
+@pytest.mark.parametrize(("L", "C", "M", "clean", "noisy", "T", "window", "group"), GROUPS)
+def test_groups_begin_at_any_block(L, C, M, clean, noisy, T, window, group):
+    copies_BM, segments_BT, mask_BTS = chosen_copies(L, C, M, clean, noisy, window, group)
+    inputs = random_inputs(int(fresh_rng().integers(2**31)), M + L)
+    inputs = inputs[0][:, :T], *inputs[1:]
+    pattern = CleanContext(L, C, clean, M, noisy, group).within(window)
+    how = dict(pattern=pattern, q_segments_BT=segments_BT[:, :T], k_segments_BS=segments_BT)
+    ours = attend(*inputs, **how, copies_BM=jnp.asarray(copies_BM))
+    np.testing.assert_allclose(ours, dense(*inputs, mask_BTS=jnp.asarray(mask_BTS[:, :T])), atol=2e-6, rtol=2e-5)
 
 
 def test_the_dense_reference_equals_a_loop():

@@ -39,6 +39,7 @@ CASES = [  # pattern, columns of a row, mesh (data, fsdp, tensor, context), quer
     (CleanContext(35, 5, "token_causal", noisy="causal"), 70, (1, 1, 1, 7), None, True),
     (SlidingWindow(CleanContext(24, 4), 9), 48, (1, 1, 1, 2), 24, True),
     (SlidingWindow(BlockCausal(5), 13), 60, (1, 1, 1, 4), None, True),
+    (CleanContext(32, 4, "token_causal", group=4), 64, (1, 1, 1, 4), 32, True),  # pieces divide groups
 ]
 
 
@@ -104,10 +105,12 @@ def test_pieces_attend_as_the_dense_reference(pattern, length, shape, queries, p
 
 @pytest.mark.parametrize("clean", ["block_causal", "token_causal"])
 @pytest.mark.parametrize(("queries", "kernels"), [(None, ""), (30, ""), (None, "gpu")])
-def test_copies_in_pieces_attend_as_those_of_a_whole_row(clean, queries, kernels):
+@pytest.mark.parametrize("group", [1, 2])  # pieces of three blocks divide groups of two
+def test_copies_in_pieces_attend_as_those_of_a_whole_row(clean, queries, kernels, group):
     rng, L, C, M = fresh_rng(), 40, 5, 30
-    pattern = CleanContext(L, C, clean, noisy_length=M)
-    copies_BM = np.stack([rng.permutation(L // C)[: M // C] for _ in range(2)])[..., None] * C + np.arange(C)
+    pattern, span = CleanContext(L, C, clean, noisy_length=M, group=group), group * C
+    starts_BG = np.stack([rng.permutation(L // C - group + 1)[: M // span] for _ in range(2)])
+    copies_BM = starts_BG[..., None] * C + np.arange(span)
     copies_BM = jnp.asarray(copies_BM.reshape(2, M))
     arrays, _ = random_case(pattern, M + L, queries, False)
     clean_BL = np.sort(rng.integers(0, 4, (2, L)), axis=1)

@@ -25,6 +25,8 @@ def test_the_pictures_of_the_docstrings():
     assert (CleanContext(4, 2, "token_causal").dense(8, 8) == drawn(noisy + token_causal)).all()
     left_to_right = "# . . . . . . .\n# # . . . . . .\n. . # . # # . .\n. . # # # # . .\n"
     assert (CleanContext(4, 2, noisy="causal").dense(8, 8) == drawn(left_to_right + clean)).all()
+    group = "# # . . . . . .\n# # . . . . . .\n# # # # . . . .\n# # # # . . . .\n"
+    assert (CleanContext(4, 2, group=2).dense(8, 8) == drawn(group + clean)).all()
 
 
 @pytest.mark.parametrize("clean", ["block_causal", "token_causal"])
@@ -40,16 +42,20 @@ def test_a_window_hides_what_is_far_in_positions(clean):
             assert near[q, k] == (mask[q, k] and abs(q % L - k % L) < window), (L, C, window, q, k)
 
 
+@pytest.mark.parametrize("group", [1, 2, 3])
 @pytest.mark.parametrize("clean", ["block_causal", "token_causal"])
-def test_clean_context_says_who_may_look_token_by_token(clean):
+def test_clean_context_says_who_may_look_token_by_token(clean, group):
     rng = fresh_rng()
     L, C = int(rng.integers(3, 20)), int(rng.integers(1, 6))  # a last short block is common here
-    mask = CleanContext(L, C, clean).dense(2 * L, 2 * L)
+    pattern = CleanContext(L, C, clean, group=group)
+    mask = pattern.dense(2 * L, 2 * L)
+    assert mask[:L].sum() == CleanContext(L, C, clean).dense(2 * L, 2 * L)[:L].sum()  # of as many blocks, other copies
     for q in range(2 * L):
         for k in range(2 * L):
             q_block, k_block = q % L // C, k % L // C
+            of_group = k_block // group == q_block // group
             if q < L:
-                expected = q_block == k_block if k < L else k_block < q_block
+                expected = k_block <= q_block and of_group == (k < L)
             else:
                 within = k % L <= q % L if clean == "token_causal" else k_block <= q_block
                 expected = k >= L and within
@@ -96,3 +102,7 @@ def test_bad_patterns_are_refused():
         CleanContext(8, 2, noisy="token_causal")
     with pytest.raises(InputError, match="must divide"):
         CleanContext(8, 4, noisy_length=6)
+    with pytest.raises(InputError, match="block_length=4 in groups of 2 must divide"):
+        CleanContext(8, 4, noisy_length=12, group=2)
+    with pytest.raises(InputError, match="group must be"):
+        CleanContext(8, 4, group=0)

@@ -52,6 +52,7 @@ CASES = [  # pattern, T, S, packed documents
     (CleanContext(150, 7, "token_causal", noisy="causal"), 300, 300, True),
     (SlidingWindow(Causal(), 140), 300, 300, True),
     (SlidingWindow(CleanContext(192, 8), 37), 192, 384, True),
+    (CleanContext(150, 7, "token_causal", group=3), 300, 300, True),
 ]
 
 

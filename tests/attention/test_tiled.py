@@ -34,10 +34,10 @@ def test_tiles_equal_the_dense_reference(pattern, T, S, documents):
     check(ours, value_and_grad(partial(attend_dense, pattern=pattern), arrays, segments))
 
 
-@pytest.mark.parametrize(("L", "C", "M", "clean", "noisy", "T", "window"), COPIES)
-def test_copies_known_inside_the_step(L, C, M, clean, noisy, T, window):
-    copies_BM, segments_BT, mask_BTS = chosen_copies(L, C, M, clean, noisy, window)
-    pattern = CleanContext(L, C, clean, M, noisy).within(window)
+@pytest.mark.parametrize(("L", "C", "M", "clean", "noisy", "T", "window", "group"), COPIES)
+def test_copies_known_inside_the_step(L, C, M, clean, noisy, T, window, group):
+    copies_BM, segments_BT, mask_BTS = chosen_copies(L, C, M, clean, noisy, window, group)
+    pattern = CleanContext(L, C, clean, M, noisy, group).within(window)
     arrays, _ = random_case(pattern, T, M + L, packed=False, N=6, K=2, H=24)
     segments = dict(q_segments_BT=segments_BT[:, :T], k_segments_BS=segments_BT)
     ours = value_and_grad(partial(attend, pattern=pattern, copies_BM=jnp.asarray(copies_BM)), arrays, segments)

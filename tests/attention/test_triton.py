@@ -44,6 +44,7 @@ CASES = [  # pattern, T, S, documents; one shape when padded, so that they share
     (CleanContext(60, 7, "token_causal", noisy="causal"), 120, 120, "sorted"),
     (SlidingWindow(Causal(), 30), 113, 113, "scattered"),
     (SlidingWindow(CleanContext(60, 5), 17), 120, 120, "sorted"),
+    (CleanContext(61, 5, "token_causal", group=3), 122, 122, "scattered"),  # the last group has a block and a token
 ]
 
 
@@ -82,27 +83,41 @@ def test_other_heads_and_tiles():
     check(ours, value_and_grad(partial(attend_dense, pattern=pattern), arrays, segments))
 
 
+GROUPS = [
+    (40, 5, 80, "token_causal", "bidirectional", 120, None, 2),
+    (24, 4, 96, "block_causal", "bidirectional", 96, None, 3),
+    (40, 5, 80, "block_causal", "bidirectional", 120, 13, 4),
+]  # chosen noisy groups of blocks: sizes, streams, queries, window, blocks of a group
 COPIES = [
-    (40, 5, 80, "token_causal", "bidirectional", 120, None),
-    (24, 4, 100, "block_causal", "bidirectional", 100, None),
-    (40, 5, 80, "token_causal", "causal", 120, None),
-    (40, 5, 80, "block_causal", "bidirectional", 120, 13),
-    (40, 8, 80, "token_causal", "causal", 80, 3),
-]  # chosen noisy blocks: sizes, streams, queries, window
+    (40, 5, 80, "token_causal", "bidirectional", 120, None, 1),
+    (24, 4, 100, "block_causal", "bidirectional", 100, None, 1),
+    (40, 5, 80, "token_causal", "causal", 120, None, 1),
+    (40, 5, 80, "block_causal", "bidirectional", 120, 13, 1),
+    (40, 8, 80, "token_causal", "causal", 80, 3, 1),
+    *GROUPS,
+]
 
 
-def chosen_copies(L, C, M, clean="block_causal", noisy="bidirectional", window=None, B=2):
-    """(copies_BM, documents, the mask) of noisy blocks that are drawn at random, some twice."""
-    rng = fresh_rng()
-    copies_BM = (rng.integers(0, L // C, (B, M // C, 1)) * C + np.arange(C)).reshape(B, M).astype(np.int32)
+def chosen_copies(L, C, M, clean="block_causal", noisy="bidirectional", window=None, group=1, B=2):
+    """(copies_BM, documents, the mask) of groups of noisy blocks that begin at blocks drawn at random, some twice."""
+    rng, span = fresh_rng(), group * C
+    first_BG1 = rng.integers(0, L // C - group + 1, (B, M // span, 1)) * C
+    copies_BM = (first_BG1 + np.arange(span)).reshape(B, M).astype(np.int32)
     columns_BT = np.concatenate([copies_BM, np.tile(np.arange(L, 2 * L), (B, 1))], axis=1)
     segments_BT = random_documents("sorted", CleanContext(L, C), 2 * L, 2 * L)["k_segments_BS"]
     segments_BT = np.take_along_axis(segments_BT, columns_BT, axis=1)
-    # In the row that has every block's noisy copy once these are its columns; but a block is not its own second copy.
+    # In the row that has every block's noisy copy once these are its columns; but a block is not its own second copy,
     mask_TT = CleanContext(L, C, clean, noisy=noisy).within(window).dense(2 * L, 2 * L)
     mask_BTS = mask_TT[columns_BT[:, :, None], columns_BT[:, None]]
     block_T = np.concatenate([np.arange(M) // C, np.full(L, -1)])
     mask_BTS &= ((block_T[:, None] == block_T[None]) | (block_T < 0)[None])[None]
+    # and what it would see of its group's clean blocks it sees of the noisy ones.
+    for row, noisy_q in np.ndindex(B, M):
+        start = noisy_q // span * span
+        of_group = slice(start, noisy_q // C * C)
+        clean_group = M + copies_BM[row, of_group]
+        mask_BTS[row, noisy_q, of_group] = mask_BTS[row, noisy_q, clean_group]
+        mask_BTS[row, noisy_q, clean_group] = False
     return copies_BM, segments_BT, mask_BTS & np.asarray(same_segment(segments_BT, segments_BT))
 
 
@@ -111,10 +126,10 @@ def dense(q_BTNH, k_BSKH, v_BSKH, mask_BTS, **_):
     return combine([partial_attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS)], q_BTNH)
 
 
-@pytest.mark.parametrize(("L", "C", "M", "clean", "noisy", "T", "window"), COPIES)
-def test_copies_known_inside_the_step(L, C, M, clean, noisy, T, window):
-    copies_BM, segments_BT, mask_BTS = chosen_copies(L, C, M, clean, noisy, window)
-    pattern = CleanContext(L, C, clean, M, noisy).within(window)
+@pytest.mark.parametrize(("L", "C", "M", "clean", "noisy", "T", "window", "group"), COPIES)
+def test_copies_known_inside_the_step(L, C, M, clean, noisy, T, window, group):
+    copies_BM, segments_BT, mask_BTS = chosen_copies(L, C, M, clean, noisy, window, group)
+    pattern = CleanContext(L, C, clean, M, noisy, group).within(window)
     arrays, _ = random_case(pattern, T, M + L, packed=False)
     segments = dict(q_segments_BT=segments_BT[:, :T], k_segments_BS=segments_BT)
 

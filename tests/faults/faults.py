@@ -25,8 +25,8 @@ FAULTS = [
     Fault(
         "noisy blocks see their own clean block",
         "edlm_jax/attention/pattern.py",
-        "(k_clean // C < (q % self.length",
-        "(k_clean // C <= (q % self.length",
+        "(k_clean < self.first(q, q % self.length if copies is None else copies))",
+        "(k_clean < self.first(q, q % self.length if copies is None else copies) + self.block_length)",
     ),
     Fault(
         "clean positions go on after the noisy ones",
@@ -43,8 +43,8 @@ FAULTS = [
     Fault(
         "short rows leak the own clean block",
         "edlm_jax/attention/split.py",
-        "columns_11S // C < copies_BT[:, :, None] // C",
-        "columns_11S // C <= copies_BT[:, :, None] // C",
+        "columns_11S < first_BT[:, :, None]",
+        "columns_11S <= first_BT[:, :, None]",
     ),
     Fault(
         "the tiles' backward pass forgets the softmax's sum",

@@ -33,6 +33,8 @@ def test_a_curriculum_goes_by_its_stages_and_then_on():
         (dict(curriculum=((2, 0),)), r"curriculum: \(2, 0\) is not \(block length, steps\)"),
         (dict(curriculum=(2,)), "curriculum: 2 is not"),
         (dict(curriculum=((2, 3),), pattern="bidirectional"), "curriculum means nothing under pattern='bidirectional'"),
+        (dict(curriculum=((32, 3),), group=2), "groups of 2 blocks of 32 do not divide config.data.length=96"),
+        (dict(group=4), "groups of 4 blocks of 16 do not divide config.data.length=96"),
         (dict(random_block_lengths=(5,)), "5 is not a divisor of block_length=16"),
     ],
     ids=str,

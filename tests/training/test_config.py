@@ -10,6 +10,7 @@ from edlm_jax.training.checkpoint import check_workdir
 from edlm_jax.training.config import default_config, differing_keys, to_json
 from edlm_jax.training.run import Run
 
+CHAIN = {"objective.noise": "chain", "objective.group": 2}
 BAD = [
     ({"objective.block_length": 0}, "block_length must be positive"),
     ({"objective.block_length": 7, "data.length": 32}, "not divisible by block_length=7"),
@@ -24,6 +25,14 @@ BAD = [
     ({"objective.noise": "none"}, "objective.noise='none' is unknown"),
     ({"objective.noise": "complementary", "objective.pattern": "block_causal"}, "need a pattern with a clean stream"),
     ({"objective.noise": "complementary", "objective.noisy_length": 48}, "block_length=16 x 2 views"),
+    ({"objective.group": 2}, "group > 1 needs noise='chain', not 'masks'"),
+    ({"objective.noise": "chain"}, "needs config.objective.group of 2 or more, not 1"),
+    (CHAIN | {"objective.half_life": None}, "needs half_life > 0, not None"),
+    (CHAIN | {"objective.half_life": 0.0}, "needs half_life > 0, not 0.0"),
+    (CHAIN | {"objective.pattern": "block_causal"}, "noisy together need a pattern with a clean stream"),
+    (CHAIN | {"objective.pattern": "causal_block"}, "noisy blocks that look both ways"),
+    (CHAIN | {"objective.noisy_length": 48}, "groups of 2 blocks of 16 do not divide config.objective.noisy_length=48"),
+    (CHAIN | {"objective.teacher": "x", "objective.teacher_weight": 1.0}, "clean text before each block"),
     ({"objective.random_block_lengths": (4, 6)}, "6 is not a divisor"),
     ({"objective.random_block_lengths": (4,), "objective.pattern": "bidirectional"}, "means nothing"),
     ({"dtype": "float16"}, "dtype='float16' is unknown"),

@@ -24,6 +24,8 @@ CLEAN = make_objective(block_length=C)
 JOINT = make_objective(block_length=C, pattern="semi_block", ar_weight=1.0, diffusion_weight=0.3)
 VIEWS = make_objective(block_length=C, noisy_length=48)
 SHIFTED = make_objective(block_length=C, alignment="shifted")
+GROUPS = make_objective(block_length=C, alignment="shifted", noise="chain", group=4)
+DEALT_GROUPS = make_objective(block_length=C, noise="chain", group=4, noisy_length=48)
 ONE_STREAM = make_objective(block_length=C, alignment="shifted", pattern="block_causal")
 MESHES_OF_8 = [shape for shape in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(shape) == 8]
 SMALLER = [(1, 1, 1, 2), (2, 1, 1, 2)]
@@ -74,7 +76,9 @@ def test_clean_context_is_the_same_on_every_mesh(measure, shape):
 
 @pytest.mark.parametrize("shape", SOME, ids=str)
 @pytest.mark.parametrize(
-    "objective", [CLEAN, JOINT, VIEWS, SHIFTED, ONE_STREAM], ids=["clean", "joint", "views", "shifted", "one stream"]
+    "objective",
+    [CLEAN, JOINT, VIEWS, SHIFTED, ONE_STREAM, GROUPS, DEALT_GROUPS],
+    ids=["clean", "joint", "views", "shifted", "one stream", "groups", "dealt groups"],
 )
 def test_every_objective_is_the_same_on_a_mesh(measure, objective, shape):
     check(measure(objective, 2, shape), measure(objective, 2, None))

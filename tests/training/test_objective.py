@@ -80,8 +80,10 @@ def ar_reference(batch, log_probs):
     return total, count
 
 
-def diffusion_reference(batch, corruption, log_probs, *, shifted, block_length=None):
-    """`block_length`: of two streams. Shifted, a block's first token is then read from the clean token before it."""
+def diffusion_reference(batch, corruption, log_probs, *, shifted, span=None):
+    """`span`: a block's columns, or a group's, of two streams. Shifted, its first token is then read from the clean one
+    before it.
+    """
     total, bins, counts = 0, np.zeros(4), np.zeros(4)
     M = corruption.noisy_BM.shape[1]
     for row, j in np.argwhere(corruption.masked_BM):
@@ -89,7 +91,7 @@ def diffusion_reference(batch, corruption, log_probs, *, shifted, block_length=N
         segments, t = batch["segment_ids"][row], corruption.noise_level_BM[row, j]
         if shifted and (i == 0 or segments[i - 1] != segments[i]):
             continue
-        at = M + i - 1 if shifted and block_length and i % block_length == 0 else j - shifted
+        at = M + i - 1 if shifted and span and j % span == 0 else j - shifted
         ce = -log_probs[row, at, batch["tokens"][row, i]]
         total, bins[int(t * 4)], counts[int(t * 4)] = total + ce / t, bins[int(t * 4)] + ce, counts[int(t * 4)] + 1
     return total, bins, counts
@@ -113,10 +115,13 @@ def test_ar_loss_is_numpys():
         ("clean_context", "same_position", 24),
         ("clean_context", "shifted", 8),
         ("clean_context", "shifted", 32),
+        ("groups", "shifted", 0),
+        ("groups", "shifted", 32),
     ],
 )
 def test_diffusion_loss_is_numpys(pattern, alignment, noisy_length):
-    objective = make_objective(pattern=pattern, alignment=alignment, noisy_length=noisy_length)
+    groups = dict(pattern="clean_context", noise="chain", group=2) if pattern == "groups" else dict(pattern=pattern)
+    objective = make_objective(alignment=alignment, noisy_length=noisy_length, **groups)
     batch, model = random_batch(3, 16, documents=(5, 8), pad_left=3), Lookup()
     corruption = random_corruption(batch)
     if noisy_length:
@@ -124,10 +129,10 @@ def test_diffusion_loss_is_numpys(pattern, alignment, noisy_length):
         corruption = jax.device_get(objective.corrupt(example_keys(key, 3), batch))
         assert corruption.masked_BM.any()
     loss, sums, weights, _ = measure(objective, model, batch, corruption)
-    two_streams = pattern == "clean_context"
+    two_streams = pattern != "block_causal"
     streams = [corruption.noisy_BM, batch["tokens"]] if two_streams else [corruption.noisy_BM]
     log_probs = model.log_probs(np.concatenate(streams, axis=1))
-    how = dict(shifted=alignment == "shifted", block_length=4 if two_streams else None)
+    how = dict(shifted=alignment == "shifted", span=4 * objective.layout.group if two_streams else None)
     total, bins, counts = diffusion_reference(batch, corruption, log_probs, **how)
     assert weights["diffusion"] == counts.sum() == sums["diffusion"]["bin_count"].sum()
     np.testing.assert_allclose(loss, total / counts.sum(), rtol=1e-5)
@@ -178,12 +183,19 @@ def test_noisy_columns_are_copies():
 
 @pytest.mark.parametrize(
     "objective",
-    [CLEAN, SEMI, make_objective(alignment="shifted")],
-    ids=["clean context", "semi-block", "shifted"],
+    [
+        CLEAN,
+        SEMI,
+        make_objective(alignment="shifted"),
+        make_objective(noise="chain", group=2),
+        make_objective(noise="chain", group=3, pattern="semi_block", alignment="shifted"),
+    ],
+    ids=["clean context", "semi-block", "shifted", "groups", "groups, shifted"],
 )
 def test_no_leak(objective):
     """The gradient of a noisy block's loss reaches that block and strictly earlier clean blocks of its document alone.
 
+    In a group of blocks it reaches the noisy ones before it, and of the clean ones those before the group.
     Every column of both streams holds a token of its own, so a row of the (untied) embedding's gradient is a column's.
     """
     L, C = 24, 4
@@ -205,8 +217,9 @@ def test_no_leak(objective):
     reached_NV = np.any(np.asarray(gradient_NVD) != 0, axis=-1)[:, : 2 * L]
     for block, masked_L in enumerate(masked_NBL[:, 0]):
         same_document = (segments > 0) & np.isin(segments, segments[masked_L])
-        np.testing.assert_array_equal(reached_NV[block, :L], same_document & (blocks < block))
-        np.testing.assert_array_equal(reached_NV[block, L:], same_document & (blocks == block))
+        first = block - block % objective.layout.group
+        np.testing.assert_array_equal(reached_NV[block, :L], same_document & (blocks < first))
+        np.testing.assert_array_equal(reached_NV[block, L:], same_document & (first <= blocks) & (blocks <= block))
 
 
 def test_packed_equals_separate():

@@ -62,6 +62,6 @@ def make_objective(**changes) -> Objective:
     c.init.update(hf_config=HF_CONFIG, mask_token_id=MASK_ID)
     with c.ignore_type():
         c.objective.update({"block_length": 4} | changes)
-    c.data.length = 8 * c.objective.block_length  # which is no part of it
+    c.data.length = 8 * c.objective.block_length * c.objective.group  # which is no part of it
     run = Run.of(c)
     return run.objective.of_model(planned_spec(run.start))
