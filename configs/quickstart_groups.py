@@ -1,4 +1,4 @@
-"""The quickstart's model learns to decode several blocks at once: noise in groups of blocks (MultiTF, arXiv 2606.29215).
+"""The quickstart's model learns to decode several blocks at once: noise in groups of them (MultiTF, arXiv 2606.29215).
 
     edlm train --config=configs/quickstart_groups.py --workdir=runs/groups
     edlm export --workdir=runs/groups --out=runs/groups/model

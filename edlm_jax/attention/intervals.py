@@ -1,8 +1,8 @@
 """What a query may look at, as intervals of key columns: a form that kernels read and that may be known only in a step.
 
-In every pattern of the house a query looks at one run of keys or at two (its own noisy block or group up to it, the
-clean columns before that). From the runs and the documents follows which tiles of scores a kernel visits at all, and which of those without
-asking for each score.
+In every pattern of the house a query looks at one run of keys or at two (its own noisy block, with those of its group
+before it, and the clean columns before these). From the runs and the documents follows which tiles of scores a kernel
+visits at all, and which of those without asking for each score.
 
 Shapes: B batch, T query, S key, M noisy columns, I query tiles, J key tiles, R the runs of a query, start and stop.
 """

@@ -1,4 +1,4 @@
-"""Noise of several blocks in flight: along a group of consecutive blocks it never gets less (MultiTF, arXiv 2606.29215).
+"""Noise of several blocks in flight: along a group of consecutive blocks there is ever more (MultiTF, 2606.29215).
 
 A decoder that begins a block before the one before it is done (`multi_block`) has later blocks see earlier ones that
 are noisy still. So here: a block of a group sees those of the group before it as noisy as they are, and the clean text

@@ -29,6 +29,18 @@ FAULTS = [
         "(k_clean < self.first(q, q % self.length if copies is None else copies) + self.block_length)",
     ),
     Fault(
+        "a group's blocks see its clean ones",
+        "edlm_jax/attention/pattern.py",
+        "return copies - column % self.span",
+        "return copies - column % self.block_length",
+    ),
+    Fault(
+        "a block's noise is that of the block before it",
+        "edlm_jax/diffusion/chain.py",
+        "axis=1)[:, 1:]",
+        "axis=1)[:, :-1]",
+    ),
+    Fault(
         "clean positions go on after the noisy ones",
         "edlm_jax/attention/pattern.py",
         "(column - self.noisy_columns * (column >= self.noisy_columns)) % self.length",
