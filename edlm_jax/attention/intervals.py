@@ -58,7 +58,7 @@ def key_runs(
         own_T = jnp.maximum(own_T, q_columns_T - window + 1)
         own_stop_T = jnp.minimum(own_stop_T, q_columns_T + window)
         first = M + jnp.maximum(copies_BT - window + 1, 0)
-    edges = own_T, jnp.minimum(own_stop_T, M), first, M + pattern.first(q_columns_T, copies_BT)
+    edges = own_T, jnp.minimum(own_stop_T, M), first, M + pattern.first(q_columns_T[None], copies_BT)
     chosen_BRT = jnp.stack([jnp.broadcast_to(edge, copies_BT.shape) for edge in edges], axis=1)
     return jnp.where((q_columns_T < M)[None, None], chosen_BRT, runs_BRT)
 
