@@ -13,9 +13,9 @@ accuracy @ tokens per forward:
     groups of 2   0.982 @ 4.64      0.969 @ 5.02             0.975 @ 4.98   0.957 @ 5.56     0.943 @ 5.83
     masks         0.982 @ 4.67      0.969 @ 5.03             0.973 @ 5.00   0.947 @ 5.43     0.922 @ 5.82
 
-At 0.95 there is no difference. At 0.8 groups are ahead by 1 to 2 points, of which a standard error is 1: answers have
-11.8 tokens, one or two blocks. The model that both start from has 0.994 @ 4.69, and 0.980 @ 5.00 by opens=0.5. The 400
-steps below, and other seeds: not yet run.
+At 0.95 there is no difference. At 0.8 groups are ahead by 1 to 2 points, where a difference has a standard error of
+1.5: not shown. Answers have 11.8 tokens, one or two blocks, so few have two in flight. The model that both start from
+has 0.994 @ 4.69, and 0.980 @ 5.00 by opens=0.5. The 400 steps below, and other seeds: not yet run.
 """
 
 import runpy
