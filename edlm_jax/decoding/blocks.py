@@ -287,7 +287,7 @@ class BlockProgram:
 
         Rows outside `where_B` keep their first block in the cache as it is: what they compute there is not used.
         """
-        C, columns_T, columns_11S = self.C, jnp.arange(T), jnp.arange(self.S)[None, None]
+        C, columns_T, columns_11S = self.C, jnp.arange(T), jnp.arange(s.cache.columns)[None, None]
         inputs_BT = self.inputs(s, first_B, T)
         rotary_BT = self.rotary.at(jnp.maximum(first_B[:, None] + columns_T[None] - self.pad_B[:, None], 0))
         block_BT = ((first_B - s.start_B)[:, None] + columns_T[None]) // C  # counted from the current one

@@ -28,7 +28,7 @@ def forward_window(
     Its columns are written to the cache side by side; their positions are start_B's plus `offset_BT`, so that several
     guesses at the same tokens can lie in one window. `drafts` and `wanted_BT`: as in `models.cache.forward_cached`.
     """
-    T, S = tokens_BT.shape[1], cache.k_BKSH[0].shape[2]
+    T, S = tokens_BT.shape[1], cache.columns
     columns_11S = jnp.arange(S)[None, None]
     before_B1S = (columns_11S >= pad_B[:, None, None]) & (columns_11S < start_B[:, None, None])
     before_BTS = jnp.broadcast_to(before_B1S, (tokens_BT.shape[0], T, S))
@@ -50,7 +50,7 @@ def forward_prompt(
     whole = isinstance(pattern, Bidirectional)  # from 0 on, and may go beyond the end
     at_B = new_B if whole else jnp.minimum(new_B, end_B - length)
     columns_BT = at_B[:, None] + jnp.arange(length)[None]
-    columns_11S = jnp.arange(cache.k_BKSH[0].shape[2])[None, None]
+    columns_11S = jnp.arange(cache.columns)[None, None]
     inside_B1S = (columns_11S >= pad_B[:, None, None]) & (columns_11S < end_B[:, None, None])
     mask_BTS = pattern.allowed(columns_BT[..., None], columns_11S) & inside_B1S
     rotary_BT = rotary.at(jnp.maximum(columns_BT - pad_B[:, None], 0))

@@ -38,8 +38,14 @@ class Xla:
         """Of how many programs, each with as many of the rows, a decoding is to be made, run beside one another."""
         return 1
 
-    def attend(self, q_BTNH, k_BKSH, v_BKSH, mask_BTS):
-        """Attention over a cache under a mask."""
+    @property
+    def pages(self) -> bool:
+        """Do attention and the cache's update read tables of pages? Elsewhere each layer of each step would gather them."""
+        return False
+
+    def attend(self, q_BTNH, k_BKSH, v_BKSH, mask_BTS, table_BG=None):
+        """Attention over a cache under a mask; `table_BG` names the pages of each row's columns, where there are any."""
+        assert table_BG is None
         return attend_cached(q_BTNH, k_BKSH, v_BKSH, mask_BTS)
 
     def attend_prompt(self, spec: ModelSpec, pattern: Pattern, segments_BT):
@@ -47,8 +53,9 @@ class Xla:
         B, T = segments_BT.shape
         return plan_attention(Sight(pattern, B, T, T, segments_BT, segments_BT), (spec.num_heads, spec.num_kv_heads))
 
-    def write(self, k_BKSH, v_BKSH, new_k_BTKH, new_v_BTKH, start, where_BT):
+    def write(self, k_BKSH, v_BKSH, new_k_BTKH, new_v_BTKH, start, where_BT, table_BG=None):
         """Both caches with new columns from `start` on, an int or int32[B], where `where_BT` (None: everywhere)."""
+        assert table_BG is None
         written = (write(k_BKSH, new_k_BTKH, start, where_BT), write(v_BKSH, new_v_BTKH, start, where_BT))
         return tuple(constrain(x_BKSH, "BK__", DECODING) for x_BKSH in written)
 
@@ -80,9 +87,14 @@ class CpuKernels(Xla):
         parts = max(min(usable_cores(), rows // _ROWS), 1) if weight_bytes <= _CACHED else 1
         return next(count for count in range(parts, 0, -1) if rows % count == 0)
 
-    def attend(self, q_BTNH, k_BKSH, v_BKSH, mask_BTS):
-        """Attention over a cache under a mask."""
-        return cpu.attend(q_BTNH, k_BKSH, v_BKSH, mask_BTS)
+    @property
+    def pages(self) -> bool:
+        """Do attention and the cache's update read tables of pages?"""
+        return True
+
+    def attend(self, q_BTNH, k_BKSH, v_BKSH, mask_BTS, table_BG=None):
+        """Attention over a cache under a mask; `table_BG` names the pages of each row's columns, where there are any."""
+        return cpu.attend(q_BTNH, k_BKSH, v_BKSH, mask_BTS, table_BG)
 
     def attend_prompt(self, spec: ModelSpec, pattern: Pattern, segments_BT):
         """The attention (q_BTNH, k_BTKH, v_BTKH) -> out_BTNH of whole rows under a pattern.
@@ -110,9 +122,9 @@ class CpuKernels(Xla):
 
         return attend_all
 
-    def write(self, k_BKSH, v_BKSH, new_k_BTKH, new_v_BTKH, start, where_BT):
+    def write(self, k_BKSH, v_BKSH, new_k_BTKH, new_v_BTKH, start, where_BT, table_BG=None):
         """Both caches with new columns from `start` on, an int or int32[B], where `where_BT` (None: everywhere)."""
-        return cpu.write(k_BKSH, v_BKSH, new_k_BTKH, new_v_BTKH, start, where_BT)
+        return cpu.write(k_BKSH, v_BKSH, new_k_BTKH, new_v_BTKH, start, where_BT, table_BG)
 
 
 def choose(model: Transformer) -> Xla:

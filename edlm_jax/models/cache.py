@@ -1,4 +1,4 @@
-"""Decoding's side of the model: weights laid out for it, the static-shape KV cache, and the forwards that use them.
+"""Decoding's side of the model: weights laid out for it, and the forwards that use them and the cache (kv_cache.py).
 
 Shapes: B batch, T new columns, S cache columns, K key heads, H head size, D width, V vocabulary. Decoding runs layer by
 layer, unrolled: its programs are small, and each layer's cache and weights are then buffers of their own that a
@@ -7,7 +7,7 @@ compiled loop updates in place.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import NamedTuple
 
@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 
 from edlm_jax.attention import Pattern
 from edlm_jax.errors import InputError
-from edlm_jax.models.backend import Xla, choose, write
+from edlm_jax.models.backend import Xla, choose
+from edlm_jax.models.kv_cache import KVCache
 from edlm_jax.models.layer import fuse_projections, layer_forward, norm, scaled_embedding
 from edlm_jax.models.lora import DECODED_ADAPTERS, opened
 from edlm_jax.models.product import project
@@ -131,22 +132,6 @@ def _unstacked(x) -> list:
     layers = [x[i] for i in range(len(x))]  # list(x) leaves the mesh
     x.delete()
     return layers
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class KVCache:
-    """Rotated keys and values of every layer, heads before columns; which columns count, the decoder knows."""
-
-    k_BKSH: tuple[jax.Array, ...]
-    v_BKSH: tuple[jax.Array, ...]
-    positions_BS: jax.Array | None = None  # of the columns, where some layer has a window
-
-    @classmethod
-    def empty(cls, spec: ModelSpec, rows: int, length: int, dtype="float32") -> "KVCache":
-        """Of so many columns, none of them written."""
-        zeros_BKSH = (jnp.zeros((rows, spec.num_kv_heads, length, spec.head_dim), dtype),) * spec.num_layers
-        return cls(zeros_BKSH, zeros_BKSH, None if spec.windows == (None,) else jnp.zeros((rows, length), jnp.int32))
 
 
 class Columns(NamedTuple):
@@ -278,16 +263,16 @@ def forward_cached(
     keys, values, backend, spec = list(cache.k_BKSH), list(cache.v_BKSH), weights.backend, weights.spec
     if wanted_BT is not None:
         weights, mask_BTS = backend.only(wanted_BT, weights, mask_BTS)
-    positions_BS = cache.positions_BS
-    if positions_BS is not None:
-        new_BT11 = jnp.broadcast_to(rotary_BT.positions_BT, tokens_BT.shape[:2])[:, :, None, None]
-        positions_BS = write(positions_BS[:, None, :, None], new_BT11, start, where_BT)[:, 0, :, 0]
-    masks = _near(spec, mask_BTS, rotary_BT.positions_BT, positions_BS)
+    new_positions_BT = jnp.broadcast_to(rotary_BT.positions_BT, tokens_BT.shape[:2])
+    cache = cache.placed(new_positions_BT, start, where_BT)
+    masks = _near(spec, mask_BTS, rotary_BT.positions_BT, cache.positions_of_rows())
 
     def attention(index, q, k, v):
-        keys[index], values[index] = backend.write(keys[index], values[index], k, v, start, where_BT)
-        return backend.attend(q, keys[index], values[index], masks[spec.kind(index).window][:, -q.shape[1] :])
+        where = start, where_BT, cache.table_BG
+        keys[index], values[index] = backend.write(keys[index], values[index], k, v, *where)
+        mask_BTS = masks[spec.kind(index).window][:, -q.shape[1] :]
+        return backend.attend(q, keys[index], values[index], mask_BTS, cache.table_BG)
 
     x_BTD = forward(weights, tokens_BT, rotary_BT, attention, read, drafts)
-    return x_BTD, KVCache(tuple(keys), tuple(values), positions_BS)
+    return x_BTD, replace(cache, k_BKSH=tuple(keys), v_BKSH=tuple(values))
 

@@ -1,11 +1,13 @@
 // Attention over a cache, and the cache's update in place.
 //
-// q [B, T, N, H], keys and values [B, K, S, H], mask [B, T, S]; N = K * G. The G * T queries that share a head's keys
-// are taken four at a time: all their scores, their softmax, then the sum of values.
+// q [B, T, N, H], keys and values [pages, K, P, H], table [B, S / P], mask [B, T, S]; N = K * G. A row's columns lie in
+// the pages that its table names, P in each, in their order; with one page a row, of S columns, that is a plain cache.
+// The G * T queries that share a head's keys are taken four at a time: all their scores, their softmax, then the sum of
+// values. A page below zero is none: what is written there is lost, and nobody may see it.
 //
 // A query's bits depend on its own visible columns, in their order, and on nothing else: a score is summed over H lane
 // by lane and then lane on lane, values and weights are summed from the first column to the last, and what the mask
-// hides adds zero. So they are the same alone, in a block, in any batch and behind any padding.
+// hides adds zero. So they are the same alone, in a block, in any batch, in any pages and behind any padding.
 
 #include <cmath>
 #include <cstring>
@@ -24,9 +26,10 @@ constexpr int kRows = 4;  // queries of a tile
 
 struct Task {
   const float *q, *k, *v;
+  const int32_t* table;
   const bool* mask;
   float* out;
-  int64_t B, T, N, H, K, S;
+  int64_t B, T, N, H, K, P, S;
 
   int64_t group() const { return N / K; }
   int64_t tiles() const { return (group() * T + kRows - 1) / kRows; }
@@ -95,8 +98,17 @@ EDLM_INLINE void fold_all(typename I::Floats* x) {
   }
 }
 
+// Where the columns of one row and head lie: column s is the one of number places[s / P] + s in all pages.
+struct Columns {
+  const int64_t* places;
+  int64_t P;
+
+  int64_t at(int64_t s) const { return places[s / P] + s; }
+  int64_t end(int64_t s) const { return (s / P + 1) * P; }  // of the page of column s
+};
+
 // Scores of R queries, `stride` floats apart, with the keys of columns [begin, end), whole registers of them: past the
-// last column that one over again. H is padded with zeros in q alone.
+// last column that one over again. They lie behind one another from k on. H is padded with zeros in q alone.
 template <class I, int R>
 EDLM_INLINE void score(const float* q, int64_t stride, const float* k, int64_t H, int64_t begin, int64_t end,
                        float* scores, int64_t room) {
@@ -107,7 +119,7 @@ EDLM_INLINE void score(const float* q, int64_t stride, const float* k, int64_t H
 #pragma GCC unroll 4
     for (int f = 0; f < kFours; ++f) {
       const float* columns[4];
-      for (int a = 0; a < 4; ++a) columns[a] = k + std::min(s + 4 * f + a, end - 1) * H;
+      for (int a = 0; a < 4; ++a) columns[a] = k + (std::min(s + 4 * f + a, end - 1) - begin) * H;
       typename I::Floats sums[R][4] = {}, q_part, k_part[4];
       for (int64_t h = 0; h < whole; h += I::lanes) {
 #pragma GCC unroll 4
@@ -180,19 +192,23 @@ EDLM_INLINE void weigh(float* scores, const uint8_t* seen, int64_t begin, int64_
 
 // Weighted sums of values of R queries over V registers of H, or over the first `size` bytes of one.
 template <class I, int R, int V, bool part = false>
-EDLM_INLINE void mix(const float* weights, int64_t room, const float* v, int64_t H, int64_t begin, int64_t end,
-                     float* out, int64_t stride, int64_t size = 0) {
+EDLM_INLINE void mix(const float* weights, int64_t room, const float* v, const Columns& columns, int64_t H,
+                     int64_t begin, int64_t end, float* out, int64_t stride, int64_t size = 0) {
   typename I::Floats sums[R][V] = {}, values{};
-  for (int64_t s = begin; s < end; ++s) {
+  for (int64_t s = begin; s < end;) {
+    const int64_t stop = std::min(end, columns.end(s));
+    const float* column = v + columns.at(s) * H;
+    for (; s < stop; ++s, column += H) {
 #pragma GCC unroll 4
-    for (int i = 0; i < V; ++i) {
-      if constexpr (part) {
-        std::memcpy(&values, v + s * H, size);
-      } else {
-        load(values, v + s * H + i * I::lanes);
+      for (int i = 0; i < V; ++i) {
+        if constexpr (part) {
+          std::memcpy(&values, column, size);
+        } else {
+          load(values, column + i * I::lanes);
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) sums[r][i] += weights[r * room + s] * values;
       }
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) sums[r][i] += weights[r * room + s] * values;
     }
   }
 #pragma GCC unroll 4
@@ -203,29 +219,31 @@ EDLM_INLINE void mix(const float* weights, int64_t room, const float* v, int64_t
 }
 
 template <class I, int R>
-EDLM_INLINE void mix_all(const float* weights, int64_t room, const float* v, int64_t H, int64_t begin, int64_t end,
-                         float* out, int64_t stride) {
+EDLM_INLINE void mix_all(const float* weights, int64_t room, const float* v, const Columns& c, int64_t H,
+                         int64_t begin, int64_t end, float* out, int64_t stride) {
   constexpr int V = I::sums / kRows >= 4 ? 4 : 2;
   int64_t h = 0;
-  for (; h + V * I::lanes <= H; h += V * I::lanes) mix<I, R, V>(weights, room, v + h, H, begin, end, out + h, stride);
+  for (; h + V * I::lanes <= H; h += V * I::lanes) mix<I, R, V>(weights, room, v + h, c, H, begin, end, out + h, stride);
   const int64_t registers = (H - h) / I::lanes;
-  if (V > 3 && registers == 3) mix<I, R, 3>(weights, room, v + h, H, begin, end, out + h, stride);
-  if (V > 2 && registers == 2) mix<I, R, 2>(weights, room, v + h, H, begin, end, out + h, stride);
-  if (registers == 1) mix<I, R, 1>(weights, room, v + h, H, begin, end, out + h, stride);
+  if (V > 3 && registers == 3) mix<I, R, 3>(weights, room, v + h, c, H, begin, end, out + h, stride);
+  if (V > 2 && registers == 2) mix<I, R, 2>(weights, room, v + h, c, H, begin, end, out + h, stride);
+  if (registers == 1) mix<I, R, 1>(weights, room, v + h, c, H, begin, end, out + h, stride);
   h += registers * I::lanes;
-  if (h < H) mix<I, R, 1, true>(weights, room, v + h, H, begin, end, out + h, stride, (H - h) * sizeof(float));
+  if (h < H) mix<I, R, 1, true>(weights, room, v + h, c, H, begin, end, out + h, stride, (H - h) * sizeof(float));
 }
 
 constexpr int64_t whole(int64_t size) { return (size + 15) / 16 * 16; }  // registers, of every instruction set
 
-// What a tile works on: queries and results [4, H], scores [4, S] and what may be seen [4, S], padded.
+// What a tile works on: queries and results [4, H], scores [4, S] and what may be seen [4, S], padded; its pages.
 struct Scratch {
   explicit Scratch(const Task& t)
-      : stride(whole(t.H)), room(whole(t.S)), floats(kRows * (2 * stride + room)), seen(kRows * room) {}
+      : stride(whole(t.H)), room(whole(t.S)), floats(kRows * (2 * stride + room)), seen(kRows * room),
+        places(t.S / t.P) {}
 
   int64_t stride, room;
   std::vector<float> floats;
   std::vector<uint8_t> seen;
+  std::vector<int64_t> places;
 };
 
 template <class I, int R>
@@ -248,11 +266,15 @@ EDLM_INLINE void attend_tile(const Task& t, int64_t b, int64_t head, int64_t fir
     }
   }
   begin = std::min(begin, end) / 16 * 16;
-  const float* k = t.k + (b * t.K + head) * t.S * H;
-  const float* v = t.v + (b * t.K + head) * t.S * H;
-  score<I, R>(q, stride, k, H, begin, end, weights, room);
+  const Columns columns{scratch.places.data(), t.P};
+  for (int64_t page = begin / t.P; page * t.P < end; ++page) {
+    const int64_t place = std::max(t.table[b * (t.S / t.P) + page], 0);
+    scratch.places[page] = ((place * t.K + head) - page) * t.P;
+    const int64_t s = std::max(begin, page * t.P);
+    score<I, R>(q, stride, t.k + columns.at(s) * H, H, s, std::min(end, columns.end(s)), weights, room);
+  }
   for (int r = 0; r < R; ++r) weigh<I>(weights + r * room, scratch.seen.data() + r * room, begin, whole(end));
-  mix_all<I, R>(weights, room, v, H, begin, end, out, stride);
+  mix_all<I, R>(weights, room, t.v, columns, H, begin, end, out, stride);
   float sums[R] = {};
   for (int64_t s = begin; s < end; ++s) {
 #pragma GCC unroll 4
@@ -291,30 +313,35 @@ constexpr Attend *attend_avx2 = nullptr, *attend_avx512 = nullptr;
 #endif
 
 using Floats = ffi::Buffer<ffi::F32>;
+using Table = ffi::Buffer<ffi::S32>;
 
-ffi::Error attention(ffi::ThreadPool pool, Floats q, Floats k, Floats v, ffi::Buffer<ffi::PRED> mask,
+ffi::Error attention(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Table table, ffi::Buffer<ffi::PRED> mask,
                      ffi::Result<Floats> out) {
   static auto* const attend = widest<Attend>(attend_avx512, attend_avx2, attend_plain);
-  const auto queries = q.dimensions(), keys = k.dimensions();
-  const Task t{q.typed_data(), k.typed_data(), v.typed_data(), mask.typed_data(), out->typed_data(), queries[0],
-               queries[1],     queries[2],     queries[3],     keys[1],           keys[2]};
+  const auto queries = q.dimensions(), keys = k.dimensions(), pages = table.dimensions();
+  if (pages[1] > 1 && keys[2] % 16) return ffi::Error::InvalidArgument("a page must have a multiple of 16 columns");
+  const Task t{q.typed_data(),    k.typed_data(),    v.typed_data(), table.typed_data(),
+               mask.typed_data(), out->typed_data(), queries[0],     queries[1],
+               queries[2],        queries[3],        keys[1],        keys[2],
+               pages[1] * keys[2]};
   const int64_t items = t.B * t.K * t.tiles();
   deal(pool, items, 2 * kRows * t.S * t.H, [t](int64_t begin, int64_t end) { attend(t, begin, end); });
   return ffi::Error::Success();
 }
 
-// new [B, T, K, H] into caches [B, K, S, H] from column start [B] on, where `where` [B, T] says so.
-ffi::Error write(Floats k, Floats v, ffi::Buffer<ffi::S32> start, ffi::Buffer<ffi::PRED> where, Floats, Floats,
-                 ffi::Result<Floats> k_cache, ffi::Result<Floats> v_cache) {
+// new [B, T, K, H] into the pages of table [B, S / P] from column start [B] on, where `where` [B, T] says so.
+ffi::Error write(Floats k, Floats v, ffi::Buffer<ffi::S32> start, ffi::Buffer<ffi::PRED> where, Table table, Floats,
+                 Floats, ffi::Result<Floats> k_cache, ffi::Result<Floats> v_cache) {
   const auto news = k.dimensions(), caches = k_cache->dimensions();
-  const int64_t B = news[0], T = news[1], K = news[2], H = news[3], S = caches[2];
+  const int64_t B = news[0], T = news[1], K = news[2], H = news[3], P = caches[2], G = table.dimensions()[1];
   for (int64_t b = 0; b < B; ++b) {
     // As lax.dynamic_update_slice: a start that leaves too little room is moved.
-    const int64_t first = std::clamp<int64_t>(start.typed_data()[b], 0, S - T);
+    const int64_t first = std::clamp<int64_t>(start.typed_data()[b], 0, G * P - T);
     for (int64_t column = 0; column < T; ++column) {
-      if (!where.typed_data()[b * T + column]) continue;
+      const int64_t s = first + column, page = table.typed_data()[b * G + s / P];
+      if (!where.typed_data()[b * T + column] || page < 0) continue;
       for (int64_t head = 0; head < K; ++head) {
-        const int64_t from = ((b * T + column) * K + head) * H, to = ((b * K + head) * S + first + column) * H;
+        const int64_t from = ((b * T + column) * K + head) * H, to = ((page * K + head) * P + s % P) * H;
         std::memcpy(k_cache->typed_data() + to, k.typed_data() + from, H * sizeof(float));
         std::memcpy(v_cache->typed_data() + to, v.typed_data() + from, H * sizeof(float));
       }
@@ -333,6 +360,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(edlm_attention, edlm::attention,
                                   .Arg<edlm::Floats>()
                                   .Arg<edlm::Floats>()
                                   .Arg<edlm::Floats>()
+                                  .Arg<edlm::Table>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::PRED>>()
                                   .Ret<edlm::Floats>());
 
@@ -343,6 +371,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(edlm_write, edlm::write,
                                   .Arg<edlm::Floats>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::PRED>>()
+                                  .Arg<edlm::Table>()
                                   .Arg<edlm::Floats>()
                                   .Arg<edlm::Floats>()
                                   .Ret<edlm::Floats>()
