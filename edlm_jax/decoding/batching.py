@@ -22,9 +22,11 @@ from edlm_jax.decoding.generation import Settled
 from edlm_jax.decoding.lane import Lane
 from edlm_jax.decoding.load import Pace, Yield, choose
 from edlm_jax.decoding.modes import Mode
+from edlm_jax.decoding.pages import Pool
 from edlm_jax.decoding.requests import RequestSettings, refuse
 from edlm_jax.errors import InputError
 from edlm_jax.models import Transformer
+from edlm_jax.models.cache import DecodingWeights
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,10 @@ class Event:
 
 
 class _Side:
-    """A lane for each mode, whose programs run in order, beside those of other sides."""
+    """A lane for each mode, whose programs run in order, beside those of other sides; their caches are in one pool."""
 
-    def __init__(self, lanes: Sequence[Lane]):
-        self.lanes = lanes
+    def __init__(self, pool: Pool | None, lanes: Sequence[Lane]):
+        self.pool, self.lanes = pool, lanes
         self.running: Future | None = None  # a step
         self.left: list[_Live] = []  # rows that were released, to be forgotten when no step runs
 
@@ -91,6 +93,8 @@ class Engine:
       slots: the most rows at once.
       columns: a prompt and its new tokens fit into so many together.
       least: rows that are computed at the least, whoever is there: with `slots` nothing is compiled for fewer.
+      cache_columns: of the caches of all rows together, where they lie in pages (float32 on CPU); default: enough for
+        all slots, however long their rows are. With fewer a row for which none are free waits in its slot.
 
     Raises:
       InputError: what a mode cannot do with this model.
@@ -104,6 +108,7 @@ class Engine:
         slots: int = 32,
         columns: int = 512,
         least: int = 1,
+        cache_columns: int | None = None,
     ):
         decoder = model if isinstance(model, Decoder) else Decoder.of(model)
         if slots < 1 or columns < 2:
@@ -117,7 +122,8 @@ class Engine:
         weights = decoder.weights
         sides = weights.backend.parts(slots, weights.nbytes)  # of the rows, each with a program, beside one another
         size = dict(least=-(-least // sides), slots=slots // sides, columns=columns)
-        self._sides = [_Side([Lane(weights, mode, **size) for mode in self.modes]) for _ in range(sides)]
+        share = None if cache_columns is None else cache_columns // sides
+        self._sides = [_side(weights, self.modes, share, size) for _ in range(sides)]
         self._yields = [Yield(lane.most) for lane in self._sides[0].lanes]
         self._live: dict[int, _Live] = {}
 
@@ -252,3 +258,11 @@ class Engine:
                 logprobs = wanted.at(at, new) if wanted else []
                 events.append(Event(row.slot, tokens, accepted_at, finished, *counts, logprobs))
         return events
+
+
+def _side(weights: DecodingWeights, modes: Sequence[Mode], cache_columns: int | None, size: dict[str, int]) -> _Side:
+    paged = weights.backend.pages
+    if cache_columns is not None and not paged:
+        raise InputError("cache_columns are for caches in pages: in float32 on CPU, with the kernels; leave them out")
+    pool = Pool.of(weights, modes, cache_columns) if paged else None
+    return _Side(pool, [Lane(weights, mode, pool=pool, **size) for mode in modes])

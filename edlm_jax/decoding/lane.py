@@ -4,59 +4,55 @@ Shapes: B rows, X token columns, S cache columns. The state is the mode's own, w
 two that holds those in use, so that few rows cost little and few programs are compiled: it doubles when it is full, and
 halves when it has been half empty for a while. A row that is done, or nobody's, is computed and not read.
 
-A prompt is prefilled alone, in pieces of two lengths, in a cache of one row, and then copied into the state:
+A prompt is prefilled alone, in pieces of two lengths, and then its row is put among the others:
 
     P P P P P P P P P P P P        large pieces, and a small one if that holds the rest; the last piece ends with the
     |large| |large| |. s s|        prompt, and its columns that the cache has already are not computed again
 
-Such caches are kept, and a prompt that begins as one of them does, by whole blocks, is prefilled from there on alone.
-A row's cache is one stretch of memory, not pages: with pages every layer of every step would gather a row's pages into
-such a stretch first, on every backend whose attention knows no page tables, as all here: that is a copy of the cache a
-step, where the copy here is one a request.
+Where the rows' caches lie is the store's business: in pages, some of them in common, where attention reads tables of
+pages (pages.py), else each in a stretch (stretches.py). Either knows what earlier prompts have left, by whole blocks or
+pages, so that one that begins alike is prefilled from there on alone.
 """
 
 import time
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from edlm_jax.attention import Bidirectional
+from edlm_jax.attention import Bidirectional, Causal
 from edlm_jax.decoding.blocks import BlockSettings
 from edlm_jax.decoding.compiled import compiled
 from edlm_jax.decoding.generation import Settled
 from edlm_jax.decoding.load import Pace
 from edlm_jax.decoding.modes import Mode
+from edlm_jax.decoding.pages import Pages, Pool
 from edlm_jax.decoding.prompts import bucket
 from edlm_jax.decoding.requests import Guide, RequestSettings, Row, make_row, unit
-from edlm_jax.models.cache import DecodingWeights, KVCache
+from edlm_jax.decoding.stretches import Stretches, put_row, take_rows
+from edlm_jax.models.cache import DecodingWeights
 from edlm_jax.parallel.mesh import on_mesh
 
 _PIECES = 64, 128  # columns of a prompt at a time; on CPU those that are not new cost little
 _WAITS, _MOST_WAIT = 384, 2  # columns of prefill in a step for each prompt that waits, up to so many of them
-_KEPT = 4  # caches of prompts that others may begin as
 _PATIENCE = 16  # steps with half of the rows unused before there are half as many
 _MOST_TURNS = 8
 _SHORT, _LONG = 5e-3, 15e-3  # seconds of a step that is worth its calls, and of one that keeps nobody waiting
 _ENDED = 8  # a step ends when more than one row of so many has ended
 
 
-@dataclass
-class _Kept:
-    """A cache of one row and the prompt that it holds."""
-
-    cache: KVCache | None
-    row: Row | None = None
-
-
 class Lane:
-    """Rows of one completed mode: from `least` to `slots` of them, each of `columns` for prompt and new tokens."""
+    """Rows of one completed mode: from `least` to `slots` of them, each of `columns` for prompt and new tokens.
 
-    def __init__(self, weights: DecodingWeights, mode: Mode, *, least: int, slots: int, columns: int):
+    Other lanes may have the same pool of pages, if no two of them run at the same time; default: one of its own.
+    """
+
+    def __init__(
+        self, weights: DecodingWeights, mode: Mode, *, least: int, slots: int, columns: int, pool: Pool | None = None
+    ):
         self.weights, self.mode, self.least, self.slots, self.turns = weights, mode, least, slots, 1
         self.room = columns
         room = columns + 4 * (mode.block_length or 1)
@@ -68,16 +64,16 @@ class Lane:
         # A prompt is padded to a small piece, or to its last block; the last new block may go beyond the limit.
         self.settings = probe.settings.spanning(-(-columns // C) * C + self.pieces[0] + C)
         program = self.settings.program(weights, probe.request)
-        self.columns, self.X, self.width = program.S, program.X, program.width
+        self.X, self.width = program.X, program.width
         self.most = min(self.width, self.settings.block_length or self.width)  # tokens of a row's forward
         self.rows: list[Any] = []  # whose each row is, by slots or what stands for them
         self.done_B = np.zeros(0, bool)
         self.requests: Any = None  # of all rows, on the host
-        self.state: Any = None  # (the same, the mode's state), on the device
+        self.state: Any = None  # (the same, the mode's state without its cache), on the device
         self._guides: dict[Hashable, Guide] = {}
         self._waiting: deque[tuple[Hashable, Iterator[int]]] = deque()  # slots, and what is left of their prefills
-        self._kept = [_Kept(None) for _ in range(_KEPT)]
         self._spare_steps = 0
+        self.store = self._store(program.S, pool)
 
     @property
     def live(self) -> int:
@@ -101,32 +97,34 @@ class Lane:
         room = max(self.live * self.width, _WAITS * min(len(self._waiting), _MOST_WAIT))
         while self._waiting and (room > 0 or not self.live):
             slot, pieces = self._waiting[0]
-            room -= next(pieces)
+            new = next(pieces)
+            if not new:
+                break  # it waits for pages of rows that have not ended
+            room -= new
             if slot in self.rows:
                 self._waiting.popleft()
         return self.step() if self.live else None
 
     def prefill(self, slot: Hashable, prompt: Sequence[int], settings: RequestSettings) -> Iterator[int]:
-        """Prefills a row and puts it among the others, a piece a turn: yields the columns of each."""
+        """Prefills a row and puts it among the others, a piece a turn: yields the columns of each, 0 as it waits."""
         row = make_row(self.weights, self.mode, prompt, settings, least=self.pieces[0], columns=self.X)
-        kept, known = self._nearest(row)
-        if kept.cache is None:
-            empty = KVCache.empty(self.weights.spec, 1, self.columns, self.weights.dtype)
-            kept.cache = jax.tree.map(jnp.zeros_like, empty)  # each layer's its own, or none could be given away
-        self._kept = [other for other in self._kept if other is not kept] + [kept]
-        kept.row, state = None, None
+        while (known := self.store.begin(slot, row)) is None:
+            yield 0
         for at, length in self._plan(row, known):
             where = row.tokens_1X, np.array([row.start], np.int32), np.array([at], np.int32)
             with on_mesh(self.weights.mesh):
-                state = _piece(self.weights, row.request, self.settings, kept.cache, *where, length)
-            kept.cache = state.cache
+                state, cache = _piece(self.weights, row.request, self.settings, self.store.lend(slot), *where, length)
+            self.store.take_back(cache)
             if at + length >= row.start:
-                kept.row = row
                 self._put(slot, row, state)
             yield min(length, row.start - at)
 
     def rehearse(self, threshold: float | None = None) -> dict[int, float]:
         """Compiles all that the lane may need, by rows that it then forgets: seconds of a forward by rows."""
+        with self.store.rehearsal():
+            return self._rehearse(threshold)
+
+    def _rehearse(self, threshold: float | None) -> dict[int, float]:
         longest, seconds = self.room - 1, {}
         lengths = {1, min(longest, sum(self.pieces))}
         if self.whole:  # a piece has the length of its prompt's bucket
@@ -159,6 +157,21 @@ class Lane:
         plain = {rows: (block * mixed[rows] - commits[rows]) / (block - 1) for rows in mixed}
         return Pace(plain, commits, block)
 
+    def _store(self, columns: int, pool: Pool | None) -> Pages | Stretches:
+        """The rows' caches, as the backend has them; a program computes with so many columns."""
+        if not self.weights.backend.pages:
+            return Stretches(self.weights, columns=columns, unit=self.unit, least=self.pieces[0])
+        blocks = isinstance(self.settings, BlockSettings)
+        pattern = self.settings.prefill if blocks else Causal()
+        return Pages(
+            pool or Pool.of(self.weights, [self.mode]),
+            rows=self.slots,
+            columns=(columns, self.room),
+            beyond=self.width + self.unit,
+            unit=self.unit,
+            pattern=None if self.whole else pattern,
+        )
+
     def _begin(self, slot: Hashable, prompt: Sequence[int], settings: RequestSettings) -> None:
         deque(self.prefill(slot, prompt, settings), maxlen=0)
 
@@ -184,7 +197,9 @@ class Lane:
         with on_mesh(self.weights.mesh):
             requests, state = self.state
             state = replace(state, done_B=self.done_B)
-            state = _proceed(self.weights, requests, self.settings, state, np.int32(turns))
+            cache = self.store.rows(self.rows)
+            state, cache = _proceed(self.weights, requests, self.settings, state, cache, np.int32(turns))
+        self.store.keep(cache)
         self.state = requests, state
         settled, self.done_B = self.requests.settled(state), np.array(state.done_B)
         seconds = time.perf_counter() - begun
@@ -196,6 +211,7 @@ class Lane:
 
     def drop(self, slot: Hashable) -> None:
         """Forgets a row, or one that waits."""
+        self.store.drop(slot)
         self._waiting = deque(waiting for waiting in self._waiting if waiting[0] != slot)
         if slot in self.rows:
             index = self.rows.index(slot)
@@ -223,28 +239,17 @@ class Lane:
             yield at, length
             at += length
 
-    def _nearest(self, row: Row) -> tuple[_Kept, int]:
-        """(the cache that holds most of this prompt, else the oldest; so many columns of it), the last unit apart."""
-        best = self._kept[0], 0
-        for kept in self._kept:
-            if kept.row is not None and kept.row.pad == row.pad:
-                most = min(kept.row.start, row.start - self.unit)
-                same = kept.row.tokens_1X[0, :most] == row.tokens_1X[0, :most]
-                shared = (most if same.all() else int(np.argmin(same))) // self.unit * self.unit
-                if shared - row.pad >= self.pieces[0] and shared > best[1]:
-                    best = kept, shared
-        return best
-
     def _put(self, slot: Hashable, row: Row, state) -> None:
         if self.state is None:
             alike = np.zeros(self.least, np.int32)
             self.rows, self.done_B = [None] * self.least, np.ones(self.least, bool)
-            self.state = _take((row.request, state), alike)
+            self.state = take_rows((row.request, state), alike)
             self.requests = jax.tree.map(lambda x: x[alike], row.request)
         elif None not in self.rows:
             self._resize(min(2 * len(self.rows), self.slots))
         index = self.rows.index(None)
-        self.state = _put(self.state, (row.request, state), np.int32(index))
+        self.state = put_row(self.state, (row.request, state), np.int32(index))
+        self.store.put(slot, index, len(self.rows))
         jax.tree.map(lambda rows, x: rows.__setitem__(index, x[0]), self.requests, row.request)
         self.rows[index], self.done_B[index] = slot, bool(np.asarray(state.done_B)[0])
         if row.guide is not None:
@@ -267,7 +272,8 @@ class Lane:
         """To so many rows, those in use first."""
         used = [index for index, slot in enumerate(self.rows) if slot is not None]
         index = np.array((used + [0] * size)[:size], np.int32)
-        self.state, self.requests = _take(self.state, index), jax.tree.map(lambda rows: rows[index], self.requests)
+        self.state, self.requests = take_rows(self.state, index), jax.tree.map(lambda rows: rows[index], self.requests)
+        self.store.resize(index)
         self.rows = ([self.rows[i] for i in used] + [None] * size)[:size]
         self.done_B = np.array([slot is None or self.done_B[i] for i, slot in zip(index, self.rows, strict=True)])
         self._spare_steps = 0
@@ -275,25 +281,15 @@ class Lane:
 
 @compiled(static_argnames=("settings", "length"), donate_argnames="cache")
 def _piece(weights, request, settings, cache, tokens_1X, start_1, new_1, length):
-    return settings.program(weights, request).piece(cache, tokens_1X, start_1, new_1, length)
+    state = settings.program(weights, request).piece(cache, tokens_1X, start_1, new_1, length)
+    return replace(state, cache=None), state.cache
 
 
-@compiled(static_argnames="settings", donate_argnames="state")
-def _proceed(weights, requests, settings, state, turns):
+@compiled(static_argnames="settings", donate_argnames=("state", "cache"))
+def _proceed(weights, requests, settings, state, cache, turns):
     """So many turns, or until rows have ended: one, or of many rows a few, for each call takes the host's time."""
-    program, done_B = settings.program(weights, requests), state.done_B
+    program, done_B, state = settings.program(weights, requests), state.done_B, replace(state, cache=cache)
     few = lambda s: (s.done_B != done_B).sum() * _ENDED <= len(done_B)  # noqa: E731
     goes_on = lambda carry: (carry[0] < turns) & few(carry[1]) & ~carry[1].done_B.all()  # noqa: E731
-    return jax.lax.while_loop(goes_on, lambda carry: (carry[0] + 1, program.turn(carry[1])), (0, state))[1]
-
-
-@compiled()
-def _take(rows, index):
-    """The rows at these indices."""
-    return jax.tree.map(lambda x: x[index], rows)
-
-
-@compiled(donate_argnames="rows")
-def _put(rows, row, index):
-    """All rows, with this one in its place."""
-    return jax.tree.map(lambda all_rows, x: jax.lax.dynamic_update_index_in_dim(all_rows, x[0], index, 0), rows, row)
+    state = jax.lax.while_loop(goes_on, lambda carry: (carry[0] + 1, program.turn(carry[1])), (0, state))[1]
+    return replace(state, cache=None), state.cache

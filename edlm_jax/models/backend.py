@@ -40,11 +40,11 @@ class Xla:
 
     @property
     def pages(self) -> bool:
-        """Do attention and the cache's update read tables of pages? Elsewhere each layer of each step would gather them."""
+        """Do attention and the cache's update read tables of pages? Else each layer of a step would gather them."""
         return False
 
     def attend(self, q_BTNH, k_BKSH, v_BKSH, mask_BTS, table_BG=None):
-        """Attention over a cache under a mask; `table_BG` names the pages of each row's columns, where there are any."""
+        """Attention over a cache under a mask; `table_BG` names the pages of rows, if it is in pages."""
         assert table_BG is None
         return attend_cached(q_BTNH, k_BKSH, v_BKSH, mask_BTS)
 
@@ -93,7 +93,7 @@ class CpuKernels(Xla):
         return True
 
     def attend(self, q_BTNH, k_BKSH, v_BKSH, mask_BTS, table_BG=None):
-        """Attention over a cache under a mask; `table_BG` names the pages of each row's columns, where there are any."""
+        """Attention over a cache under a mask; `table_BG` names the pages of rows, if it is in pages."""
         return cpu.attend(q_BTNH, k_BKSH, v_BKSH, mask_BTS, table_BG)
 
     def attend_prompt(self, spec: ModelSpec, pattern: Pattern, segments_BT):

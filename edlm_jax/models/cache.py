@@ -275,4 +275,3 @@ def forward_cached(
 
     x_BTD = forward(weights, tokens_BT, rotary_BT, attention, read, drafts)
     return x_BTD, replace(cache, k_BKSH=tuple(keys), v_BKSH=tuple(values))
-

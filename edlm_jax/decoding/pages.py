@@ -1,0 +1,232 @@
+"""The cache of an engine's rows in pages, for backends whose attention reads tables of pages.
+
+A row has pages for its prompt and for all that it may come to be, from its first token on, until it ends: none is ever
+stuck half-way. A row for which too few are free waits, and gets its pages before any that asks after it. Whole pages of
+a prompt that no row can ever write again are known by what they hold, and rows that begin alike have them in common:
+
+    a b c d | e f g h | i j k l | m - - -       pages of four columns; blocks of two; the last block, l m, is written
+    a b c d | e f g h | o p q r | s - - -       by its own row alone: its page, and those behind, are the row's own
+
+What a page holds follows from its tokens, those before them, the padding before these and the prefill's pattern: that
+is its key, whatever mode it is for. Such a page is kept after its rows end, until it is needed: the one that was left
+longest ago goes first, and of one row the last, for without what is before it none is found.
+"""
+
+import hashlib
+import itertools
+import math
+from collections import OrderedDict, deque
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edlm_jax.attention import Pattern
+from edlm_jax.decoding.modes import Mode
+from edlm_jax.decoding.modes.block_mode import BlockMode
+from edlm_jax.decoding.requests import Row
+from edlm_jax.errors import InputError
+from edlm_jax.models.cache import DecodingWeights
+from edlm_jax.models.kv_cache import KVCache
+
+_LEAST = 16  # columns of a page: what the kernels take at a time, and so many blocks as fill them
+
+
+class Pool:
+    """The pages of one program's rows, of all its modes: who has them, and which are known.
+
+    Args:
+      weights: whose cache they are.
+      page: columns of each.
+      columns: of all together; default: enough for all rows at once, whatever they are.
+    """
+
+    def __init__(self, weights: DecodingWeights, page: int, columns: int | None = None):
+        self.weights, self.page, self.fixed = weights, page, columns is not None
+        self.shared = 0  # columns of prompts that were there already, so far
+        self.users: list[int] = []  # of each page
+        self.free: deque[int] = deque()
+        self.kept: OrderedDict[int, None] = OrderedDict()  # nobody's, but known
+        self._page: dict[bytes, int] = {}  # by key
+        self._key: dict[int, bytes] = {}
+        self._first: Hashable | None = None  # who lacked pages, and gets them first
+        self._cache: KVCache | None = None
+        if columns is not None:
+            self._grow(columns // page)
+
+    @classmethod
+    def of(cls, weights: DecodingWeights, modes: Sequence[Mode], columns: int | None = None) -> Self:
+        """Of pages that each mode's blocks fill."""
+        blocks = [mode.block_length or 1 for mode in modes if isinstance(mode, BlockMode)]
+        return cls(weights, math.lcm(_LEAST, *blocks), columns)
+
+    @property
+    def used(self) -> int:
+        """Pages of rows."""
+        return len(self.users) - len(self.free) - len(self.kept)
+
+    @property
+    def cache(self) -> KVCache:
+        """All pages."""
+        if self._cache is None:
+            empty = KVCache.empty(self.weights.spec, len(self.users), self.page, self.weights.dtype)
+            self._cache = jax.tree.map(jnp.zeros_like, empty)  # each layer's its own, or none could be given away
+        return self._cache
+
+    @cache.setter
+    def cache(self, cache: KVCache) -> None:
+        self._cache = cache
+
+    def open(self, rows: int, pages: int) -> None:
+        """Before its first use: a mode has so many rows of at most so many pages."""
+        if not self.fixed:
+            self._grow(rows * pages)
+        elif pages > len(self.users):
+            least, given = pages * self.page, len(self.users) * self.page
+            raise InputError(
+                f"a row may need {least} columns of cache, not {given}: give more, or fewer a slot"
+            )
+
+    def take(self, slot: Hashable, keys: Sequence[bytes], count: int) -> tuple[list[int], int] | None:
+        """(so many pages, how many of them are those of the first keys); None: it has to wait."""
+        known = [self._page[key] for key in itertools.takewhile(self._page.__contains__, keys)]
+        spare = len(self.free) + len(self.kept) - sum(page in self.kept for page in known)
+        if self._first not in (None, slot) or count - len(known) > spare:
+            self._first = slot if self._first is None else self._first
+            return None
+        self._first = None
+        for page in known:
+            self.kept.pop(page, None)
+        pages = known + [self._next() for _ in range(count - len(known))]
+        for page in pages:
+            self.users[page] += 1
+        self.shared += len(known) * self.page
+        return pages, len(known)
+
+    def know(self, keys: Sequence[bytes], pages: Sequence[int]) -> None:
+        """These pages hold what their keys say, and nobody writes them again."""
+        for key, page in zip(keys, pages, strict=True):
+            if key not in self._page and page not in self._key:
+                self._page[key], self._key[page] = page, key
+
+    def leave(self, pages: Sequence[int]) -> None:
+        """A row has these no more."""
+        for page in reversed(pages):
+            self.users[page] -= 1
+            if not self.users[page]:
+                if page in self._key:
+                    self.kept[page] = None
+                else:
+                    self.free.append(page)
+
+    def forget(self, slot: Hashable) -> None:
+        """It waits no more."""
+        if self._first == slot:
+            self._first = None
+
+    def _next(self) -> int:
+        if self.free:
+            return self.free.popleft()
+        page, _ = self.kept.popitem(last=False)
+        del self._page[self._key.pop(page)]
+        return page
+
+    def _grow(self, pages: int) -> None:
+        self.free.extend(range(len(self.users), pages))
+        self.users += [0] * (pages - len(self.users))
+
+
+class Pages:
+    """The caches of one lane's rows, in a pool.
+
+    Args:
+      pool: where the pages are.
+      rows: the most of them.
+      columns: those that a program computes with, and the most that a prompt and its new tokens have.
+      beyond: columns behind its last token that a row may write.
+      unit: a row writes none of its prompt but the last `unit` columns again.
+      pattern: the prefill's; None: it can't go on from what other rows have.
+    """
+
+    def __init__(
+        self, pool: Pool, *, rows: int, columns: tuple[int, int], beyond: int, unit: int, pattern: Pattern | None
+    ):
+        self.pool, self.beyond, self.unit, self.pattern = pool, beyond, unit, pattern
+        self.most = -(-columns[0] // pool.page)  # pages of a row's table
+        pool.open(rows, min(self.most, -(-(columns[1] + beyond) // pool.page) + 1))
+        self._pages: dict[Hashable, list[int]] = {}  # that a slot has
+        self._keys: dict[Hashable, list[bytes]] = {}
+        self._tables: dict[Hashable, np.ndarray] = {}
+        self._none_G = np.full(self.most, -1, np.int32)
+        self._rehearsed: Iterator[int] | None = None
+
+    def begin(self, slot: Hashable, row: Row) -> int | None:
+        """The columns of its prompt that a row has already; None: it has to wait."""
+        P, limit = self.pool.page, int(row.request.limit_B1[0, 0])
+        first, stop = row.pad // P, min(-(-(row.start + limit + self.beyond) // P), self.most)
+        if self._rehearsed:
+            return self._enter(slot, first, list(itertools.islice(self._rehearsed, stop - first)))
+        keys = self._prompt_keys(row)
+        taken = self.pool.take(slot, keys, stop - first)
+        if taken is None:
+            return None
+        self._pages[slot], known = taken
+        self._keys[slot] = keys
+        self._enter(slot, first, self._pages[slot])
+        return (first + known) * P if known else 0
+
+    def lend(self, slot: Hashable) -> KVCache:
+        """The cache of a row that is prefilled."""
+        return self.rows([slot])
+
+    def keep(self, cache: KVCache) -> None:
+        """What became of it, or of one that was lent."""
+        self.pool.cache = replace(cache, table_BG=None)
+
+    take_back = keep
+
+    def put(self, slot: Hashable, index: int, rows: int) -> None:
+        """A row is prefilled: others may begin as it does."""
+        keys = self._keys.pop(slot, [])
+        self.pool.know(keys, self._pages.get(slot, [])[: len(keys)])
+
+    def rows(self, slots: Sequence[Hashable | None]) -> KVCache:
+        """The cache of all rows; None is nobody's."""
+        return replace(self.pool.cache, table_BG=np.stack([self._tables.get(slot, self._none_G) for slot in slots]))
+
+    def resize(self, index: np.ndarray) -> None:
+        """The rows at these indices alone; nothing moves, for pages are a slot's."""
+
+    def drop(self, slot: Hashable) -> None:
+        """Forgets a row, or one that waits."""
+        self.pool.forget(slot)
+        self.pool.leave(self._pages.pop(slot, []))
+        self._keys.pop(slot, None)
+        self._tables.pop(slot, None)
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Rows have any pages meanwhile, some perhaps the same, before there are others: there are always enough."""
+        self._rehearsed = itertools.cycle(range(len(self.pool.users)))
+        yield
+        self._rehearsed = None
+
+    def _enter(self, slot: Hashable, first: int, pages: Sequence[int]) -> int:
+        self._tables[slot] = self._none_G.copy()
+        self._tables[slot][first : first + len(pages)] = pages
+        return 0
+
+    def _prompt_keys(self, row: Row) -> list[bytes]:
+        """Of the pages of a prompt that no row will write again, from the first on that holds any of it."""
+        P, keys = self.pool.page, []
+        if self.pattern is None:
+            return keys
+        key = f"{self.pattern} {row.pad}".encode()
+        for page in range(row.pad // P, (row.start - self.unit) // P):
+            key = hashlib.sha256(key + row.tokens_1X[0, page * P : (page + 1) * P].tobytes()).digest()
+            keys.append(key)
+        return keys
