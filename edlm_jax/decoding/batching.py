@@ -30,6 +30,15 @@ from edlm_jax.models.cache import DecodingWeights
 
 
 @dataclass(frozen=True)
+class CacheUse:
+    """Columns of the rows' caches, where these lie in pages."""
+
+    columns: int  # that there are
+    used: int  # of rows
+    shared: int  # of prompts, so far, that earlier ones had left
+
+
+@dataclass(frozen=True)
 class Event:
     """What a step brought to one row: tokens that nothing takes back, or its end, or both."""
 
@@ -141,6 +150,13 @@ class Engine:
     def free(self) -> int:
         """Slots that a request can be put into."""
         return self.slots - self.live
+
+    @property
+    def cache(self) -> CacheUse | None:
+        """What rows have of their caches; None where each has a stretch of its own."""
+        pools = [side.pool for side in self._sides if side.pool]
+        total = lambda name: sum(pool.page * getattr(pool, name) for pool in pools)  # noqa: E731
+        return CacheUse(total("pages"), total("used"), total("shared")) if pools else None
 
     def warm(self) -> None:
         """Compiles all that requests may need, before the first; of several modes, measures what forwards cost."""

@@ -47,7 +47,7 @@ class Pool:
 
     def __init__(self, weights: DecodingWeights, page: int, columns: int | None = None):
         self.weights, self.page, self.fixed = weights, page, columns is not None
-        self.shared = 0  # columns of prompts that were there already, so far
+        self.shared = 0  # pages of prompts that were there already, so far
         self.users: list[int] = []  # of each page
         self.free: deque[int] = deque()
         self.kept: OrderedDict[int, None] = OrderedDict()  # nobody's, but known
@@ -65,15 +65,20 @@ class Pool:
         return cls(weights, math.lcm(_LEAST, *blocks), columns)
 
     @property
+    def pages(self) -> int:
+        """All of them."""
+        return len(self.users)
+
+    @property
     def used(self) -> int:
         """Pages of rows."""
-        return len(self.users) - len(self.free) - len(self.kept)
+        return self.pages - len(self.free) - len(self.kept)
 
     @property
     def cache(self) -> KVCache:
         """All pages."""
         if self._cache is None:
-            empty = KVCache.empty(self.weights.spec, len(self.users), self.page, self.weights.dtype)
+            empty = KVCache.empty(self.weights.spec, self.pages, self.page, self.weights.dtype)
             self._cache = jax.tree.map(jnp.zeros_like, empty)  # each layer's its own, or none could be given away
         return self._cache
 
@@ -85,11 +90,9 @@ class Pool:
         """Before its first use: a mode has so many rows of at most so many pages."""
         if not self.fixed:
             self._grow(rows * pages)
-        elif pages > len(self.users):
-            least, given = pages * self.page, len(self.users) * self.page
-            raise InputError(
-                f"a row may need {least} columns of cache, not {given}: give more, or fewer a slot"
-            )
+        elif pages > self.pages:
+            least, given = pages * self.page, self.pages * self.page
+            raise InputError(f"a row may need {least} columns of cache, not {given}: give more, or fewer a slot")
 
     def take(self, slot: Hashable, keys: Sequence[bytes], count: int) -> tuple[list[int], int] | None:
         """(so many pages, how many of them are those of the first keys); None: it has to wait."""
@@ -104,7 +107,7 @@ class Pool:
         pages = known + [self._next() for _ in range(count - len(known))]
         for page in pages:
             self.users[page] += 1
-        self.shared += len(known) * self.page
+        self.shared += len(known)
         return pages, len(known)
 
     def know(self, keys: Sequence[bytes], pages: Sequence[int]) -> None:
@@ -136,8 +139,8 @@ class Pool:
         return page
 
     def _grow(self, pages: int) -> None:
-        self.free.extend(range(len(self.users), pages))
-        self.users += [0] * (pages - len(self.users))
+        self.free.extend(range(self.pages, pages))
+        self.users += [0] * (pages - self.pages)
 
 
 class Pages:
@@ -211,7 +214,7 @@ class Pages:
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
         """Rows have any pages meanwhile, some perhaps the same, before there are others: there are always enough."""
-        self._rehearsed = itertools.cycle(range(len(self.pool.users)))
+        self._rehearsed = itertools.cycle(range(self.pool.pages))
         yield
         self._rehearsed = None
 

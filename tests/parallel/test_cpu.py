@@ -116,6 +116,37 @@ def test_cache_takes_new_columns_as_xla_does(rng, start):
             np.testing.assert_array_equal(cache, expected)
 
 
+@pytest.mark.parametrize(
+    "B, T, N, K, P, G, H", [(2, 5, 4, 2, 16, 3, 8), (3, 8, 6, 2, 48, 2, 48), (2, 2, 2, 2, 32, 5, 7)]
+)
+def test_pages_have_the_bits_of_a_plain_cache(rng, B, T, N, K, P, G, H):
+    """Attention and the update, whatever the tables, some pages in common; nothing that no table names is touched."""
+    table_BG = np.stack([rng.permutation(3 * G)[:G] for _ in range(B)]).astype(np.int32)
+    table_BG[:, 0] = table_BG[0, 0]  # rows that begin alike
+    table_BG[1:, 0] = np.where((table_BG[1:, 1:] == table_BG[0, 0]).any(1), -1, table_BG[1:, 0])
+    table_BG[-1, -1] = -1
+    k_YKPH, v_YKPH = normal(rng, 3 * G, K, P, H), normal(rng, 3 * G, K, P, H)
+    S, plain = G * P, lambda x_YKPH: x_YKPH[table_BG].swapaxes(1, 2).reshape(B, K, G * P, H)  # noqa: E731
+    there_BS = np.repeat(table_BG >= 0, P, axis=1)
+    q_BTNH, mask_BTS = normal(rng, B, T, N, H), (rng.random((B, T, S)) < rng.choice([0.05, 0.5, 1])) & there_BS[:, None]
+    paged = cpu.attend(q_BTNH, k_YKPH, v_YKPH, mask_BTS, table_BG)
+    np.testing.assert_array_equal(paged, cpu.attend(q_BTNH, plain(k_YKPH), plain(v_YKPH), mask_BTS))
+
+    own_BG = rng.permutation(3 * G)[: B * G].reshape(B, G).astype(np.int32)
+    own_BG[-1, -1] = -1
+    new = normal(rng, B, T, K, H), normal(rng, B, T, K, H)
+    start_B = rng.integers(0, S - T + 3, B).astype(np.int32)
+    for where_BT in (None, rng.random((B, T)) < 0.5):
+        written = cpu.write(*map(jnp.asarray, (k_YKPH, v_YKPH, *new)), start_B, where_BT, own_BG)
+        for cache_YKPH, before_YKPH, new_BTKH in zip(written, (k_YKPH, v_YKPH), new, strict=True):
+            expected_YKPH = before_YKPH.copy()
+            for b, t in np.ndindex(B, T):
+                column = min(start_B[b], S - T) + t
+                if own_BG[b, column // P] >= 0 and (where_BT is None or where_BT[b, t]):
+                    expected_YKPH[own_BG[b, column // P], :, column % P] = new_BTKH[b, t]
+            np.testing.assert_array_equal(cache_YKPH, expected_YKPH)
+
+
 @pytest.mark.parametrize("D", [1, 8, 37, 576])
 def test_norm_of_a_row_is_the_rows_own(rng, D):
     x_BTD, scale_D = normal(rng, 3, 5, D), normal(rng, D)
@@ -131,7 +162,7 @@ def test_narrower_instructions_pass_as_well(instructions):
     if "EDLM_CPU" in os.environ:
         return
     pytest_ = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:xdist", "-p", "no:cacheprovider"]
-    command = [*pytest_, __file__, "-k", "1_to_64_rows or adapter or visible or norm"]
+    command = [*pytest_, __file__, "-k", "1_to_64_rows or adapter or visible or pages or norm"]
     environment = os.environ | {"EDLM_CPU": instructions}
     ran = subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True)
     assert ran.returncode == 0 and "passed" in ran.stdout, ran.stdout
