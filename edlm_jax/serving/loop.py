@@ -91,6 +91,10 @@ class Loop:
         self._seconds = 1.0  # from a row's arrival to its end, of late
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         metrics.slots.set(engine.slots)
+        if engine.cache:
+            metrics.cache.set(engine.cache.columns)
+            metrics.cache_used.set_function(lambda: engine.cache.used)
+            metrics.shared.set_function(lambda: engine.cache.shared)
         metrics.live.set_function(lambda: len(self._live))
         metrics.waiting.set_function(lambda: len(self._waiting))
 

@@ -10,6 +10,7 @@ from edlm_jax.decoding import Decoder, Engine, RequestSettings, parse_mode
 from edlm_jax.decoding.lane import Lane
 from edlm_jax.errors import InputError
 from edlm_jax.models.backend import CpuKernels, Xla
+from edlm_jax.parallel import cpu
 from tests.compilations import compiled
 from tests.decoding.tiny import make_model, prompts
 from tests.seeds import fresh_rng
@@ -57,15 +58,18 @@ def _in_sides(count, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("text", [*MODES, "another"])
+@pytest.mark.parametrize("text", [*MODES, "another", "in stretches"])
 def test_rows_are_the_decoders(text, monkeypatch):
     """Requests arrive and are released at any step; each row's tokens, ends and forwards are those of it alone.
 
-    In one program, or in two beside one another.
+    In one program, or in two beside one another; with caches in pages where attention reads their tables, or not.
     """
     rng = fresh_rng()
     slots = 3 * _in_sides(int(rng.choice([1, 2])), monkeypatch)
-    mode = parse_mode(str(rng.choice(OTHERS)) if text == "another" else text)
+    if text == "in stretches":
+        monkeypatch.setattr(cpu, "available", lambda: False)
+    texts = {"another": OTHERS, "in stretches": [*MODES, *OTHERS]}.get(text, [text])
+    mode = parse_mode(str(rng.choice(texts)))
     decoder = Decoder(make_model("shifted" if rng.random() < 0.5 else "same_position"))
     engine, asked, got = Engine(decoder, mode, slots=slots, columns=110, least=int(rng.choice([1, slots]))), {}, {}
     begins = prompts(rng, [30, 90])  # some begin alike
@@ -158,8 +162,11 @@ def test_rehearsed_rows_are_all_there(monkeypatch):
     assert timed == [(1, False), (2, False), (3, False)] and lane.live == 0
 
 
-def test_equal_beginnings_are_prefilled_once():
+@pytest.mark.parametrize("pages", [True, False])
+def test_equal_beginnings_are_prefilled_once(pages, monkeypatch):
     """By whole blocks on the same grid, the last block apart; another prompt between them changes nothing."""
+    if not pages:
+        monkeypatch.setattr(cpu, "available", lambda: False)
     rng, model = fresh_rng(), make_model()
     lane = Lane(Decoder(model).weights, Decoder(model).completed(None), least=1, slots=2, columns=200)
     settings = RequestSettings(4)

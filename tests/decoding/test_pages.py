@@ -9,7 +9,6 @@ from edlm_jax.decoding import Decoder, Engine, RequestSettings, parse_mode
 from edlm_jax.decoding.pages import Pages, Pool
 from edlm_jax.decoding.requests import make_row
 from edlm_jax.errors import InputError
-from edlm_jax.models.backend import Xla
 from edlm_jax.parallel import cpu
 from tests.decoding.test_batching import alone
 from tests.decoding.tiny import make_model, prompts
@@ -158,8 +157,7 @@ def test_settings_that_can_not_be_are_refused(monkeypatch):
     model = make_model()
     with pytest.raises(InputError, match="a row may need"):
         Engine(model, slots=2, columns=110, cache_columns=100)
-    monkeypatch.setattr("edlm_jax.models.backend.choose", lambda model: Xla())
-    monkeypatch.setattr("edlm_jax.models.cache.choose", lambda model: Xla())
+    monkeypatch.setattr(cpu, "available", lambda: False)
     with pytest.raises(InputError, match="caches in pages"):
         Engine(model, slots=2, columns=110, cache_columns=1000)
 

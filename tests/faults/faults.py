@@ -216,9 +216,27 @@ FAULTS = [
     ),
     Fault(
         "a prompt goes on from one that begins otherwise",
-        "edlm_jax/decoding/lane.py",
+        "edlm_jax/decoding/stretches.py",
         "(most if same.all() else int(np.argmin(same)))",
         "most",
+    ),
+    Fault(
+        "a page is known by its own tokens, whatever stands before them",
+        "edlm_jax/decoding/pages.py",
+        "hashlib.sha256(key + row",
+        "hashlib.sha256(row",
+    ),
+    Fault(
+        "rows share the page of their last block",
+        "edlm_jax/decoding/pages.py",
+        "range(row.pad // P, (row.start - self.unit) // P)",
+        "range(row.pad // P, -(-row.start // P))",
+    ),
+    Fault(
+        "a row that ended keeps its first page",
+        "edlm_jax/decoding/pages.py",
+        "for page in reversed(pages):",
+        "for page in reversed(pages[1:]):",
     ),
     Fault(
         "the load chooses the slowest mode",

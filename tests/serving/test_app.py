@@ -181,6 +181,7 @@ def test_nothing_compiles_and_no_slot_is_lost(client, decoder, address, loop):
     assert not compiled
     counts = client.get("/metrics").text
     assert "edlm_rows_live 0.0" in counts and 'edlm_rows_total{end="cancelled"}' in counts
+    assert "edlm_cache_columns_used 0.0" in counts
 
 
 @pytest.mark.filterwarnings("ignore:.*reads next tokens")
