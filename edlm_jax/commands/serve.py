@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="0: a free one (8000)")
     parser.add_argument("--slots", type=int, default=32, metavar="N", help="rows decoded at once (32)")
     parser.add_argument("--columns", type=int, default=512, metavar="N", help="of a prompt and its answer (512)")
-    what = "of the caches of all rows, in pages (float32 on CPU); a row waits until some are free (enough for all slots)"
+    what = "of the caches of all rows, in pages (float32 on CPU); a row waits until there are some (enough)"
     parser.add_argument("--cache-columns", type=int, metavar="N", help=what)
     parser.add_argument("--queue", type=int, default=128, metavar="N", help="rows that may wait; then comes 429 (128)")
     add_mode_arguments(parser)
@@ -107,6 +107,7 @@ def _load(args: argparse.Namespace):
     mesh = decoding_mesh(count) if args.tensor else None
     model = pretrained.load_pretrained(path, dtype=chosen_dtype(args), mesh=mesh)
     columns = min(args.columns, spec.max_length)
-    engine = Engine(Decoder(model, take=True), mode, slots=args.slots, columns=columns, cache_columns=args.cache_columns)
+    size = dict(slots=args.slots, columns=columns, cache_columns=args.cache_columns)
+    engine = Engine(Decoder(model, take=True), mode, **size)
     engine.warm()
     return Loop(engine, text, Metrics(), args.queue)

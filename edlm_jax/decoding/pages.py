@@ -8,8 +8,9 @@ a prompt that no row can ever write again are known by what they hold, and rows 
     a b c d | e f g h | o p q r | s - - -       by its own row alone: its page, and those behind, are the row's own
 
 What a page holds follows from its tokens, those before them, the padding before these and the prefill's pattern: that
-is its key, whatever mode it is for. Such a page is kept after its rows end, until it is needed: the one that was left
-longest ago goes first, and of one row the last, for without what is before it none is found.
+is its key, whatever mode it is for. Some such pages are kept after their rows end, until they are needed: the one that
+was left longest ago goes first, and of one row the last, for without what is before it none is found. Few, for pages
+that were written of late lie in a processor's cache: free ones, too, are taken by who comes next after they were left.
 """
 
 import hashlib
@@ -33,7 +34,8 @@ from edlm_jax.errors import InputError
 from edlm_jax.models.cache import DecodingWeights
 from edlm_jax.models.kv_cache import KVCache
 
-_LEAST = 16  # columns of a page: what the kernels take at a time, and so many blocks as fill them
+_AT_ONCE, _LEAST = 16, 64  # columns that kernels take at a time, and of a page: with few, streams of reads are short
+_KEPT = 4  # rows: as many pages are kept for others, and are there beside those of all rows
 
 
 class Pool:
@@ -42,7 +44,7 @@ class Pool:
     Args:
       weights: whose cache they are.
       page: columns of each.
-      columns: of all together; default: enough for all rows at once, whatever they are.
+      columns: of all together; default: enough for all rows at once, whatever they are, and a few kept ones.
     """
 
     def __init__(self, weights: DecodingWeights, page: int, columns: int | None = None):
@@ -53,6 +55,7 @@ class Pool:
         self.kept: OrderedDict[int, None] = OrderedDict()  # nobody's, but known
         self._page: dict[bytes, int] = {}  # by key
         self._key: dict[int, bytes] = {}
+        self._most_kept = 0
         self._first: Hashable | None = None  # who lacked pages, and gets them first
         self._cache: KVCache | None = None
         if columns is not None:
@@ -62,7 +65,8 @@ class Pool:
     def of(cls, weights: DecodingWeights, modes: Sequence[Mode], columns: int | None = None) -> Self:
         """Of pages that each mode's blocks fill."""
         blocks = [mode.block_length or 1 for mode in modes if isinstance(mode, BlockMode)]
-        return cls(weights, math.lcm(_LEAST, *blocks), columns)
+        unit = math.lcm(_AT_ONCE, *blocks)
+        return cls(weights, -(-_LEAST // unit) * unit, columns)
 
     @property
     def pages(self) -> int:
@@ -88,8 +92,9 @@ class Pool:
 
     def open(self, rows: int, pages: int) -> None:
         """Before its first use: a mode has so many rows of at most so many pages."""
+        self._most_kept = max(self._most_kept, _KEPT * pages)
         if not self.fixed:
-            self._grow(rows * pages)
+            self._grow((rows + _KEPT) * pages)
         elif pages > self.pages:
             least, given = pages * self.page, self.pages * self.page
             raise InputError(f"a row may need {least} columns of cache, not {given}: give more, or fewer a slot")
@@ -125,6 +130,8 @@ class Pool:
                     self.kept[page] = None
                 else:
                     self.free.append(page)
+        while len(self.kept) > self._most_kept:
+            self.free.append(self._oldest())
 
     def forget(self, slot: Hashable) -> None:
         """It waits no more."""
@@ -133,7 +140,10 @@ class Pool:
 
     def _next(self) -> int:
         if self.free:
-            return self.free.popleft()
+            return self.free.pop()
+        return self._oldest()
+
+    def _oldest(self) -> int:
         page, _ = self.kept.popitem(last=False)
         del self._page[self._key.pop(page)]
         return page

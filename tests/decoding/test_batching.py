@@ -164,7 +164,7 @@ def test_rehearsed_rows_are_all_there(monkeypatch):
 
 @pytest.mark.parametrize("pages", [True, False])
 def test_equal_beginnings_are_prefilled_once(pages, monkeypatch):
-    """By whole blocks on the same grid, the last block apart; another prompt between them changes nothing."""
+    """By whole blocks or pages on the same grid, the last block apart; another prompt between changes nothing."""
     if not pages:
         monkeypatch.setattr(cpu, "available", lambda: False)
     rng, model = fresh_rng(), make_model()
@@ -177,7 +177,8 @@ def test_equal_beginnings_are_prefilled_once(pages, monkeypatch):
             lane.drop(slot)
         costs.append(sum(lane.prefill(slot, prompt, settings)))
     # 149 stand one column away from the blocks of 150.
-    assert costs[0] >= 150 and costs[1] >= 90 and costs[2] <= 16 and costs[3] <= 64 and costs[4] >= 149
+    most = (24, 88) if pages else (16, 64)  # 128 and 64 columns are in whole pages
+    assert costs[0] >= 150 and costs[1] >= 90 and costs[2] <= most[0] and costs[3] <= most[1] and costs[4] >= 149
 
 
 def test_guided_rows_get_allowed_tokens_alone():

@@ -64,7 +64,7 @@ def run(rng, steps=400):
     """Rows that begin alike come, wait, are cancelled half-way and end, in a pool that is too small for all of them."""
     decoder, mode = Decoder(make_model()), parse_mode("diffusion:threshold=0.5")
     weights, mode = decoder.weights, decoder.completed(mode)
-    pool = Pool.of(weights, [mode], int(rng.integers(16, 40)) * 16)
+    pool = Pool.of(weights, [mode], int(rng.integers(4, 20)) * 64)
     pages = Pages(pool, rows=9, columns=(240, 150), beyond=12, unit=4, pattern=Causal())
     model, begins, waiting = Model(pool, pages), prompts(rng, [140, 140, 140]), []
     for slot in range(steps):
@@ -117,7 +117,7 @@ def test_rows_wait_for_pages_and_are_the_decoders(texts):
     """Far more rows than pages: all are decoded at last, as alone; then all pages are free again."""
     rng, decoder = fresh_rng(), Decoder(make_model())
     modes = [parse_mode(text) for text in texts.split()]
-    engine = Engine(decoder, modes, slots=6, columns=110, cache_columns=int(rng.choice([160, 320])))
+    engine = Engine(decoder, modes, slots=6, columns=110, cache_columns=int(rng.choice([192, 384])))
     begins = prompts(rng, [100, 100])
     waiting = []
     for n in rng.integers(1, 96, 16):
@@ -150,16 +150,15 @@ def test_modes_share_what_they_prefill_alike():
         sum(lane.prefill(0, prompt, RequestSettings(4)))
         shared.append(engine.cache.shared)
         lane.drop(0)
-    assert shared == [0, 96, 96]
+    assert shared == [0, 64, 64]
 
 
 def test_settings_that_can_not_be_are_refused(monkeypatch):
-    model = make_model()
     with pytest.raises(InputError, match="a row may need"):
-        Engine(model, slots=2, columns=110, cache_columns=100)
+        Engine(make_model(), slots=2, columns=110, cache_columns=100)
     monkeypatch.setattr(cpu, "available", lambda: False)
     with pytest.raises(InputError, match="caches in pages"):
-        Engine(model, slots=2, columns=110, cache_columns=1000)
+        Engine(make_model(), slots=2, columns=110, cache_columns=1000)
 
 
 def test_windows_see_positions_in_pages():

@@ -1,9 +1,9 @@
 // Attention over a cache, and the cache's update in place.
 //
-// q [B, T, N, H], keys and values [pages, K, P, H], table [B, S / P], mask [B, T, S]; N = K * G. A row's columns lie in
-// the pages that its table names, P in each, in their order; with one page a row, of S columns, that is a plain cache.
-// The G * T queries that share a head's keys are taken four at a time: all their scores, their softmax, then the sum of
-// values. A page below zero is none: what is written there is lost, and nobody may see it.
+// q [B, T, N, H], keys and values [pages, K, P, H], table [B, G], mask [B, T, S]; S = G * P. A row's columns lie in the
+// pages that its table names, P in each, in their order; with one page a row that is a plain cache. A page below zero is
+// none: what is written there is lost, and nobody may see it. The queries that share a head's keys are taken four at a
+// time: all their scores, their softmax, then the sum of values.
 //
 // A query's bits depend on its own visible columns, in their order, and on nothing else: a score is summed over H lane
 // by lane and then lane on lane, values and weights are summed from the first column to the last, and what the mask
@@ -29,7 +29,7 @@ struct Task {
   const int32_t* table;
   const bool* mask;
   float* out;
-  int64_t B, T, N, H, K, P, S;
+  int64_t B, T, N, H, K, P, G, S;
 
   int64_t group() const { return N / K; }
   int64_t tiles() const { return (group() * T + kRows - 1) / kRows; }
@@ -98,14 +98,17 @@ EDLM_INLINE void fold_all(typename I::Floats* x) {
   }
 }
 
-// Where the columns of one row and head lie: column s is the one of number places[s / P] + s in all pages.
+// Where the columns of one row and head lie: column s of its page g is the one of number places[g] + s in all pages.
 struct Columns {
   const int64_t* places;
   int64_t P;
-
-  int64_t at(int64_t s) const { return places[s / P] + s; }
-  int64_t end(int64_t s) const { return (s / P + 1) * P; }  // of the page of column s
 };
+
+// Asks for what is read next, of which no stream of reads tells the processor.
+EDLM_INLINE void ahead(const float* next) {
+#pragma GCC unroll 16
+  for (int line = 0; line < 16; ++line) __builtin_prefetch(next + 16 * line);
+}
 
 // Scores of R queries, `stride` floats apart, with the keys of columns [begin, end), whole registers of them: past the
 // last column that one over again. They lie behind one another from k on. H is padded with zeros in q alone.
@@ -195,9 +198,10 @@ template <class I, int R, int V, bool part = false>
 EDLM_INLINE void mix(const float* weights, int64_t room, const float* v, const Columns& columns, int64_t H,
                      int64_t begin, int64_t end, float* out, int64_t stride, int64_t size = 0) {
   typename I::Floats sums[R][V] = {}, values{};
-  for (int64_t s = begin; s < end;) {
-    const int64_t stop = std::min(end, columns.end(s));
-    const float* column = v + columns.at(s) * H;
+  for (int64_t page = begin / columns.P, s = begin; s < end; ++page) {
+    const int64_t stop = std::min(end, (page + 1) * columns.P);
+    const float* column = v + (columns.places[page] + s) * H;
+    if (stop < end) ahead(v + (columns.places[page + 1] + stop) * H);
     for (; s < stop; ++s, column += H) {
 #pragma GCC unroll 4
       for (int i = 0; i < V; ++i) {
@@ -238,7 +242,7 @@ constexpr int64_t whole(int64_t size) { return (size + 15) / 16 * 16; }  // regi
 struct Scratch {
   explicit Scratch(const Task& t)
       : stride(whole(t.H)), room(whole(t.S)), floats(kRows * (2 * stride + room)), seen(kRows * room),
-        places(t.S / t.P) {}
+        places(t.G) {}
 
   int64_t stride, room;
   std::vector<float> floats;
@@ -248,12 +252,12 @@ struct Scratch {
 
 template <class I, int R>
 EDLM_INLINE void attend_tile(const Task& t, int64_t b, int64_t head, int64_t first, Scratch& scratch) {
-  const int64_t H = t.H, G = t.group(), stride = scratch.stride, room = scratch.room;
+  const int64_t H = t.H, group = t.group(), stride = scratch.stride, room = scratch.room;
   float *q = scratch.floats.data(), *out = q + kRows * stride, *weights = out + kRows * stride;
   const float scale = 1 / std::sqrt(static_cast<float>(H));
   int64_t begin = t.S, end = 0, at[R];
   for (int r = 0; r < R; ++r) {
-    const int64_t column = (first + r) / G, n = head * G + (first + r) % G;
+    const int64_t column = (first + r) / group, n = head * group + (first + r) % group;
     at[r] = ((b * t.T + column) * t.N + n) * H;
     for (int64_t h = 0; h < H; ++h) q[r * stride + h] = t.q[at[r] + h] * scale;
     const bool* mask = t.mask + (b * t.T + column) * t.S;
@@ -267,11 +271,16 @@ EDLM_INLINE void attend_tile(const Task& t, int64_t b, int64_t head, int64_t fir
   }
   begin = std::min(begin, end) / 16 * 16;
   const Columns columns{scratch.places.data(), t.P};
-  for (int64_t page = begin / t.P; page * t.P < end; ++page) {
-    const int64_t place = std::max(t.table[b * (t.S / t.P) + page], 0);
+  const int64_t first_page = begin / t.P, pages = (end + t.P - 1) / t.P;
+  for (int64_t page = first_page; page < pages; ++page) {
+    const int64_t place = std::max(t.table[b * t.G + page], 0);
     scratch.places[page] = ((place * t.K + head) - page) * t.P;
-    const int64_t s = std::max(begin, page * t.P);
-    score<I, R>(q, stride, t.k + columns.at(s) * H, H, s, std::min(end, columns.end(s)), weights, room);
+  }
+  for (int64_t page = first_page, s = begin; page < pages; ++page) {
+    const int64_t stop = std::min(end, (page + 1) * t.P);
+    if (stop < end) ahead(t.k + (columns.places[page + 1] + stop) * H);
+    score<I, R>(q, stride, t.k + (columns.places[page] + s) * H, H, s, stop, weights, room);
+    s = stop;
   }
   for (int r = 0; r < R; ++r) weigh<I>(weights + r * room, scratch.seen.data() + r * room, begin, whole(end));
   mix_all<I, R>(weights, room, t.v, columns, H, begin, end, out, stride);
@@ -323,13 +332,13 @@ ffi::Error attention(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Table t
   const Task t{q.typed_data(),    k.typed_data(),    v.typed_data(), table.typed_data(),
                mask.typed_data(), out->typed_data(), queries[0],     queries[1],
                queries[2],        queries[3],        keys[1],        keys[2],
-               pages[1] * keys[2]};
+               pages[1],          pages[1] * keys[2]};
   const int64_t items = t.B * t.K * t.tiles();
   deal(pool, items, 2 * kRows * t.S * t.H, [t](int64_t begin, int64_t end) { attend(t, begin, end); });
   return ffi::Error::Success();
 }
 
-// new [B, T, K, H] into the pages of table [B, S / P] from column start [B] on, where `where` [B, T] says so.
+// new [B, T, K, H] into the pages of table [B, G] from column start [B] on, where `where` [B, T] says so.
 ffi::Error write(Floats k, Floats v, ffi::Buffer<ffi::S32> start, ffi::Buffer<ffi::PRED> where, Table table, Floats,
                  Floats, ffi::Result<Floats> k_cache, ffi::Result<Floats> v_cache) {
   const auto news = k.dimensions(), caches = k_cache->dimensions();
