@@ -103,7 +103,7 @@ class Engine:
       columns: a prompt and its new tokens fit into so many together.
       least: rows that are computed at the least, whoever is there: with `slots` nothing is compiled for fewer.
       cache_columns: of the caches of all rows together, where they lie in pages (float32 on CPU); default: enough for
-        all slots, however long their rows are, and a few more. With fewer a row for which none are free waits in its slot.
+        all slots, however long their rows are, and a few more. With fewer a row that lacks them waits in its slot.
 
     Raises:
       InputError: what a mode cannot do with this model.
