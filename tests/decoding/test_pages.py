@@ -66,10 +66,11 @@ def run(rng, steps=400):
     weights, mode = decoder.weights, decoder.completed(mode)
     pool = Pool.of(weights, [mode], int(rng.integers(4, 20)) * 64)
     pages = Pages(pool, rows=9, columns=(240, 150), beyond=12, unit=4, pattern=Causal())
-    model, begins, waiting = Model(pool, pages), prompts(rng, [140, 140, 140]), []
+    model, parts, waiting = Model(pool, pages), [prompts(rng, [64, 64]) for _ in range(3)], []
     for slot in range(steps):
-        prompt = begins[rng.integers(3)][: rng.integers(1, 141)]
-        prompt[rng.integers(len(prompt)) :] = rng.integers(0, 59, 3).tolist()
+        # Pages of the same tokens behind others, whole prompts over again, and some that end otherwise.
+        prompt = sum((two[rng.integers(2)] for two in parts), [])[: rng.choice([20, 66, 128, 132, 140])]
+        prompt += rng.integers(0, 59, 3 * rng.integers(2)).tolist()
         limit = int(rng.integers(1, max(151 - len(prompt), 2)))
         waiting.append((slot, make_row(weights, mode, prompt, RequestSettings(limit), least=64, columns=240), limit))
         while waiting and model.begin(*waiting[0][:2], waiting[0][1].start + waiting[0][2] + 4):
