@@ -106,8 +106,8 @@ struct Columns {
 
 // Asks for what is read next, of which no stream of reads tells the processor.
 EDLM_INLINE void ahead(const float* next) {
-#pragma GCC unroll 16
-  for (int line = 0; line < 16; ++line) __builtin_prefetch(next + 16 * line);
+#pragma GCC unroll 4
+  for (int line = 0; line < 4; ++line) __builtin_prefetch(next + 16 * line);
 }
 
 // Scores of R queries, `stride` floats apart, with the keys of columns [begin, end), whole registers of them: past the
