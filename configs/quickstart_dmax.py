@@ -26,8 +26,8 @@ paper:
 So after both stages `dmax:threshold=0.75,sure=0.7`, which an earlier run had chosen on these prompts, has 97.1 % of the
 accuracy that threshold 0.95 had before them, at 1.59 times its tokens per forward, `threshold=0.8,sure=0.5` 97.5 % at
 1.53 times; both are better and faster than threshold 0.95 after them. After one stage alone an earlier run had 0.957 @
-6.37 by the latter, and before it `dmax` had 0.730 @ 3.20 (256 prompts). In blocks of 8 one forward a block would be 6.45
-tokens a forward, in blocks of 16 9.81: in blocks of 8 1.5 times is out of reach.
+6.37 by the latter, and before it `dmax` had 0.730 @ 3.20 (256 prompts). In blocks of 8 one forward a block would be
+6.45 tokens a forward, in blocks of 16 9.81: in blocks of 8 1.5 times is out of reach.
 """
 
 import runpy
