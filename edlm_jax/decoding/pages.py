@@ -138,6 +138,11 @@ class Pool:
         if self._first == slot:
             self._first = None
 
+    def free_kept(self) -> None:
+        """No row is there, and any page may be written to: none is known any more."""
+        while self.kept:
+            self.free.append(self._oldest())
+
     def _next(self) -> int:
         if self.free:
             return self.free.pop()
@@ -223,7 +228,8 @@ class Pages:
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
-        """Rows have any pages meanwhile, some perhaps the same, before there are others: there are always enough."""
+        """Rows have any pages meanwhile, some perhaps the same, while there are no others: there are always enough."""
+        self.pool.free_kept()
         self._rehearsed = itertools.cycle(range(self.pool.pages))
         yield
         self._rehearsed = None

@@ -154,6 +154,17 @@ def test_modes_share_what_they_prefill_alike():
     assert shared == [0, 64, 64]
 
 
+def test_an_engine_that_is_warmed_late_finds_no_prompt_in_what_it_rehearsed():
+    decoder, (prompt,) = Decoder(make_model()), prompts(fresh_rng(), [90])
+    mode, settings, texts = parse_mode("ar"), RequestSettings(15), []
+    engine = Engine(decoder, mode, slots=3, columns=110)
+    for _ in range(2):
+        engine.insert(prompt, settings)
+        texts.append([token for _ in iter(lambda: engine.live, 0) for event in engine.step() for token in event.tokens])
+        engine.warm()
+    assert texts == [alone(decoder, mode, prompt, settings).tokens[0]] * 2
+
+
 def test_settings_that_can_not_be_are_refused(monkeypatch):
     with pytest.raises(InputError, match="a row may need"):
         Engine(make_model(), slots=2, columns=110, cache_columns=100)
