@@ -192,6 +192,19 @@ def test_a_base_that_is_the_teacher_is_held_once_and_says_the_same(corpus, save_
     assert_same(params(tmp_path / "shared"), params(tmp_path / "copied"))
 
 
+def test_of_a_base_that_stays_whole_nothing_is_held_beside_it(corpus, save_teacher, tmp_path):
+    base = save_teacher()
+    config = taught_config(corpus, base, base)
+    config.lora.update(rank=2, columns="noisy")
+    config.init.mask_embedding, config.steps, config.checkpoint.every = "keep", 3, 0
+    run = Run.of(config)
+    assert not jax.tree.leaves(find_teacher(run, read_spec(run.start)[0], run.make_mesh()).weights())
+    train(run, tmp_path / "shared")
+    config.objective.teacher = f"{base}/"  # another name: a copy
+    train(Run.of(config), tmp_path / "copied")
+    assert losses(tmp_path / "shared") == losses(tmp_path / "copied")
+
+
 def test_a_step_is_compiled_ahead_and_timed_with_it(config, corpus, checkpoint, teacher):
     config.objective.block_length = 8
     runs = Run.of(config), Run.of(taught_config(corpus, checkpoint, teacher))
