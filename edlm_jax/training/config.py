@@ -148,6 +148,8 @@ def validate(c: ConfigDict) -> None:
         raise InputError(f"config.objective.group > 1 needs noise='chain', not {c.objective.noise!r}")
     if c.objective.teacher and c.objective.noise == "chain":
         raise InputError("config.objective.teacher reads clean text before each block, which noise='chain' has not")
+    if c.objective.teacher and not LAYOUTS[c.objective.pattern].noisy:
+        raise InputError(f"config.objective.teacher speaks of noise, and pattern={c.objective.pattern!r} has none")
     if bool(c.objective.teacher) != bool(c.objective.teacher_weight):
         raise InputError("config.objective.teacher and teacher_weight > 0 need each other: set both or neither")
     if c.data.batch_size % max(c.optimizer.accumulation, 1):

@@ -234,6 +234,7 @@ def test_what_is_no_teacher_is_refused_in_one_line(corpus, checkpoint, save_teac
     refuses("was trained to look both ways", of(pattern="bidirectional"))
     refuses("adapters of noisy columns", of(adapted="noisy", pattern="causal_block", alignment="shifted"))
     refuses("would see other noise", noise="own_guesses")
+    refuses("speaks of noise, and pattern='causal' has none", pattern="causal")
     config = taught_config(corpus, checkpoint, "")
     with pytest.raises(InputError, match="need each other: set both or neither"):
         Run.of(config)
