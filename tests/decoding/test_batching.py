@@ -162,6 +162,20 @@ def test_rehearsed_rows_are_all_there(monkeypatch):
     assert timed == [(1, False), (2, False), (3, False)] and lane.live == 0
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_no_token_is_guessed_before_the_first_forward():
+    """Of a row that begins with token 0, which stood among psd's guesses as if something had proposed it."""
+    decoder, mode, settings = Decoder(make_model("shifted")), parse_mode("psd"), RequestSettings(12)
+    some = prompts(np.random.default_rng(0), [9] * 200)
+    firsts = [tokens[0] for tokens in decoder(some, mode, limit=12).tokens]
+    prompt = some[firsts.index(0)]
+    engine, got = Engine(decoder, mode, slots=1, columns=30), []
+    engine.insert(prompt, settings)
+    while engine.live:
+        got += [token for event in engine.step() for token in event.tokens]
+    assert got == alone(decoder, mode, prompt, settings).tokens[0]
+
+
 @pytest.mark.parametrize("pages", [True, False])
 def test_equal_beginnings_are_prefilled_once(pages, monkeypatch):
     """By whole blocks or pages on the same grid, the last block apart; another prompt between changes nothing."""

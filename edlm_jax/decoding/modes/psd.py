@@ -51,8 +51,9 @@ class _PSD(BlockProgram):
         self.S += self.width
 
     def start(self, s: BlockState) -> BlockState:
-        zeros_BC = jnp.zeros((s.start_B.shape[0], self.C))
-        return replace(s, aside=_Aside(zeros_BC.astype(jnp.int32), zeros_BC))
+        # Nothing is guessed before the first forward: a mask that masks would fill stays one.
+        shape_BC = s.start_B.shape[0], self.C
+        return replace(s, aside=_Aside(jnp.full(shape_BC, self.settings.mask_id, jnp.int32), jnp.zeros(shape_BC)))
 
     def turn(self, s: BlockState) -> BlockState:
         """At least one cycle, until some row has finished a block."""
