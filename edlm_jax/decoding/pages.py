@@ -97,7 +97,8 @@ class Pool:
             self._grow((rows + _KEPT) * pages)
         elif pages > self.pages:
             least, given = pages * self.page, self.pages * self.page
-            raise InputError(f"a row may need {least} columns of cache, not {given}: give more, or fewer a slot")
+            reason = f"a row may need {least} columns of cache, and those of a program have {given} together"
+            raise InputError(f"{reason}; give all programs more, or fewer columns a slot")
 
     def take(self, slot: Hashable, keys: Sequence[bytes], count: int) -> tuple[list[int], int] | None:
         """(so many pages, how many of them are those of the first keys); None: it has to wait."""
