@@ -11,7 +11,7 @@ Here the terms weigh the same, cross-entropy is the paper's (ce / t, arXiv 2512.
 0.1 to 0.5 of a row. Without the teacher: `--config.objective.teacher= --config.objective.teacher_weight=0`. A step with
 it took 1.2 times as long (80 steps of each on one core beside other work).
 
-Not yet run.
+Not yet run as it stands.
 """
 
 import runpy

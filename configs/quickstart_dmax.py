@@ -12,7 +12,7 @@
     edlm generate --model=runs/dmax2/model --mode=dmax:threshold=0.8,sure=0.5 --prompt='add 3+4 9+8 0+5 ->'
 
 Measured: three runs of both stages (docs/benchmarks/dmax_epyc.json has the command; `--config.seed=N` of each stage),
-600 steps a stage, 6 to 15 minutes of one core of an AMD EPYC beside other work. Of 512 held-out prompts accuracy @
+600 steps a stage, 12 to 18 minutes of one core of an AMD EPYC beside other work. Of 512 held-out prompts accuracy @
 tokens per forward, mean ± standard error; `sure` is the confidence at which a block needs no further look, 0.9 in the
 paper:
 

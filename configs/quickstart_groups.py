@@ -15,7 +15,7 @@ accuracy @ tokens per forward:
 
 At 0.95 there is no difference. At 0.8 groups are ahead by 1 to 2 points, where a difference has a standard error of
 1.5: not shown. Answers have 11.8 tokens, one or two blocks, so few have two in flight. The model that both start from
-has 0.994 @ 4.69, and 0.980 @ 5.00 by opens=0.5. The 400 steps below, and other seeds: not yet run.
+has 0.986 @ 4.74, and 0.959 @ 5.11 by opens=0.1. The 400 steps below, and other seeds: not yet run.
 """
 
 import runpy

@@ -188,7 +188,8 @@ class Pages:
         P, limit = self.pool.page, int(row.request.limit_B1[0, 0])
         first, stop = row.pad // P, min(-(-(row.start + limit + self.beyond) // P), self.most)
         if self._rehearsed:
-            return self._enter(slot, first, list(itertools.islice(self._rehearsed, stop - first)))
+            self._enter(slot, first, list(itertools.islice(self._rehearsed, stop - first)))
+            return 0
         keys = self._prompt_keys(row)
         taken = self.pool.take(slot, keys, stop - first)
         if taken is None:
@@ -235,10 +236,9 @@ class Pages:
         yield
         self._rehearsed = None
 
-    def _enter(self, slot: Hashable, first: int, pages: Sequence[int]) -> int:
+    def _enter(self, slot: Hashable, first: int, pages: Sequence[int]) -> None:
         self._tables[slot] = self._none_G.copy()
         self._tables[slot][first : first + len(pages)] = pages
-        return 0
 
     def _prompt_keys(self, row: Row) -> list[bytes]:
         """Of the pages of a prompt that no row will write again, from the first on that holds any of it."""

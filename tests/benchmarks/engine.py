@@ -10,6 +10,8 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 from edlm_jax.benchmarks.serving import serve, trace_requests
 from edlm_jax.decoding import Decoder, Engine, parse_mode
@@ -17,8 +19,9 @@ from edlm_jax.pretrained import load_pretrained, load_tokenizer
 from edlm_jax.reports.report import describe_machine
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(doc: str | None, name: str, measure: Callable[..., Any]) -> None:
+    """Prints what `measure(decoder, text, requests, args)` finds of each mode, under this name, as JSON."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--mode", action="append", required=True)
     parser.add_argument("--prompts", type=int, default=256)
@@ -28,7 +31,7 @@ def main() -> None:
     decoder = Decoder(load_pretrained(args.model, dtype="float32"), take=True)
     requests = trace_requests(load_tokenizer(args.model), args.prompts)
     found = {text: measure(decoder, text, requests, args) for text in args.mode}
-    print(json.dumps(vars(args) | dict(tokens_per_second=found) | describe_machine(), indent=1))
+    print(json.dumps(vars(args) | {name: found} | describe_machine(), indent=1))
 
 
 def measure(decoder, text, requests, args):
@@ -62,4 +65,4 @@ def in_batches(decoder, mode, requests, size):
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, "tokens_per_second", measure)

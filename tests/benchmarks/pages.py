@@ -7,32 +7,15 @@ in common. Mixed: the requests of `tests.benchmarks.engine`, with room for all s
 is compiled before; the ways take turns.
 """
 
-import argparse
-import json
 import statistics
 
 import numpy as np
 
-from edlm_jax.benchmarks.serving import serve, trace_requests
-from edlm_jax.decoding import Decoder, Engine, parse_mode
-from edlm_jax.pretrained import load_pretrained, load_tokenizer
-from edlm_jax.reports.report import describe_machine
+from edlm_jax.benchmarks.serving import serve
+from edlm_jax.decoding import Engine, parse_mode
+from tests.benchmarks.engine import main
 
 FRACTIONS = 1.0, 0.5, 0.25
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--mode", action="append", required=True)
-    parser.add_argument("--prompts", type=int, default=256)
-    parser.add_argument("--slots", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=3)
-    args = parser.parse_args()
-    decoder = Decoder(load_pretrained(args.model, dtype="float32"), take=True)
-    mixed = trace_requests(load_tokenizer(args.model), args.prompts)
-    found = {text: measure(decoder, text, mixed, args) for text in args.mode}
-    print(json.dumps(vars(args) | dict(found=found) | describe_machine(), indent=1))
 
 
 def alike(vocab_size, common, rng, count=64):
@@ -86,4 +69,4 @@ def run(ways, name, engine, requests, args):
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, "found", measure)
