@@ -161,6 +161,19 @@ EDLM_INLINE void score(const float* q, int64_t stride, const float* k, int64_t H
   }
 }
 
+// The same of more queries than four sums each leave room for in registers: some at a time.
+template <class I, int R>
+EDLM_INLINE void score_all(const float* q, int64_t stride, const float* k, int64_t H, int64_t begin, int64_t end,
+                           float* scores, int64_t room) {
+  constexpr int kTogether = I::sums / 4 >= kRows ? kRows : 2;
+  if constexpr (R <= kTogether) {
+    score<I, R>(q, stride, k, H, begin, end, scores, room);
+  } else {
+    score<I, kTogether>(q, stride, k, H, begin, end, scores, room);
+    score_all<I, R - kTogether>(q + kTogether * stride, stride, k, H, begin, end, scores + kTogether * room, room);
+  }
+}
+
 // Where `mask` has all bits x, elsewhere y.
 template <class I>
 EDLM_INLINE void choose(typename I::Floats& x, const typename I::Bits& mask, const typename I::Floats& y) {
@@ -279,7 +292,7 @@ EDLM_INLINE void attend_tile(const Task& t, int64_t b, int64_t head, int64_t fir
   for (int64_t page = first_page, s = begin; page < pages; ++page) {
     const int64_t stop = std::min(end, (page + 1) * t.P);
     if (stop < end) ahead(t.k + (columns.places[page + 1] + stop) * H);
-    score<I, R>(q, stride, t.k + (columns.places[page] + s) * H, H, s, stop, weights, room);
+    score_all<I, R>(q, stride, t.k + (columns.places[page] + s) * H, H, s, stop, weights, room);
     s = stop;
   }
   for (int r = 0; r < R; ++r) weigh<I>(weights + r * room, scratch.seen.data() + r * room, begin, whole(end));

@@ -14,6 +14,7 @@
 namespace edlm {
 
 // `lanes`: floats of a register. `sums`: registers that hold running sums; the others hold what is multiplied.
+// `depth`: rows of a matrix that all sums have before they have the next; 0: all of them.
 struct Plain {  // SSE2 or NEON, whatever the compiler takes for granted
   typedef float Floats __attribute__((vector_size(16)));
   typedef uint32_t Bits __attribute__((vector_size(16)));
@@ -24,6 +25,7 @@ struct Plain {  // SSE2 or NEON, whatever the compiler takes for granted
 #else
   static constexpr int sums = 12;
 #endif
+  static constexpr int64_t depth = 64;
 };
 
 #if defined(__x86_64__)
@@ -32,6 +34,7 @@ struct Avx2 {
   typedef uint32_t Bits __attribute__((vector_size(32)));
   typedef uint8_t Bytes __attribute__((vector_size(8)));
   static constexpr int lanes = 8, sums = 12;
+  static constexpr int64_t depth = 64;
 };
 
 struct Avx512 {
@@ -39,6 +42,7 @@ struct Avx512 {
   typedef uint32_t Bits __attribute__((vector_size(64)));
   typedef uint8_t Bytes __attribute__((vector_size(16)));
   static constexpr int lanes = 16, sums = 16;
+  static constexpr int64_t depth = 0;
 };
 
 #define EDLM_AVX2 __attribute__((target("avx2,fma")))

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-STRIP = 32  # columns; product.cc has the same number
+STRIP = 32  # columns; strips.h has the same number
 
 
 @jax.tree_util.register_dataclass
