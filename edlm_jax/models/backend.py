@@ -139,7 +139,7 @@ def choose(model: Transformer) -> Xla:
 def describe(backend: Xla, dtype) -> str:
     """Whose products these are, for a person who measures them."""
     if isinstance(backend, CpuKernels):
-        return "CPU kernels"
+        return f"CPU kernels ({cpu.instructions()})"
     wanted = platform() == "cpu" and jnp.dtype(dtype) == jnp.float32
     return "XLA, for this installation found no C++ compiler to build the CPU kernels with" if wanted else "XLA"
 

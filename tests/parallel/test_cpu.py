@@ -162,10 +162,17 @@ def test_narrower_instructions_pass_as_well(instructions):
     if "EDLM_CPU" in os.environ:
         return
     pytest_ = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:xdist", "-p", "no:cacheprovider"]
-    command = [*pytest_, __file__, "-k", "1_to_64_rows or adapter or visible or pages or norm"]
+    command = [*pytest_, __file__, "-k", "1_to_64_rows or adapter or visible or pages or norm or name"]
     environment = os.environ | {"EDLM_CPU": instructions}
     ran = subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True)
     assert ran.returncode == 0 and "passed" in ran.stdout, ran.stdout
+
+
+def test_the_kernels_name_their_instructions():
+    """Never wider ones than were asked for."""
+    known = ["NEON", "no AVX", "AVX2", "AVX-512"]
+    most = {"plain": "no AVX", "avx2": "AVX2"}.get(os.environ.get("EDLM_CPU", ""), "AVX-512")
+    assert cpu.instructions() in known[: known.index(most) + 1]
 
 
 def normal(rng, *shape):

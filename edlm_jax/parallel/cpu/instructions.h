@@ -22,8 +22,10 @@ struct Plain {  // SSE2 or NEON, whatever the compiler takes for granted
   static constexpr int lanes = 4;
 #if defined(__aarch64__)
   static constexpr int sums = 24;
+  static constexpr const char* name = "NEON";
 #else
   static constexpr int sums = 12;
+  static constexpr const char* name = "no AVX";
 #endif
   static constexpr int64_t depth = 64;
 };

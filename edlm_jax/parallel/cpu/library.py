@@ -10,15 +10,27 @@ TARGETS = ("edlm_product_of_rows", "edlm_adapted_product", "edlm_attention", "ed
 
 
 @functools.cache
-def available() -> bool:
-    """Are there kernels, and does this jax take them? Without them decoding is XLA's: slower, and right as well."""
+def _library() -> ctypes.CDLL:
+    """Raises OSError where there is none, or one of another kind of machine."""
     found = importlib.util.find_spec("edlm_jax.parallel.cpu.kernels")
     if found is None or found.origin is None:
-        return False
+        raise OSError("the installation built no kernels")
+    return ctypes.CDLL(found.origin)
+
+
+@functools.cache
+def available() -> bool:
+    """Are there kernels, and does this jax take them? Without them decoding is XLA's: slower, and right as well."""
     try:
-        library = ctypes.CDLL(found.origin)
         for name in TARGETS:
-            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(_library(), name)), platform="cpu")
     except (OSError, AttributeError, jax.errors.JaxRuntimeError):  # built for another machine or another jax
         return False
     return True
+
+
+def instructions() -> str:
+    """What the kernels are made of on this machine, by name."""
+    name = _library().edlm_instructions
+    name.restype = ctypes.c_char_p
+    return name().decode()

@@ -113,6 +113,11 @@ ffi::Error adapted_product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::A
 }  // namespace
 }  // namespace edlm
 
+// By name, for a person who measures.
+extern "C" __attribute__((visibility("default"))) const char* edlm_instructions() {
+  return edlm::widest<const char>("AVX-512", "AVX2", edlm::Plain::name);
+}
+
 EDLM_EXPORT(edlm_product_of_rows);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(edlm_product_of_rows, edlm::product,
                               xla::ffi::Ffi::Bind()
