@@ -239,17 +239,13 @@ def _serve(args):
 def _forward(args):
     if not args.model and not args.config:
         raise InputError("edlm bench forward needs --model=DIR, a directory with a config.json, or --config=NAME")
-    import json
-
     from edlm_jax.benchmarks.forward import measure_forward
     from edlm_jax.pretrained import load_spec
     from edlm_jax.training.initial import planned_spec
 
     spec = load_spec(args.model) if args.model else planned_spec(_run(args).start)
-    config = json.loads(spec.hf_json)
-    stored = config.get("dtype") or config.get("torch_dtype") or "float32"
     rows = read_numbers(args.batch_sizes, int, "batch-sizes")
-    found = measure_forward(spec, chosen_dtype(args), stored, rows, args.repeats)
+    found = measure_forward(spec, chosen_dtype(args), spec.stored_dtype or "float32", rows, args.repeats)
     return {"model": args.model or args.config, **found}
 
 

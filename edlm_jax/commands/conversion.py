@@ -28,6 +28,7 @@ from edlm_jax.evaluation.tasks.task import Way
 from edlm_jax.models import Transformer
 from edlm_jax.parallel.mesh import decoding_mesh
 from edlm_jax.pretrained import load_pretrained, open_parameters, save_pretrained
+from edlm_jax.pretrained.load import FLOATS
 from edlm_jax.reports.plot_report import plot_report
 from edlm_jax.reports.report import describe_machine, read_losses, write_report
 from edlm_jax.training.checkpoint import check_workdir, load_trained
@@ -109,11 +110,15 @@ class _Job(Origin):
         return summary
 
     def export(self) -> dict[str, Any]:
-        """Write the newest checkpoint as a Hugging Face directory, in place of an older export of this run."""
-        model = load_trained(self.workdir, mesh=self.trained_on)
+        """Write the newest checkpoint as a Hugging Face directory, in place of an older export of this run.
+
+        It is stored as the AR checkpoint is: what decodes it reads as many bytes a forward.
+        """
+        model, stored = load_trained(self.workdir, mesh=self.trained_on), self.start[0].stored_dtype
+        dtype = stored if stored in FLOATS else self.run.start.dtype
         shutil.rmtree(self.exported, ignore_errors=True)
-        save_pretrained(model, self.exported, dtype=self.run.start.dtype)
-        return {"directory": str(self.exported)}
+        save_pretrained(model, self.exported, dtype=dtype)
+        return {"directory": str(self.exported), "dtype": dtype}
 
     def heldout(self) -> dict[str, float]:
         """Nats per held-out token of both models, each under its own objective, one after the other."""

@@ -134,6 +134,12 @@ class ModelSpec:
         return tuple(dict.fromkeys(kind.window for kind in self.kinds))
 
     @property
+    def stored_dtype(self) -> str | None:
+        """What its weights were stored as where it was read, if config.json says so."""
+        config = json.loads(self.hf_json)
+        return config.get("dtype") or config.get("torch_dtype")
+
+    @property
     def diffuses(self) -> bool:
         """Was it converted, and not merely given adapters that draft for the AR model?"""
         return self.conversion is not None and self.conversion.adapted == "all"

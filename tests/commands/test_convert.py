@@ -5,8 +5,9 @@ import json
 
 import jax
 import pytest
+from safetensors.flax import load_file
 
-from edlm_jax import load_pretrained
+from edlm_jax import load_pretrained, save_pretrained
 from edlm_jax.commands import conversion
 from edlm_jax.commands.config import load_run
 from edlm_jax.commands.main import main
@@ -47,6 +48,18 @@ def test_the_whole_job_and_its_repetition(tiny_config, tmp_path, monkeypatch, ca
     assert main([*argv, "--config.objective.block_length=8"]) == 2
     assert "objective.block_length" in capsys.readouterr().err
     assert json.loads((workdir / "report.json").read_text()) == report
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_what_is_exported_is_stored_as_its_source_is(tiny_config, tiny_ar_dir, tmp_path, monkeypatch, dtype):
+    trained = load_pretrained(tiny_ar_dir, "float32")
+    save_pretrained(trained, tmp_path / "source", dtype=dtype)
+    monkeypatch.setattr(conversion, "load_trained", lambda *_, **__: trained)
+    run = load_run(tiny_config, [f"--config.init.path={tmp_path / 'source'}"])
+    conversion._Job(run, tmp_path).export()
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["dtype"] == dtype
+    stored = load_file(tmp_path / "model" / "model.safetensors")
+    assert {str(tensor.dtype) for tensor in stored.values()} == {dtype}
 
 
 def test_the_devices_that_trained_measure_what_one_does(tiny_config, tiny_converted_dir, tmp_path, monkeypatch):
