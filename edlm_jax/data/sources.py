@@ -63,6 +63,8 @@ class Rows(Sequence):
             return {name: self._to_value(name, row[column]) for name, column in columns.items()}
         except UnicodeError:
             raise InputError("not UTF-8") from None
+        except RecursionError:
+            raise InputError("too many brackets in brackets") from None
 
     def locate(self, index: int) -> str:
         """Where a document stands, for messages."""

@@ -253,6 +253,7 @@ def test_empty_or_missing_corpus_is_refused(kind, suffix, tmp_path):
         ('{"prompt": "a", "response": null}', {}, r"response is NoneType, not text"),
         ('{"messages": [{"content": "user"}]}', {}, r"message 0 has no role"),
         ('{"messages": [{"role": "user", "content": ["a"]}]}', {}, r"content of message 0 is list, not text"),
+        ('{"messages": [{"role": "user", "x": ' + 800 * "[" + 800 * "]" + "}]}", {}, r"too many brackets in brackets"),
         ('{"messages": ["user"]}', {}, r"message 0 is str, not an object"),
         ('{"messages": null}', {}, r"messages is NoneType, not a list"),
         ('{"messages": [], "tools": "{"}', {}, r"tools is not JSON"),
