@@ -36,6 +36,7 @@ def models(tiny_ar_dir, tiny_converted_dir, tmp_path):
         ("generate --model={ar} --prompt=a --mode=psd", "never converted"),
         ("generate --model={converted} --prompt=a --mode=psd --temperature=1", "psd is greedy"),
         ("generate --model={converted} --prompt=a --block-length=-8", "block_length must be a positive"),
+        ("generate --model={converted} --prompt=a --block-length=513", "longer than the model's 512 positions"),
         ("generate --model={converted} --prompt=a --sub-block-length=3", "must divide the block length 4"),
         ("generate --model={converted} --prompt=a --dual-cache", "dual_cache needs sub_block_length"),
         ("generate --model={converted} --prompt=a --rule=fixed:0", "tokens must be positive"),
