@@ -94,6 +94,8 @@ def _load(args: argparse.Namespace):
     from edlm_jax.decoding import Decoder, Engine, check_settings
     from edlm_jax.decoding.modes import mode_of
     from edlm_jax.parallel.mesh import decoding_mesh
+    from edlm_jax.pretrained.adapter import read_lora
+    from edlm_jax.pretrained.source import find_directory
     from edlm_jax.serving.loop import Loop
     from edlm_jax.serving.metrics import Metrics
 
@@ -105,9 +107,10 @@ def _load(args: argparse.Namespace):
     if args.tensor not in (None, count):
         raise InputError(f"--tensor must be {count}, all devices of this machine, or be left out, not {args.tensor}")
     mesh = decoding_mesh(count) if args.tensor else None
-    model = pretrained.load_pretrained(path, dtype=chosen_dtype(args), mesh=mesh)
-    columns = min(args.columns, spec.max_length)
-    size = dict(slots=args.slots, columns=columns, cache_columns=args.cache_columns)
+    size = dict(slots=args.slots, columns=min(args.columns, spec.max_length), cache_columns=args.cache_columns)
+    dtype, lora = chosen_dtype(args), read_lora(find_directory(path, weights=False))
+    Engine(Decoder.planned(spec, dtype, lora, alone=mesh is None), mode, **size)  # what it refuses, it does now
+    model = pretrained.load_pretrained(path, dtype=dtype, mesh=mesh)
     engine = Engine(Decoder(model, take=True), mode, **size)
     engine.warm()
     return Loop(engine, text, Metrics(), args.queue)

@@ -22,7 +22,9 @@ def encode_record(tokens: Tokens) -> bytes:
 
 
 def decode_record(record: bytes) -> Tokens:
-    """The inverse of encode_record."""
+    """The inverse of encode_record; InputError for what it did not write."""
+    if len(record) % 4:
+        raise InputError(f"a record of {len(record)} bytes is no tokens of four bytes each")
     stored_L = np.frombuffer(record, "<i4")
     learned_L = stored_L >= 0
     return np.where(learned_L, stored_L, ~stored_L).astype(np.int32), learned_L.astype(np.int32)

@@ -63,6 +63,8 @@ class Rows(Sequence):
             return {name: self._to_value(name, row[column]) for name, column in columns.items()}
         except UnicodeError:
             raise InputError("not UTF-8") from None
+        except RecursionError:
+            raise InputError("too many brackets in brackets") from None
 
     def locate(self, index: int) -> str:
         """Where a document stands, for messages."""
@@ -116,13 +118,18 @@ def _to_message(number: int, message: Any) -> dict[str, Any]:
 def _to_tools(value: Any) -> list | None:
     """The functions that an assistant may call: a list, or JSON of one."""
     if isinstance(value, str):
-        try:
-            value = json.loads(value or "null")
-        except json.JSONDecodeError as error:
-            raise InputError(f"tools is not JSON: {error.msg}") from None
+        value = _parse(value or "null", "tools is ")
     if value is not None and not isinstance(value, list):
         raise InputError(f"tools is {type(value).__name__}, not a list")
     return value
+
+
+def _parse(text: str, what: str) -> Any:
+    """JSON; InputError also for what Python cannot read: thousands of digits or of brackets in brackets."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{what}not JSON: {getattr(error, 'msg', error)}") from None
 
 
 def choose_columns(columns: Mapping[str, str], names: Collection[str], what: str) -> Mapping[str, str]:
@@ -144,10 +151,7 @@ class JsonLines(Rows):
     nulls = True  # are the document's own
 
     def read(self, index: int) -> Mapping[str, Any]:
-        try:
-            row = json.loads(self.table[index])
-        except json.JSONDecodeError as error:
-            raise InputError(f"not JSON: {error.msg}") from None
+        row = _parse(self.table[index], "")
         if not isinstance(row, dict):
             raise InputError(f"{type(row).__name__}, not a JSON object")
         return row

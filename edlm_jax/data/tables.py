@@ -35,7 +35,7 @@ def read_parquet(files: list[Path], choose_columns: Callable[[list[str], str], M
             names = pq.read_schema(file).names
             wanted = choose_columns(names, str(file)).values()
             tables.append(pq.read_table(file, columns=[name for name in names if name in wanted]))
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowException, OSError) as error:  # a damaged one is either
             raise InputError(f"cannot read {file}: {str(error).splitlines()[0]}") from None
     return ArrowTable(tables)
 

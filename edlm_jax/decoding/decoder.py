@@ -19,6 +19,7 @@ from edlm_jax.decoding.stopping import Reader, check_stop
 from edlm_jax.errors import InputError, check_range
 from edlm_jax.models import ModelSpec, Transformer
 from edlm_jax.models.cache import DecodingWeights
+from edlm_jax.models.lora import Lora
 from edlm_jax.parallel.devices import platform
 from edlm_jax.pretrained.text import Read, Text
 
@@ -57,6 +58,18 @@ class Decoder:
     def __init__(self, model: Transformer, *, take: bool = False):
         self.spec = model.spec
         self.weights = DecodingWeights.of(model, take=take)
+
+    @classmethod
+    def planned(cls, spec: ModelSpec, dtype: str, lora: Lora | None = None, *, alone: bool = True) -> "Decoder":
+        """Of a model that nobody has read yet: it decodes nothing, but an `Engine` of it refuses what it always would.
+
+        Args:
+          lora: the adapters of noisy columns that lie beside the model.
+          alone: whether the model will lie on one device.
+        """
+        decoder = cls.__new__(cls)
+        decoder.spec, decoder.weights = spec, DecodingWeights.planned(spec, dtype, lora, alone=alone)
+        return decoder
 
     @classmethod
     def of(cls, model: Transformer) -> "Decoder":

@@ -39,7 +39,12 @@ def question_of(document: Document, chat: bool) -> dict[str, Any]:
         if not asked:
             raise InputError("the conversation asks for nothing")
         tools = document.get("tools")
-        return dict(messages=asked) | (dict(tools=tools) if tools else {})
+        question = dict(messages=asked) | (dict(tools=tools) if tools else {})
+        try:
+            json.dumps(question)
+        except TypeError as error:  # of a table: its dates, say
+            raise InputError(f"its messages can't be written as JSON: {error}") from None
+        return question
     if "prompt" not in document:
         raise InputError(f"it has no prompt but {', '.join(document)}; prompt, or messages, are answered")
     return dict(messages=[dict(role="user", content=document["prompt"])]) if chat else dict(prompt=document["prompt"])
@@ -96,7 +101,7 @@ class ResponseFile:
     def check_questions(self, questions: Mapping[int, Mapping[str, Any]]) -> None:
         """Raises InputError if a line answers another question than the one that now has its index."""
         for index, question in self.done.items():
-            if question != questions.get(index):
+            if json.dumps(question) != json.dumps(questions.get(index)):  # by text: no NaN is another's equal
                 raise InputError(
                     f"{self.path} answers another prompt {index} than the one that is there now: the prompts have "
                     "changed; choose another --out"

@@ -131,8 +131,12 @@ def choose(model: Transformer) -> Xla:
     """The backend of a model's arrays as they lie; of a model that is only traced, XLA."""
     arrays = jax.tree.leaves(nnx.state(model))
     here = not any(isinstance(x, jax.core.Tracer) for x in arrays)
-    alone = here and all(len(x.sharding.device_set) == 1 for x in arrays)
-    fits = alone and platform() == "cpu" and jnp.dtype(model.dtype) == jnp.float32
+    return expected(model.dtype, here and all(len(x.sharding.device_set) == 1 for x in arrays))
+
+
+def expected(dtype, alone: bool) -> Xla:
+    """The backend of a model that computes in this dtype, with its arrays on one device if they are `alone`."""
+    fits = alone and platform() == "cpu" and jnp.dtype(dtype) == jnp.float32
     return CpuKernels() if fits and cpu.available() else Xla()
 
 

@@ -18,10 +18,10 @@ from jax.sharding import Mesh
 
 from edlm_jax.attention import Pattern
 from edlm_jax.errors import InputError
-from edlm_jax.models.backend import Xla, choose
+from edlm_jax.models.backend import Xla, choose, expected
 from edlm_jax.models.kv_cache import KVCache
 from edlm_jax.models.layer import fuse_projections, layer_forward, norm, scaled_embedding
-from edlm_jax.models.lora import DECODED_ADAPTERS, opened
+from edlm_jax.models.lora import DECODED_ADAPTERS, Lora, opened
 from edlm_jax.models.product import project
 from edlm_jax.models.rope import rotary_tables
 from edlm_jax.models.spec import ModelSpec
@@ -78,6 +78,13 @@ class DecodingWeights:
                 head_DV=head_DV,
             )
 
+    @classmethod
+    def planned(cls, spec: ModelSpec, dtype: str, lora: Lora | None, *, alone: bool) -> "DecodingWeights":
+        """Shapes in place of the arrays of a model that nobody has read yet, on one device if `alone`."""
+        settings = dict(dtype=dtype, param_dtype=dtype, lora=lora)
+        shapes = jax.eval_shape(lambda: cls.of(Transformer(spec, rngs=nnx.Rngs(0), **settings)))
+        return replace(shapes, backend=expected(dtype, alone))
+
     @property
     def gated(self) -> bool:
         """Are there adapters, which act on noisy columns alone?"""
@@ -101,7 +108,7 @@ class DecodingWeights:
     @cached_property
     def nbytes(self) -> int:
         """Of all of them together."""
-        return sum(x.nbytes for x in jax.tree.leaves(self))
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self))
 
     def embed(self, tokens) -> jax.Array:
         """[..., D]: the embeddings of token ids, in the compute dtype."""

@@ -29,7 +29,7 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", text: str, chat: bool) -
 
 def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], tools: Any = None, **how) -> str:
     """The template's text, with quotations marked (encode.py). Whatever the template raises is an InputError."""
-    return _write(tokenizer, _quoted(tokenizer, messages), _quoted(tokenizer, tools), **how)
+    return _write(tokenizer, *_quoted_all(tokenizer, messages, tools), **how)
 
 
 def learned_turns(
@@ -47,7 +47,7 @@ def learned_turns(
     turns = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
     messages = messages[: turns[-1] + 1] if turns else []  # what follows the last answer teaches nothing
     _check(tokenizer, messages, tools)
-    messages, tools = _quoted(tokenizer, messages), _quoted(tokenizer, tools)
+    messages, tools = _quoted_all(tokenizer, messages, tools)
     documents, done = [], ""
     for turn in turns:
         prompt = _write(tokenizer, messages[:turn], tools, add_generation_prompt=True)
@@ -95,6 +95,13 @@ def _check(tokenizer, messages: Sequence[Message], tools: Any) -> None:
     for number, message in enumerate(messages):
         if message.get("content") is None and not message.get("tool_calls"):
             raise InputError(f"message {number} has no content")
+
+
+def _quoted_all(tokenizer, *values: Any) -> list[Any]:
+    try:
+        return [_quoted(tokenizer, value) for value in values]
+    except RecursionError:
+        raise InputError("the conversation has too many brackets in brackets") from None
 
 
 def _quoted(tokenizer, value: Any) -> Any:

@@ -49,6 +49,12 @@ def load_pretrained(
     return assemble(load_spec(path_or_repo), arrays, dtype, param_dtype, lora)
 
 
+def open_checkpoint(path_or_repo: str | Path) -> Checkpoint | GgufCheckpoint:
+    """The tensors of a model that `load_pretrained` takes, without adapters beside it."""
+    file = find_gguf(path_or_repo)
+    return GgufCheckpoint(file) if file else Checkpoint(find_directory(path_or_repo))
+
+
 @contextlib.contextmanager
 def open_parameters(
     path_or_repo: str | Path, dtype: str, mesh: Mesh | None = None
@@ -59,9 +65,7 @@ def open_parameters(
     """
     spec, directory = load_spec(path_or_repo), find_directory(path_or_repo)
     with contextlib.ExitStack() as stack:
-        file = find_gguf(path_or_repo)
-        checkpoint = GgufCheckpoint(file) if file else Checkpoint(directory)
-        stack.enter_context(checkpoint)
+        checkpoint = stack.enter_context(open_checkpoint(path_or_repo))
         layout = checkpoint.rename(places(spec))
         checkpoint.check({name: place.hf_shape for place in layout for name in place.hf_names}, tied=spec.tied)
         held = [(place, checkpoint) for place in layout]

@@ -51,7 +51,7 @@ def save_pretrained(
     if lora and format is not None:
         raise InputError(f"format {format!r} has no place for adapters of noisy columns; leave it out")
     check_export(model.spec, directory, dtype=dtype, format=format)
-    target, config = Path(directory).expanduser().absolute(), model.spec.to_hf()
+    target, config = _target(directory), model.spec.to_hf()
     if format is not None:
         model, config = prepare(model, format)
     params = {path: variable[...] for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))}
@@ -91,7 +91,9 @@ def check_export(
     spec: ModelSpec, directory: str | Path, *, dtype: str | None = None, format: str | None = None
 ) -> None:
     """Refuses what `save_pretrained` cannot write of a model of this spec, before it is read."""
-    target = Path(directory).expanduser().absolute()
+    target = _target(directory)
+    if target.is_mount():
+        raise InputError(f"{target} is a mount point, which no finished export can be renamed to; choose one below it")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} exists already; remove it or choose another directory")
     if dtype is not None and dtype not in FLOATS:
@@ -100,6 +102,11 @@ def check_export(
         raise InputError(f"{spec.source}, whose tokenizer belongs to this model, is gone; put it back to export")
     if format is not None:
         check_format(spec, format)
+
+
+def _target(directory: str | Path) -> Path:
+    """Where an export lies in the end: of a link what it leads to, for nothing can be renamed to a link."""
+    return Path(directory).expanduser().resolve()
 
 
 def _write_config(config: dict, dtype: np.dtype, draft: Path) -> None:

@@ -122,15 +122,26 @@ def check_workdir(workdir: Path, config: str) -> None:
         )
 
 
-def write_workdir(workdir: Path, config: str, spec: ModelSpec, lora: Lora | None) -> None:
+def check_teacher(workdir: Path, fingerprint: str) -> None:
+    """Refuses to go on with a run whose teacher is not the one that it began with."""
+    before = read_json(workdir / "model.json").get("teacher")  # older runs do not say
+    if before not in (None, fingerprint):
+        raise InputError(
+            f"{workdir} holds a run that another model taught, and config.objective.teacher has other weights by now: "
+            "put those back, or choose another --workdir"
+        )
+
+
+def write_workdir(workdir: Path, config: str, spec: ModelSpec, lora: Lora | None, teacher: str | None = None) -> None:
     """config.json, the run's own; model.json, the model's config.json and adapters; tokenizer/, what it reads by.
 
-    Process 0 writes them, and all see them when this returns.
+    Of a teacher, model.json has the fingerprint. Process 0 writes them, and all see them when this returns.
     """
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         _write_tokenizer(workdir / "tokenizer", spec)
         model = dict(config=spec.to_hf(), source=spec.source, lora=dataclasses.asdict(lora) if lora else None)
+        model |= dict(teacher=teacher) if teacher else {}
         write_whole(workdir / "model.json", json.dumps(model, indent=2))
         write_whole(workdir / "config.json", config)
     check_shared(workdir / "config.json")

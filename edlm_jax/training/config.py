@@ -31,7 +31,7 @@ CHOICES = {
     "optimizer.schedule": tuple(SCHEDULES),
 }
 _POSITIVE = ("steps", "log_every", "checkpoint.keep_last", "data.batch_size", "data.length", "data.shards")
-_POSITIVE += ("objective.block_length", "optimizer.learning_rate", "lora.alpha")
+_POSITIVE += ("data.eval_batches", "objective.block_length", "optimizer.learning_rate", "optimizer.eps", "lora.alpha")
 _NOT_NEGATIVE = ("seed", "eval_every", "checkpoint.every", "checkpoint.keep_every", "objective.noisy_length")
 _NOT_NEGATIVE += (*(f"objective.{name}_weight" for name in TERMS), "optimizer.final_learning_rate")
 _NOT_NEGATIVE += ("optimizer.warmup_steps", "optimizer.decay_steps", "optimizer.weight_decay", "optimizer.clip_norm")
@@ -134,6 +134,8 @@ def validate(c: ConfigDict) -> None:
             value = _get(c, path)
             if not (value >= 0 if low else value > 0):
                 raise InputError(f"config.{path} must be {word}, not {value}")
+    if c.seed >= 2**63:
+        raise InputError(f"config.seed must be below 2**63, not {c.seed}")
     tiles = c.attention_tiles
     if len(tiles) not in (0, 2) or not all(isinstance(size, int) and size > 0 for size in tiles):
         raise InputError(f"config.attention_tiles must be two sizes (queries, keys), or (), not {tuple(tiles)}")

@@ -27,6 +27,8 @@ from edlm_jax.models.transformer import Transformer
 from edlm_jax.parallel.mesh import from_pieces, in_pieces
 from edlm_jax.parallel.sharding import param_shardings
 from edlm_jax.pretrained import load_pretrained, load_spec, load_tokenizer
+from edlm_jax.pretrained.adapter import fingerprint
+from edlm_jax.pretrained.load import open_checkpoint
 from edlm_jax.training.objective import Objective
 
 if TYPE_CHECKING:
@@ -67,6 +69,11 @@ class Teacher:
         model = load_pretrained(self.path, first.dtype.name, first.sharding.mesh)
         held, _ = partition(nnx.to_pure_dict(nnx.state(model, nnx.Param)), self.shared)
         return jax.device_put(held, jax.tree.map(lambda x: x.sharding, self.abstract))
+
+    def fingerprint(self) -> str:
+        """Of its weights, as adapters know those that they were trained on."""
+        with open_checkpoint(self.path) as checkpoint:
+            return fingerprint(checkpoint, self.spec)
 
     def check_tokens(self, spec: ModelSpec) -> None:
         """Refuses a model whose tokens are not the teacher's; reads both tokenizers."""

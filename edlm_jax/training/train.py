@@ -16,7 +16,7 @@ from edlm_jax.models.spec import ModelSpec
 from edlm_jax.parallel.mesh import check_batch, local_rows, to_global
 from edlm_jax.parallel.processes import agree, announce
 from edlm_jax.pretrained import open_parameters
-from edlm_jax.training.checkpoint import Checkpoints, check_workdir, latest_step, write_workdir
+from edlm_jax.training.checkpoint import Checkpoints, check_teacher, check_workdir, latest_step, write_workdir
 from edlm_jax.training.fitting import fit, is_open, remember
 from edlm_jax.training.handlers import check_sizes
 from edlm_jax.training.heldout import heldout_metrics, make_bound_step
@@ -45,6 +45,8 @@ def train(run: Run, workdir: str | Path) -> dict[str, Any]:
     teacher = find_teacher(run, spec, mesh)
     if teacher:
         teacher.check_tokens(spec)
+        if latest_step(workdir) is not None:
+            check_teacher(workdir, teacher.fingerprint())
     with Reporter(run.steps) as reporter, jax.set_mesh(mesh):
         with reporter.busy("reading the data"):
             batches = Batches(run.data, spec, tokenizer, mesh)
@@ -93,7 +95,7 @@ class Trainer:
         reporter: Reporter,
     ):
         self.run, self.workdir, self.mesh, self.spec = run, workdir, mesh, spec
-        self.batches, self.reporter, self.numbers = batches, reporter, run.numbers
+        self.batches, self.reporter, self.numbers, self.teacher = batches, reporter, run.numbers, teacher
         self.objective = run.objective.of_model(spec)
         graphdef, self.abstract = abstract_state(run.start, run.optimizer, spec, mesh)
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
@@ -155,7 +157,8 @@ class Trainer:
         if newest is None:
             params = initial_params(self.run.start, self.spec, self.mesh)
             state = initial_state(self.run.start, self.run.optimizer, params, self.abstract)
-        write_workdir(self.workdir, self.run.config, self.spec, self.run.start.lora)
+        taught_by = self.teacher.fingerprint() if self.teacher else None
+        write_workdir(self.workdir, self.run.config, self.spec, self.run.start.lora, taught_by)
         remember(self.run, self.mesh, self.workdir)
         self.checkpoints = Checkpoints(self.workdir, self.run.saves)
         if state is not None:

@@ -1,9 +1,13 @@
 """`edlm generate --out`: own responses are documents; a job that was killed goes on; another one is refused."""
 
+import datetime
 import json
+import math
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from edlm_jax import pretrained
@@ -125,6 +129,18 @@ def test_what_cannot_be_answered_is_named_and_the_rest_is(tmp_path, capsys):
     assert [entry["index"] for entry in refused] == [1, 2] and "2 of 3 prompts were refused: 1, 2" in captured.err
     assert "has no prompt but text" in refused[0]["reason"] and "prompt 2 is empty" in refused[1]["reason"]
     assert [line["index"] for line in lines(out)] == [0]
+
+
+def test_fields_of_messages_are_kept_or_refused_before_anything_is_decoded(tmp_path, capsys):
+    out, dated, scored = tmp_path / "own.jsonl", tmp_path / "dated.parquet", tmp_path / "scored.jsonl"
+    asks = lambda **field: dict(messages=[dict(role="user", content="add 3+4 ->", **field)])  # noqa: E731
+    pq.write_table(pa.Table.from_pylist([asks(at=datetime.datetime(2024, 5, 17))]), dated)
+    refuse(capsys, respond(out, source=dated), "its messages can't be written as JSON: Object of type date")
+    assert not out.exists()
+    scored.write_text(json.dumps(asks(score=math.nan)))  # as pandas writes what it does not know
+    again = respond(out, "--json", source=scored)
+    for written in (1, 0):
+        assert main(again) == 0 and json.loads(capsys.readouterr().out)["written"] == written
 
 
 def test_conversations_get_their_last_answer_anew(tmp_path, capsys):

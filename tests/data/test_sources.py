@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from edlm_jax.data.array_record import decode_record, encode_record, write_token_records
 from edlm_jax.data.documents import tokenize
@@ -244,15 +245,19 @@ def test_empty_or_missing_corpus_is_refused(kind, suffix, tmp_path):
     "line, columns, reason",
     [
         ('{"text": ', {}, r"not JSON: "),
+        ('{"text": "a", "id": ' + 5000 * "9" + "}", {}, r"not JSON: .* 5000 digits"),
+        (100_000 * "[" + 100_000 * "]", {}, r"not JSON: "),
         ("[1]", {}, r"list, not a JSON object"),
         ('{"txt": "a"}', {}, r"it has no 'text' but 'txt'; set columns"),
         ('{"text": 5}', {}, r"text is int, not text"),
         ('{"prompt": "a", "response": null}', {}, r"response is NoneType, not text"),
         ('{"messages": [{"content": "user"}]}', {}, r"message 0 has no role"),
         ('{"messages": [{"role": "user", "content": ["a"]}]}', {}, r"content of message 0 is list, not text"),
+        ('{"messages": [{"role": "user", "x": ' + 800 * "[" + 800 * "]" + "}]}", {}, r"too many brackets in brackets"),
         ('{"messages": ["user"]}', {}, r"message 0 is str, not an object"),
         ('{"messages": null}', {}, r"messages is NoneType, not a list"),
         ('{"messages": [], "tools": "{"}', {}, r"tools is not JSON"),
+        ('{"messages": [], "tools": "' + 5000 * "9" + '"}', {}, r"tools is not JSON: .* 5000 digits"),
         ('{"messages": [], "tools": "3"}', {}, r"tools is int, not a list"),
         ('{"text": "a"}', dict(text="t"), r"has no 't'"),
         ('{"text": "a"}', dict(txt="text"), r"columns of .* must name text, prompt and response, or messages"),
@@ -273,6 +278,27 @@ def test_corrupt_files_are_refused(kind, suffix, tmp_path):
     with pytest.raises(InputError, match=rf"a\.{suffix}") as caught:
         open_source(dict(kind=kind, path=str(tmp_path)))
     assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table(dict(text=["a", "b"])), path)
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + bytes(40) + content[44:])  # its footer is whole
+    with pytest.raises(InputError, match=r"cannot read .*a\.parquet: ") as caught:
+        open_source(dict(kind="parquet", path=str(path)))
+    assert "\n" not in str(caught.value)
+
+
+def test_records_that_are_no_tokens_are_skipped_and_counted(tmp_path, tokenizer):
+    writer = ArrayRecordWriter(str(tmp_path / "a.array_record"), "group_size:1")
+    for record in (b"text", b"texts"):
+        writer.write(record)
+    writer.close()
+    with pytest.raises(InputError, match="a record of 5 bytes is no tokens of four bytes each"):
+        open_source(dict(kind="array_record", path=str(tmp_path)))[1]
+    read = Tokenized(dict(kind="array_record", path=str(tmp_path)), tokenizer, max_skipped=1.0)
+    assert read[1] == [] and read.tally.counts == {"skipped": 1}
 
 
 def test_every_kind_is_tried_here():

@@ -122,6 +122,19 @@ def test_what_exists_is_not_overwritten(tmp_path):
     assert tensors(tmp_path / "empty") == tensors(tmp_path / "new" / "below")
 
 
+def test_a_link_to_an_empty_directory_is_followed_and_a_mount_point_refused(tmp_path, monkeypatch):
+    model = load_pretrained(GOLDEN / "smollm2", "float32")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").symlink_to("elsewhere")
+    save_pretrained(model, tmp_path / "out")
+    assert (tmp_path / "out").is_symlink() and tensors(tmp_path / "elsewhere")
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "volume")
+    (tmp_path / "volume").mkdir()
+    with pytest.raises(InputError, match="volume is a mount point"):
+        save_pretrained(model, tmp_path / "volume")
+    save_pretrained(model, tmp_path / "volume" / "below")
+
+
 def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     model = load_pretrained(GOLDEN / "smollm2", "float32")
     target = tmp_path / "out"

@@ -155,3 +155,12 @@ def test_a_template_that_refuses_is_the_clients_error(engine):
     with pytest.raises(ApiError, match="roles must alternate") as refused:
         read_ask({"messages": [USER]}, True, engine, text, NAME, MOST)
     assert refused.value.status == 400 and refused.value.body["error"]["param"] == "messages"
+
+
+def test_brackets_in_brackets_are_the_clients_error(engine):
+    """As many as JSON is read with, and more than anything that follows can."""
+    nested = "[" * 800 + "]" * 800
+    raw = json.dumps(dict(messages=[dict(role="user", content="a", extra=None)])).replace("null", nested).encode()
+    with pytest.raises(ApiError, match="too many brackets in brackets") as caught:
+        read_ask(read_body(raw), True, engine, make_text(), NAME, MOST)
+    assert caught.value.status == 400

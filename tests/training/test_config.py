@@ -48,6 +48,9 @@ BAD = [
     ({"optimizer.beta2": 1.0}, "beta2"),
     ({"init.path": ""}, "config.init.path"),
     ({"optimizer.accumulation": -1}, "accumulation must be zero or more"),
+    ({"seed": 2**63}, "seed must be below 2"),
+    ({"optimizer.eps": 0.0}, "eps must be positive"),
+    ({"data.eval_batches": 0}, "eval_batches must be positive"),
 ]
 
 

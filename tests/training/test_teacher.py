@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from edlm_jax.diffusion import example_keys
 from edlm_jax.errors import InputError
 from edlm_jax.models.spec import Conversion
 from edlm_jax.pretrained import load_pretrained, save_pretrained
+from edlm_jax.training.checkpoint import latest_step
 from edlm_jax.training.fitting import lower_step
 from edlm_jax.training.initial import planned_spec, read_spec
 from edlm_jax.training.run import Run
@@ -165,6 +167,22 @@ def test_interrupted_equals_uninterrupted_bitwise(finished, corpus, checkpoint, 
     monkeypatch.undo()
     assert train(Run.of(config), tmp_path)["completed"]
     assert_same(params(tmp_path), params(finished[0]))
+
+
+def test_a_run_goes_on_with_the_teacher_that_it_began_with(corpus, checkpoint, save_teacher, tmp_path):
+    """The same path is not enough: a teacher that was trained on may have been exported to it."""
+    place = save_teacher()
+    config = taught_config(corpus, checkpoint, place)
+    config.steps = 1
+    train(Run.of(config), tmp_path / "run")
+    other = load_pretrained(place, dtype="float32")
+    other.final_norm_D[...] += 1.0
+    save_pretrained(other, tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "model.safetensors", place)
+    config.steps = 2
+    with pytest.raises(InputError, match="config.objective.teacher has other weights by now"):
+        train(Run.of(config), tmp_path / "run")
+    assert latest_step(tmp_path / "run") == 1
 
 
 def test_meshes_and_micro_batches_learn_the_same(finished, corpus, checkpoint, teacher, tmp_path):

@@ -194,6 +194,8 @@ class MaskMode(Mode):
             raise InputError("this model was never converted and has no mask token; convert it or use mode='ar'")
         if self.block_length is None or self.block_length < 1:
             raise InputError(f"block_length must be a positive number of tokens, not {self.block_length}")
+        if self.block_length > spec.max_length:
+            raise InputError(f"block_length {self.block_length} is longer than the model's {spec.max_length} positions")
         conversion = spec.conversion
         if conversion is not None and self.block_length > conversion.block_length:
             most = f"the {conversion.block_length} this checkpoint was converted with"
