@@ -9,6 +9,7 @@ from edlm_jax.studies.results import PLACE, Results, before
 
 _SHOWN = {"step": "step {}", "mode": "{}", "block_length": "block {}", "threshold": "threshold {:g}"}
 _THRESHOLD = PLACE.index("threshold")
+_WIDE = 8  # columns that a terminal and a page have room for
 _MEANING = {  # of a measure whose name holds the word
     "drift": "Drift is the norm of the change over that of the AR weights, mean over layers.",
     "loss": "Losses are held-out nats per token, of diffusion a bound.",
@@ -18,7 +19,7 @@ _MEANING = {  # of a measure whose name holds the word
 
 
 def accuracy_rows(results: Results) -> Rows:
-    """Arms down, places across: accuracy, its standard error, and tokens per forward."""
+    """Arms down, places across (or the other way, `_upright`): accuracy, its standard error, tokens per forward."""
     columns = places(results)
     header = ["arm", "seeds", *(place_name(place, columns) for place in columns)]
     rows = [[before(results), "", *([_value(results["ar"]["accuracy"])] * len(columns))]]
@@ -26,11 +27,11 @@ def accuracy_rows(results: Results) -> Rows:
         points = {_place(point): point for point in arm["points"]}
         cells = [_accuracy_at_speed(points[place]) if place in points else "" for place in columns]
         rows.append([arm["arm"], str(len(arm["seeds"])), *cells])
-    return header, rows
+    return _upright(header, rows)
 
 
 def measure_rows(results: Results) -> Rows:
-    """Arms down, measures across, at each step that was measured."""
+    """Arms down, measures across (or the other way, `_upright`), at each step that was measured."""
     found = [measures for arm in results["arms"] for measures in arm["measures"]]
     columns = list(dict.fromkeys((measures["step"], name) for measures in found for name in measures if name != "step"))
     header = ["measure", *(_measure_name(step, name) for step, name in columns)]
@@ -40,7 +41,7 @@ def measure_rows(results: Results) -> Rows:
         of_step = {measures["step"]: measures for measures in arm["measures"]}
         values = [(of_step.get(step, {}).get(name), name) for step, name in columns]
         rows.append([arm["arm"], *("" if value is None else _statistic(value, name) for value, name in values)])
-    return header, rows
+    return _upright(header, rows)
 
 
 def settled_rows(results: Results) -> Rows:
@@ -90,6 +91,14 @@ def place_name(place: tuple, columns: Sequence[tuple]) -> str:
     varying = [i for i in range(len(PLACE)) if len({column[i] for column in columns}) > 1]
     parts = [_SHOWN[PLACE[i]].format(place[i]) for i in varying or (_THRESHOLD,) if place[i] is not None]
     return ", ".join(parts)
+
+
+def _upright(header: list[str], rows: list[list[str]]) -> Rows:
+    """A table that is too wide stands on its side, if it is shorter than wide."""
+    if len(header) <= max(_WIDE, len(rows) + 1):
+        return header, rows
+    first, *others = zip(header, *rows, strict=True)
+    return list(first), [list(row) for row in others]
 
 
 def _place(point: dict[str, Any]) -> tuple:

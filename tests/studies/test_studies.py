@@ -260,6 +260,15 @@ def test_tables_have_means_and_standard_errors_over_seeds():
     assert mean_and_error([2.0]) == dict(mean=2.0, standard_error=None)
 
 
+def test_a_table_wider_than_long_stands_on_its_side():
+    seed = [point(threshold / 10, 0.5, threshold) for threshold in range(9)]
+    header, rows = accuracy_rows(results_of("tokens_per_forward", {"one": [seed], "two": [seed]}))
+    assert header == ["arm", "AR, unconverted", "one", "two"]
+    assert rows[0] == ["seeds", "", "1", "1"]
+    assert [row[0] for row in rows[1:]] == [f"threshold {threshold / 10:g}" for threshold in range(9)]
+    assert rows[9][2] == "0.500 @ 8.00"
+
+
 def test_measures_are_of_their_step():
     measured = lambda seed: [dict(step=step, drift=step + seed) for step in (2, 4)]  # noqa: E731
     runs = [dict(seed=seed, points=[], changes={}, measures=measured(seed)) for seed in (0, 2)]
