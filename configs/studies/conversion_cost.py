@@ -10,14 +10,16 @@ that no other copy of them is at hand.
 
     edlm study --config=configs/studies/conversion_cost.py --workdir=runs/studies/conversion_cost
 
-Hardware: one core of an AMD EPYC beside other work; 2 of 12 cells so far, 43 and 50 minutes: one seed of the paper's
-recipe and of FLARE's. "step" counts steps of 1024 clean tokens.
+Hardware: one core of an AMD EPYC beside other work, one with AVX-512 for the first two arms (43 and 50 minutes), an
+older one with AVX2 for the others (108 each); 4 of 12 cells so far, one seed of each arm. "step" counts steps of 1024
+clean tokens.
 
-Result, of one seed each, not yet with errors: FLARE's recipe is far ahead at first. After a sixteenth of the steps it
-has 0.86 of the answers one by one and 0.72 at 1.5 tokens a forward, where the paper's has 0.06. It levels off there:
-after all steps it has 0.83 at 3.05 tokens a forward (threshold 0.9), where the paper's has 0.87 at 4.12. So it does not
-reach the paper's final accuracy at 3 tokens a forward, with a third of the tokens or with all. Not yet run: both KL
-arms, and two more seeds of each.
+Result, of one seed each, not yet with errors. What the shift gives is there at once: after a sixteenth of the steps
+FLARE's recipe has 0.86 of the answers one by one and shifted KL 0.71, where the paper's and KL at the same position
+have 0.06 and 0.07. FLARE's levels off there: after all steps it has 0.83 at 3.05 tokens a forward (threshold 0.9).
+Shifted KL goes on: 0.90 at 4.39, where the paper's has 0.87 at 4.12. At 3 tokens a forward, between thresholds, the
+paper's and shifted KL end at 0.89; with a quarter of the steps they have 0.48 and 0.73, with half 0.77 and 0.84. So no
+recipe reaches the paper's final accuracy there with a third of its tokens. Not yet run: two more seeds of each.
 """
 
 import runpy
