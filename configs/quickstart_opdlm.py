@@ -8,8 +8,8 @@ with SOURCE="{'kind': 'tasks', 'split': 'train', 'seed': 3, 'size': 4000}": prom
 text is what block diffusion decodes, so that the second stage meets the states that decoding meets.
 
 The teacher are the clean rows of the same forward pass, held by an AR loss at weight 1: all weights are trained, and no
-other copy of them is at hand. The first stage is an arm of the study configs/studies/conversion_cost.py, with a constant
-learning rate: 0.838 @ 4.07 tokens a forward after 1600 steps, one seed. The second one is not yet run.
+other copy of them is at hand. The first stage is an arm of the study configs/studies/conversion_cost.py, there with a
+constant learning rate: 0.838 @ 4.07 tokens a forward after 1600 steps, one seed. The second one is not yet run.
 """
 
 import runpy
