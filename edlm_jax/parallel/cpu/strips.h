@@ -208,7 +208,7 @@ Multiply* multiply_widest() {
 }
 
 // nullptr: w holds no numbers that can be read.
-Multiply* multiply_by(const xla::ffi::AnyBuffer& w) {
+inline Multiply* multiply_by(const xla::ffi::AnyBuffer& w) {
   if (w.element_type() == xla::ffi::F32) return multiply_widest<float>();
   if (w.element_type() == xla::ffi::U16) return multiply_widest<uint32_t>();
   return nullptr;
