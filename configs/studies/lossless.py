@@ -13,15 +13,15 @@ forward.
 
     edlm study --config=configs/studies/lossless.py --workdir=runs/studies/lossless
 
-Hardware: one core of an AMD EPYC beside other work; 18 of 33 cells so far, 4 to 17 minutes each: three seeds of two
-arms, two of three, one of the others.
+Hardware: one core of an AMD EPYC beside other work, of an older one for the last two cells; 20 of 33 cells so far:
+three seeds of four arms, two of one, one of the others. Most took 4 to 17 minutes; some were stopped for other work.
 
 Result: the text is AR's in every cell (256 held-out prompts). After 200 steps a cycle of two forwards gives 3.35 tokens
 (3.42, 3.28 and 3.34 by seed), one of quadratic speculation 2.83. Growing blocks help most, as in Uno (3.02 in a
 quadratic cycle); masks and two-way noise, the two changes that Uno does not make, come next (2.92). Twice the updates
-give 3.50. Total variation alone learns the first draft and little else here (1.78), KL or plain cross-entropy do
-without it (2.80, 2.77, two seeds each, within the errors of both together): Uno's order of the losses is not shown at
-this scale. Rank 32 has 2.12, q and v alone 1.60: small adapters do not carry it.
+give 3.50. Total variation alone learns the first draft and little else here (1.78 ± 0.02), KL or plain cross-entropy
+do without it (2.81 ± 0.05 and 2.75 ± 0.04, both together 2.83 ± 0.01): Uno's order of the losses is not shown at this
+scale. Rank 32 has 2.12, q and v alone 1.60: small adapters do not carry it.
 """
 
 import runpy
