@@ -21,11 +21,16 @@ _MARKERS, _LINES = "os^DvPX", ("-", "--", ":", "-.", (0, (1, 3)))
 
 
 def plot_study(results: Results, path: Path) -> None:
-    """Draw the curves."""
+    """Draw the curves; where no arm changes the AR weights, their legend stands in the place of the drift."""
+    measured = [arm["measures"][-1] for arm in results["arms"]]
+    moved = any(measures[f"drift_{group}"]["mean"] for measures in measured for group in DRIFT_COLOURS)
     with picture(path, 12, 5) as figure:
         accuracy, drift = figure.subplots(1, 2, width_ratios=(2, 1))
-        _accuracy(accuracy, results)
-        _drift(drift, results)
+        _accuracy(accuracy, results, {} if moved else dict(loc="upper left", bbox_to_anchor=(1.0, 1.0)))
+        if moved:
+            _drift(drift, results)
+        else:
+            drift.set_axis_off()
 
 
 def curves(results: Results) -> Curves:
@@ -43,13 +48,14 @@ def curves(results: Results) -> Curves:
     return {key: sorted(points, key=lambda point: point["x"]) for key, points in found.items()}
 
 
-def _accuracy(axes, results: Results) -> None:
+def _accuracy(axes, results: Results, legend: dict[str, Any]) -> None:
     """Colours are arms where there are several, markers and lines the rest."""
     found = curves(results)
     arms, places = (list(dict.fromkeys(labels)) for labels in zip(*found, strict=True))
     several = len(arms) > 1
     coloured = arms if several else places
-    colours = {name: matplotlib.colormaps["tab10"](index % 10) for index, name in enumerate(coloured)}
+    palette = matplotlib.colormaps["tab10" if len(coloured) <= 10 else "tab20"]
+    colours = {name: palette(index % palette.N) for index, name in enumerate(coloured)}
     styles = {
         place: dict(marker=_MARKERS[index % len(_MARKERS)], linestyle=_LINES[index % len(_LINES)])
         for index, place in enumerate(places)
@@ -72,7 +78,7 @@ def _accuracy(axes, results: Results) -> None:
         for place, style in styles.items()
         if place
     ]
-    axes.legend(handles=[ar, *handles], fontsize=7)
+    axes.legend(handles=[ar, *handles], fontsize=7, **legend)
 
 
 def _drift(axes, results: Results) -> None:
