@@ -161,16 +161,16 @@ EDLM_INLINE void score(const float* q, int64_t stride, const float* k, int64_t H
   }
 }
 
-// The same of more queries than four sums each leave room for in registers: some at a time.
+// The same, of half of the queries at a time where registers have no room for four sums of each.
 template <class I, int R>
 EDLM_INLINE void score_all(const float* q, int64_t stride, const float* k, int64_t H, int64_t begin, int64_t end,
                            float* scores, int64_t room) {
-  constexpr int kTogether = I::sums / 4 >= kRows ? kRows : 2;
-  if constexpr (R <= kTogether) {
+  if constexpr (4 * R <= I::sums) {
     score<I, R>(q, stride, k, H, begin, end, scores, room);
   } else {
-    score<I, kTogether>(q, stride, k, H, begin, end, scores, room);
-    score_all<I, R - kTogether>(q + kTogether * stride, stride, k, H, begin, end, scores + kTogether * room, room);
+    constexpr int kHalf = R / 2;
+    score<I, kHalf>(q, stride, k, H, begin, end, scores, room);
+    score<I, R - kHalf>(q + kHalf * stride, stride, k, H, begin, end, scores + kHalf * room, room);
   }
 }
 

@@ -66,7 +66,7 @@ template <class I, class W, int R, int P>
 EDLM_INLINE void sum(const float* x, int64_t x_stride, const W* w, int64_t depth, bool begun, Ahead ahead, int c,
                      float (*sums)[kStrip]) {
   constexpr int kRow = std::is_same_v<W, float> ? kStrip : kHalf;
-  constexpr int kLines = P * I::lanes == kHalf ? kRow * sizeof(W) / 64 : 1;
+  constexpr bool kWhole = P * I::lanes == kHalf;  // else `step` is a line at most, and a loop over lines costs time
   typename I::Floats low[R][P] = {}, high[R][P] = {};
   if (begun) {
 #pragma GCC unroll 12
@@ -79,8 +79,7 @@ EDLM_INLINE void sum(const float* x, int64_t x_stride, const W* w, int64_t depth
     }
   }
   for (int64_t d = 0; d < depth; ++d) {
-#pragma GCC unroll 2
-    for (int line = 0; line < kLines; ++line) __builtin_prefetch(ahead.at + 64 * line, 0, 2);
+    for (int64_t line = 0; line < (kWhole ? ahead.step : 1); line += 64) __builtin_prefetch(ahead.at + line, 0, 2);
     ahead.at += ahead.step;
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
