@@ -70,6 +70,7 @@ class Teacher:
         held, _ = partition(nnx.to_pure_dict(nnx.state(model, nnx.Param)), self.shared)
         return jax.device_put(held, jax.tree.map(lambda x: x.sharding, self.abstract))
 
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Of its weights, as adapters know those that they were trained on."""
         with open_checkpoint(self.path) as checkpoint:

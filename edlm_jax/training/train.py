@@ -46,7 +46,7 @@ def train(run: Run, workdir: str | Path) -> dict[str, Any]:
     if teacher:
         teacher.check_tokens(spec)
         if latest_step(workdir) is not None:
-            check_teacher(workdir, teacher.fingerprint())
+            check_teacher(workdir, teacher.fingerprint)
     with Reporter(run.steps) as reporter, jax.set_mesh(mesh):
         with reporter.busy("reading the data"):
             batches = Batches(run.data, spec, tokenizer, mesh)
@@ -157,7 +157,7 @@ class Trainer:
         if newest is None:
             params = initial_params(self.run.start, self.spec, self.mesh)
             state = initial_state(self.run.start, self.run.optimizer, params, self.abstract)
-        taught_by = self.teacher.fingerprint() if self.teacher else None
+        taught_by = self.teacher.fingerprint if self.teacher else None
         write_workdir(self.workdir, self.run.config, self.spec, self.run.start.lora, taught_by)
         remember(self.run, self.mesh, self.workdir)
         self.checkpoints = Checkpoints(self.workdir, self.run.saves)
