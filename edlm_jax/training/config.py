@@ -22,6 +22,7 @@ CHOICES = {
     "dtype": ("bfloat16", "float32"),
     "remat": (*REMAT_POLICIES, "auto"),
     "init.mask_embedding": STARTS,
+    "init.adapters": ("new", "keep"),
     "lora.columns": ADAPTED,
     "objective.grid": GRIDS,
     "objective.pattern": tuple(LAYOUTS),
@@ -57,6 +58,7 @@ def default_config() -> ConfigDict:
         hf_config=ConfigDict(),  # a config.json as a dict; beside a path its shape, known without downloading it
         mask_token_id=-1,  # -1 = chosen by tokenizer family
         mask_embedding="keep",  # how the mask token's embedding starts: keep | mean | noise
+        adapters="new",  # how those of noisy columns start; keep = as they lie beside init.path: a longer training
     )
     c.lora = config_dict.create(  # adapters on the matrices of attention and FFN, which then stay as they are
         rank=0,  # 0 = full training
@@ -168,6 +170,8 @@ def _check_adapters(c: ConfigDict) -> None:
         if name not in TARGETS:
             raise InputError(f"config.lora.targets: {name!r} is unknown; choose among {', '.join(TARGETS)}")
     if c.lora.columns == "all":
+        if c.init.adapters == "keep":
+            raise InputError("config.init.adapters='keep' needs config.lora.columns='noisy': others are merged")
         return
     if not c.lora.rank:
         raise InputError("config.lora.columns='noisy' needs config.lora.rank > 0: adapters are all that is trained")

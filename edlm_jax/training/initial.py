@@ -19,6 +19,7 @@ from edlm_jax.models.spec import Conversion, ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.parallel.sharding import param_shardings
 from edlm_jax.pretrained import load_pretrained, load_spec, load_tokenizer
+from edlm_jax.pretrained.adapter import read_lora
 from edlm_jax.pretrained.mask_token import choose_mask_token, start_mask_embedding
 from edlm_jax.pretrained.source import find_directory
 from edlm_jax.pretrained.text import listed_ends
@@ -40,6 +41,7 @@ class Start:
     hf_config: dict[str, Any]
     mask_token_id: int
     mask_embedding: str
+    adapters: str
     tokenizer: str  # of the data; "" = the model's
     conversion: Conversion | None  # what the export will say, but for the mask token; None for AR
     seed: int
@@ -91,12 +93,26 @@ def abstract_state(
 
 def initial_params(start: Start, spec: ModelSpec, mesh: Mesh) -> dict:
     """Parameters as the run starts with them."""
+    if start.adapters == "keep":
+        _check_kept(start)
+        return _stored(start, _base_params(start, spec, mesh))
     params = _base_params(start, spec, mesh)
+    params["layers"] = without_adapters(params["layers"])  # those of a drafter that was trained before
     if start.lora is None:
         return params
     key = jax.random.fold_in(jax.random.key(start.seed), 2**31 - 1)  # the mask's embedding has a token's number
-    params |= {"layers": params["layers"] | _initial_adapters(key, spec, start.lora, mesh)}
+    params["layers"] |= _initial_adapters(key, spec, start.lora, mesh)
     return _stored(start, params)
+
+
+def _check_kept(start: Start) -> None:
+    """Before weights are read: the adapters beside them must be those that the config describes."""
+    found = read_lora(find_directory(start.path))
+    if found is None:
+        raise InputError(f"config.init.adapters='keep': {start.path} has no adapters of noisy columns beside it")
+    if found != start.lora:
+        sizes = ", ".join(f"{name}={value!r}" for name, value in vars(found).items())
+        raise InputError(f"config.init.adapters='keep' needs the config.lora of the adapters in {start.path}: {sizes}")
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "lora", "mesh"))
@@ -119,7 +135,6 @@ def _base_params(start: Start, spec: ModelSpec, mesh: Mesh) -> dict:
             message = "the mask's embedding has %.2g of the median norm: gradients may explode; see init.mask_embedding"
             logging.warning(message, ratio)
     params = _pure(model)
-    params["layers"] = without_adapters(params["layers"])  # those of a drafter that was trained before
     return jax.device_put(params, param_shardings(mesh, params))
 
 

@@ -1,5 +1,7 @@
 """Runs that train adapters of noisy columns alone: the base stays as it was read, bit for bit, and has no moments."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -9,9 +11,10 @@ from edlm_jax.attention import Causal
 from edlm_jax.commands.conversion import convert
 from edlm_jax.errors import InputError
 from edlm_jax.models.lora import ADAPTER_NAMES, ADAPTERS
-from edlm_jax.pretrained import load_pretrained
+from edlm_jax.parallel.sharding import letters
+from edlm_jax.pretrained import load_pretrained, save_pretrained
 from edlm_jax.training.checkpoint import load_trained
-from edlm_jax.training.initial import abstract_state, read_spec
+from edlm_jax.training.initial import abstract_state, initial_params, read_spec
 from edlm_jax.training.metrics import step_flops
 from edlm_jax.training.run import Run
 from edlm_jax.training.train import train
@@ -79,6 +82,23 @@ def test_flops_are_about_half_of_full_training(corpus, checkpoint):
     assert full - gated == 3 * (saved - 6 * low_rank * 24)
 
 
+def test_kept_adapters_are_trained_further(finished, corpus, checkpoint, tmp_path):
+    drafter, c = tmp_path / "drafter", gated_config(corpus, checkpoint)
+    save_pretrained(load_trained(finished), drafter)
+    c.init.update(path=str(drafter), adapters="keep")
+    run = Run.of(c)
+    starts = run.start, replace(run.start, adapters="new")
+    kept, new = (initial_params(start, read_spec(start)[0], run.make_mesh())["layers"] for start in starts)
+    assert_same(kept, params(finished)["layers"])
+    assert not any(np.any(new[name]) for name in ADAPTER_NAMES & set(new) if letters(name)[0] == "R")  # each B
+    c.lora.alpha = 16.0
+    with pytest.raises(InputError, match="needs the config.lora of the adapters in .*drafter: rank=4, alpha=32.0, col"):
+        train(Run.of(c), tmp_path / "run")
+    c.init.path = str(checkpoint)
+    with pytest.raises(InputError, match="has no adapters of noisy columns beside it"):
+        train(Run.of(c), tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -86,6 +106,7 @@ def test_flops_are_about_half_of_full_training(corpus, checkpoint):
         ({"lora.rank": 0}, "needs config.lora.rank > 0"),
         ({"lora.targets": ("q_proj", "head")}, "config.lora.targets: 'head' is unknown; choose among q_proj"),
         ({"init.mask_embedding": "mean"}, "leaves embeddings as they are"),
+        ({"lora.columns": "all", "init.adapters": "keep"}, "init.adapters='keep' needs config.lora.columns='noisy'"),
         ({"lora.columns": "some"}, "config.lora.columns='some' is unknown"),
     ],
     ids=str,
