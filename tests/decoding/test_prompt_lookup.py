@@ -61,6 +61,14 @@ def test_a_model_that_was_never_converted_is_sped_up_too():
     assert results[0] == results[1]
 
 
+@pytest.mark.filterwarnings("ignore:.*reads next tokens")
+@pytest.mark.parametrize("mode", ["prompt_lookup:lookup=60", "self_speculation:lookup=60"])
+def test_more_tokens_than_a_row_has_are_found_nowhere(mode):
+    model, given = make_model("shifted"), [[5, 6, 5, 6]]
+    results = [generate(model, given, max_new_tokens=5, mode=mode).tokens for mode in ("ar", mode)]
+    assert results[0] == results[1]
+
+
 def test_bad_options_are_refused():
     for text, reason in (("prompt_lookup:drafts=0", "must be positive"), ("prompt_lookup:depth=2", "its options are")):
         with pytest.raises(InputError, match=reason):

@@ -48,6 +48,7 @@ class PromptLookup(RowMode):
 def look_up(rows: Grown, pad_B, N: int, D: int):
     """(int32[B, D] what followed the latest earlier place of the last N tokens, bool[B] whether there is one)."""
     columns_X = jnp.arange(rows.tokens_BX.shape[1])
+    N = min(N, len(columns_X))  # of more tokens than a row has room for none stood earlier
     last_BN = window(rows.tokens_BX, jnp.maximum(rows.start_B - N, 0), N)
     same_BX = jnp.ones(rows.tokens_BX.shape, bool)
     for place in range(N):  # do the N tokens from here on equal the last N?
