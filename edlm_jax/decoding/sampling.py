@@ -30,8 +30,8 @@ class Sampling:
 
     def check(self) -> None:
         """Raises InputError for a number out of its range."""
-        check_range("temperature", self.temperature, 0)
-        check_range("top_k", self.top_k, 0)
+        check_range("temperature", self.temperature, 0, 1e30)  # times the noise, float32 has it
+        check_range("top_k", self.top_k, 0, 2**31 - 1)
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p must lie in (0, 1], not {self.top_p}")
         if self.confidence not in (None, *CONFIDENCES):
@@ -203,6 +203,7 @@ def _narrow_by_sort(logits_BCV, temperature, top_k, top_p):
     best_first_BCV = jnp.where(best_first_BCV >= least_BC1, best_first_BCV, -jnp.inf)
     p_BCV = jax.nn.softmax(best_first_BCV / jnp.maximum(temperature, 1e-6))
     # What is better holds less than top_p: the best is in.
-    inside_BCV = (jnp.cumsum(p_BCV, axis=-1) - p_BCV < top_p) | (top_p >= 1)
+    least_p = jnp.maximum(top_p, np.finfo(np.float32).tiny)  # float32 may have none between top_p and 0
+    inside_BCV = (jnp.cumsum(p_BCV, axis=-1) - p_BCV < least_p) | (top_p >= 1)
     held_BC1 = jnp.min(jnp.where(inside_BCV, best_first_BCV, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logits_BCV >= jnp.maximum(least_BC1, held_BC1), logits_BCV, -jnp.inf)
