@@ -17,6 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 
 from edlm_jax.decoding.decoder import Decoder
+from edlm_jax.decoding.ends import read_ends
 from edlm_jax.decoding.engine import beside, thread
 from edlm_jax.decoding.generation import Settled
 from edlm_jax.decoding.lane import Lane
@@ -189,7 +190,7 @@ class Engine:
         if not self.free:
             raise InputError(f"all {self.slots} slots are in use; wait until a step ends one, or release one")
         slot = next(slot for slot in range(self.slots) if slot not in self._live)
-        self._live[slot] = _Live(slot, prompt, settings)
+        self._live[slot] = _Live(slot, list(prompt), settings)  # read later, when the caller may have changed it
         return slot
 
     def step(self) -> list[Event]:
@@ -261,7 +262,7 @@ class Engine:
             row.told += len(tokens)
             if lane.done_B[at]:
                 last = settled.tokens_BX[at, columns.stop - 1]
-                finished = "end" if last in row.settings.ends else "limit"
+                finished = "end" if last in read_ends(row.settings.ends) else "limit"
                 lane.drop(row)
                 del self._live[row.slot]
                 for i, found in enumerate(self._yields):

@@ -132,7 +132,7 @@ class Decoder:
         mode, call, stop = self._call(count, mode, limit=limit, **settings)
         for reason in self.refuse(prompts, mode, limit=limit).values():
             raise InputError(reason)
-        if not prompts:
+        if not count:
             return Generation([], [], [], [])
         rows = prompts
         if spare := self._rows(count) - count:

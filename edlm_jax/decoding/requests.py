@@ -31,7 +31,7 @@ class RequestSettings:
 
     limit: int  # the most new tokens
     seed: int = 0  # below 2**32, the row's own: what `Decoder` is given as `seed=[seed]`
-    ends: Sequence[int] = ()  # at most 8 ids; the row ends at any of them, which is its last token
+    ends: int | Sequence[int] = ()  # at most 8 ids; the row ends at any of them, which is its last token
     temperature: float = 0.0  # 0: greedy
     top_k: int = 0  # 0: all
     top_p: float = 1.0

@@ -239,6 +239,19 @@ def _drain(engine, got):
             got[event.slot][3].extend(event.tokens)
 
 
+def test_a_prompt_is_the_engines_once_it_is_in():
+    """Whoever asked may go on with his list; his end may be one id, as a decoder takes it."""
+    (prompt,), decoder, got = prompts(fresh_rng(), [9]), Decoder(make_model()), []
+    expected = decoder([prompt], parse_mode("ar"), limit=LIMIT).tokens[0]
+    engine = Engine(decoder, parse_mode("ar"), slots=1, columns=64)
+    engine.insert(prompt, RequestSettings(LIMIT, ends=expected[-1]))
+    prompt[:] = [1] * 30
+    while engine.live:
+        (event,) = engine.step()
+        got += event.tokens
+    assert got == expected[: expected.index(expected[-1]) + 1] and event.finished == "end"
+
+
 def test_refusals():
     """What cannot be decoded is refused in one line and takes no slot."""
     engine = Engine(make_model(), slots=1, columns=20)

@@ -258,6 +258,11 @@ def test_bad_input_is_refused_with_the_reason(change, message):
         generate(make_model(), arguments.pop("prompts"), **arguments)
 
 
+def test_prompts_may_be_an_array():
+    decoder, given = Decoder(make_model()), prompts(fresh_rng(), [6, 6])
+    assert generate(decoder, np.array(given), max_new_tokens=8) == generate(decoder, given, max_new_tokens=8)
+
+
 def test_an_unconverted_model_only_decodes_autoregressively():
     model = Transformer(ModelSpec.from_hf(CONFIG), rngs=nnx.Rngs(0))
     with pytest.raises(InputError, match="never converted"):
