@@ -46,11 +46,18 @@ def guide_maker(text: Text, vocab_size: int, schema: Any) -> Callable[[], JsonGu
     """What makes a guide for each row whose text must match a JSON schema; InputError says why there can be none."""
     tokenizer = _tokenizer(text, vocab_size)
     options = {"whitespace_pattern": _SPACE}
-    grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options)
+    try:
+        grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options)
+    except ValueError as error:  # numbers that JSON has not, brackets in brackets
+        raise InputError(f"the schema cannot be followed: {_line(error)}") from None
     matcher = LLMatcher(tokenizer, grammar, log_level=0)
     if matcher.is_error():
         raise InputError(f"the schema cannot be followed: {_line(matcher.get_error())}")
-    return lambda: JsonGuide(matcher.deep_copy(), vocab_size, text.ends)
+    make = lambda: JsonGuide(matcher.deep_copy(), vocab_size, text.ends)  # noqa: E731
+    (first := make())([])
+    if first.error:  # of a schema of itself alone, say: no text begins it
+        raise InputError(first.error)
+    return make
 
 
 @functools.lru_cache(maxsize=8)

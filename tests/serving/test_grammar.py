@@ -65,8 +65,13 @@ def test_a_guide_follows_its_row():
 
 
 def test_schemas_that_cannot_be_followed_are_the_clients_error(monkeypatch):
-    with pytest.raises(InputError, match="objct"):
-        guide_maker(make_text(), 259, {"type": "objct"})
+    for schema, reason in [
+        ({"type": "objct"}, "objct"),
+        ({"const": float("inf")}, "cannot be followed"),
+        ({"$ref": "#"}, "cannot be followed further"),
+    ]:
+        with pytest.raises(InputError, match=reason):
+            guide_maker(make_text(), 259, schema)
     engine = Engine(make_decoder(), parse_mode("ar"), slots=1, columns=64)
     wanted = {"type": "json_schema", "json_schema": {"schema": {"type": "objct"}}}
     with pytest.raises(ApiError, match="objct") as refused:
