@@ -93,6 +93,7 @@ def _load(args: argparse.Namespace):
     from edlm_jax import pretrained
     from edlm_jax.decoding import Decoder, Engine, check_settings
     from edlm_jax.decoding.modes import mode_of
+    from edlm_jax.decoding.requests import MOST_ENDS
     from edlm_jax.parallel.mesh import decoding_mesh
     from edlm_jax.pretrained.adapter import read_lora
     from edlm_jax.pretrained.source import find_directory
@@ -103,6 +104,9 @@ def _load(args: argparse.Namespace):
     spec, tokenizer = pretrained.load_spec(path), pretrained.load_tokenizer(path)
     mode, text = mode_of(args, spec), pretrained.Text.of(spec, tokenizer)
     check_settings(spec, mode, limit=1, ends=text.ends)
+    if len(text.ends) > MOST_ENDS:
+        listed = f"{path} lists {len(text.ends)} tokens that end an answer"
+        raise InputError(f"{listed}, and a server's rows may end at {MOST_ENDS}; list fewer under eos_token_id")
     count = jax.local_device_count()
     if args.tensor not in (None, count):
         raise InputError(f"--tensor must be {count}, all devices of this machine, or be left out, not {args.tensor}")

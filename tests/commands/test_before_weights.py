@@ -15,13 +15,15 @@ NO_WEIGHTS = shutil.ignore_patterns("*.safetensors")
 
 @pytest.fixture
 def models(tiny_ar_dir, tiny_converted_dir, tmp_path):
-    """{"ar", "converted", "drafts", "narrow", "small"}: directories without weights, the last two for other models."""
+    """{"ar", "converted", "drafts", "narrow", "small", "ends"}: directories without weights."""
     found = {}
     for name, directory in (("ar", tiny_ar_dir), ("converted", tiny_converted_dir)):
         found[name] = shutil.copytree(directory, tmp_path / name, ignore=NO_WEIGHTS)
     for name, change in (("narrow", {"intermediate_size": 32}), ("small", {"vocab_size": 200})):
         found[name] = shutil.copytree(found["ar"], tmp_path / name)
         (found[name] / "config.json").write_text(json.dumps(TINY | change))
+    found["ends"] = shutil.copytree(found["ar"], tmp_path / "ends")
+    (found["ends"] / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(9))}))
     found["drafts"] = shutil.copytree(found["converted"], tmp_path / "drafts")
     config = json.loads((found["drafts"] / "config.json").read_text())
     config["edlm"] |= dict(pattern="causal_block", adapted="noisy")
@@ -43,6 +45,10 @@ def models(tiny_ar_dir, tiny_converted_dir, tmp_path):
         ("generate --model={converted} --prompt=a --max-new-tokens=512", "prompt 0 is too long"),
         ("generate --model={converted} --prompt=<|fim_pad|>", "prompt 0 holds the mask token 258"),
         ("generate --model={converted} --prompt=a --chat", "a tokenizer with a chat template, and this one has none"),
+        ("generate --model={converted} --prompt=a --mode=prompt_lookup:drafts=513", "more than the model's 512"),
+        ("generate --model={converted} --prompt=a --mode=psd:depth=513", "depth 513 is more than the model's 512"),
+        ("generate --model={converted} --prompt=a --temperature=inf", "temperature must lie in"),
+        ("generate --model={converted} --prompt=a --temperature=1 --top-k=3000000000", "top_k must lie in"),
         ("generate --model={converted} --prompt=a --seed=-1", "seed must not be negative, not -1"),
         ("evaluate --model={ar} --baseline={ar}", "never converted; --baseline"),
         ("evaluate --model={ar} --sweep", "never converted; --sweep"),
@@ -59,6 +65,7 @@ def models(tiny_ar_dir, tiny_converted_dir, tmp_path):
         ("serve --model={ar} --port=0 --dtype=bfloat16 --cache-columns=512", "cache_columns are for caches in pages"),
         ("serve --model={ar} --port=0 --cache-columns=64", "a row may need"),
         ("serve --model={converted} --port=0 --cache-columns=64", "a row may need"),
+        ("serve --model={ends} --port=0", "tokens that end an answer, and a server's rows may end at 8"),
         ("diagnose --model={ar}", "never converted"),
         ("diagnose --model={drafts}", "its text is the AR model's"),
         ("diagnose --model={converted} --baseline={narrow}", "ffn_width 32 and 48"),

@@ -120,7 +120,10 @@ class Mode:
             value, within = getattr(self, f.name), f.metadata["within"]
             if within and value is not None:
                 flag = f.metadata["flag"] or f.name
-                check_range(flag.removeprefix("--").replace("-", "_"), value, *within)
+                name = flag.removeprefix("--").replace("-", "_")
+                check_range(name, value, *within)
+                if value > spec.max_length:
+                    raise InputError(f"{name} {value} is more than the model's {spec.max_length} positions")
         for name, choices in CHOICES.items():
             value = getattr(self, name, None)
             if value is not None and value not in choices:
