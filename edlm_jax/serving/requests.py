@@ -96,14 +96,15 @@ def read_ask(body: Mapping[str, Any], chat: bool, engine: Engine, text: Text, na
     options = _read(body, "stream_options", {}, "an object", lambda value: isinstance(value, dict))
     if unknown := set(options) - {"include_usage", "include_obfuscation"}:
         raise ApiError(400, f"stream_options has no {sorted(unknown)[0]!r}", "stream_options")
+    given, n = [_messages(body)] if chat else _prompts(body), _whole(body, "n", 1, 1, _MOST_CHOICES)
+    if len(given) * n > most:
+        many = f"{len(given) * n} choices at once are more than ever fit here, {most}; ask for fewer"
+        raise ApiError(400, many, "n" if n > 1 else "prompt")
+    encode = encode_chat if chat else encode_text
     try:
-        prompts = [encode_chat(text.tokenizer, _messages(body))] if chat else _prompts(body, text)
+        prompts = [prompt if _is_ids(prompt) else encode(text.tokenizer, prompt) for prompt in given]
     except InputError as error:  # of the chat template
         raise ApiError(400, str(error), "messages") from None
-    n = _whole(body, "n", 1, 1, _MOST_CHOICES)
-    if len(prompts) * n > most:
-        many = f"{len(prompts) * n} choices at once are more than ever fit here, {most}; ask for fewer"
-        raise ApiError(400, many, "n" if n > 1 else "prompt")
     prompts, best = [prompt for prompt in prompts for _ in range(n)], _best(body, chat, engine)
     return Ask(
         chat=chat,
@@ -155,16 +156,14 @@ def _settings(body, chat: bool, prompts, engine: Engine, text: Text, logprobs: b
     return made
 
 
-def _prompts(body: Mapping[str, Any], text: Text) -> list[list[int]]:
+def _prompts(body: Mapping[str, Any]) -> list[Any]:
     """OpenAI's four forms: a text, texts, ids, lists of ids."""
     given = _required(body, "prompt")
     if isinstance(given, str) or _is_ids(given):
         given = [given]
     if not isinstance(given, list) or not given:
         given = [None]
-    if all(isinstance(prompt, str) for prompt in given):
-        return [encode_text(text.tokenizer, prompt) for prompt in given]
-    if not all(_is_ids(prompt) for prompt in given):
+    if not all(isinstance(prompt, str) for prompt in given) and not all(_is_ids(prompt) for prompt in given):
         raise ApiError(400, "prompt must be a text, a list of texts, a list of ids or a list of those", "prompt")
     return given
 

@@ -149,6 +149,12 @@ def test_what_is_no_json_object(raw):
     assert refused.value.status == 400
 
 
+def test_more_prompts_than_fit_are_not_encoded(engine, monkeypatch):
+    monkeypatch.setattr("edlm_jax.serving.requests.encode_text", None)
+    with pytest.raises(ApiError, match="more than ever fit"):
+        ask(engine, dict(prompt=["a"] * (MOST + 1)))
+
+
 def test_a_template_that_refuses_is_the_clients_error(engine):
     text = make_text()
     text.tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
