@@ -78,6 +78,10 @@ def make_mode(name: str, **options: Any) -> Mode:
 
 def parse_mode(text: str) -> Mode:
     """A mode from "name" or "name:option=value,option=value", as `str` writes it: psd:depth=3."""
+    return _chosen(*_split(text))
+
+
+def _split(text: str) -> tuple[str, dict[str, str]]:
     name, _, rest = text.partition(":")
     options = {}
     for part in filter(None, rest.split(",")):
@@ -85,6 +89,12 @@ def parse_mode(text: str) -> Mode:
         if not equals:
             raise InputError(f"mode {text!r}: {part!r} has no value; write {name}:{part}=VALUE")
         options[option] = value
+    return name, options
+
+
+def _chosen(name: str, options: dict[str, str]) -> Mode:
+    if {"threshold", "rule"} <= set(options):
+        raise InputError("threshold is a rule itself: give it or rule, not both")
     return make_mode(name, **options)
 
 
@@ -109,8 +119,5 @@ def mode_of(args: argparse.Namespace, spec: ModelSpec) -> Mode:
     """What `add_mode_arguments` declared, read."""
     given = {name.removeprefix("mode_"): value for name, value in vars(args).items() if name.startswith("mode_")}
     given = {name: value for name, value in given.items() if value is not None}
-    if {"threshold", "rule"} <= set(given):
-        raise InputError("--threshold is a rule itself: give it or --rule, not both")
-    mode = parse_mode(args.mode) if args.mode else default_mode(spec)
-    chosen = {field.name: getattr(mode, field.name) for field in fields(mode)}
-    return make_mode(mode.name, **chosen | given)
+    name, options = _split(args.mode) if args.mode else (default_mode(spec).name, {})
+    return _chosen(name, options | given)
