@@ -206,7 +206,7 @@ class Engine:
                     side.running = self._start(index, side)
         running = {side.running: side for side in self._sides if side.running}
         done = wait(running, return_when=FIRST_COMPLETED).done
-        return [event for step in done for event in self._finish(running[step], step.result())]
+        return [event for step in done for event in self._finish(running[step], step)]
 
     def release(self, slot: int) -> None:
         """Frees a slot at once, whatever its row has; it costs no further forward. A free slot may be released."""
@@ -230,11 +230,11 @@ class Engine:
                 row.side = side
                 side.lanes[self._choose(row.settings)].put(row, row.prompt, row.settings)
 
-    def _finish(self, side: _Side, steps: Sequence[tuple[int, Lane, Settled]]) -> list[Event]:
-        """What its step has brought."""
+    def _finish(self, side: _Side, step: Future) -> list[Event]:
+        """What its step has brought; of one that failed it raises why, and the next begins anew."""
         side.running = None
         side.forget()
-        return [event for step in steps for event in self._told(*step)]
+        return [event for of_lane in step.result() for event in self._told(*of_lane)]
 
     def _able(self, settings: RequestSettings) -> list[int]:
         """The modes that may decode the request: a guided one those alone that can be told which tokens may come."""

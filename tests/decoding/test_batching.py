@@ -233,6 +233,26 @@ def test_guided_rows_get_allowed_tokens_alone():
             assert settings.temperature or token == best(salt, prompt, tokens[:at])
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("sides", [1, 2])
+def test_rows_go_on_once_one_whose_guide_failed_is_released(monkeypatch, sides):
+    def guide(tokens):
+        if tokens:
+            raise ValueError("no more")
+        return np.full(2, -1, np.int32)
+
+    decoder, given = Decoder(make_model()), prompts(fresh_rng(), [9, 9])
+    engine, got = Engine(decoder, parse_mode("ar"), slots=_in_sides(sides, monkeypatch) * 2, columns=64), []
+    wrong = engine.insert(given[0], RequestSettings(LIMIT, guide=guide))
+    engine.insert(given[1], RequestSettings(LIMIT))
+    for _ in range(9 * LIMIT):
+        try:
+            got += [token for event in engine.step() if event.slot != wrong for token in event.tokens]
+        except ValueError:
+            engine.release(wrong)
+    assert got == decoder([given[1]], parse_mode("ar"), limit=LIMIT).tokens[0]
+
+
 def _drain(engine, got):
     while engine.live:
         for event in engine.step():
