@@ -150,7 +150,8 @@ def _settings(body, chat: bool, prompts, engine: Engine, text: Text, logprobs: b
         own = limit or (max(engine.columns - len(prompt), 1) if chat else _COMPLETION_TOKENS)
         made.append(RequestSettings(own, row_seed, guide=guide and guide(), **shared))
         if reason := engine.refuse(prompt, made[-1]):
-            param = ("messages" if chat else "prompt") if reason.startswith("the prompt") else None
+            named = next((field for field in ("temperature", "top_p", "threshold") if field in reason), None)
+            param = ("messages" if chat else "prompt") if reason.startswith("the prompt") else named
             long = len(prompt) + own > engine.columns
             raise ApiError(400, reason, param, "context_length_exceeded" if long else None)
     return made

@@ -89,7 +89,7 @@ COMPLETIONS = [
     (dict(prompt="a", temperature="hot"), 400, "temperature"),
     (dict(prompt="a", temperature=2.1), 400, "temperature"),
     (dict(prompt="a", temperature=math.nan), 400, "temperature"),
-    (dict(prompt="a", top_p=0), 400, None),
+    (dict(prompt="a", top_p=0), 400, "top_p"),
     (dict(prompt="a", top_p=1.5), 400, "top_p"),
     (dict(prompt="a", top_k=-1), 400, "top_k"),
     (dict(prompt="a", threshold=2), 400, "threshold"),
@@ -147,6 +147,13 @@ def test_what_is_no_json_object(raw):
     with pytest.raises(ApiError) as refused:
         read_body(raw)
     assert refused.value.status == 400
+
+
+def test_what_a_mode_cannot_do_is_refused_by_name():
+    for mode, how in [("psd", dict(temperature=1)), ("diffusion:rule=fixed:2", dict(threshold=0.5))]:
+        with pytest.raises(ApiError) as refused:
+            ask(Engine(make_decoder(), parse_mode(mode), slots=1, columns=COLUMNS), dict(prompt="a", **how))
+        assert [refused.value.body["error"]["param"]] == list(how)
 
 
 def test_more_prompts_than_fit_are_not_encoded(engine, monkeypatch):
