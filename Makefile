@@ -11,7 +11,8 @@ PARITY := .venv-parity
 WORKDIR ?= runs/quickstart
 OUT ?= runs/accelerator
 KERNELS := $(wildcard edlm_jax/parallel/cpu/*.cc edlm_jax/parallel/cpu/*.h)
-PIP := -m pip install --quiet --disable-pip-version-check
+# Of what is installed only a part is ever imported, and compiled to bytecode then.
+PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: help quickstart smollm2 accelerator check test test-parity lint clean
 
@@ -47,7 +48,7 @@ test: $(VENV)/installed-test  ## run the tests (no torch needed)
 	$(VENV)/bin/python -m pytest -n auto --maxprocesses=4
 
 test-parity: $(PARITY)/installed  ## compare live with torch, transformers, lm-eval and mteb, in a virtual environment of its own
-	$(PARITY)/bin/python -m pytest -m parity tests/parity
+	$(PARITY)/bin/python -m pytest -n 2 --dist=worksteal -m parity tests/parity
 
 lint: $(VENV)/installed-dev  ## check the style, and the types of the public interface
 	$(VENV)/bin/ruff check .
