@@ -91,6 +91,10 @@ def test_kept_adapters_are_trained_further(finished, corpus, checkpoint, tmp_pat
     kept, new = (initial_params(start, read_spec(start)[0], run.make_mesh())["layers"] for start in starts)
     assert_same(kept, params(finished)["layers"])
     assert not any(np.any(new[name]) for name in ADAPTER_NAMES & set(new) if letters(name)[0] == "R")  # each B
+    rounded = replace(run.start, dtype="bfloat16")
+    kept = initial_params(rounded, read_spec(rounded)[0], run.make_mesh())["layers"]
+    adapters = ADAPTER_NAMES & set(kept)  # which are trained in float32, as they lie there
+    assert_same(*({name: layers[name] for name in adapters} for layers in (kept, params(finished)["layers"])))
     c.lora.alpha = 16.0
     with pytest.raises(InputError, match="needs the config.lora of the adapters in .*drafter: rank=4, alpha=32.0, col"):
         train(Run.of(c), tmp_path / "run")
