@@ -66,11 +66,13 @@ def read_lora(directory: Path) -> Lora | None:
         return None
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
-        if not described["target_modules"] or set(described["target_modules"]) - set(TARGETS):
-            raise InputError(f"{path}: target_modules are not all among {', '.join(TARGETS)}")
-        return Lora(described["r"], described["lora_alpha"], "noisy", in_order(described["target_modules"]))
+        rank, alpha, targets = (described[name] for name in ("r", "lora_alpha", "target_modules"))
+        known = set(targets) <= set(TARGETS)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} does not describe adapters of peft's: {error!r}") from None
+    if not known or not targets:
+        raise InputError(f"{path}: target_modules are not all among {', '.join(TARGETS)}")
+    return Lora(rank, alpha, "noisy", in_order(targets))
 
 
 def check_adapter(adapter: Checkpoint, base: Checkpoint, spec: ModelSpec, lora: Lora) -> None:
