@@ -18,6 +18,7 @@ from edlm_jax.commands.stages import Stages
 from edlm_jax.data.questions import questions
 from edlm_jax.errors import StoppedError
 from edlm_jax.files import write_whole
+from edlm_jax.models.lora import ADAPTER_NAMES
 from edlm_jax.pretrained import load_pretrained, load_tokenizer, save_pretrained
 from edlm_jax.reports.report import read_losses
 from edlm_jax.training.checkpoint import load_trained
@@ -93,9 +94,10 @@ class DrafterJob:
 
     def export(self, target: Path) -> dict[str, Any]:
         """The model as it was read, with the adapters beside it, rounded: decoding then reads half of their bytes."""
-        model = load_trained(self.workdir / "drafter")
-        rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(x.dtype), nnx.state(model))
-        nnx.update(model, rounded, nnx.state(load_pretrained(self.ar, model.dtype)))
+        model, is_adapter = load_trained(self.workdir / "drafter"), lambda path, _: path[-1] in ADAPTER_NAMES
+        rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(x.dtype), nnx.state(model, is_adapter))
+        read = load_pretrained(self.ar, model.dtype)  # beside which older adapters may lie
+        nnx.update(model, rounded, nnx.state(read, nnx.Not(is_adapter)))
         shutil.rmtree(target, ignore_errors=True)
         save_pretrained(model, target)
         return dict(directory=str(target))

@@ -58,8 +58,8 @@ def align_document(tokens: Tokens, grid: Grid) -> list[np.ndarray]:
         return []
     left = -int(loss_mask_L.argmax()) % grid.block_length if grid.counted_from == "response" else 0
     if loss_mask_L[0]:
-        cuts = range(0, len(tokens_L), grid.length)
-        return [_align_piece(tokens_L[i : i + grid.length], loss_mask_L[i : i + grid.length], 0, grid) for i in cuts]
+        cuts = (slice(i, i + grid.length) for i in range(0, len(tokens_L), grid.length))
+        return [_align_piece(tokens_L[cut], loss_mask_L[cut], 0, grid) for cut in cuts if loss_mask_L[cut].any()]
     kept = grid.length - left
     if not loss_mask_L[:kept].any():
         return []

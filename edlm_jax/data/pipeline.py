@@ -14,6 +14,7 @@ not whoever asks, so that they change no batch.
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,6 +114,9 @@ def make_dataset(
     """The training batches, without end; of each batch the rows `rows` (None: all), in ascending order."""
     grid = _make_grid(data, tokenizer)
     sources = open_sources(data.sources, data, tokenizer, grid, mask_id)
+    if not data.shuffle:
+        for spec, pieces in zip(data.sources, sources, strict=True):
+            _check_shards(spec, pieces, data.shards)
 
     def open_shard(shard: int) -> grain.IterDataset:
         mixed = []
@@ -157,6 +161,17 @@ def _look_through(pieces: Pieces) -> bool:
             break
     tally.check(tally.looked_at)
     return tally.tokens > 0
+
+
+def _check_shards(spec: Mapping[str, Any], pieces: Pieces, shards: int) -> None:
+    """In one order for ever a shard meets the same documents in each epoch: it must find something among them."""
+    every = math.gcd(len(pieces), shards)
+    for first in range(every):
+        if not any(pieces[index] for index in range(first, len(pieces), every)):
+            raise InputError(
+                f"config.data.shuffle=False: of {dict(spec)} one of config.data.shards={shards} meets document {first} "
+                f"and each {every} further alone, none of which has anything to learn; shuffle, or take fewer shards"
+            )
 
 
 class SmallShuffle(grain.MapDataset):

@@ -31,17 +31,23 @@ class BatchIterator:
 
     def __init__(self, iterators: dict[str, grain.DatasetIterator], tallies: list[Tally]):
         self._iterators, self.tallies = iterators, tallies
+        self._failed: dict | None = None  # the state before a batch that could not be made
 
     def __iter__(self) -> Iterator[Row]:
         return self
 
     def __next__(self) -> Row:
-        parts = [next(iterator) for iterator in self._iterators.values()]
+        before = self.get_state()
+        try:
+            parts = [next(iterator) for iterator in self._iterators.values()]
+        except Exception:
+            self._failed = before  # shards that come before the one that failed have gone on
+            raise
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def get_state(self) -> dict:
         """The state of each shard that this process reads."""
-        return {shard: iterator.get_state() for shard, iterator in self._iterators.items()}
+        return self._failed or {shard: iterator.get_state() for shard, iterator in self._iterators.items()}
 
     def set_state(self, state: dict) -> None:
         """Goes on bitwise from there; `state` holds at least the shards that this process reads."""

@@ -81,7 +81,10 @@ class Rows(Sequence):
             return _to_tools(value)
         if name == "messages":
             if isinstance(value, Mapping):  # a TFDS sequence of dicts comes as a dict of sequences
-                value = [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
+                try:
+                    value = [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
+                except (TypeError, ValueError):
+                    raise InputError("messages is an object of no lists of one length, not a list") from None
             if not isinstance(value, list):
                 raise InputError(f"messages is {type(value).__name__}, not a list")
             return [_to_message(number, message) for number, message in enumerate(value)]

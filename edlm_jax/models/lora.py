@@ -11,7 +11,7 @@ slices of stacked arrays inside a scan: it finds none and returns the model as i
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 import jax
@@ -64,6 +64,12 @@ class Lora:
     def adapters(self) -> dict[str, tuple[str, str]]:
         """Those of ADAPTERS that there are."""
         return {TARGETS[name]: ADAPTERS[TARGETS[name]] for name in self.targets or TARGETS}
+
+
+def in_order(names: Collection[str]) -> tuple[str, ...]:
+    """`targets` as they are written down: each once, however a config names them, and () for all."""
+    known = tuple(name for name in TARGETS if name in names)
+    return known if len(known) < len(TARGETS) else ()
 
 
 def adapter_shapes(shapes: Mapping[str, tuple[int, ...]], lora: Lora) -> dict[str, tuple[int, ...]]:

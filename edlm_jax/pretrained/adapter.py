@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from edlm_jax.errors import InputError
-from edlm_jax.models.lora import TARGETS, Lora
+from edlm_jax.models.lora import TARGETS, Lora, in_order
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.pretrained.checkpoint import Checkpoint
 from edlm_jax.pretrained.layout import Place, places
@@ -66,12 +66,13 @@ def read_lora(directory: Path) -> Lora | None:
         return None
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
-        targets = tuple(name for name in TARGETS if name in described["target_modules"])
-        if len(targets) != len(described["target_modules"]):
-            raise InputError(f"{path}: target_modules are not all among {', '.join(TARGETS)}")
-        return Lora(described["r"], described["lora_alpha"], "noisy", () if len(targets) == len(TARGETS) else targets)
+        rank, alpha, targets = (described[name] for name in ("r", "lora_alpha", "target_modules"))
+        known = set(targets) <= set(TARGETS)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} does not describe adapters of peft's: {error!r}") from None
+    if not known or not targets:
+        raise InputError(f"{path}: target_modules are not all among {', '.join(TARGETS)}")
+    return Lora(rank, alpha, "noisy", in_order(targets))
 
 
 def check_adapter(adapter: Checkpoint, base: Checkpoint, spec: ModelSpec, lora: Lora) -> None:

@@ -27,7 +27,10 @@ FLOATS = ("float32", "bfloat16", "float16")
 def load_spec(path_or_repo: str | Path) -> ModelSpec:
     """What a model is, from its config.json: no tensor is read, of a hub id none is downloaded."""
     directory = find_directory(path_or_repo, weights=False).absolute()
-    return ModelSpec.from_hf(read_config(directory), source=str(directory))
+    try:
+        return ModelSpec.from_hf(read_config(directory), source=str(directory))
+    except (TypeError, AttributeError) as error:  # a list where a name or an object belongs, say
+        raise InputError(f"{directory / 'config.json'} does not describe a model: {error}") from None
 
 
 def load_pretrained(

@@ -39,12 +39,14 @@ class BlockLengths:
             numbers = stage if isinstance(stage, tuple | list) else ()
             if len(numbers) != 2 or not all(isinstance(n, int) and n > 0 for n in numbers):
                 raise InputError(f"config.objective.curriculum: {stage!r} is not (block length, steps)")
+        streams = ("data.length", length, 1), ("objective.noisy_length", o.noisy_length, layout.views)
         for block_length in (layout.block_length, *(stage[0] for stage in o.curriculum)):
-            for name, columns in (("data.length", length), ("objective.noisy_length", o.noisy_length)):
-                if columns % (block_length * o.group):
-                    groups = f"groups of {o.group} " * (o.group > 1)
+            for name, columns, views in streams:
+                if columns % (block_length * o.group * views):
+                    groups, copies = f"groups of {o.group} " * (o.group > 1), f" x {views} views" * (views > 1)
                     raise InputError(
-                        f"config.objective: {groups}blocks of {block_length} do not divide config.{name}={columns}"
+                        f"config.objective: {groups}blocks of {block_length}{copies} do not divide "
+                        f"config.{name}={columns}"
                     )
         return cls(tuple(o.random_block_lengths) or (layout.block_length,), tuple(map(tuple, o.curriculum)))
 

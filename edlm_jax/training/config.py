@@ -6,6 +6,7 @@ What a config means is looked up once, in run.py.
 import json
 import math
 
+import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_dict
 
@@ -37,6 +38,7 @@ _NOT_NEGATIVE = ("seed", "eval_every", "checkpoint.every", "checkpoint.keep_ever
 _NOT_NEGATIVE += (*(f"objective.{name}_weight" for name in TERMS), "optimizer.final_learning_rate")
 _NOT_NEGATIVE += ("optimizer.warmup_steps", "optimizer.decay_steps", "optimizer.weight_decay", "optimizer.clip_norm")
 _NOT_NEGATIVE += ("optimizer.accumulation", "lora.rank", "data.max_skipped")
+_LARGEST = float(np.finfo(np.float32).max)
 # A run may be continued with other values of these: none of them changes what a step computes from its state and batch,
 # except `steps`, which is how a run is made longer.
 RESUMABLE = ("steps", "log_every", "eval_every", "checkpoint", "mesh", "remat", "attention_tiles", "evaluation")
@@ -148,6 +150,11 @@ def validate(c: ConfigDict) -> None:
     if c.objective.states and c.objective.noise != "visited":
         noise = c.objective.noise
         raise InputError(f"config.objective.states is read under noise='visited' alone, not {noise!r}")
+    if c.objective.noise == "visited" and (c.objective.curriculum or c.objective.random_block_lengths):
+        raise InputError(
+            "config.objective.noise='visited' has states of block_length alone: leave out curriculum and "
+            "random_block_lengths"
+        )
     if c.objective.group != 1 and c.objective.noise != "chain":
         raise InputError(f"config.objective.group > 1 needs noise='chain', not {c.objective.noise!r}")
     if c.objective.teacher and c.objective.noise == "chain":
@@ -220,7 +227,7 @@ def _get(c: ConfigDict, path: str):
 
 
 def _check_fields(c: ConfigDict, defaults: ConfigDict, path: str) -> None:
-    """Same fields, same types: an int may stand for a float, and None for half_life."""
+    """Same fields, same types: an int may stand for a float, None or inf for half_life."""
     unknown, missing = sorted(set(c) - set(defaults)), sorted(set(defaults) - set(c))
     if unknown or missing:
         what = f"unknown field config.{path}{unknown[0]}" if unknown else f"config.{path}{missing[0]} is missing"
@@ -233,17 +240,19 @@ def _check_fields(c: ConfigDict, defaults: ConfigDict, path: str) -> None:
             if not isinstance(value, ConfigDict):
                 raise InputError(f"{where} must be a group of fields, not {value!r}")
             _check_fields(value, default, f"{path}{name}.")
-        elif where == "config.objective.half_life" and value is None:
+        elif where == "config.objective.half_life" and value in (None, math.inf):
             continue
         elif not _fits(value, default):
             raise InputError(f"{where} must be {type(default).__name__}, not {type(value).__name__} ({value!r})")
+        elif isinstance(default, float) and not abs(value) <= _LARGEST:
+            raise InputError(f"{where} must be a number that a float32 holds, not {str(value)[:40]}")
 
 
 def _fits(value, default) -> bool:
     if isinstance(value, bool) or isinstance(default, bool):
         return isinstance(value, bool) and isinstance(default, bool)
     if isinstance(default, float):
-        return isinstance(value, (int, float)) and not math.isnan(value)
+        return isinstance(value, (int, float))
     if isinstance(default, tuple):
         return isinstance(value, (tuple, list))
     return isinstance(value, type(default))

@@ -26,7 +26,8 @@ def heldout_metrics(
 ) -> dict[str, float]:
     """One global mean each over all held-out batches, with the same noise at every call; {} without batches.
 
-    `eval_loss` is what is optimised; `eval_bound` and `eval_ar_loss` are the nats per token of a held-out set;
+    `eval_loss` is what is optimised; `eval_bound`, or `eval_ar_loss` of an AR run, are the nats per token of a held-out
+    set (beside blocks `eval_ar_loss` counts what fills the last ones, too, as its term learns it);
     `eval_diffusion_loss` has the noise of training, beside whose `diffusion_loss` it stands.
     """
     totals = None

@@ -14,11 +14,11 @@ from jax.sharding import Mesh
 from edlm_jax.attention import Tiles
 from edlm_jax.errors import InputError
 from edlm_jax.models.layer import layer_shapes
-from edlm_jax.models.lora import Lora, combine, initial_adapters, partition, without_adapters
+from edlm_jax.models.lora import ADAPTER_NAMES, Lora, combine, initial_adapters, partition, without_adapters
 from edlm_jax.models.spec import Conversion, ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.parallel.sharding import param_shardings
-from edlm_jax.pretrained import load_pretrained, load_spec, load_tokenizer
+from edlm_jax.pretrained import load_pretrained, load_spec, load_tokenizer, open_parameters
 from edlm_jax.pretrained.adapter import read_lora
 from edlm_jax.pretrained.mask_token import choose_mask_token, start_mask_embedding
 from edlm_jax.pretrained.source import find_directory
@@ -95,7 +95,10 @@ def initial_params(start: Start, spec: ModelSpec, mesh: Mesh) -> dict:
     """Parameters as the run starts with them."""
     if start.adapters == "keep":
         _check_kept(start)
-        return _stored(start, _base_params(start, spec, mesh))
+        params = _base_params(start, spec, mesh)
+        with open_parameters(start.path, "float32", mesh) as readers:  # the base was read in the compute dtype
+            params["layers"] |= {path[-1]: read() for path, read in readers.items() if path[-1] in ADAPTER_NAMES}
+        return _stored(start, params)
     params = _base_params(start, spec, mesh)
     params["layers"] = without_adapters(params["layers"])  # those of a drafter that was trained before
     if start.lora is None:

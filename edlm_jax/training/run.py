@@ -15,7 +15,7 @@ from edlm_jax.diffusion.registry import NOISES, TERMS
 from edlm_jax.diffusion.streams import Layout, find_layout
 from edlm_jax.diffusion.terms import NextToken
 from edlm_jax.errors import InputError
-from edlm_jax.models.lora import Lora
+from edlm_jax.models.lora import Lora, in_order
 from edlm_jax.models.spec import PRIORS, Conversion
 from edlm_jax.parallel.mesh import Axes, make_mesh
 from edlm_jax.training.block_lengths import BlockLengths
@@ -65,6 +65,7 @@ class Run:
         layout = find_layout(o.pattern, o.block_length, o.alignment, o.noisy_length)
         if c.data.length % layout.block_length:
             raise InputError(f"config.data.length={c.data.length} is not divisible by block_length={o.block_length}")
+        objective = _objective(o, layout)
         optimizer = Optimizer(**{**c.optimizer, "schedule": SCHEDULES[c.optimizer.schedule]}, steps=c.steps)
         data = {name: value for name, value in c.data.items() if name != "tokenizer"}
         return cls(
@@ -80,11 +81,11 @@ class Run:
                 seed=c.seed,
                 dtype=c.dtype,
                 tiles=Tiles(*c.attention_tiles) if c.attention_tiles else None,
-                lora=Lora(**{**c.lora, "targets": tuple(c.lora.targets)}) if c.lora.rank else None,
+                lora=Lora(**{**c.lora, "targets": in_order(c.lora.targets)}) if c.lora.rank else None,
             ),
             teacher=o.teacher,
-            objective=_objective(o, layout),
-            block_lengths=BlockLengths.of(o, layout, c.data.length),
+            objective=objective,
+            block_lengths=BlockLengths.of(o, objective.layout, c.data.length),
             numbers=Numbers.of(c.seed, optimizer, o.half_life),
             data=Data(**data, block_length=layout.block_length, grid=o.grid, seed=c.seed),
             optimizer=optimizer,

@@ -139,7 +139,7 @@ class Trainer:
                         self._save(step, state)
                     if done or stopped:
                         break
-                    batch = next(self.batches.train)
+                    batch = self._next_batch(step, state)
                     state, metrics = self._step(step, state, batch)
                     self._log(step + 1, metrics, batch)
                 with self.reporter.busy("writing the checkpoint"):
@@ -193,6 +193,20 @@ class Trainer:
         if step != self.checkpoints.latest_step:
             with self.clock.pause():
                 self.checkpoints.save(step, state, self.batches.train)
+
+    def _next_batch(self, step: int, state: TrainState) -> dict:
+        """This process's rows; where the data ends (too many documents of no use), the state is saved before the error.
+
+        Of several processes one alone may meet it, and no save waits for the others.
+        """
+        try:
+            return next(self.batches.train)
+        except Exception:
+            if jax.process_count() == 1:
+                self._settle()
+                self._save(step, state)
+                self.checkpoints.close()
+            raise
 
     def _step(self, step: int, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         lengths, numbers = self.run.block_lengths, self.numbers

@@ -124,6 +124,12 @@ def test_given_tail_is_filled_without_loss():
     assert piece_L3[:, 1].tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
 
 
+def test_no_piece_of_a_long_document_is_without_loss():
+    """A pre-tokenised one may end in many given tokens."""
+    pieces = align_document((np.arange(20, dtype=np.int32), (np.arange(20) < 7).astype(np.int32)), Grid(8, 4, END))
+    assert [piece_L3[:, 0].tolist() for piece_L3 in pieces] == [list(range(8))]
+
+
 def test_one_document_per_row():
     rows = pack(make_documents([(2, 3), (0, 5), (1, 1)]), Grid(16, 4, END), max_per_row=1)
     assert [row["segment_ids"].max() for row in rows] == [1, 1, 1]

@@ -363,6 +363,19 @@ def test_corpus_with_nothing_to_learn_is_refused(tmp_path, tokenizer):
         make_dataset(data, tokenizer)
 
 
+def test_a_shard_that_would_search_for_ever_is_refused(tmp_path, tokenizer):
+    """Of four documents in one order for ever each of four shards meets one."""
+    rows = [dict(prompt="p" * (60 if i == 2 else 6), response="r") for i in range(4)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = make_data([dict(kind="jsonl", path=str(tmp_path / "a.jsonl"))], shards=4)
+    for fine in (data, replace(data, shards=2, shuffle=False)):
+        batches = make_dataset(fine, tokenizer)
+        assert next(batches)["segment_ids"].max(axis=1).all()
+        batches.close()
+    with pytest.raises(InputError, match="one of config.data.shards=4 meets document 2 and each 4 further alone"):
+        make_dataset(replace(data, shuffle=False), tokenizer)
+
+
 def test_tokenizer_without_an_end_is_refused():
     from tests.data.conftest import make_tokenizer
 

@@ -256,6 +256,8 @@ def test_empty_or_missing_corpus_is_refused(kind, suffix, tmp_path):
         ('{"messages": [{"role": "user", "x": ' + 800 * "[" + 800 * "]" + "}]}", {}, r"too many brackets in brackets"),
         ('{"messages": ["user"]}', {}, r"message 0 is str, not an object"),
         ('{"messages": null}', {}, r"messages is NoneType, not a list"),
+        ('{"messages": {"role": "user", "content": "hi"}}', {}, r"messages is an object of no lists of one length"),
+        ('{"messages": {"role": 1}}', {}, r"messages is an object of no lists of one length, not a list"),
         ('{"messages": [], "tools": "{"}', {}, r"tools is not JSON"),
         ('{"messages": [], "tools": "' + 5000 * "9" + '"}', {}, r"tools is not JSON: .* 5000 digits"),
         ('{"messages": [], "tools": "3"}', {}, r"tools is int, not a list"),

@@ -177,6 +177,8 @@ def test_sentence_piece_joins_the_best_pair_first(tmp_path):
         ({"tokenizer.ggml.pre": None}, "tokenizer.ggml.pre None is not supported"),
         ({"tokenizer.ggml.merges": None}, "has no tokenizer.ggml.merges"),
         ({"tokenizer.ggml.eos_token_id": 5000}, "eos_token_id = 5000 is outside the vocabulary"),
+        ({"tokenizer.ggml.token_type": [1, 1, 1]}, "its metadata do not describe .* zip.. argument 2 is sho"),
+        ({"tokenizer.ggml.merges": ["qq zz"]}, "its metadata do not describe .*: Token `qq` out of vocabulary"),
     ],
 )
 def test_what_is_not_known_is_named(tmp_path, change, named):

@@ -235,11 +235,15 @@ def test_a_directory_that_is_no_model_is_refused(tmp_path, qwen3):
     (qwen3 / "model.safetensors").unlink()
     with pytest.raises(InputError, match="neither model.safetensors nor"):
         load_pretrained(qwen3)
+    described = json.loads((qwen3 / "config.json").read_text())
     (qwen3 / "config.json").write_text("{")
     with pytest.raises(InputError, match="config.json is not JSON"):
         load_pretrained(qwen3)
     (qwen3 / "config.json").write_text("[]")
     with pytest.raises(InputError, match="not a JSON object"):
+        load_pretrained(qwen3)
+    (qwen3 / "config.json").write_text(json.dumps(described | {"rope_parameters": [1]}))
+    with pytest.raises(InputError, match="config.json does not describe a model: 'list' object has no attribute"):
         load_pretrained(qwen3)
 
 

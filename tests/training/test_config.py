@@ -6,6 +6,7 @@ import pickle
 import pytest
 
 from edlm_jax.errors import InputError
+from edlm_jax.models.lora import TARGETS
 from edlm_jax.training.checkpoint import check_workdir
 from edlm_jax.training.config import default_config, differing_keys, to_json
 from edlm_jax.training.run import Run
@@ -51,6 +52,16 @@ BAD = [
     ({"seed": 2**63}, "seed must be below 2"),
     ({"optimizer.eps": 0.0}, "eps must be positive"),
     ({"data.eval_batches": 0}, "eval_batches must be positive"),
+    ({"optimizer.learning_rate": float("inf")}, "learning_rate must be a number that a float32 holds, not inf"),
+    ({"optimizer.weight_decay": float("nan")}, "weight_decay must be a number that a float32 holds, not nan"),
+    ({"data.max_skipped": 1e39}, "max_skipped must be a number that a float32 holds, not 1e.39"),
+    ({"objective.half_life": -float("inf")}, "half_life must be a number that a float32 holds, not -inf"),
+    ({"objective.noise": "visited", "objective.curriculum": ((4, 9),)}, "leave out curriculum and random_block"),
+    ({"objective.noise": "visited", "objective.random_block_lengths": (4,)}, "states of block_length alone"),
+    (
+        {"objective.noise": "complementary", "objective.noisy_length": 96, "objective.curriculum": ((32, 9),)},
+        "blocks of 32 x 2 views do not divide config.objective.noisy_length=96",
+    ),
 ]
 
 
@@ -77,6 +88,12 @@ def test_accepts(half_life):
     both = Run.of(make({"objective.pattern": "semi_block", "objective.ar_weight": 1.0})).objective
     assert [term.name for term in both.terms] == ["ar", "diffusion"]
     assert Run.of(make({"objective.random_block_lengths": (4, 8, 16)})).block_lengths.choices == (4, 8, 16)
+
+
+def test_adapters_are_the_same_however_their_targets_are_written():
+    lora = lambda *names: Run.of(make({"lora.rank": 4, "lora.targets": names})).start.lora  # noqa: E731
+    assert lora("v_proj", "q_proj", "q_proj").targets == ("q_proj", "v_proj")
+    assert lora(*reversed(TARGETS)) == lora()
 
 
 def test_refuses_types_and_names_that_the_lock_does_not_see():

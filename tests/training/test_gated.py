@@ -9,6 +9,7 @@ from flax import nnx
 
 from edlm_jax.attention import Causal
 from edlm_jax.commands.conversion import convert
+from edlm_jax.commands.drafter import DrafterJob
 from edlm_jax.errors import InputError
 from edlm_jax.models.lora import ADAPTER_NAMES, ADAPTERS
 from edlm_jax.parallel.sharding import letters
@@ -91,12 +92,30 @@ def test_kept_adapters_are_trained_further(finished, corpus, checkpoint, tmp_pat
     kept, new = (initial_params(start, read_spec(start)[0], run.make_mesh())["layers"] for start in starts)
     assert_same(kept, params(finished)["layers"])
     assert not any(np.any(new[name]) for name in ADAPTER_NAMES & set(new) if letters(name)[0] == "R")  # each B
+    rounded = replace(run.start, dtype="bfloat16")
+    kept = initial_params(rounded, read_spec(rounded)[0], run.make_mesh())["layers"]
+    adapters = ADAPTER_NAMES & set(kept)  # which are trained in float32, as they lie there
+    assert_same(*({name: layers[name] for name in adapters} for layers in (kept, params(finished)["layers"])))
     c.lora.alpha = 16.0
     with pytest.raises(InputError, match="needs the config.lora of the adapters in .*drafter: rank=4, alpha=32.0, col"):
         train(Run.of(c), tmp_path / "run")
     c.init.path = str(checkpoint)
     with pytest.raises(InputError, match="has no adapters of noisy columns beside it"):
         train(Run.of(c), tmp_path / "run")
+
+
+def test_what_lossless_exports_are_the_adapters_that_it_trained(finished, tmp_path):
+    """Also where older ones lie beside the model that it began with."""
+    older = load_trained(finished)
+    nnx.update(older, jax.tree.map(lambda x: 2 * x, nnx.state(older, lambda path, _: path[-1] in ADAPTER_NAMES)))
+    save_pretrained(older, tmp_path / "ar")
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "drafter").symlink_to(finished)
+    DrafterJob(tmp_path / "ar", tmp_path / "job", "", [], 1.0).export(tmp_path / "model")
+    exported = nnx.to_pure_dict(nnx.state(load_pretrained(tmp_path / "model", "float32")))["layers"]
+    trained = params(finished)["layers"]
+    rounded = {name: x.astype("bfloat16").astype("float32") for name, x in trained.items() if name in ADAPTER_NAMES}
+    assert_same(exported, trained | rounded)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,12 @@ import json
 
 import pytest
 
+from edlm_jax.data import packing, pipeline
 from edlm_jax.errors import InputError
+from edlm_jax.training.checkpoint import latest_step
 from edlm_jax.training.run import Run
 from edlm_jax.training.train import train
+from tests.training.test_train import assert_same, params
 
 
 def test_a_run_says_and_counts_what_it_leaves_out(config, corpus, tmp_path, capsys, caplog):
@@ -27,6 +30,24 @@ def test_a_run_says_and_counts_what_it_leaves_out(config, corpus, tmp_path, caps
     assert train(Run.of(config), tmp_path / "run")["completed"]
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["documents_skipped"] for line in metrics if "loss" in line] == [2, 2, 2]
+
+
+def test_a_run_that_meets_too_many_keeps_what_it_learned(config, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "TOKENS", 100)  # of a large corpus the beginning alone is looked at
+    monkeypatch.setattr(packing, "WINDOW_TOKENS", 0)
+    lines = (corpus / "train.jsonl").read_text().splitlines()
+    (tmp_path / "odd.jsonl").write_text("\n".join([*lines, *lines, lines[0], "odd", *lines, *lines]))
+    config.data.update(sources=(dict(kind="jsonl", path=str(tmp_path / "odd.jsonl")),), shuffle=False, shards=2)
+    config.steps, config.checkpoint.every = 40, 0
+    ways = [tmp_path / "ended", tmp_path / "whole"]
+    config.data.max_skipped = 0.0
+    with pytest.raises(InputError, match="1 of 802 documents of .*odd.jsonl cannot be used"):
+        train(Run.of(config), ways[0])
+    assert 5 < latest_step(ways[0]) < 35
+    config.data.max_skipped = 0.5
+    for way in ways:
+        assert train(Run.of(config), way)["completed"]
+    assert_same(*map(params, ways))
 
 
 def test_a_run_of_before_the_limit_was_goes_on(config, tmp_path):
