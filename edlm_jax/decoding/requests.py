@@ -132,7 +132,7 @@ def _check(spec: ModelSpec, mode: Mode, settings: RequestSettings) -> None:
     if not 0 <= settings.seed < 2**32:
         raise InputError(f"a seed must lie in [0, 2**32), not {settings.seed}")
     if len(read_ends(settings.ends)) > MOST_ENDS:
-        raise InputError(f"a row may end at {MOST_ENDS} tokens, not {len(settings.ends)}")
+        raise InputError(f"a row may end at {MOST_ENDS} tokens, not {np.size(settings.ends)}")
     with warnings.catch_warnings(action="ignore"):
         settings.sampling.check()
         mode.check(spec, settings.sampling)
