@@ -187,8 +187,8 @@ FAULTS = [
     Fault(
         "top_p leaves out the token that crosses it",
         "edlm_jax/decoding/sampling.py",
-        "jnp.cumsum(p_BCV, axis=-1) - p_BCV < top_p",
-        "jnp.cumsum(p_BCV, axis=-1) < top_p",
+        "jnp.cumsum(p_BCV, axis=-1) - p_BCV < least_p",
+        "jnp.cumsum(p_BCV, axis=-1) < least_p",
     ),
     Fault(
         "a row's own top_k narrows nothing without top_p",
