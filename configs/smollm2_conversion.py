@@ -17,10 +17,10 @@ FLARE's objective (arXiv 2606.01774) in blocks of 4, on the model's own greedy a
     edlm train --config=smollm2_conversion --workdir=$RUN/run
     python -m tests.benchmarks.conversion $RUN/run docs/benchmarks/smollm2_conversion_xeon.json
 
-The second run of the page had Q=1200 R=2400. Answers that the limit cut are left out: they would teach ends where there
-are none. The adapters act on all columns, so that the model decodes blocks. The embedding, which is the head too, is
-trained with them at the same rate: so their weight is high and the rate low, and Adam's eps is such that tokens which
-the text has not are left where they are.
+The page's second run had about Q=1200 R=2400 (questions of the next numbers, readings of two seeds). Answers that the
+limit cut are left out: they would teach ends where there are none. The adapters act on all columns, so that the model
+decodes blocks. The embedding, which is the head too, is trained with them at the same rate: so their weight is high and
+the rate low, and Adam's eps is such that tokens which the text has not are left where they are.
 
 Measured: docs/studies/smollm2_conversion.md.
 """
