@@ -6,7 +6,7 @@ Each token is hidden in one view and seen in the other, its loss has no 1/t, tar
 trained at the same weight: the model stays the AR model that it was, and `--mode=self_speculation` gives its text.
 
 An arm of the study configs/studies/conversion_cost.py: far ahead of the paper's recipe at first, and behind it at the
-end (docs/studies/conversion_cost.md; at that study's constant rate, one seed).
+end (docs/studies/conversion_cost.md; at that study's constant rate).
 """
 
 import runpy
