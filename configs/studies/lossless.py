@@ -13,15 +13,17 @@ forward.
 
     edlm study --config=configs/studies/lossless.py --workdir=runs/studies/lossless
 
-Hardware: one core of an AMD EPYC beside other work, of an older one for the last two cells; 20 of 33 cells so far:
-three seeds of four arms, two of one, one of the others. Most took 4 to 17 minutes; some were stopped for other work.
+Hardware: one core of an AMD EPYC beside other work, of an older one for two cells. On quiet cores with AVX-512 a cell
+takes 2 to 4 minutes.
 
 Result: the text is AR's in every cell (256 held-out prompts). After 200 steps a cycle of two forwards gives 3.35 tokens
-(3.42, 3.28 and 3.34 by seed), one of quadratic speculation 2.83. Growing blocks help most, as in Uno (3.02 in a
-quadratic cycle); masks and two-way noise, the two changes that Uno does not make, come next (2.92). Twice the updates
-give 3.50. Total variation alone learns the first draft and little else here (1.78 ± 0.02), KL or plain cross-entropy
-do without it (2.81 ± 0.05 and 2.75 ± 0.04, both together 2.83 ± 0.01): Uno's order of the losses is not shown at this
-scale. Rank 32 has 2.12, q and v alone 1.60: small adapters do not carry it.
+(3.42, 3.28 and 3.34 by seed), one of quadratic speculation 2.83 ± 0.01. Growing blocks help most, as in Uno (3.73 and
+3.01 ± 0.01); masks and two-way noise, the two changes that Uno does not make, come next (3.57 and 2.90 ± 0.01): masks
+give 0.06 ± 0.02 tokens a forward, the look both ways as much on top of them in the cycle of two and nothing certain
+elsewhere. Twice the updates give 3.91 and 3.54 ± 0.03. Total variation alone learns the first draft and little else
+here (1.78 ± 0.02), KL or plain cross-entropy do without it (2.81 ± 0.05 and 2.75 ± 0.04, both losses of Uno's together
+2.83 ± 0.01): its order of the losses is not shown at this scale. Rank 32 has 2.18 ± 0.04, q and v alone 1.63 ± 0.02:
+small adapters do not carry it.
 """
 
 import runpy
