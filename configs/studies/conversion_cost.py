@@ -10,7 +10,7 @@ that no other copy of them is at hand.
 
     edlm study --config=configs/studies/conversion_cost.py --workdir=runs/studies/conversion_cost
 
-Hardware: one core of an AMD EPYC beside other work, 13 to 50 minutes a cell, two of an older one with AVX2 108 each.
+Hardware: one core of an AMD EPYC beside other work; 12 cells of 13 to 50 minutes, two of an older one's with AVX2 108.
 "step" counts steps of 1024 clean tokens.
 
 Result: no recipe reaches the paper's final accuracy at 3 tokens a forward with a third of its tokens. Read between

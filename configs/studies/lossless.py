@@ -13,8 +13,8 @@ forward.
 
     edlm study --config=configs/studies/lossless.py --workdir=runs/studies/lossless
 
-Hardware: one core of an AMD EPYC beside other work, of an older one for two cells. On quiet cores with AVX-512 a cell
-takes 2 to 4 minutes.
+Hardware: one core of an AMD EPYC beside other work, of an older one for two; 33 cells, which take 2 to 4 minutes each
+where nobody else uses the machine.
 
 Result: the text is AR's in every cell (256 held-out prompts). After 200 steps a cycle of two forwards gives 3.35 tokens
 (3.42, 3.28 and 3.34 by seed), one of quadratic speculation 2.83 ± 0.01. Growing blocks help most, as in Uno (3.73 and

@@ -12,7 +12,7 @@ Here: the quickstart's model and data, a quarter of its steps.
 
     edlm study --config=configs/studies/recipes.py --workdir=runs/studies/recipes
 
-Hardware: one core of an AMD EPYC beside other work; 2 to 4 minutes a cell, up to 13 where others used the cores.
+Hardware: one core of an AMD EPYC beside other work; 21 cells of 2 to 4 minutes, up to 13 where others used the cores.
 
 Result, accuracy @ tokens a forward after 400 steps. MARS's recipe, decoded by its own mode, is far ahead: 0.913 ± 0.004
 @ 2.69 at threshold 0.95 and 0.869 ± 0.009 @ 3.65 at 0.8, where the paper's, by its own, has 0.799 ± 0.007 @ 1.94 and
