@@ -1,10 +1,10 @@
 """MARS (arXiv 2604.07023) on the quickstart's model: AR, and blocks of masks alone that are causal inside.
 
     edlm convert --config=configs/quickstart_mars.py --workdir=runs/mars
-    edlm generate --model=runs/mars/model --mode=mars:threshold=0.9 --prompt='add 3+4 9+8 0+5 ->'
+    edlm generate --model=runs/mars/model --threshold=0.9 --prompt='add 3+4 9+8 0+5 ->'
 
 Every token is hidden, its loss has no 1/t, targets are shifted, and the AR stream is trained at the same weight: the
-model stays the AR model that it was. `mars` goes from left to right as long as tokens are sure enough.
+model stays the AR model that it was. `mars`, its own mode, goes from left to right as long as tokens are sure enough.
 
 An arm of the study configs/studies/recipes.py, which has it after 400 steps. After the quickstart's 1600, one run, 512
 held-out prompts (docs/benchmarks/mars_epyc.json):
@@ -13,8 +13,8 @@ held-out prompts (docs/benchmarks/mars_epyc.json):
     exact match        0.996   0.986       0.984      0.979      0.996, AR's tokens
     tokens / forward   1       5.64        5.97       6.28       4.22
 
-On these prompts the quickstart's model, by the paper's recipe and mode, has 0.986 at 4.74 (threshold 0.95). `diffusion`,
-which reads both ways, has 0.73 at most from these weights, so `edlm convert`'s own table is not MARS's.
+On these prompts the quickstart's model, by the paper's recipe and mode, has 0.986 at 4.74 (threshold 0.95). The table
+of `edlm convert` is of `diffusion`, which reads blocks both ways: from these weights it has 0.73 at most.
 """
 
 import runpy

@@ -1,5 +1,7 @@
 """MARS and both self-speculations against their definitions in plain Python: the same tokens from the same forwards."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -107,6 +109,16 @@ def test_any_number_of_drafts_gives_the_tokens_of_ar(mode, drafts):
         assert found.tokens == ar.tokens and found.accepted_at != ar.accepted_at
         for at in found.accepted_at:
             assert max(np.bincount(at)) <= D + 1
+
+
+def test_a_model_with_causal_blocks_decodes_as_mars_unless_told_otherwise():
+    model, asked = make_model("shifted"), prompts(fresh_rng(), [5, 9])
+    model.spec = dataclasses.replace(
+        model.spec, conversion=dataclasses.replace(model.spec.conversion, pattern="causal_block", prefill="causal")
+    )
+    own = Decoder(model)(asked, limit=14, ends=EOS)
+    assert own == generate(model, asked, max_new_tokens=14, eos_id=EOS, mode="mars")
+    assert own != generate(model, asked, max_new_tokens=14, eos_id=EOS, mode="diffusion")
 
 
 def test_mars_at_threshold_one_is_ar():

@@ -45,10 +45,15 @@ __all__ = [
 
 
 def default_mode(spec: ModelSpec) -> Mode:
-    """AR where a model was never converted, self-speculation where it only drafts, else diffusion."""
+    """AR where a model was never converted, self-speculation where it only drafts, else diffusion.
+
+    Of a model whose blocks are causal inside MARS: diffusion reads them both ways, which it never learned.
+    """
     if spec.conversion is None:
         return Autoregressive()
-    return Diffusion() if spec.diffuses else SelfSpeculation()
+    if not spec.diffuses:
+        return SelfSpeculation()
+    return Mars() if spec.conversion.layout.noisy == "causal" else Diffusion()
 
 
 def options_of(name: str) -> dict[str, Field]:
@@ -101,7 +106,8 @@ def _chosen(name: str, options: dict[str, str]) -> Mode:
 def add_mode_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares --mode and, for each option that some mode has, an argument of its own."""
     names = "{" + ",".join(MODES) + "}"
-    what = "or with options, as in psd:depth=3 (default: diffusion; self_speculation where adapters draft; else ar)"
+    own = "diffusion; mars where blocks are causal inside; self_speculation where adapters draft; else ar"
+    what = f"or with options, as in psd:depth=3 (default: {own})"
     parser.add_argument("--mode", metavar=names, help=what)
     for option in dict.fromkeys(option for name in MODES for option in options_of(name)):
         takers = [name for name in MODES if option in options_of(name)]
