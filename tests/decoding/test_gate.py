@@ -164,6 +164,6 @@ def test_modes_that_verify_nothing_are_refused():
 def test_a_model_that_only_drafts_is_the_ar_model_unless_told_otherwise():
     model, gated = make_gated("Uno", fresh_rng())
     assert Decoder(gated).completed(None).name == "self_speculation"
-    assert Decoder(model).completed(None).name == "diffusion"
+    assert Decoder(model).completed(None).name == "mars"
     pairs = [([1, 2, 3], [4, 5])]
     assert log_likelihood(gated, pairs) == log_likelihood(gated, pairs, mode="ar")
