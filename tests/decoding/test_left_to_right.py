@@ -116,9 +116,9 @@ def test_a_model_with_causal_blocks_decodes_as_mars_unless_told_otherwise():
     model.spec = dataclasses.replace(
         model.spec, conversion=dataclasses.replace(model.spec.conversion, pattern="causal_block", prefill="causal")
     )
-    own = Decoder(model)(asked, limit=14, ends=EOS)
-    assert own == generate(model, asked, max_new_tokens=14, eos_id=EOS, mode="mars")
-    assert own != generate(model, asked, max_new_tokens=14, eos_id=EOS, mode="diffusion")
+    own = Decoder(model)(asked, limit=14)
+    assert own == generate(model, asked, max_new_tokens=14, mode="mars")
+    assert own != generate(model, asked, max_new_tokens=14, mode="diffusion")
 
 
 def test_mars_at_threshold_one_is_ar():

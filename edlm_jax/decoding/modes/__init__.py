@@ -47,7 +47,7 @@ __all__ = [
 def default_mode(spec: ModelSpec) -> Mode:
     """AR where a model was never converted, self-speculation where it only drafts, else diffusion.
 
-    Of a model whose blocks are causal inside MARS: diffusion reads them both ways, which it never learned.
+    A model whose blocks are causal inside never learned to read them both ways, as diffusion does: MARS is its mode.
     """
     if spec.conversion is None:
         return Autoregressive()
