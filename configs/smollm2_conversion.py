@@ -32,8 +32,10 @@ from edlm_jax.training.config import default_config
 RUN = "runs/smollm2_conversion"
 
 
-def get_config() -> ConfigDict:
-    """The recipe."""
+def get_config(variant: str = "flare") -> ConfigDict:
+    """The recipe, or `mars`."""
+    if variant not in ("flare", "mars"):
+        raise ValueError(f"variant {variant!r} is unknown; choose flare or mars")
     c = default_config()
     c.dtype = "float32"  # bfloat16 is slower on most CPUs
     c.steps = 4000
@@ -43,6 +45,8 @@ def get_config() -> ConfigDict:
     c.objective.update(pattern="semi_block", alignment="shifted", block_length=4, noise="complementary")
     c.objective.update(half_life=float("inf"), noisy_length=384)
     c.objective.update(ar_weight=1.0, diffusion_weight=0.0, cross_entropy_weight=1.0)
+    if variant == "mars":
+        c.objective.update(pattern="causal_block", noise="full_masks")
     c.data.update(batch_size=1, length=512, sources=(dict(kind="jsonl", path=f"{RUN}/train.jsonl"),))
     c.data.update(eval_sources=(dict(kind="jsonl", path=f"{RUN}/test.jsonl"),), eval_batches=12)
     c.optimizer.update(learning_rate=2e-4, schedule="constant", warmup_steps=20, beta2=0.99, weight_decay=0.0)

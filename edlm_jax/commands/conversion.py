@@ -20,7 +20,7 @@ from edlm_jax.evaluation.compare import (
     check_evaluation,
     compare_accuracy,
     compare_speed,
-    diffusion_at,
+    modes_at,
     results_by_mode,
 )
 from edlm_jax.evaluation.heldout import heldout_loss
@@ -82,7 +82,7 @@ class _Job(Origin):
     """The work of each stage; what it needs from an earlier one it reads from disk, so a job can begin anywhere."""
 
     def __init__(self, run: Run, workdir: Path):
-        super().__init__(run, [AR, *diffusion_at(run.evaluation.thresholds)])
+        super().__init__(run, [AR, *modes_at(run.objective.layout, run.evaluation.thresholds)])
         self.workdir, self.exported = workdir, workdir / "model"
 
     def port(self) -> dict[str, Any]:

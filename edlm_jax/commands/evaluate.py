@@ -130,26 +130,28 @@ def _choose_models(args) -> tuple[dict[str, str], dict[str, Any]]:
 
 def _tasks(args, specs, source, text, thresholds, block_lengths):
     from edlm_jax.decoding import Decoder
-    from edlm_jax.evaluation.compare import AR, compare, diffusion_at
+    from edlm_jax.evaluation.compare import AR, compare, modes_at
     from edlm_jax.evaluation.tasks import choose_questions, decoded_questions, load_tasks, need_decoded
     from edlm_jax.evaluation.tasks.task import Way
 
     tasks = load_tasks([source], text.tokenizer)
+    spec, side = specs.get("diffusion"), lambda mode: "ar" if mode == AR else "diffusion"
     if args.sweep:
-        spec, own = specs["diffusion"], specs["diffusion"].conversion.block_length
+        own = spec.conversion.block_length
         block_lengths = block_lengths or sorted({max(own // 2, 1), own, 2 * own})
         if max(block_lengths) > spec.max_length:
             raise InputError(f"--block-lengths: {max(block_lengths)} is longer than the model's {spec.max_length}")
         tasks = need_decoded(tasks)
-    modes = [mode for mode in (AR, *diffusion_at(thresholds, block_lengths or [None])) if mode.name in specs]
-    tasks, refused = choose_questions(tasks, [(specs[mode.name], mode) for mode in modes])
+    modes = [AR] if "ar" in specs else []
+    modes += modes_at(spec.conversion.layout, thresholds, block_lengths or [None]) if spec else []
+    tasks, refused = choose_questions(tasks, [(specs[side(mode)], mode) for mode in modes])
     decodes = bool(decoded_questions(tasks))
     if args.sweep:  # what cannot be written to is told before hours of measuring
         Path(args.out).mkdir(parents=True, exist_ok=True)
 
     def measure(models):
         decoders = {name: Decoder(model, take=decodes) for name, model in models.items()}
-        ways = [Way(decoders[mode.name], mode, models[mode.name]) for mode in modes]
+        ways = [Way(decoders[side(mode)], mode, models[side(mode)]) for mode in modes]
         found = compare(ways, tasks, text, batch_size=args.batch_size, timed_prompts=args.timed_prompts)
         if args.sweep:
             found["sweep"] = found.pop("diffusion")

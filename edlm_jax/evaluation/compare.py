@@ -11,7 +11,8 @@ import numpy as np
 from edlm_jax.data.sources import open_source
 from edlm_jax.decoding import Mode
 from edlm_jax.decoding.generation import forwards_by_tokens
-from edlm_jax.decoding.modes import Autoregressive, Diffusion
+from edlm_jax.decoding.modes import Autoregressive, Diffusion, Mars, trained_mode
+from edlm_jax.diffusion import Layout
 from edlm_jax.errors import InputError, check_range
 from edlm_jax.evaluation.speed import compare_rates
 from edlm_jax.evaluation.tasks import check_task, choose_questions, decoded_questions, load_tasks, need_decoded
@@ -73,9 +74,12 @@ class Origin:
         return choose_questions(tasks, [(spec, mode) for mode in self.modes])
 
 
-def diffusion_at(thresholds: Sequence[float], block_lengths: Sequence[int | None] = (None,)) -> list[Diffusion]:
-    """Block diffusion at each threshold in blocks of each length; None is the model's own."""
-    return [Diffusion(threshold=t, block_length=length) for length in block_lengths for t in thresholds]
+def modes_at(
+    layout: Layout, thresholds: Sequence[float], block_lengths: Sequence[int | None] = (None,)
+) -> list[Diffusion | Mars]:
+    """What a layout trained to decode by, at each threshold in blocks of each length; None is the model's own."""
+    mode = trained_mode(layout)
+    return [mode(threshold=t, block_length=length) for length in block_lengths for t in thresholds]
 
 
 def compare(
@@ -161,9 +165,9 @@ def compare_speed(
 
 
 def results_by_mode(modes: Sequence[Mode], *measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """{"ar": {...}, "diffusion": [{"threshold": ..., ...}, ...]} from the measurements of each way, merged.
+    """{"ar": {...}, "diffusion": [{"mode": ..., "threshold": ..., ...}, ...]}, the measurements of each way merged.
 
-    Where a mode has another block length than the model's own, that stands in front.
+    "diffusion" is the converted model. Where a mode has another block length than the model's own, that stands there.
     """
     results: dict[str, Any] = {"diffusion": []}
     for mode, *parts in zip(modes, *measured, strict=True):
@@ -172,5 +176,5 @@ def results_by_mode(modes: Sequence[Mode], *measured: Sequence[dict[str, Any]]) 
             results["ar"] = merged
         else:
             block = {} if mode.block_length is None else {"block_length": mode.block_length}
-            results["diffusion"].append({**block, "threshold": mode.threshold, **merged})
+            results["diffusion"].append({"mode": mode.name, **block, "threshold": mode.threshold, **merged})
     return results

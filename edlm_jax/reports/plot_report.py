@@ -52,7 +52,7 @@ def _speed(axes, report: Report, colours: list) -> None:
     axes.bar_label(bars, [f"{speed:.0f}\n{speed / baseline:.1f}x" for speed in speeds], padding=2, fontsize=8)
     axes.set_ylim(0, 1.2 * max(speeds))
     axes.grid(axis="x", visible=False)
-    axes.set(title="Speed at batch 1", xlabel="AR, and diffusion by threshold", ylabel="generated tokens/s")
+    axes.set(title="Speed at batch 1", xlabel="AR, and its conversion by threshold", ylabel="generated tokens/s")
 
 
 def _kinds(axes, report: Report, colours: list) -> None:

@@ -86,13 +86,14 @@ def print_tables(tables: Iterable[Rows], stderr: bool = False) -> None:
 
 def _all_rows(report: Report) -> Iterator[Rows]:
     columns = {"AR": report["ar"]} if "ar" in report else {}
-    columns |= {f"diffusion, threshold {entry['threshold']:g}": entry for entry in report.get("diffusion", ())}
+    for entry in report.get("diffusion", ()):
+        columns[f"{entry.get('mode', 'diffusion')}, threshold {entry['threshold']:g}"] = entry
     points = {f"block {e['block_length']}, threshold {e['threshold']:g}": e for e in report.get("sweep", ())}
     if columns or points:
         yield _result_rows(columns | points)
     if columns:
         kinds = next(iter(columns.values()))["kinds"]
-        header = ["accuracy by kind", *(name.removeprefix("diffusion, threshold ") for name in columns)]
+        header = ["accuracy by kind", *(name.rpartition("threshold ")[2] for name in columns)]
         yield header, [[kind, *(f"{entry['kinds'][kind]:.3f}" for entry in columns.values())] for kind in kinds]
     if ways := report.get("lossless"):
         yield _lossless_rows(ways, report["prompts"])

@@ -4,7 +4,8 @@
     python -m tests.benchmarks.conversion RUN OUT.json [QUESTIONS] [STEP ...]
 
 measures the steps that OUT.json does not have yet, step 0 among them, on questions of the task `reading` (100), writes
-the figures with the fit to OUT.json and draws them as OUT.png.
+the figures with the fit to OUT.json and draws them as OUT.png. A model of causal blocks is decoded by `mars` and has
+no diffusion bound: it learned what follows, not what is hidden.
 """
 
 import json
@@ -20,9 +21,8 @@ from ml_collections import ConfigDict
 from scipy.stats import t
 
 from edlm_jax.decoding import Decoder
-from edlm_jax.decoding.modes import Autoregressive, Diffusion
 from edlm_jax.diffusion.streams import AUTOREGRESSIVE
-from edlm_jax.evaluation.compare import Origin, summarise
+from edlm_jax.evaluation.compare import AR, Origin, modes_at, summarise
 from edlm_jax.evaluation.heldout import heldout_loss
 from edlm_jax.evaluation.tasks.reading import reading
 from edlm_jax.evaluation.tasks.task import Outcome, Task, Way
@@ -35,7 +35,7 @@ from edlm_jax.training.initial import initial_params
 from edlm_jax.training.run import Run
 from tests.benchmarks.plot_conversion import plot_conversion
 
-MODES = {"AR": Autoregressive(), "0.9": Diffusion(threshold=0.9), "0.8": Diffusion(threshold=0.8)}
+THRESHOLDS = (0.9, 0.8)
 _ROWS = 32  # decoded at a time
 _KEPT = ("accuracy", "tokens_per_forward", "kinds")
 
@@ -45,7 +45,10 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, questions: int):
         self.workdir, self.run = workdir, Run.of(ConfigDict(read_json(workdir / "config.json")))
-        self.origin = Origin(self.run, list(MODES.values()))
+        self.layout = self.run.objective.layout
+        self.drafts = self.layout.noisy == "causal"  # it learned what follows, not what is hidden
+        self.modes = {"AR": AR} | {str(mode.threshold): mode for mode in modes_at(self.layout, THRESHOLDS)}
+        self.origin = Origin(self.run, list(self.modes.values()))
         self.task: Task = reading(self.origin.text.tokenizer, questions)
         self.reference = self._ask(Decoder(self.origin.ar), "AR")
 
@@ -54,11 +57,13 @@ class Checkpoints:
         return dict(loss=self._loss(self.origin.ar, AUTOREGRESSIVE), **self._summary(self.reference))
 
     def point(self, step: int) -> dict[str, Any]:
-        """Of a checkpoint: the bound, its AR loss, and what each way of decoding gives."""
+        """Of a checkpoint: its AR loss, the bound if it has one, and what each way of decoding gives."""
         model = load_trained(self.workdir, step=step) if step else self._untrained()
         decoder, data = Decoder(model), self.run.data
-        ways = {name: self._summary(self._ask(decoder, name)) for name in MODES}
-        losses = dict(bound=self._loss(model, self.run.objective.layout), ar_loss=self._loss(model, AUTOREGRESSIVE))
+        ways = {name: self._summary(self._ask(decoder, name)) for name in self.modes}
+        losses = dict(ar_loss=self._loss(model, AUTOREGRESSIVE))
+        if not self.drafts:
+            losses |= dict(bound=self._loss(model, self.layout))
         return dict(step=step, row_tokens=step * data.batch_size * data.length, **losses, ways=ways)
 
     def _untrained(self) -> Transformer:
@@ -67,7 +72,7 @@ class Checkpoints:
         return nnx.merge(abstract_model(spec, start.dtype, None)[0], merge(params, start.lora))
 
     def _ask(self, decoder: Decoder, name: str) -> list[Outcome]:
-        way = Way(decoder, MODES[name])
+        way = Way(decoder, self.modes[name])
         return self.task.scorer.score(self.task.questions, way, self.origin.text, _ROWS)
 
     def _summary(self, outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -104,13 +109,16 @@ def fit(tokens: Sequence[float], values: Sequence[float], target: float) -> dict
 
 
 def fits(ar: dict[str, Any], points: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of the bound to the AR loss, and of accuracies to the AR model's; the untrained model is on no line."""
+    """Of the bound, if there is one, to the AR loss, and of accuracies to the AR model's; the untrained model is on no
+    line."""
     trained = [point for point in points if point["step"]]
     if len(trained) < 3:
         return {}
     tokens = [point["row_tokens"] for point in trained]
-    found = dict(bound=fit(tokens, [point["bound"] for point in trained], ar["loss"]))
-    for name in MODES:
+    found = {}
+    if "bound" in trained[0]:
+        found |= dict(bound=fit(tokens, [point["bound"] for point in trained], ar["loss"]))
+    for name in trained[0]["ways"]:
         found |= {f"accuracy {name}": fit(tokens, [p["ways"][name]["accuracy"] for p in trained], ar["accuracy"])}
     return found
 

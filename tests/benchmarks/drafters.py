@@ -1,6 +1,8 @@
-"""Adapters, prompt lookup and both as drafters of SmolLM2-135M-Instruct's own greedy text, on held-out questions.
+"""Adapters, prompt lookup and both as drafters of SmolLM2-135M-Instruct's own greedy text, on held-out questions; or
+any modes of another model of its kind, beside AR.
 
     python -m tests.benchmarks.drafters [--prompts 100] [--json docs/benchmarks/smollm2_drafters_xeon.json]
+    python -m tests.benchmarks.drafters --model=runs/smollm2_conversion/model --modes mars mars:block_length=2
 
 Ways take turns on each question, in an order drawn anew; speeds are of whole calls. By place: whether the two tokens
 before a forward's first new one stood earlier in the row, so that lookup had something to draft there.
@@ -22,7 +24,7 @@ from edlm_jax.pretrained.chat import encode_prompt
 from edlm_jax.reports.report import describe_machine
 
 ADAPTED = "quadratic_speculation:drafts=1"
-MODES = ("ar", "prompt_lookup:drafts=3", ADAPTED, ADAPTED + ",ahead=1,lookup=2")
+MODES = ("prompt_lookup:drafts=3", ADAPTED, ADAPTED + ",ahead=1,lookup=2")
 LIMIT = 64  # new tokens
 
 
@@ -47,8 +49,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2", help="a model with adapters that draft (smollm2)")
     parser.add_argument("--prompts", type=int, default=100, help="held-out questions (100)")
+    parser.add_argument("--modes", nargs="+", default=MODES, metavar="MODE", help="beside ar (adapters' and lookup's)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result here")
     args = parser.parse_args()
+    modes = ("ar", *args.modes)
     tokenizer, dice = load_tokenizer(args.model), random.Random(0)
     decoder = Decoder(load_pretrained(args.model, "float32"))
     ends, asked = Text.of(decoder.spec, tokenizer).ends, questions("test", args.prompts)
@@ -57,7 +61,7 @@ def main() -> None:
     places = defaultdict(lambda: defaultdict(lambda: [0, 0]))
     for number, prompt in enumerate(prompts, 1):
         made = {}
-        for mode in dice.sample(MODES, len(MODES)):
+        for mode in dice.sample(modes, len(modes)):
             for _ in range(2 if number == 1 else 1):  # the first one compiles
                 start = time.perf_counter()
                 made[mode] = decoder([prompt], parse_mode(mode), limit=LIMIT, ends=ends)
@@ -69,7 +73,7 @@ def main() -> None:
             same[mode] += result.tokens == made["ar"].tokens
             for place, counts in forwards_by_place(prompt, result).items():
                 places[mode][place] = [a + b for a, b in zip(places[mode][place], counts, strict=True)]
-        rates = {mode: round(tokens[mode] / seconds[mode], 1) for mode in MODES}
+        rates = {mode: round(tokens[mode] / seconds[mode], 1) for mode in modes}
         print(f"{number} of {len(prompts)}", rates, flush=True)
     found = {
         mode: dict(
@@ -80,7 +84,7 @@ def main() -> None:
             tokens_per_forward_by_place={place: a / max(b, 1) for place, (a, b) in places[mode].items()},
             forwards_by_place={place: b for place, (_, b) in places[mode].items()},
         )
-        for mode in MODES
+        for mode in modes
     }
     command = " ".join(["python -m tests.benchmarks.drafters", *sys.argv[1:]])
     asked = dict(model=args.model, prompts=len(prompts), new_tokens=LIMIT)

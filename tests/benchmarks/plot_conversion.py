@@ -30,7 +30,7 @@ def plot_conversion(report: Report, path: Path) -> None:
         for axes, (key, title) in zip([beside, *below], _PANELS.items(), strict=True):
             for name, colour in _COLOURS.items():
                 values = [point["ways"][name][key] for point in report["points"]]
-                label = "its AR mode" if name == "AR" else f"diffusion, threshold {name}"
+                label = "its AR mode" if name == "AR" else f"threshold {name}"
                 axes.plot(tokens, values, "o-", color=colour, label=label)
             axes.axhline(report["ar"].get(key, 1), color=AR_COLOUR, linestyle="--", linewidth=1)
             axes.set(title=title, xscale="log", xlabel="row tokens of training")
@@ -39,8 +39,10 @@ def plot_conversion(report: Report, path: Path) -> None:
 
 def _bound(axes, report: Report, tokens: list[float]) -> None:
     """With the line of the fit, and where others have stopped."""
-    axes.plot(tokens, [point["bound"] for point in report["points"]], "o-", color="#e07a5f", label="diffusion bound")
-    axes.plot(tokens, [point["ar_loss"] for point in report["points"]], "o-", color=AR_COLOUR, label="AR loss")
+    lines = {"bound": dict(color="#e07a5f", label="diffusion bound"), "ar_loss": dict(color=AR_COLOUR, label="AR loss")}
+    for key, style in lines.items():
+        if key in report["points"][0]:
+            axes.plot(tokens, [point[key] for point in report["points"]], "o-", **style)
     axes.axhline(report["ar"]["loss"], color=AR_COLOUR, linestyle="--", linewidth=1)
     if found := report.get("fits", {}).get("bound"):
         _line(axes, found, tokens[-1])

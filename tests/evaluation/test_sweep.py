@@ -1,12 +1,13 @@
 """Sweeps: every point is measured as it would be alone, and drawn."""
 
 import json
+import shutil
 
 import pytest
 
 from edlm_jax.commands.main import main
 from edlm_jax.decoding import Decoder
-from edlm_jax.evaluation.compare import compare_accuracy, diffusion_at
+from edlm_jax.evaluation.compare import compare_accuracy, modes_at
 from edlm_jax.evaluation.tasks import load_tasks
 from edlm_jax.evaluation.tasks.task import Way
 from edlm_jax.pretrained import Text, load_pretrained, load_tokenizer
@@ -29,12 +30,23 @@ def test_every_point_of_a_sweep_is_measured(tiny_converted_dir, tiny_ar_dir, tmp
     model = load_pretrained(tiny_converted_dir, "float32")
     decoder, text = Decoder(model), Text.of(model.spec, load_tokenizer(tiny_converted_dir))
     tasks = load_tasks([dict(kind="tasks", split="test", size=3)], text.tokenizer)
-    for entry, mode in zip(report["sweep"], diffusion_at([1.0, 0.0], [2, 4]), strict=True):
+    for entry, mode in zip(report["sweep"], modes_at(model.spec.conversion.layout, [1.0, 0.0], [2, 4]), strict=True):
         (alone,) = compare_accuracy([Way(decoder, mode)], tasks, text, 2)
         assert all(entry[name] == alone[name] for name in ("denoise_forwards", "new_tokens"))
         assert entry["tokens_per_second"] > 0
     bold = [entry["tokens_per_forward"] for entry in report["sweep"] if entry["threshold"] == 0]
     assert bold[0] > 1 and bold[1] > bold[0]
+
+
+def test_a_model_of_causal_blocks_is_measured_as_it_decodes(tiny_converted_dir, tmp_path, capsys):
+    model = shutil.copytree(tiny_converted_dir, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    config["edlm"] |= dict(pattern="causal_block", prefill="causal")
+    (model / "config.json").write_text(json.dumps(config))
+    command = ["evaluate", f"--model={model}", "--dtype=float32", "--count=3", "--timed-prompts=1", "--thresholds=0"]
+    assert main([*command, "--markdown"]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "mars, threshold 0" in line]
+    assert float(row.split("|")[3]) > 3  # blocks of 4, of which all but an answer's last are taken at once
 
 
 def test_the_figure_has_a_curve_for_each_block_length(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from tokenizers import normalizers
 
 from edlm_jax.commands.main import main
 from edlm_jax.decoding import Generation
+from edlm_jax.diffusion.streams import LAYOUTS
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation import compare
 from edlm_jax.evaluation.compare import compare_accuracy
@@ -120,12 +121,13 @@ def test_sources_without_answers_are_refused(tmp_path, tokenizer):
         load_tasks([dict(kind="text", path=str(tmp_path / "prose.txt"))], tokenizer)
 
 
-def test_results_are_sorted_by_mode():
-    decodings = [compare.AR, *compare.diffusion_at([1.0, 0.5])]
+@pytest.mark.parametrize(("pattern", "name"), [("clean_context", "diffusion"), ("causal_block", "mars")])
+def test_results_are_sorted_by_mode(pattern, name):
+    decodings = [compare.AR, *compare.modes_at(LAYOUTS[pattern], [1.0, 0.5])]
     results = compare.results_by_mode(decodings, [dict(a=1), dict(a=2), dict(a=3)], [dict(b=4), dict(b=5), dict(b=6)])
     assert results == {
         "ar": dict(a=1, b=4),
-        "diffusion": [dict(threshold=1.0, a=2, b=5), dict(threshold=0.5, a=3, b=6)],
+        "diffusion": [dict(mode=name, threshold=t, a=a, b=a + 3) for t, a in ((1.0, 2), (0.5, 3))],
     }
 
 

@@ -15,6 +15,7 @@ from edlm_jax.decoding.modes.prompt_lookup import PromptLookup
 from edlm_jax.decoding.modes.psd import PSD
 from edlm_jax.decoding.modes.quadratic_speculation import QuadraticSpeculation
 from edlm_jax.decoding.modes.self_speculation import SelfSpeculation
+from edlm_jax.diffusion import Layout
 from edlm_jax.errors import InputError
 from edlm_jax.models import ModelSpec
 
@@ -41,19 +42,20 @@ __all__ = [
     "mode_of",
     "options_of",
     "parse_mode",
+    "trained_mode",
 ]
 
 
 def default_mode(spec: ModelSpec) -> Mode:
-    """AR where a model was never converted, self-speculation where it only drafts, else diffusion.
-
-    A model whose blocks are causal inside never learned to read them both ways, as diffusion does: MARS is its mode.
-    """
+    """AR where a model was never converted, self-speculation where it only drafts, else what its layout trained."""
     if spec.conversion is None:
         return Autoregressive()
-    if not spec.diffuses:
-        return SelfSpeculation()
-    return Mars() if spec.conversion.layout.noisy == "causal" else Diffusion()
+    return trained_mode(spec.conversion.layout)() if spec.diffuses else SelfSpeculation()
+
+
+def trained_mode(layout: Layout) -> type[Diffusion | Mars]:
+    """Diffusion; a model whose blocks are causal inside never learned to read them both ways, MARS is its mode."""
+    return Mars if layout.noisy == "causal" else Diffusion
 
 
 def options_of(name: str) -> dict[str, Field]:

@@ -10,9 +10,10 @@ settles the first of them and those after it while the confidence is at least th
     a b c d e      | f | M M M M
 
 The tokens are those of greedy AR where only one is taken (threshold 1) and the model reads shifted logits: the first
-mask's token is then read at the last settled one. The window has 2C columns for every row, because a compiled shape
-cannot follow how many stood. The paper's code also accepts by margin or entropy; here the probability decides. Its
-cache of a batch is filled by blocks, at whose ends the fast rows wait; here each row fills its own in every step.
+mask's token is then read at the last settled one, so that the last mask is not needed. The window has 2C or 2C - 1
+columns for every row, because a compiled shape cannot follow how many stood. The paper's code also accepts by margin or
+entropy; here the probability decides. Its cache of a batch is filled by blocks, at whose ends the fast rows wait; here
+each row fills its own in every step.
 """
 
 from dataclasses import dataclass, replace
@@ -42,7 +43,7 @@ class _Mars(LeftToRight):
 
     @property
     def width(self) -> int:
-        return 2 * self.settings.block_length
+        return 2 * self.settings.block_length - self.settings.shifted
 
     def begin(self) -> Grown:
         C, first = self.settings.block_length, self.P - self.settings.shifted
@@ -55,8 +56,8 @@ class _Mars(LeftToRight):
 
     def turn(self, rows: Grown) -> Grown:
         C, cached_B = self.settings.block_length, rows.aside.cached_B
-        tokens_BT = window(rows.tokens_BX, cached_B, 2 * C)
-        causal_1TT = np.tri(2 * C, dtype=bool)[None]
+        tokens_BT = window(rows.tokens_BX, cached_B, self.width)
+        causal_1TT = np.tri(self.width, dtype=bool)[None]
         x_BTD, cache = self.forward(rows, tokens_BT, cached_B, causal_1TT)
         first_B = rows.start_B - cached_B - self.settings.shifted
         x_BCD = jnp.take_along_axis(x_BTD, (first_B[:, None] + jnp.arange(C)[None])[..., None], axis=1)
