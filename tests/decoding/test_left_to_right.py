@@ -14,14 +14,18 @@ from tests.seeds import fresh_rng
 SPECULATIVE = {"self_speculation": 2, "quadratic_speculation": 1}  # forwards a cycle
 
 
-def mars(weights, prompt, *, C, threshold, limit, shifted):
-    """(new tokens, the forward that settled each): C masks after what is settled, accepted from the left."""
+def mars(weights, prompt, *, C, threshold, limit, shifted, columns=None):
+    """(new tokens, the forward that settled each): C masks after what is settled, accepted from the left.
+
+    Of so many columns the tokens that the last forward settled take theirs; the first mask's may be one of them.
+    """
     tokens, at = list(prompt), []
     while True:
         row = tokens + [MASK] * C
         p_TV = dense.probabilities(dense.predict(weights, row, dense.causal(len(row)), MASK))
         forward, first = max(at, default=0) + 1, len(tokens) - shifted
-        for index, p_V in enumerate(p_TV[first : first + C]):
+        most = min(C, columns - at.count(forward - 1) + shifted) if columns and at else C
+        for index, p_V in enumerate(p_TV[first : first + most]):
             if index and (p_V.max() < threshold or threshold >= 1):
                 break
             tokens.append(int(p_V.argmax()))
@@ -83,6 +87,25 @@ def test_modes_equal_their_oracles(mode, alignment):
         assert result.commit_forwards == 0
         if C > 1:
             assert result.denoise_forwards < settled * SPECULATIVE.get(mode, 1)
+
+
+@pytest.mark.parametrize("alignment", ["same_position", "shifted"])
+def test_with_fewer_columns_mars_settles_fewer_tokens(alignment):
+    rng, shifted, C = fresh_rng(), alignment == "shifted", 4
+    model = make_model(alignment, seed=int(rng.integers(1000)))
+    decoder, given = Decoder(model), prompts(rng, [1, 6, *rng.integers(1, 17, 6)])
+    settings, whole = dict(max_new_tokens=13, eos_id=EOS), 2 * C - shifted
+    forwards = []
+    for columns in (C + 1 - shifted, C + 2, whole):
+        result = generate(decoder, given, mode=f"mars:threshold=0.2,columns={columns}", **settings)
+        for row, prompt in enumerate(given):
+            shape = dict(C=C, threshold=0.2, limit=13, shifted=shifted, columns=columns)
+            assert (result.tokens[row], result.accepted_at[row]) == mars(decoder.weights, prompt, **shape)
+        forwards.append(result.denoise_forwards)
+    assert forwards[0] > forwards[2] and result == generate(decoder, given, mode="mars:threshold=0.2", **settings)
+    for columns in (C - shifted, whole + 1):
+        with pytest.raises(InputError, match=rf"columns must lie in \[{C + 1 - shifted}, {whole}\], not {columns}"):
+            generate(decoder, given, mode=f"mars:columns={columns}", **settings)
 
 
 @pytest.mark.parametrize("mode", ["mars", *SPECULATIVE])

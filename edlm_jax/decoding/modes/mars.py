@@ -11,9 +11,11 @@ settles the first of them and those after it while the confidence is at least th
 
 The tokens are those of greedy AR where only one is taken (threshold 1) and the model reads shifted logits: the first
 mask's token is then read at the last settled one, so that the last mask is not needed. The window has 2C or 2C - 1
-columns for every row, because a compiled shape cannot follow how many stood. The paper's code also accepts by margin or
-entropy; here the probability decides. Its cache of a batch is filled by blocks, at whose ends the fast rows wait; here
-each row fills its own in every step.
+columns for every row, because a compiled shape cannot follow how many stood. With fewer `columns` a row has the fewer
+masks the more tokens its last forward settled, which is faster where columns are dear; as no mask sees later ones, that
+changes where a forward stops and nothing before. The paper's code also accepts by margin or entropy; here the
+probability decides. Its cache of a batch is filled by blocks, at whose ends the fast rows wait; here each row fills its
+own in every step.
 """
 
 from dataclasses import dataclass, replace
@@ -27,7 +29,10 @@ from edlm_jax.attention import Causal
 from edlm_jax.decoding.acceptance import Rule, Threshold
 from edlm_jax.decoding.left_to_right import Grown, LeftToRight
 from edlm_jax.decoding.modes.mode import MaskMode, RowMode, option
+from edlm_jax.decoding.sampling import Sampling
 from edlm_jax.decoding.windows import window
+from edlm_jax.errors import check_range
+from edlm_jax.models import ModelSpec
 
 
 class _Aside(NamedTuple):
@@ -43,12 +48,12 @@ class _Mars(LeftToRight):
 
     @property
     def width(self) -> int:
-        return 2 * self.settings.block_length - self.settings.shifted
+        return self.mode.columns or 2 * self.settings.block_length - self.settings.shifted
 
     def begin(self) -> Grown:
         C, first = self.settings.block_length, self.P - self.settings.shifted
         rows, x_BTD = self.prefill(Causal(), jnp.full((len(self.pad_B), C), self.settings.mask_id))
-        return self._accept(rows, x_BTD[:, first : first + C])
+        return self._accept(rows, x_BTD[:, first : first + C], C)
 
     def enter(self, rows: Grown, x_B1D) -> Grown:
         # The first turn reads the first tokens; shifted, behind the prompt's last column.
@@ -60,17 +65,20 @@ class _Mars(LeftToRight):
         causal_1TT = np.tri(self.width, dtype=bool)[None]
         x_BTD, cache = self.forward(rows, tokens_BT, cached_B, causal_1TT)
         first_B = rows.start_B - cached_B - self.settings.shifted
-        x_BCD = jnp.take_along_axis(x_BTD, (first_B[:, None] + jnp.arange(C)[None])[..., None], axis=1)
-        return self._accept(replace(rows, cache=cache), x_BCD)
+        own_BC = jnp.minimum(first_B[:, None] + jnp.arange(C)[None], self.width - 1)
+        x_BCD = jnp.take_along_axis(x_BTD, own_BC[..., None], axis=1)
+        return self._accept(replace(rows, cache=cache), x_BCD, self.width - first_B)
 
-    def _accept(self, rows: Grown, x_BCD) -> Grown:
-        """Keeps the first token and those after it while they are sure; what was settled before is now cached."""
+    def _accept(self, rows: Grown, x_BCD, most_B) -> Grown:
+        """Keeps the first token and those after it while they are sure, at most so many; what was settled before is now
+        cached."""
         request, c = self.request, self.settings
         logits_BCV, count_B = self.weights.logits(x_BCD), rows.forwards_B + 1
         proposal = c.draw.propose(logits_BCV, self.keys_B, count_B, request.temperature, banned_id=c.mask_id)
         # As for the rule of that name, 1 is one token a forward: float32 may round a probability to it.
         threshold = request.rule.threshold
         sure_BC = (proposal.confidence_BC >= threshold) & (threshold < 1)
+        sure_BC &= jnp.arange(sure_BC.shape[1])[None] < jnp.reshape(most_B, (-1, 1))
         settled_B = 1 + jnp.cumprod(sure_BC[:, 1:], axis=1).sum(axis=1)
         return self.settle(replace(rows, aside=_Aside(rows.start_B)), proposal.tokens_BC, settled_B, forwards=1)
 
@@ -85,6 +93,9 @@ class Mars(RowMode, MaskMode):
     threshold: float = option(
         0.9, float, "accept tokens of at least this confidence, and always the first one", compiled=False
     )
+    columns: int | None = option(
+        None, int, "of a forward, the tokens of the last one and masks; default: as many as leave a block of masks"
+    )
 
     @property
     def acceptance(self) -> Rule:
@@ -93,3 +104,9 @@ class Mars(RowMode, MaskMode):
     @property
     def has_threshold(self) -> bool:
         return True
+
+    def check(self, spec: ModelSpec, sampling: Sampling) -> None:
+        super().check(spec, sampling)
+        C, unshifted = self.block_length, spec.conversion.alignment != "shifted"
+        if self.columns is not None:
+            check_range("columns", self.columns, C + unshifted, 2 * C - 1 + unshifted)
