@@ -70,15 +70,30 @@ def print_report(report: Report, markdown: bool = False) -> None:
 
 
 def print_tables(tables: Iterable[Rows], stderr: bool = False) -> None:
-    """Print tables for a terminal."""
-    for (first, *others), rows in tables:
-        table = Table(header_style="bold")
-        table.add_column(first, overflow="fold")  # text, the others are numbers; where it is narrow, names fold
-        for name in others:
-            table.add_column(name, justify="right", overflow="fold")
-        for row in rows:
-            table.add_row(*row)
-        Console(stderr=stderr).print(table)
+    """Print tables for a terminal; the columns that one has no room for follow as further tables."""
+    console = Console(stderr=stderr)
+    for header, rows in tables:
+        for columns in _columns_that_fit(header, rows, console.width):
+            table = Table(header_style="bold")
+            for column in columns:  # the first is text, the others are numbers; where it is narrow, names fold
+                table.add_column(header[column], justify="right" if column else "left", overflow="fold")
+            for row in rows:
+                table.add_row(*(row[column] for column in columns))
+            console.print(table)
+
+
+def _columns_that_fit(header: list[str], rows: list[list[str]], width: int) -> list[list[int]]:
+    """The columns of each table, the first in all of them, so that numbers and the words above them stay whole."""
+    tables: list[list[int]] = []
+    border, taken = 3, 0
+    names = min(max(len(row[0]) for row in (header, *rows)), width // 3)
+    for column in range(1, len(header)):
+        room = border + max(map(len, [*header[column].split(), *(row[column] for row in rows)]))
+        if not tables or taken + room > width:
+            tables, taken = [*tables, [0]], 1 + border + names
+        tables[-1].append(column)
+        taken += room
+    return tables or [[0]]
 
 
 # --- Tables as (header, rows) ---

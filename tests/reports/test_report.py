@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from edlm_jax.reports.plot_report import plot_report
-from edlm_jax.reports.report import describe_machine, print_report, read_losses, write_report
+from edlm_jax.reports.report import describe_machine, print_report, print_tables, read_losses, write_report
 from tests.benchmarks.plot_readme import plot_readme
 
 
@@ -24,6 +24,18 @@ REPORT = {
     "seconds": 75.4,
     "stage_seconds": {"port": 0.4, "train": 75.0},
 }  # fmt: skip
+
+
+def test_a_wide_table_goes_on_below_and_breaks_no_number(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "60")
+    header = ["the name of a mode, which is long", *(f"a recipe with {n} words" for n in range(7))]
+    rows = [[f"row {r}", *(f"0.{r}{n} ± 0.003 @ 4.93" for n in range(7))] for r in range(2)]
+    print_tables([(header, rows)])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 60
+    for name, *numbers in rows:
+        own = [line for line in lines if name in line]
+        assert [cell.strip() for line in own for cell in line.strip("│").split("│")[1:]] == numbers
 
 
 def test_markdown_tables_hold_what_was_kept_and_gained(capsys):
