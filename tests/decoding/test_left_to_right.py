@@ -125,7 +125,7 @@ def test_any_number_of_drafts_gives_the_tokens_of_ar(mode, drafts):
     model = make_model("shifted", seed=int(rng.integers(1000)))
     say_little(model)
     decoder, given = Decoder(model), prompts(rng, [3, 12, 7])
-    settings = dict(max_new_tokens=23, eos_id=EOS)
+    settings = dict(max_new_tokens=23)  # without an end: rows of a few tokens may have no draft that is right
     ar = generate(decoder, given, mode="ar", **settings)
     for D in drafts:
         found = generate(decoder, given, mode=f"{mode}:drafts={D}", **settings)
