@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct converted on two CPU cores, as far as an hour goes: what is lost, and what it would take.
+"""SmolLM2-135M-Instruct converted on two CPU cores, as far as hours go: what is lost, and what it would take.
 
 FLARE's objective (arXiv 2606.01774) in blocks of 4, on the model's own greedy answers to questions about everything
 (data/questions.py) and about short texts (data/reading.py), as `make smollm2` has fetched the model:
@@ -17,10 +17,13 @@ FLARE's objective (arXiv 2606.01774) in blocks of 4, on the model's own greedy a
     edlm train --config=smollm2_conversion --workdir=$RUN/run
     python -m tests.benchmarks.conversion $RUN/run docs/benchmarks/smollm2_conversion_xeon.json
 
-The page's second run had about Q=1200 R=2400 (questions of the next numbers, readings of two seeds). Answers that the
-limit cut are left out: they would teach ends where there are none. The adapters act on all columns, so that the model
-decodes blocks. The embedding, which is the head too, is trained with them at the same rate: so their weight is high and
-the rate low, and Adam's eps is such that tokens which the text has not are left where they are.
+`smollm2_conversion:mars` has MARS's objective (arXiv 2604.07023) instead: blocks of masks alone that are causal inside.
+
+The page's second run had about Q=1200 R=2400 (questions of the next numbers, readings of two seeds), MARS's Q=1400
+R=1200 and 192 new tokens of questions. Answers that the limit cut are left out: they would teach ends where there are
+none. The adapters act on all columns, so that the model decodes blocks. The embedding, which is the head too, is
+trained with them at the same rate: so their weight is high and the rate low, and Adam's eps is such that tokens which
+the text has not are left where they are.
 
 Measured: docs/studies/smollm2_conversion.md.
 """
