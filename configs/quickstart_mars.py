@@ -13,8 +13,8 @@ held-out prompts (docs/benchmarks/mars_epyc.json):
     exact match        0.996, 1.000   0.986, 0.998   0.984, 0.988   0.979, 0.977   0.996, 1.000
     tokens / forward   1              5.64, 5.54     5.97, 5.91     6.28, 6.20     4.22, 4.22
 
-`columns=8` (of 15) settles 4.43 tokens a forward for 6.02 and is as fast on an EPYC (1.11 and 1.12 times AR, 64
-prompts, by hand); SmolLM2, which settles fewer, is a quarter faster with four (docs/studies/smollm2_conversion.md).
+`window=8` (15 columns else) settles 4.43 tokens a forward for 6.02 and is as fast on an EPYC (1.11 and 1.12 times AR,
+64 prompts, by hand); SmolLM2, which settles fewer, is a quarter faster with four (docs/studies/smollm2_conversion.md).
 
 On these prompts the quickstart's model, by the paper's recipe and mode, has 0.986 at 4.74 (threshold 0.95).
 `diffusion`, which reads blocks both ways, has 0.73 at most from these weights.

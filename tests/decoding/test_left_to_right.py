@@ -90,22 +90,22 @@ def test_modes_equal_their_oracles(mode, alignment):
 
 
 @pytest.mark.parametrize("alignment", ["same_position", "shifted"])
-def test_with_fewer_columns_mars_settles_fewer_tokens(alignment):
+def test_in_a_smaller_window_mars_settles_fewer_tokens(alignment):
     rng, shifted, C = fresh_rng(), alignment == "shifted", 4
     model = make_model(alignment, seed=int(rng.integers(1000)))
     decoder, given = Decoder(model), prompts(rng, [1, 6, *rng.integers(1, 17, 6)])
     settings, whole = dict(max_new_tokens=13, eos_id=EOS), 2 * C - shifted
     forwards = []
     for columns in (C + 1 - shifted, C + 2, whole):
-        result = generate(decoder, given, mode=f"mars:threshold=0.2,columns={columns}", **settings)
+        result = generate(decoder, given, mode=f"mars:threshold=0.2,window={columns}", **settings)
         for row, prompt in enumerate(given):
             shape = dict(C=C, threshold=0.2, limit=13, shifted=shifted, columns=columns)
             assert (result.tokens[row], result.accepted_at[row]) == mars(decoder.weights, prompt, **shape)
         forwards.append(result.denoise_forwards)
     assert forwards[0] > forwards[2] and result == generate(decoder, given, mode="mars:threshold=0.2", **settings)
     for columns in (C - shifted, whole + 1):
-        with pytest.raises(InputError, match=rf"columns must lie in \[{C + 1 - shifted}, {whole}\], not {columns}"):
-            generate(decoder, given, mode=f"mars:columns={columns}", **settings)
+        with pytest.raises(InputError, match=rf"window must lie in \[{C + 1 - shifted}, {whole}\], not {columns}"):
+            generate(decoder, given, mode=f"mars:window={columns}", **settings)
 
 
 @pytest.mark.parametrize("mode", ["mars", *SPECULATIVE])

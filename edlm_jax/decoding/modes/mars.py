@@ -11,11 +11,11 @@ settles the first of them and those after it while the confidence is at least th
 
 The tokens are those of greedy AR where only one is taken (threshold 1) and the model reads shifted logits: the first
 mask's token is then read at the last settled one, so that the last mask is not needed. The window has 2C or 2C - 1
-columns for every row, because a compiled shape cannot follow how many stood. With fewer `columns` a row has the fewer
-masks the more tokens its last forward settled, which is faster where columns are dear; as no mask sees later ones, that
-changes where a forward stops and nothing before. The paper's code also accepts by margin or entropy; here the
-probability decides. Its cache of a batch is filled by blocks, at whose ends the fast rows wait; here each row fills its
-own in every step.
+columns for every row, because a compiled shape cannot follow how many stood. With a smaller `window` a row has the
+fewer masks the more tokens its last forward settled, which is faster where columns are dear; as no mask sees later
+ones, that changes where a forward stops and nothing before. The paper's code also accepts by margin or entropy; here
+the probability decides. Its cache of a batch is filled by blocks, at whose ends the fast rows wait; here each row fills
+its own in every step.
 """
 
 from dataclasses import dataclass, replace
@@ -48,7 +48,7 @@ class _Mars(LeftToRight):
 
     @property
     def width(self) -> int:
-        return self.mode.columns or 2 * self.settings.block_length - self.settings.shifted
+        return self.mode.window or 2 * self.settings.block_length - self.settings.shifted
 
     def begin(self) -> Grown:
         C, first = self.settings.block_length, self.P - self.settings.shifted
@@ -93,8 +93,8 @@ class Mars(RowMode, MaskMode):
     threshold: float = option(
         0.9, float, "accept tokens of at least this confidence, and always the first one", compiled=False
     )
-    columns: int | None = option(
-        None, int, "of a forward, the tokens of the last one and masks; default: as many as leave a block of masks"
+    window: int | None = option(
+        None, int, "columns of a forward, the last one's tokens and masks; default: as many as leave a block of masks"
     )
 
     @property
@@ -108,5 +108,5 @@ class Mars(RowMode, MaskMode):
     def check(self, spec: ModelSpec, sampling: Sampling) -> None:
         super().check(spec, sampling)
         C, unshifted = self.block_length, spec.conversion.alignment != "shifted"
-        if self.columns is not None:
-            check_range("columns", self.columns, C + unshifted, 2 * C - 1 + unshifted)
+        if self.window is not None:
+            check_range("window", self.window, C + unshifted, 2 * C - 1 + unshifted)
