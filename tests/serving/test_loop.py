@@ -21,10 +21,10 @@ def draw_row(rng, decoder, mode, text):
     how = dict(limit=limit, sampling=settings.sampling, seed=[seed], ends=ENDS, detokenize=text)
     stop = ("never",)
     free = decoder([prompt], mode, stop=stop, **how)
-    if rng.random() < 0.6 and len(free.texts[0]) > 3:
-        begin = int(rng.integers(len(free.texts[0]) - 2))
-        cut = free.texts[0][begin : begin + 2]  # half a character reads as PART, and is one or not by when it is read
-        stop = ("never", cut) if PART not in cut else stop
+    shown = free.texts[0]  # half a character reads as PART, and whether it is half depends on when it is read
+    cuts = [cut for begin in range(len(shown) - 2) if PART not in (cut := shown[begin : begin + 2])]
+    if rng.random() < 0.6 and cuts:
+        stop = ("never", str(rng.choice(cuts)))
     pieces = []
     streamed, stripped = rng.random(2) < 0.5
     row = Row(prompt, settings, stop if len(stop) > 1 else (), bool(streamed), bool(stripped), pieces.append)
