@@ -84,15 +84,17 @@ def print_tables(tables: Iterable[Rows], stderr: bool = False) -> None:
 
 def _columns_that_fit(header: list[str], rows: list[list[str]], width: int) -> list[list[int]]:
     """The columns of each table, the first in all of them, so that numbers and the words above them stay whole."""
-    tables: list[list[int]] = []
-    border, taken = 3, 0
-    names = min(max(len(row[0]) for row in (header, *rows)), width // 3)
-    for column in range(1, len(header)):
-        room = border + max(map(len, [*header[column].split(), *(row[column] for row in rows)]))
-        if not tables or taken + room > width:
-            tables, taken = [*tables, [0]], 1 + border + names
+    border, columns = 3, range(1, len(header))
+    room = [border + max(map(len, [*header[i].split(), *(row[i] for row in rows)])) for i in columns]
+    names = [row[0] for row in (header, *rows)]
+    if 1 + border + max(len(word) for name in names for word in name.split()) + sum(room) <= width:
+        return [[0, *columns]]  # the names fold, between words
+    tables, taken = [], width
+    for column in columns:
+        if taken + room[column - 1] > width:
+            tables, taken = [*tables, [0]], 1 + border + min(max(map(len, names)), width // 3)
         tables[-1].append(column)
-        taken += room
+        taken += room[column - 1]
     return tables or [[0]]
 
 
