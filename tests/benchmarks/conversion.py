@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from scipy.stats import t
 
 from edlm_jax.decoding import Decoder
+from edlm_jax.decoding.modes import Mars, trained_mode
 from edlm_jax.diffusion.streams import AUTOREGRESSIVE
 from edlm_jax.evaluation.compare import AR, Origin, modes_at, summarise
 from edlm_jax.evaluation.heldout import heldout_loss
@@ -46,7 +47,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, questions: int):
         self.workdir, self.run = workdir, Run.of(ConfigDict(read_json(workdir / "config.json")))
         self.layout = self.run.objective.layout
-        self.drafts = self.layout.noisy == "causal"  # it learned what follows, not what is hidden
+        self.drafts = trained_mode(self.layout) is Mars  # it learned what follows, not what is hidden
         self.modes = {"AR": AR} | {str(mode.threshold): mode for mode in modes_at(self.layout, THRESHOLDS)}
         self.origin = Origin(self.run, list(self.modes.values()))
         self.task: Task = reading(self.origin.text.tokenizer, questions)

@@ -70,8 +70,7 @@ class _Mars(LeftToRight):
         return self._accept(replace(rows, cache=cache), x_BCD, self.width - first_B)
 
     def _accept(self, rows: Grown, x_BCD, most_B) -> Grown:
-        """Keeps the first token and those after it while they are sure, at most so many; what was settled before is now
-        cached."""
+        """Keeps the first token, and at most so many in all, while they are sure; what was settled before is cached."""
         request, c = self.request, self.settings
         logits_BCV, count_B = self.weights.logits(x_BCD), rows.forwards_B + 1
         proposal = c.draw.propose(logits_BCV, self.keys_B, count_B, request.temperature, banned_id=c.mask_id)
