@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.lines import Line2D
 
 from edlm_jax.reports.picture import AR_COLOUR, DRIFT_COLOURS, picture
@@ -17,6 +18,7 @@ LABELS = {
 _AXIS_TAKES = {"tokens_per_forward": "threshold", "step": "step", "block_length": "block_length"}
 # {(arm, whatever else varies beside the axis): points}
 Curves = dict[tuple[str, str], list[dict[str, Any]]]
+_INSIDE = 10  # entries of a legend that curves leave room for
 _MARKERS, _LINES = "os^DvPX", ("-", "--", ":", "-.", (0, (1, 3)))
 
 
@@ -26,11 +28,17 @@ def plot_study(results: Results, path: Path) -> None:
     moved = any(measures[f"drift_{group}"]["mean"] for measures in measured for group in DRIFT_COLOURS)
     with picture(path, 12, 5) as figure:
         accuracy, drift = figure.subplots(1, 2, width_ratios=(2, 1))
-        _accuracy(accuracy, results, {} if moved else dict(loc="upper left", bbox_to_anchor=(1.0, 1.0)))
-        if moved:
-            _drift(drift, results)
-        else:
+        handles = _accuracy(accuracy, results)
+        if not moved:
+            accuracy.legend(handles=handles, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
             drift.set_axis_off()
+            return
+        _drift(drift, results)
+        if len(handles) > _INSIDE:
+            figure.set_figheight(6)
+            figure.legend(handles=handles, fontsize=7, ncols=4, loc="outside lower left")
+        else:
+            accuracy.legend(handles=handles, fontsize=7)
 
 
 def curves(results: Results) -> Curves:
@@ -48,8 +56,8 @@ def curves(results: Results) -> Curves:
     return {key: sorted(points, key=lambda point: point["x"]) for key, points in found.items()}
 
 
-def _accuracy(axes, results: Results, legend: dict[str, Any]) -> None:
-    """Colours are arms where there are several, markers and lines the rest."""
+def _accuracy(axes, results: Results) -> list[Artist]:
+    """Colours are arms where there are several, markers and lines the rest; returns what the legend explains."""
     found = curves(results)
     arms, places = (list(dict.fromkeys(labels)) for labels in zip(*found, strict=True))
     several = len(arms) > 1
@@ -72,13 +80,13 @@ def _accuracy(axes, results: Results, legend: dict[str, Any]) -> None:
         axes.xaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
     axes.set(title="Accuracy", xlabel=LABELS.get(results["x"], results["x"]), ylabel="share that is right")
-    handles = [Line2D([], [], color=colours[arm], linewidth=3, label=arm) for arm in arms if several]
-    handles += [
+    lines = [Line2D([], [], color=colours[arm], linewidth=3, label=arm) for arm in arms if several]
+    lines += [
         Line2D([], [], color="grey" if several else colours[place], label=place, **style)
         for place, style in styles.items()
         if place
     ]
-    axes.legend(handles=[ar, *handles], fontsize=7, **legend)
+    return [ar, *lines]
 
 
 def _drift(axes, results: Results) -> None:
