@@ -52,13 +52,14 @@ def test_a_compiled_row_is_its_reports_bound(request):
         np.testing.assert_allclose(hours(size, "full, 300B (Efficient-DLM)", directory), expected, rtol=0.01)
 
 
-def test_a_runs_checkpoints_are_measured_once(tiny_ar_dir, tmp_path, monkeypatch):
+@pytest.mark.parametrize("pattern", ["semi_block", "causal_block"])
+def test_a_runs_checkpoints_are_measured_once(pattern, tiny_ar_dir, tmp_path, monkeypatch):
     devices = jax.devices()
     monkeypatch.setattr(jax, "devices", lambda: devices[:1])
     c = default_config()
     c.dtype, c.steps, c.init.path = "float32", 3, str(tiny_ar_dir)
     c.lora.rank = 2
-    c.objective.update(pattern="semi_block", alignment="shifted", block_length=4, ar_weight=1.0)
+    c.objective.update(pattern=pattern, alignment="shifted", block_length=4, ar_weight=1.0)
     source = dict(kind="tasks", kinds=("sort",))
     c.data.update(batch_size=1, length=64, sources=(source,), eval_sources=(source | dict(split="test", size=4),))
     c.optimizer.learning_rate = 1e-2
@@ -70,6 +71,8 @@ def test_a_runs_checkpoints_are_measured_once(tiny_ar_dir, tmp_path, monkeypatch
     assert [point["step"] for point in first["points"]] == [0, 2]
     assert [point["row_tokens"] for point in first["points"]] == [0, 128]
     assert first["fits"] == {}
+    # What causal blocks learned is what follows: what is hidden has no bound there.
+    assert all(("bound" in point) == (pattern == "semi_block") for point in first["points"])
     untrained, ar = first["points"][0], first["ar"]
     assert untrained["ways"]["AR"]["agreement"] == untrained["ways"]["AR"]["same_text"] == 1
     np.testing.assert_allclose(untrained["ar_loss"], ar["loss"], rtol=0.01)  # the mask's embedding is another one
