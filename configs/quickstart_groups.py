@@ -14,8 +14,9 @@ accuracy @ tokens per forward:
     masks         0.982 @ 4.67      0.969 @ 5.03             0.973 @ 5.00   0.947 @ 5.43     0.922 @ 5.82
 
 At 0.95 there is no difference. At 0.8 groups are ahead by 1 to 2 points, where a difference has a standard error of
-1.5: not shown. Answers have 11.8 tokens, one or two blocks, so few have two in flight. The model that both start from
-has 0.986 @ 4.74, and 0.959 @ 5.11 by opens=0.1. The 400 steps below, and other seeds: not yet run.
+1.5: not shown by one run. Three seeds of 600 steps show it (configs/studies/second_stage.py). Answers have 11.8
+tokens, one or two blocks, so few have two in flight. The model that both start from has 0.986 @ 4.74, and 0.959 @ 5.11
+by opens=0.1. The 400 steps below: not yet run.
 """
 
 import runpy
