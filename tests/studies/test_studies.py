@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 
 from edlm_jax.commands.config import load_study
@@ -16,13 +17,14 @@ from edlm_jax.data.reach import generate_example
 from edlm_jax.decoding.generation import forwards_by_tokens
 from edlm_jax.decoding.modes import Diffusion
 from edlm_jax.errors import InputError
-from edlm_jax.models import Conversion
+from edlm_jax.models import Conversion, ModelSpec, Transformer
 from edlm_jax.pretrained import load_pretrained, save_pretrained
 from edlm_jax.studies import run as study_run
 from edlm_jax.studies.cells import cell_range, expand
 from edlm_jax.studies.page import accuracy_rows, measure_rows, page, place_name, places, settled_rows
 from edlm_jax.studies.plot import curves
 from edlm_jax.studies.results import before, mean_and_error, summarise
+from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted(path.stem for path in (ROOT / "configs" / "studies").glob("*.py"))
@@ -168,6 +170,19 @@ def test_a_converted_model_is_its_own_baseline(study_file, tiny_ar_dir, tmp_path
     monkeypatch.setattr(study_run.Study, "_score", lambda study, way: asked.append(way.mode) or dict(accuracy=0.5))
     found = study_run.Study(expand(config, sweep), tmp_path / "runs").baseline()
     assert asked == [Diffusion()] and before(dict(ar=found)) == "converted before"
+
+
+def test_an_arm_drifts_from_the_model_that_it_began_with(study_file, tiny_tokenizer_dir, tmp_path, monkeypatch):
+    """It may be of another size than the study's."""
+    spec = ModelSpec.from_hf(TINY | dict(hidden_size=64), source=str(tiny_tokenizer_dir))
+    save_pretrained(Transformer(spec, rngs=nnx.Rngs(0)), tmp_path / "wide")
+    _, _, config, _ = load_study(str(study_file))
+    config.quick = True
+    said = dict(accuracy=0.5, tokens_per_forward=1.0, forwards_by_tokens=[0, 1])
+    monkeypatch.setattr(study_run.Study, "_score", lambda study, way: said)
+    plan = expand(config, lambda add: add("wide", {"init.path": str(tmp_path / "wide")}))
+    ((_, result),) = study_run.Study(plan, tmp_path / "runs").run([0])
+    assert 0 < result["measures"][0]["drift_ffn"] < 1
 
 
 @pytest.fixture
