@@ -17,17 +17,17 @@ Here: configs/quickstart_dmax.py, which starts from the quickstart's model and l
 
 Hardware: one core of an AMD EPYC beside other work, 4 to 14 minutes each of the 33 cells.
 
-Result, on 256 held-out prompts. Own guesses are what dmax and editing need: dmax has 0.965 ± 0.005 @ 5.86 at 0.8 after
+Result, on 512 held-out prompts. Own guesses are what dmax and editing need: dmax has 0.965 ± 0.005 @ 5.86 at 0.8 after
 them and 0.581 ± 0.006 @ 1.69 after masks, editing 0.956 ± 0.001 @ 3.55 and 0.305 ± 0.008 @ 3.23. Levels of 0.5 to 1
 and 0.75 alone are alike. Certainty settles more at a threshold and is right less often, 0.945 ± 0.001 @ 6.58 at 0.95
-for 0.958 ± 0.005 @ 5.52 in blocks of 16; read between thresholds, masks have 6 to 9 % fewer tokens at its accuracies,
-two to three standard errors. Masks as met settle more in blocks of 8 and err less: 0.977 ± 0.004 @ 6.16 at 0.8 for
-0.971 ± 0.005 @ 5.77, and 0.960 ± 0.003 @ 6.46 at 0.5 for 0.925 ± 0.003 @ 6.34; dmax bears them better, too. A teacher
-in blocks of 8 helps blocks of 16 a little (0.970 ± 0.004 @ 5.44 for 0.958 ± 0.005 @ 5.52 at 0.95, 0.936 ± 0.003 @ 7.06
-for 0.925 ± 0.004 @ 6.98 at 0.8), not blocks of 32 (0.926 ± 0.008, and 0.921 ± 0.002 without; growing from 16 to 32
-0.913 ± 0.002). Groups of two blocks give multi_block 0.978 ± 0.002 @ 5.62 for 0.969 ± 0.002 @ 5.50 at 0.95, and 0.975
-± 0.003 @ 6.14 for 0.956 ± 0.005 @ 6.04 at 0.8; diffusion gains from them where little is asked (0.951 ± 0.004 @ 6.40
-for 0.925 ± 0.003 @ 6.34 at 0.5).
+for 0.958 ± 0.005 @ 5.52 in blocks of 16; on straight lines between thresholds, which masks' own curve bends above, it
+has 6 to 9 % more tokens (± 3) at equal accuracy: so much at most. Masks as met settle more in blocks of 8 and err
+less: 0.977 ± 0.004 @ 6.16 at 0.8 for 0.971 ± 0.005 @ 5.77, and 0.960 ± 0.003 @ 6.46 at 0.5 for 0.925 ± 0.003 @ 6.34;
+dmax bears them better, too. A teacher in blocks of 8 helps blocks of 16 a little (0.970 ± 0.004 @ 5.44 for 0.958 ±
+0.005 @ 5.52 at 0.95, 0.936 ± 0.003 @ 7.06 for 0.925 ± 0.004 @ 6.98 at 0.8), not blocks of 32 (0.926 ± 0.008, and 0.921
+± 0.002 without; growing from 16 to 32 0.913 ± 0.002). Groups of two blocks give multi_block 0.978 ± 0.002 @ 5.62 for
+0.969 ± 0.002 @ 5.50 at 0.95, and 0.975 ± 0.003 @ 6.14 for 0.956 ± 0.005 @ 6.04 at 0.8; diffusion gains from them where
+little is asked (0.951 ± 0.004 @ 6.40 for 0.925 ± 0.003 @ 6.34 at 0.5).
 """
 
 import runpy

@@ -17,7 +17,6 @@ from edlm_jax.errors import InputError, StoppedError
 from edlm_jax.evaluation.compare import AR, Origin, compare_accuracy
 from edlm_jax.evaluation.tasks.task import Way
 from edlm_jax.files import read_json
-from edlm_jax.models import Transformer
 from edlm_jax.reports.report import describe_machine, write_report
 from edlm_jax.studies.cells import Cell, Plan
 from edlm_jax.studies.measures import measure_drift, measure_model, measure_training
@@ -139,11 +138,8 @@ class Study:
             for mode, length in self._modes(cell)
         ]
         measures = measure_model(self.measures, cell.run, model, self.origin.text.tokenizer)
-        return points, {"step": step} | measure_drift(self._before(cell.run), model) | measures
-
-    def _before(self, run: Run) -> Transformer:
-        """The model that a cell began with: the study's, or its arm's own."""
-        return (self.origin if run.start.path == self.base.start.path else Origin(run, [])).ar
+        before = Origin(cell.run, []).ar  # an arm may begin with a model of its own
+        return points, {"step": step} | measure_drift(before, model) | measures
 
     def _modes(self, cell: Cell) -> list[tuple[Mode, int]]:
         """Every mode, in blocks of every length if it has blocks, at every threshold if it has one."""
