@@ -36,7 +36,7 @@ def plan_attention(sight: Sight, heads: tuple[int, int], tiles: Tiles | None = N
 
     On TPU in tiles (`plan_splash`), whatever the shapes, unless the copies are only known inside the step. Then, and on
     CPU, in tiles of plain JAX (`plan_tiled`), and on GPU in ours (`plan_triton`), unless it refuses them, where rows
-    are long. Else by the exact split.
+    are long. Else by the exact split; where the step says who is seen, by the dense reference.
 
     Args:
       heads: (query heads, key heads).
@@ -44,8 +44,8 @@ def plan_attention(sight: Sight, heads: tuple[int, int], tiles: Tiles | None = N
     """
     if isinstance(sight.pattern, InPieces):
         return plan_in_pieces(sight, heads, tiles)
-    if platform() == "tpu" and sight.copies_BM is None:
+    if platform() == "tpu" and sight.copies_BM is None and sight.seen_TS is None:
         return plan_splash(sight, heads, tiles)
-    if sight.k_len > _SHORT.get(platform(), np.inf):
+    if sight.seen_TS is None and sight.k_len > _SHORT.get(platform(), np.inf):
         return (plan_triton if kernels_for(tiles) == "gpu" else plan_tiled)(sight, tiles)
     return plan_split(sight)

@@ -232,7 +232,8 @@ class Sight(NamedTuple):
     """A pattern over `q_len` query and `k_len` key columns of `batch` rows, with their documents.
 
     Where segment ids are given a column looks inside its own document alone. Under `CleanContext`, `copies_BM` says
-    which clean column each noisy one is a copy of, whole groups of blocks at a time.
+    which clean column each noisy one is a copy of, whole groups of blocks at a time. `seen_TS` are, in all rows, those
+    pairs of the pattern that are seen, where that is known only inside the step.
     """
 
     pattern: Pattern
@@ -242,6 +243,7 @@ class Sight(NamedTuple):
     q_segments_BT: jax.Array | None = None
     k_segments_BS: jax.Array | None = None
     copies_BM: jax.Array | None = None
+    seen_TS: jax.Array | None = None
 
     @property
     def by_row(self) -> tuple[jax.Array, jax.Array, jax.Array | None]:

@@ -14,9 +14,11 @@ from edlm_jax.attention.tiled import NEVER
 _SPAN = 2048  # columns of a cache whose scores exist at once; a choice, not yet measured on a GPU or TPU
 
 
-def attend_dense(q_BTNH, k_BSKH, v_BSKH, *, pattern, q_segments_BT=None, k_segments_BS=None):
+def attend_dense(q_BTNH, k_BSKH, v_BSKH, *, pattern, q_segments_BT=None, k_segments_BS=None, seen_TS=None):
     """The reference: forms the whole T x S score matrix and the whole mask."""
     mask_BTS = jnp.asarray(pattern.dense(q_BTNH.shape[1], k_BSKH.shape[1]))[None]
+    if seen_TS is not None:
+        mask_BTS = mask_BTS & seen_TS[None]
     if q_segments_BT is not None:
         mask_BTS = mask_BTS & same_segment(q_segments_BT, k_segments_BS)
     return combine([partial_attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS)], q_BTNH)

@@ -46,13 +46,14 @@ _Chunk = tuple[slice, list[_Part]]  # queries, and the groups of keys that they 
 def plan_split(sight: Sight):
     """`attend(q, k, v)` by chunks of queries; of other patterns than triangles and two streams, the dense reference."""
     pattern, segments = sight.pattern, (sight.q_segments_BT, sight.k_segments_BS)
-    kind, _ = unbounded(pattern)
+    kind = unbounded(pattern)[0] if sight.seen_TS is None else None  # what a step chooses no chunk knows of
     if isinstance(kind, CleanContext):
         chunks = _clean_context(sight)
     elif isinstance(kind, Causal | BlockCausal) and sight.q_len == sight.k_len:
         chunks = _triangle(pattern, 0, sight.k_len, *segments)
     else:
-        return partial(attend_dense, pattern=pattern, q_segments_BT=segments[0], k_segments_BS=segments[1])
+        documents = dict(q_segments_BT=segments[0], k_segments_BS=segments[1])
+        return partial(attend_dense, pattern=pattern, seen_TS=sight.seen_TS, **documents)
 
     def attend(q_BTNH, k_BSKH, v_BSKH):
         # What many chunks send back to a key is added up where it is float32.

@@ -132,12 +132,14 @@ class Transformer(nnx.Module):
         positions_BT: Int[Array, "B T"] | None = None,
         segment_ids_BT: Int[Array, "B T"] | None = None,
         copies_BM: Int[Array, "B M"] | None = None,
+        seen_TT: Bool[Array, "T T"] | None = None,
         remat: str = "none",
         columns: int | None = None,
     ) -> Float[Array, "B T D"]:
         """What the head reads, after the final norm. Positions default to one document a row from column 0 on.
 
         `copies_BM`: see `Sight`; positions, segments and tokens of the noisy columns are then those of their copies.
+        `seen_TT`: there, too; of one stream, on a mesh that leaves rows whole.
         Of the last layer only the first `columns` are computed where that is given: under `CleanContext` the clean
         stream has no loss of its own, and there it needs to give keys and values alone. On a mesh that splits rows
         over `context` the columns lie `InPieces` from the first layer to the last.
@@ -157,7 +159,7 @@ class Transformer(nnx.Module):
 
         def planned(window, T):
             documents = row.read(segment_ids_BT, T), segment_ids_BT
-            sight = Sight(row.for_queries(T).within(window), B, T, S, *documents, row.read(copies_BM, T))
+            sight = Sight(row.for_queries(T).within(window), B, T, S, *documents, row.read(copies_BM, T), seen_TT)
             return plan_attention(sight, heads, self.tiles)
 
         if self.layers.gated and isinstance(pattern, CleanContext):

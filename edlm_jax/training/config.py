@@ -35,9 +35,10 @@ CHOICES = {
 _POSITIVE = ("steps", "log_every", "checkpoint.keep_last", "data.batch_size", "data.length", "data.shards")
 _POSITIVE += ("data.eval_batches", "objective.block_length", "optimizer.learning_rate", "optimizer.eps", "lora.alpha")
 _NOT_NEGATIVE = ("seed", "eval_every", "checkpoint.every", "checkpoint.keep_every", "objective.noisy_length")
-_NOT_NEGATIVE += (*(f"objective.{name}_weight" for name in TERMS), "optimizer.final_learning_rate")
-_NOT_NEGATIVE += ("optimizer.warmup_steps", "optimizer.decay_steps", "optimizer.weight_decay", "optimizer.clip_norm")
-_NOT_NEGATIVE += ("optimizer.accumulation", "lora.rank", "data.max_skipped")
+_NOT_NEGATIVE += (*(f"objective.{name}_weight" for name in TERMS), "objective.anneal_steps")
+_NOT_NEGATIVE += ("optimizer.final_learning_rate", "optimizer.warmup_steps", "optimizer.decay_steps")
+_NOT_NEGATIVE += ("optimizer.weight_decay", "optimizer.clip_norm", "optimizer.accumulation", "lora.rank")
+_NOT_NEGATIVE += ("data.max_skipped",)
 _LARGEST = float(np.finfo(np.float32).max)
 # A run may be continued with other values of these: none of them changes what a step computes from its state and batch,
 # except `steps`, which is how a run is made longer.
@@ -78,6 +79,7 @@ def default_config() -> ConfigDict:
         curriculum=(),  # (block length, steps) of each stage before block_length; each divides the row
         noise="masks",  # complementary = each block twice, the second copy hides what the first one shows
         group=1,  # of noise="chain": blocks that are noisy together, as several are in flight (mode multi_block)
+        anneal_steps=0,  # of pattern="bidirectional": over which attention grows from causal to both ways
         states="",  # of noise="visited": a file that `edlm generate --out` wrote
         teacher="",  # of teacher_weight: a model that was converted in smaller blocks, and stays as it is
         half_life=0.1,  # lambda of the position-weighted mask; inf = uniform in a block; None = one uniform t per row
@@ -157,6 +159,9 @@ def validate(c: ConfigDict) -> None:
         )
     if c.objective.group != 1 and c.objective.noise != "chain":
         raise InputError(f"config.objective.group > 1 needs noise='chain', not {c.objective.noise!r}")
+    if c.objective.anneal_steps and c.objective.pattern != "bidirectional":
+        pattern = c.objective.pattern
+        raise InputError(f"config.objective.anneal_steps > 0 needs pattern='bidirectional', not {pattern!r}")
     if c.objective.teacher and c.objective.noise == "chain":
         raise InputError("config.objective.teacher reads clean text before each block, which noise='chain' has not")
     if c.objective.teacher and not LAYOUTS[c.objective.pattern].noisy:

@@ -22,6 +22,8 @@ class Objective:
     layout: Layout
     noise: Noise | None  # None: no term needs it
     terms: tuple[Term, ...]
+    anneal_steps: int = 0  # over which attention grows from causal to what the layout says
+    annealed: tuple[jax.Array, jax.Array] | None = None  # (key, share) of one of these steps, see `at_step`
 
     def of_model(self, spec: ModelSpec) -> "Objective":
         """The same with the mask token and the vocabulary of a model."""
@@ -45,6 +47,15 @@ class Objective:
             )
         layout = dataclasses.replace(layout, views=noise.views, group=noise.group)
         return dataclasses.replace(self, layout=layout, noise=noise)
+
+    def at_step(self, key: jax.Array, step: jax.Array) -> "Objective":
+        """The same in a step of a run: while attention is annealed, it sees of what comes later a share of the pairs.
+
+        DiffuLLaMA (arXiv 2410.17891): causal, or Bernoulli(r) for each pair, one draw a step, with r = min(1, step /
+        anneal_steps). What is measured sees all.
+        """
+        share = jnp.minimum(step / self.anneal_steps, 1) if self.anneal_steps else None
+        return self if share is None else dataclasses.replace(self, annealed=(key, share))
 
     def corrupt(self, keys_B: jax.Array, batch: Batch) -> Corruption:
         """Noise for each row from its own key, where there is loss; nothing without a term that needs it."""
@@ -95,6 +106,9 @@ class Objective:
         if self.layout.two_streams and not any(term.reads_clean(self.layout) for term in self.terms):
             columns = self.layout.noisy_columns(length)
         inputs = self.streams(batch, corruption).inputs
+        if self.annealed:
+            opened_TT = jax.random.bernoulli(*self.annealed, (length, length))
+            inputs |= dict(seen_TT=opened_TT | jnp.tri(length, dtype=bool))
         return model.hidden(pattern=self.layout.pattern(length), remat=remat, columns=columns, **inputs)
 
     def loss(self, sums: dict[str, Sums], weights: dict[str, jax.Array]) -> jax.Array:

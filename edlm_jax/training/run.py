@@ -104,6 +104,8 @@ class Run:
                 f"{data} x {fsdp} x {accumulation}"
             )
         layout = self.objective.layout
+        if self.objective.anneal_steps and pieces > 1:
+            raise InputError("config.objective.anneal_steps > 0 needs config.mesh.context=1: its rows stay whole")
         C, lengths = layout.cut or 1, (self.data.length, layout.noisy_length)
         for name, length in zip(("data.length", "objective.noisy_length"), lengths, strict=True):
             if length % (pieces * C):
@@ -125,7 +127,7 @@ def _objective(o: ConfigDict, layout: Layout) -> Objective:
         term.check(layout)
     if not any(term.needs_noise for term in terms):
         return Objective(dataclasses.replace(layout, noisy_length=0), None, terms)
-    return Objective(layout, None, terms).under(NOISES[o.noise](0, 1, o))
+    return Objective(layout, None, terms, o.anneal_steps).under(NOISES[o.noise](0, 1, o))
 
 
 def _conversion(c: ConfigDict, layout: Layout) -> Conversion | None:

@@ -18,7 +18,7 @@ from edlm_jax.training.objective import Objective
 from edlm_jax.training.optimizer import Optimizer, make_optimizer, make_schedule
 from edlm_jax.training.teacher import Teacher
 
-_EVALUATION = 2**31 - 1  # stands where a step number would, so that held-out noise is never a step's noise
+_EVALUATION = _OF_ALL_ROWS = 2**31 - 1  # stand where a step's number would, or a row's, and are none of them
 
 
 class TrainState(NamedTuple):
@@ -76,6 +76,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch, numbers: Numbers, *, block_length: int):
         drawn, rated = numbers.objective(objective, block_length=block_length), numbers.optimizer(optimizer)
         key = jax.random.fold_in(jax.random.key(numbers.seed), state.step)
+        drawn = drawn.at_step(jax.random.fold_in(key, _OF_ALL_ROWS), state.step)
         corruption = drawn.corrupt(example_keys(key, batch["tokens"].shape[0]), batch)
         weights = drawn.weights(batch, corruption)
         trained, frozen = partition(state.params, lora)

@@ -8,11 +8,11 @@ from edlm_jax.attention.triton import plan_triton
 
 
 def planned(plan):
-    """`attend(q, k, v, pattern=..., segments, copies)` of `plan(sight, heads)`, planned anew at each call."""
+    """`attend(q, k, v, pattern=..., segments, copies, pairs)` of `plan(sight, heads)`, planned anew at each call."""
 
-    def attend(q_BTNH, k_BSKH, v_BSKH, *, pattern, q_segments_BT=None, k_segments_BS=None, copies_BM=None):
+    def attend(q_BTNH, k_BSKH, v_BSKH, *, pattern, **known):
         (B, T, N), (S, K) = q_BTNH.shape[:3], k_BSKH.shape[1:3]
-        return plan(Sight(pattern, B, T, S, q_segments_BT, k_segments_BS, copies_BM), (N, K))(q_BTNH, k_BSKH, v_BSKH)
+        return plan(Sight(pattern, B, T, S, **known), (N, K))(q_BTNH, k_BSKH, v_BSKH)
 
     return attend
 
