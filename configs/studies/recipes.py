@@ -65,3 +65,4 @@ def sweep(add) -> None:
     weights = {"objective.context_adaptive_weight": 1.0, "objective.diffusion_weight": 0.0}
     add("Dream: both ways, weighed by context", BOTH_WAYS | weights)
     add("DiffuLLaMA: both ways, weighed by 1/t", BOTH_WAYS)
+    add("DiffuLLaMA: annealed from causal, weighed by 1/t", BOTH_WAYS | {"objective.anneal_steps": STEPS // 2})

@@ -1,6 +1,7 @@
 """Several blocks in flight against their definition in plain Python: the same tokens from the same forwards."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from tests.seeds import fresh_rng
 C, LIMIT = 4, 14
 
 
-def decode(weights, prompt, given, *, prefill, shifted, threshold, blocks, opens):
+def decode(weights, prompt, given, *, prefill, shifted, threshold, blocks, opens, anywhere=False):
     """(new tokens, the forward of each, forwards, the most blocks that were active) of one row, without a cache."""
     start = len(prompt)
     row, at, active, forwards, most = [*prompt, *given] + [MASK] * (C - len(given)), {}, [start], 0, 1
@@ -31,6 +32,8 @@ def decode(weights, prompt, given, *, prefill, shifted, threshold, blocks, opens
             there = sum(before[i] != MASK for i in range(first - C, first))
             if masked and (first == active[0] or there > 0.9 * C):
                 sure.add(max(masked, key=lambda i: (p[i], -i)))
+            elif not anywhere:
+                sure = set(itertools.takewhile(sure.__contains__, masked))
             for i in sure:
                 row[i], at[i] = int(p_TV[i - shifted].argmax()), forwards
         new = row[start + len(given) :]
@@ -53,6 +56,7 @@ def decode(weights, prompt, given, *, prefill, shifted, threshold, blocks, opens
 SETTINGS = [
     (dict(threshold=0.5, blocks=2, opens=0.25), "same_position", "block_causal", "response"),
     (dict(threshold=0.6, blocks=3, opens=0.0), "shifted", "causal", "position"),
+    (dict(threshold=0.6, blocks=3, opens=0.0, anywhere=True), "same_position", "causal", "response"),
     (dict(threshold=0.8, blocks=4, opens=0.5), "same_position", "bidirectional", "position"),
     (dict(threshold=1.0, blocks=2, opens=0.1), "shifted", "block_causal", "response"),
 ]

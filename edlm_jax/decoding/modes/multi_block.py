@@ -13,11 +13,13 @@ Attention is block-causal over the columns in flight, so a block sees what the o
 commit is exact: of clean tokens, behind clean ones. With one block in flight this is diffusion with the fused commit.
 
  - The current block, the first active one, takes tokens of at least the threshold's confidence, and always its best.
- - The others take tokens of that confidence alone, so they may take none; behind a block of which over 0.9 are there,
-   which waits for the current one to be committed, they also always take their best.
+ - The others take tokens of that confidence alone, so they may take none, and from the left: the first token that is
+   not sure keeps back those behind it. Behind a block of which over 0.9 are there, which waits for the current one to
+   be committed, they take what a current one would.
  - Another block opens when more than the share `opens` of the last active one is there.
 
-The paper counts the block to be committed among its N; here it comes on top.
+The paper counts the block to be committed among its N; here it comes on top. It takes the others' sure tokens wherever
+they stand (`anywhere`), and the block before it then contradicts some (docs/decoding.md has the figures).
 """
 
 from dataclasses import dataclass, replace
@@ -29,7 +31,7 @@ import jax.numpy as jnp
 
 from edlm_jax.decoding.blocks import BlockProgram, BlockState
 from edlm_jax.decoding.modes.block_mode import BlockMode
-from edlm_jax.decoding.modes.mode import option
+from edlm_jax.decoding.modes.mode import option, read_switch
 from edlm_jax.decoding.windows import window
 
 _ALMOST = 0.9  # the paper's share of a block behind which the next one takes its best token
@@ -55,9 +57,12 @@ class _MultiBlock(BlockProgram):
         proposal, s = self.propose(s, logits_BTV)
         masked_BT = self.open(window(s.tokens_BX, s.start_B, logits_BTV.shape[1]))
         by_block = lambda x_BT: x_BT.reshape(x_BT.shape[0], -1, C)  # noqa: E731
-        chosen_BNC = jax.vmap(rule, 1, 1)(jax.tree.map(by_block, proposal), by_block(masked_BT))
+        masked_BNC = by_block(masked_BT)
+        chosen_BNC = jax.vmap(rule, 1, 1)(jax.tree.map(by_block, proposal), masked_BNC)
         sure_BNC = by_block((proposal.confidence_BC >= rule.threshold) & (rule.threshold < 1))
-        almost_BN = (~by_block(masked_BT)).sum(axis=2) > _ALMOST * C
+        if not self.mode.anywhere:
+            sure_BNC &= jnp.cumsum(masked_BNC & ~sure_BNC, axis=2) == 0
+        almost_BN = (~masked_BNC).sum(axis=2) > _ALMOST * C
         leads_BN = jnp.pad(almost_BN[:, :-1], ((0, 0), (1, 0)), constant_values=True)
         active_BN = jnp.arange(leads_BN.shape[1])[None] < s.aside.active_B[:, None]
         accepted_BNC = chosen_BNC & active_BN[..., None] & (leads_BN[..., None] | sure_BNC)
@@ -82,6 +87,7 @@ class MultiBlock(BlockMode):
     opens: float = option(
         0.1, float, "open the next block when more than this share of the last one is there", within=(0, 1)
     )
+    anywhere: bool = option(False, read_switch, "take sure tokens of later blocks out of turn, too, as its paper does")
 
     @property
     def program(self) -> type[BlockProgram]:
