@@ -79,7 +79,7 @@ def default_config() -> ConfigDict:
         curriculum=(),  # (block length, steps) of each stage before block_length; each divides the row
         noise="masks",  # complementary = each block twice, the second copy hides what the first one shows
         group=1,  # of noise="chain": blocks that are noisy together, as several are in flight (mode multi_block)
-        anneal_steps=0,  # of pattern="bidirectional": over which attention grows from causal to both ways
+        anneal_steps=0,  # of pattern="bidirectional": attention grows from causal meanwhile; forms all scores
         states="",  # of noise="visited": a file that `edlm generate --out` wrote
         teacher="",  # of teacher_weight: a model that was converted in smaller blocks, and stays as it is
         half_life=0.1,  # lambda of the position-weighted mask; inf = uniform in a block; None = one uniform t per row
