@@ -20,10 +20,10 @@ FLARE's objective (arXiv 2606.01774) in blocks of 4, on the model's own greedy a
 `smollm2_conversion:mars` has MARS's objective (arXiv 2604.07023) instead: blocks of masks alone that are causal inside.
 
 The page's second run had about Q=1200 R=2400 (questions of the next numbers, readings of two seeds), MARS's Q=1400
-R=1200 and 192 new tokens of questions. Answers that the limit cut are left out: they would teach ends where there are
-none. The adapters act on all columns, so that the model decodes blocks. The embedding, which is the head too, is
-trained with them at the same rate: so their weight is high and the rate low, and Adam's eps is such that tokens which
-the text has not are left where they are.
+R=1200, then Q=3400 R=3600, and 192 new tokens of questions. Answers that the limit cut are left out: they would teach
+ends where there are none. The adapters act on all columns, so that the model decodes blocks. The embedding, which is
+the head too, is trained with them at the same rate: so their weight is high and the rate low, and Adam's eps is such
+that tokens which the text has not are left where they are.
 
 Measured: docs/studies/smollm2_conversion.md.
 """
