@@ -14,10 +14,10 @@ per forward:
     masks         0.982 @ 4.83     0.984 @ 5.07  0.959 @ 5.14  0.957 @ 5.54    0.945 @ 5.85  0.928 @ 5.93
     neither       0.986 @ 4.74     0.982 @ 5.07  0.959 @ 5.10  0.955 @ 5.42    0.949 @ 5.68  0.938 @ 5.84
 
-A share has a standard error of 0.006. Groups teach what `anywhere` asks for: tokens of a block ahead that stand apart
-from the block before them. Taken from the left alone, which is what `multi_block` does otherwise, they are as good
-without that training. Three seeds of 600 steps, `anywhere`: configs/studies/second_stage.py. Answers have 12 tokens,
-one or two blocks, so few have two in flight.
+A share has a standard error of 0.006 (at 0.98) to 0.01. Groups teach what `anywhere` asks for: tokens of a block ahead
+that stand apart from the block before them. Taken from the left alone, which is what `multi_block` does otherwise, they
+are as good without that training. Three seeds of 600 steps, `anywhere`: configs/studies/second_stage.py. Answers have
+12 tokens, one or two blocks, so few have two in flight.
 """
 
 import runpy

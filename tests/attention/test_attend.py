@@ -149,3 +149,21 @@ def test_groups_of_keys_share_one_softmax():
     np.testing.assert_allclose(
         hidden, attend_dense(q, k[:, 4:], v[:, 4:], pattern=Bidirectional()), atol=2e-6, rtol=2e-5
     )
+
+
+@pytest.mark.parametrize(("pattern", "length"), [(SlidingWindow(Bidirectional(), 30), 41), (Bidirectional(), 1100)])
+def test_pairs_that_the_step_chooses(pattern, length):
+    """Long rows, too, which tiles take otherwise."""
+    rng = fresh_rng()
+    q_BTNH, k_BSKH, v_BSKH = random_inputs(int(rng.integers(2**31)), length)
+    seen_TS = (rng.random((length, length)) < 0.3) | np.eye(length, dtype=bool)
+    segments = random_segments(rng, pattern, length)
+    allowed_BTS = pattern.dense(length, length) & seen_TS & (segments[:, :, None] == segments[:, None])
+    known = dict(q_segments_BT=segments, k_segments_BS=segments, seen_TS=jnp.asarray(seen_TS))
+    out_BTNH = jax.jit(partial(attend, pattern=pattern))(q_BTNH, k_BSKH, v_BSKH, **known)
+    k_BSNH, v_BSNH = (np.repeat(x, 2, axis=2) for x in (k_BSKH, v_BSKH))
+    scores_BNTS = np.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSNH) * q_BTNH.shape[-1] ** -0.5
+    weights_BNTS = np.exp(np.where(allowed_BTS[:, None], scores_BNTS, -np.inf))
+    weights_BNTS /= weights_BNTS.sum(axis=-1, keepdims=True)
+    expected_BTNH = np.einsum("BNTS,BSNH->BTNH", weights_BNTS, v_BSNH)
+    np.testing.assert_allclose(out_BTNH, expected_BTNH, rtol=2e-4, atol=2e-5)

@@ -3,8 +3,8 @@
     python -m tests.benchmarks.blocks_ahead runs/quickstart/model 512 0.95 0.99
 
 At each threshold: `diffusion`; `multi_block`; and `multi_block` whose blocks ahead take every guess that `diffusion`
-will settle in its place, however unsure, and no other. No rule that accepts guesses of these forwards can take more
-without changing the text.
+will settle in its place, however unsure, and no other. That is all a rule can take that keeps the text, forward by
+forward, two blocks being in flight of which the second opens once the first has a token.
 """
 
 import sys
@@ -15,17 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs.quickstart import KINDS
 from edlm_jax.decoding import Decoder
 from edlm_jax.decoding.blocks import BlockProgram, BlockState
 from edlm_jax.decoding.modes import Diffusion, MultiBlock
 from edlm_jax.decoding.modes.mode import option
 from edlm_jax.decoding.windows import window
 from edlm_jax.evaluation.compare import compare_accuracy
-from edlm_jax.evaluation.tasks import decoded_questions, load_tasks, need_decoded
+from edlm_jax.evaluation.tasks import decoded_questions
 from edlm_jax.evaluation.tasks.task import Way
-from edlm_jax.pretrained import Text, load_pretrained, load_tokenizer
-from tests.benchmarks.modes import SEED
+from tests.benchmarks.modes import asked
 
 
 class _Knowing(MultiBlock().program):
@@ -58,9 +56,7 @@ class Knowing(MultiBlock):
 
 def main(path: str, size: str, *thresholds: str) -> None:
     """Prints a line a threshold."""
-    model, tokenizer = load_pretrained(path, dtype="float32"), load_tokenizer(path)
-    source = dict(kind="tasks", kinds=KINDS, split="test", seed=SEED, size=int(size))
-    tasks, text = need_decoded(load_tasks((source,), tokenizer)), Text.of(model.spec, tokenizer)
+    model, tasks, text = asked(path, size)
     questions, decoder = decoded_questions(tasks), Decoder(model)
     prompts, limit = [q.prompt for q in questions], max(q.limit for q in questions)
     how = dict(limit=limit, ends=text.ends, seed=range(len(prompts)))

@@ -9,17 +9,23 @@ from configs.quickstart import KINDS
 from edlm_jax.decoding import Decoder, parse_mode
 from edlm_jax.evaluation.compare import compare_accuracy
 from edlm_jax.evaluation.tasks import load_tasks, need_decoded
-from edlm_jax.evaluation.tasks.task import Way
+from edlm_jax.evaluation.tasks.task import Task, Way
+from edlm_jax.models import Transformer
 from edlm_jax.pretrained import Text, load_pretrained, load_tokenizer
 
 SEED = 77
 
 
-def main(path: str, size: str, *modes: str) -> None:
-    """Prints a line a mode."""
+def asked(path: str, size: str) -> tuple[Transformer, list[Task], Text]:
+    """(a model, so many held-out questions, how it reads them)."""
     model, tokenizer = load_pretrained(path, dtype="float32"), load_tokenizer(path)
     source = dict(kind="tasks", kinds=KINDS, split="test", seed=SEED, size=int(size))
-    tasks, text = need_decoded(load_tasks((source,), tokenizer)), Text.of(model.spec, tokenizer)
+    return model, need_decoded(load_tasks((source,), tokenizer)), Text.of(model.spec, tokenizer)
+
+
+def main(path: str, size: str, *modes: str) -> None:
+    """Prints a line a mode."""
+    model, tasks, text = asked(path, size)
     decoder = Decoder(model)
     for mode in modes:
         (score,) = compare_accuracy([Way(decoder, parse_mode(mode), model)], tasks, text, batch_size=64)
