@@ -73,26 +73,26 @@ for ((index = 0; index < PROCESSES; index++)); do start "$index"; done
 [[ $DRY_RUN ]] && exit 0
 
 trap 'kill -TERM "${PIDS[@]}" 2>/dev/null || true' TERM INT
-CODE=0
-for ((left = PROCESSES; left > 0; left--)); do
-  ended=
-  until [[ $ended ]]; do # a signal ends `wait` but no process
+# Asks who is alive, as `wait -n` loses one of two that end together.
+CODE=0 DEADLINE= OUT_OF_TIME=
+while ((${#PIDS[@]})); do
+  sleep 0.2 &
+  wait $! || true # which a signal ends at once
+  for place in "${!PIDS[@]}"; do
+    kill -0 "${PIDS[place]}" 2>/dev/null && continue
     code=0
-    wait -n -p ended "${PIDS[@]}" || code=$?
-    ended=${ended:-}
-    [[ $ended ]] || ((code != 127)) || break 2
-  done
-  for place in "${!PIDS[@]}"; do [[ ${PIDS[place]} == "$ended" ]] && unset "PIDS[place]"; done
-  if ((code != 0 && CODE == 0)); then
-    CODE=$code
-    if ((code != 143 && left > 1)); then # not stopped but failed: what is left waits for it in vain
-      others=("${PIDS[@]}")
-      (sleep "$GRACE" && kill -KILL "${others[@]}") >/dev/null 2>&1 &
-      KILLER=$!
+    wait "${PIDS[place]}" || code=$?
+    unset "PIDS[place]"
+    if ((code != 0 && CODE == 0)); then
+      CODE=$code
+      ((code == 143)) || DEADLINE=$((SECONDS + GRACE)) # not stopped but failed: the others wait for it in vain
+    elif ((code == 137 && CODE != 143)) && [[ ! $OUT_OF_TIME ]]; then
+      CODE=$code # killed by another hand, which is why the first one failed: both had ended before we looked
     fi
-  elif ((code == 137 && CODE != 143)) && [[ ${KILLER:-} ]] && kill -0 "$KILLER" 2>/dev/null; then
-    CODE=$code # killed by another hand, which is why the first one failed: both had ended before we looked
+  done
+  if [[ $DEADLINE ]] && ((SECONDS > DEADLINE && ${#PIDS[@]})); then
+    OUT_OF_TIME=yes
+    kill -KILL "${PIDS[@]}" 2>/dev/null || true
   fi
 done
-[[ ${KILLER:-} ]] && kill "$KILLER" 2>/dev/null
 exit "$CODE"

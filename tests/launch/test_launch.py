@@ -115,7 +115,9 @@ def test_local_starts_every_process_as_printed(path):
     assert all(words[-4:] == COMMAND and words[-5] == "edlm" for words in printed)
 
 
-@pytest.mark.parametrize(("other", "code"), [("sleep 0.5; kill -9 $$", 137), ("sleep 30", 1), ("exit 0", 1)])
+@pytest.mark.parametrize(
+    ("other", "code"), [("sleep 0.5; kill -9 $$", 137), ("kill -9 $$", 137), ("sleep 30", 1), ("exit 0", 1)]
+)
 def test_local_ends_with_the_code_of_the_cause(tmp_path, other, code):
     """Process 0 fails: of another one that was killed, if there is one. Whom the launcher kills is none of these."""
     edlm = tmp_path / "edlm"
