@@ -14,7 +14,7 @@ held-out prompts (docs/benchmarks/mars_epyc.json):
     tokens / forward   1              5.64, 5.54     5.97, 5.91     6.28, 6.20     4.22, 4.22
 
 `window=8` (15 columns else) settles 4.43 tokens a forward for 6.02 and is as fast on an EPYC (1.11 and 1.12 times AR,
-64 prompts, by hand); SmolLM2, which settles fewer, is a quarter faster with four (docs/studies/smollm2_conversion.md).
+64 prompts, by hand; 1.10 to 1.12 and 1.18 to 1.20 since columns that a row does not need are left out, 40 prompts).
 
 On these prompts the quickstart's model, by the paper's recipe and mode, has 0.986 at 4.74 (threshold 0.95).
 `diffusion`, which reads blocks both ways, has 0.73 at most from these weights.

@@ -187,8 +187,7 @@ class BlockProgram:
         zeros_B = jnp.zeros(len(start_B), jnp.int32)
         at_BX, before_BV = jnp.zeros_like(tokens_BX), before_BV if self.settings.shifted else before_BV[:, :0]
         none_B, done_B = zeros_B > 0, self.request.limit_B1[:, 0] < 1
-        state = BlockState(tokens_BX, at_BX, cache, start_B, none_B, done_B, zeros_B, zeros_B, before_BV)
-        return self.start(state)
+        return self.start(BlockState(tokens_BX, at_BX, cache, start_B, none_B, done_B, zeros_B, zeros_B, before_BV))
 
     def denoise(self, s: BlockState) -> BlockState:
         """One step of every row's current block, nothing being pending."""
@@ -231,6 +230,10 @@ class BlockProgram:
         """Which of T columns a forward writes to the cache; None is all."""
         return None if where_B is None else where_B[:, None] | (jnp.arange(T) >= self.C)[None]
 
+    def wanted(self, s: BlockState, block_BT, where_B):
+        """Which columns of a forward anybody reads or sees, by the block they are of, counted from the current one."""
+        return ~s.done_B[:, None] & (True if where_B is None else where_B[:, None] | (block_BT >= 0))
+
     def accept(self, s: BlockState, logits_BCV) -> BlockState:
         """Keeps what the rule accepts in every row's current block."""
         proposal, s = self.propose(s, logits_BCV)
@@ -239,9 +242,8 @@ class BlockProgram:
 
     def propose(self, s: BlockState, logits_BFV):
         """(the `Proposal` of a forward, the state with this forward counted)."""
-        s, temperature = replace(s, denoise_B=s.denoise_B + ~s.done_B), self.request.temperature
-        draw, mask_id = self.settings.draw, self.settings.mask_id
-        return draw.propose(logits_BFV, self.keys_B, s.denoise_B, temperature, banned_id=mask_id), s
+        s, how = replace(s, denoise_B=s.denoise_B + ~s.done_B), dict(banned_id=self.settings.mask_id)
+        return self.settings.draw.propose(logits_BFV, self.keys_B, s.denoise_B, self.request.temperature, **how), s
 
     def lead(self, s: BlockState) -> BlockState:
         """Takes the first token of every block that has none yet from the logits of the column before it."""
@@ -285,7 +287,7 @@ class BlockProgram:
     def forward(self, s: BlockState, first_B, T, where_B=None, read=None):
         """T columns from first_B on, block by block, against the cache they are written to.
 
-        Rows outside `where_B` keep their first block in the cache as it is: what they compute there is not used.
+        Rows outside `where_B` neither compute nor write their first block.
         """
         C, columns_T, columns_11S = self.C, jnp.arange(T), jnp.arange(s.cache.columns)[None, None]
         inputs_BT = self.inputs(s, first_B, T)
@@ -293,8 +295,6 @@ class BlockProgram:
         block_BT = ((first_B - s.start_B)[:, None] + columns_T[None]) // C  # counted from the current one
         block_end_BT1 = (s.start_B[:, None] + (block_BT + 1) * C)[..., None]
         mask_BTS = (columns_11S >= self.pad_B[:, None, None]) & (columns_11S < block_end_BT1)
-        where_BT = self.written(s, first_B, T, where_B)
-        wanted_BT = ~s.done_B[:, None] & (True if where_B is None else where_B[:, None] | (columns_T >= C)[None])
-        how = dict(where_BT=where_BT, read=read, wanted_BT=wanted_BT)
-        x_BTD, cache = forward_cached(self.weights, s.cache, inputs_BT, rotary_BT, first_B, mask_BTS, **how)
+        how = dict(where_BT=self.written(s, first_B, T, where_B), wanted_BT=self.wanted(s, block_BT, where_B))
+        x_BTD, cache = forward_cached(self.weights, s.cache, inputs_BT, rotary_BT, first_B, mask_BTS, read=read, **how)
         return x_BTD, replace(s, cache=cache)

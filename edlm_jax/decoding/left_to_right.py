@@ -162,16 +162,17 @@ class LeftToRight:
         x_BTD, cache = prefill(self.weights, tokens_BT, rotary_BT, pattern, segments_BT, **kept)
         return self.fresh(tokens_BX, jnp.full(B, P, jnp.int32), cache), x_BTD
 
-    def forward(self, rows: Grown, tokens_BT, start_B, seen_BTT, offset_T=None, drafts: int = 0):
+    def forward(self, rows: Grown, tokens_BT, start_B, seen_BTT, offset_T=None, drafts: int = 0, wanted_BT=True):
         """(x_BTD, cache): a window of T columns from start_B on, which sees what lies before it and `seen` of itself.
 
         `offset_T` are the positions of its columns, counted from start_B's own (default: 0, 1, 2, ...); the last
-        `drafts` columns are noisy ones, on which adapters act.
+        `drafts` columns are noisy ones, on which adapters act. Columns outside `wanted_BT` are neither read nor seen.
         """
         B, T = tokens_BT.shape
         offset_BT = jnp.broadcast_to(np.arange(T) if offset_T is None else offset_T, (B, T))
         seen_BTT = jnp.broadcast_to(seen_BTT, (B, T, T))
-        how = dict(seen_BTT=seen_BTT, offset_BT=offset_BT, drafts=drafts, wanted_BT=~rows.done_B[:, None])
+        how = dict(seen_BTT=seen_BTT, offset_BT=offset_BT, drafts=drafts)
+        how["wanted_BT"] = ~rows.done_B[:, None] & wanted_BT
         return forward_window(self.weights, rows.cache, tokens_BT, self.rotary, self.pad_B, start_B, **how)
 
     def logits(self, x_BTD):

@@ -41,10 +41,20 @@ _DRAFT, _STAND, _NOISE = 1, 2, 3
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Drafts:
-    """Tokens, and the log-probabilities that they were drawn by; None: they were not drawn."""
+    """Tokens, and the log-probabilities that they were drawn by; None: they were not drawn.
+
+    Of a row that has fewer the others are padding: none stands, and nothing is computed for it.
+    """
 
     tokens_BD: jax.Array
     log_q_BDV: jax.Array | None = None
+    count_B: jax.Array | None = None  # how many each row has; None: all
+
+    @property
+    def there_BD(self) -> jax.Array:
+        """Which of them are no padding."""
+        count_B1 = self.tokens_BD.shape[1] if self.count_B is None else self.count_B[:, None]
+        return jnp.broadcast_to(np.arange(self.tokens_BD.shape[1])[None] < count_B1, self.tokens_BD.shape)
 
     def replaced(self, where_B, others: "Drafts") -> "Drafts":
         """Those of the other drafts in the rows where they are wanted."""
@@ -87,7 +97,8 @@ class Speculation(LeftToRight):
         """One causal forward over the window; what stands is settled, and a token more."""
         last_B, T = rows.start_B - 1, self.D + 1
         window_BT = jnp.concatenate([window(rows.tokens_BX, last_B, 1), drafts.tokens_BD], axis=1)
-        x_BTD, cache = self.forward(rows, window_BT, last_B, np.tri(T, dtype=bool)[None])
+        wanted_BT = jnp.pad(drafts.there_BD, ((0, 0), (1, 0)), constant_values=True)
+        x_BTD, cache = self.forward(rows, window_BT, last_B, np.tri(T, dtype=bool)[None], wanted_BT=wanted_BT)
         return self.settle_verified(replace(rows, cache=cache), drafts, self.logits(x_BTD))[0]
 
     def settle_verified(self, rows: Grown, drafts: Drafts, logits_BTV) -> tuple[Grown, jax.Array]:
@@ -106,17 +117,19 @@ class Speculation(LeftToRight):
 
     def _compare(self, first_B, drafts: Drafts, logits_BTV):
         new_BT = self.choose(logits_BTV, first_B)
-        stands_BD = drafts.tokens_BD == new_BT[:, :-1]
+        stands_BD = drafts.there_BD & (drafts.tokens_BD == new_BT[:, :-1])
         return new_BT, jnp.cumprod(stands_BD, axis=1).sum(axis=1)
 
     def _reject(self, first_B, drafts: Drafts, logits_BTV):
         log_p_BTV = self.settings.draw.log_p(logits_BTV, self.request.temperature)
         of_drafts = lambda log_BDV: jnp.take_along_axis(log_BDV, drafts.tokens_BD[..., None], axis=-1)[..., 0]  # noqa: E731
         u_BD = jax.vmap(jax.vmap(jax.random.uniform))(self._folded(self.keys(first_B, self.D), _STAND))
-        stands_BD = self.accept(of_drafts(log_p_BTV[:, :-1]), of_drafts(drafts.log_q_BDV), u_BD)
+        there_BD = drafts.there_BD
+        stands_BD = there_BD & self.accept(of_drafts(log_p_BTV[:, :-1]), of_drafts(drafts.log_q_BDV), u_BD)
         right_B = jnp.cumprod(stands_BD, axis=1).sum(axis=1)
         # Nothing was drafted after the last draft: what is left of p there is p.
-        log_q_BTV = jnp.pad(drafts.log_q_BDV, ((0, 0), (0, 1), (0, 0)), constant_values=-jnp.inf)
+        log_q_BDV = jnp.where(there_BD[..., None], drafts.log_q_BDV, -jnp.inf)
+        log_q_BTV = jnp.pad(log_q_BDV, ((0, 0), (0, 1), (0, 0)), constant_values=-jnp.inf)
         at = lambda x_BT: jnp.take_along_axis(x_BT, right_B.reshape(-1, *[1] * (x_BT.ndim - 1)), axis=1)  # noqa: E731
         p_B1V, q_B1V = (jnp.exp(at(log_BTV)) for log_BTV in (log_p_BTV, log_q_BTV))
         left_B1V = jnp.maximum(p_B1V - q_B1V, 0)

@@ -66,8 +66,7 @@ def count_forwards(weights, prompt, tokens, *, D, seed, quadratic, lookup=0, ahe
         known = prompt + tokens[: len(at)]
         drafts = looked_up(known, lookup, D) if lookup else None
         if quadratic and drafts is None:
-            ahead = D if ahead is None else ahead
-            drafts = drafted(weights, known[:-1], len(at) - 1, ahead, seed) + [0] * (D - ahead)
+            drafts = drafted(weights, known[:-1], len(at) - 1, D if ahead is None else ahead, seed)
         elif not quadratic and drafts is None:
             forwards += 1
             drafts = drafted(weights, known, len(at), D, seed)
@@ -76,7 +75,7 @@ def count_forwards(weights, prompt, tokens, *, D, seed, quadratic, lookup=0, ahe
                 break
         forwards += 1
         wanted = tokens[len(at) :]
-        right = next((i for i, (a, b) in enumerate(zip(drafts, wanted, strict=False)) if a != b), D)
+        right = next((i for i, (a, b) in enumerate(zip(drafts, wanted, strict=False)) if a != b), len(drafts))
         at += [forwards] * min(right + 1, len(wanted))
     return at, forwards
 

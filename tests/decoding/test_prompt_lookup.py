@@ -25,9 +25,8 @@ def count_forwards(prompt, answer, drafts, lookup):
     row, forwards, end = list(prompt) + answer[:1], 1, len(prompt) + len(answer)
     full = list(prompt) + answer
     while len(row) < end:
-        guess = looked_up(row, lookup, drafts) or [0] * drafts
-        right = 0
-        while right < drafts and len(row) + right < end and guess[right] == full[len(row) + right]:
+        guess, right = looked_up(row, lookup, drafts) or [], 0
+        while right < len(guess) and len(row) + right < end and guess[right] == full[len(row) + right]:
             right += 1
         row, forwards = full[: min(len(row) + right + 1, end)], forwards + 1
     return forwards

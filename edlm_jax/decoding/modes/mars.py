@@ -11,11 +11,11 @@ settles the first of them and those after it while the confidence is at least th
 
 The tokens are those of greedy AR where only one is taken (threshold 1) and the model reads shifted logits: the first
 mask's token is then read at the last settled one, so that the last mask is not needed. The window has 2C or 2C - 1
-columns for every row, because a compiled shape cannot follow how many stood. With a smaller `window` a row has the
-fewer masks the more tokens its last forward settled, which is faster where columns are dear; as no mask sees later
-ones, that changes where a forward stops and nothing before. The paper's code also accepts by margin or entropy; here
-the probability decides. Its cache of a batch is filled by blocks, at whose ends the fast rows wait; here each row fills
-its own in every step.
+columns for every row, because a compiled shape cannot follow how many stood; on CPU those that a row does not need take
+no products. With a smaller `window` a row has the fewer masks the more tokens its last forward settled, which is faster
+where columns are dear; as no mask sees later ones, that changes where a forward stops and nothing before. The paper's
+code also accepts by margin or entropy; here the probability decides. Its cache of a batch is filled by blocks, at whose
+ends the fast rows wait; here each row fills its own in every step.
 """
 
 from dataclasses import dataclass, replace
@@ -63,8 +63,9 @@ class _Mars(LeftToRight):
         C, cached_B = self.settings.block_length, rows.aside.cached_B
         tokens_BT = window(rows.tokens_BX, cached_B, self.width)
         causal_1TT = np.tri(self.width, dtype=bool)[None]
-        x_BTD, cache = self.forward(rows, tokens_BT, cached_B, causal_1TT)
         first_B = rows.start_B - cached_B - self.settings.shifted
+        wanted_BT = np.arange(self.width)[None] < first_B[:, None] + C
+        x_BTD, cache = self.forward(rows, tokens_BT, cached_B, causal_1TT, wanted_BT=wanted_BT)
         own_BC = jnp.minimum(first_B[:, None] + jnp.arange(C)[None], self.width - 1)
         x_BCD = jnp.take_along_axis(x_BTD, own_BC[..., None], axis=1)
         return self._accept(replace(rows, cache=cache), x_BCD, self.width - first_B)

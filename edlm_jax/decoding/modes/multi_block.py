@@ -51,6 +51,9 @@ class _MultiBlock(BlockProgram):
     def start(self, s: BlockState) -> BlockState:
         return replace(s, aside=_Aside(jnp.ones_like(s.start_B)))
 
+    def wanted(self, s: BlockState, block_BT, where_B):
+        return super().wanted(s, block_BT, where_B) & (block_BT < s.aside.active_B[:, None])
+
     def accept(self, s: BlockState, logits_BTV) -> BlockState:
         """Keeps what the rule accepts in every row's active blocks."""
         rule, C = self.request.rule, self.C

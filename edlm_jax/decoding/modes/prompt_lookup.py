@@ -7,8 +7,8 @@ Shapes as in left_to_right.py, with N tokens that are looked up and D drafts. A 
     a b c x y z a b |          the last two tokens, a b, stood at the beginning: c x y followed
     cache           | b c x y  verify: causal; says c x z after b, c, x: c and x stand, z replaces y
 
-Where the last tokens stood nowhere before, drafts are padding and one token is settled, as in AR mode. The latest of
-several places is taken.
+Where the last tokens stood nowhere before, drafts are padding and one token is settled, as in AR mode; on CPU the
+forward then costs what AR's does. The latest of several places is taken.
 """
 
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ class _PromptLookup(Speculation):
     mode: "PromptLookup"
 
     def turn(self, rows: Grown) -> Grown:
-        tokens_BD, _ = look_up(rows, self.pad_B, self.mode.lookup, self.D)
-        return self.verify(rows, Drafts(tokens_BD))
+        tokens_BD, found_B = look_up(rows, self.pad_B, self.mode.lookup, self.D)
+        return self.verify(rows, Drafts(tokens_BD, count_B=jnp.where(found_B, self.D, 0)))
 
 
 @dataclass(frozen=True)

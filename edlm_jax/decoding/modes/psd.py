@@ -69,10 +69,12 @@ class _PSD(BlockProgram):
 
     def _cycle(self, s: BlockState) -> BlockState:
         guesses_BGC = self._guesses(s)
-        logits_BGCV, s = self._forward_all(s, guesses_BGC)
-        agreed_BGC = best_token(logits_BGCV.at[..., self.settings.mask_id].set(-jnp.inf))
         added_BGC = guesses_BGC[:, 1:] != guesses_BGC[:, :-1]
-        stands_BG = (~added_BGC | (agreed_BGC[:, :-1] == guesses_BGC[:, 1:])).all(axis=-1)
+        # Where no mask is left to fill, deeper guesses are the same once more; of a pending row two windows are used.
+        deeper_BG = added_BGC.any(axis=-1) & (~s.pending_B[:, None] | (jnp.arange(1, self.G) == 1)[None])
+        logits_BGCV, s = self._forward_all(s, guesses_BGC, jnp.pad(deeper_BG, ((0, 0), (1, 0)), constant_values=True))
+        agreed_BGC = best_token(logits_BGCV.at[..., self.settings.mask_id].set(-jnp.inf))
+        stands_BG = (~added_BGC | (agreed_BGC[:, :-1] == guesses_BGC[:, 1:])).all(axis=-1) & deeper_BG
         deepest_B = jnp.where(s.pending_B, 1, jnp.cumprod(stands_BG, axis=1).sum(axis=1))
         logits_BCV = jnp.take_along_axis(logits_BGCV, deepest_B[:, None, None, None], axis=1)[:, 0]
         block_BC = jnp.take_along_axis(guesses_BGC, deepest_B[:, None, None], axis=1)[:, 0]
@@ -96,7 +98,7 @@ class _PSD(BlockProgram):
         two_BGC = jnp.where(jnp.arange(self.G)[None, :, None] == 0, full_B1C, block_B1C)
         return jnp.where(s.pending_B[:, None, None], two_BGC, guesses_BGC)
 
-    def _forward_all(self, s: BlockState, guesses_BGC):
+    def _forward_all(self, s: BlockState, guesses_BGC, wanted_BG):
         """(logits_BGCV, s): each guess sees the cache and itself; the windows of a pending row also its full block."""
         B, G, C = guesses_BGC.shape
         group_T = jnp.arange(G * C) // C
@@ -106,7 +108,8 @@ class _PSD(BlockProgram):
         offset_BT = jnp.arange(G * C)[None] % C + jnp.where(next_BT, C, 0)
         rows = (self.rotary, self.pad_B, s.start_B - jnp.where(s.pending_B, C, 0))
         tokens_BT = guesses_BGC.reshape(B, G * C)
-        how = dict(seen_BTT=seen_BTT, offset_BT=offset_BT, wanted_BT=~s.done_B[:, None])
+        wanted_BT = jnp.repeat(wanted_BG & ~s.done_B[:, None], C, axis=1)
+        how = dict(seen_BTT=seen_BTT, offset_BT=offset_BT, wanted_BT=wanted_BT)
         x_BTD, cache = forward_window(self.weights, s.cache, tokens_BT, *rows, **how)
         logits_BGCV = self.weights.logits(x_BTD).reshape(B, G, C, -1)
         if self.settings.shifted:

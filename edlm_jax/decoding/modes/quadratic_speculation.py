@@ -19,7 +19,8 @@ masks, k(k + 1) tokens": the paper's code sends the same window.
 
 With `lookup` a row whose last tokens stood earlier in it drafts what followed there (prompt_lookup.py). Noise may then
 give fewer drafts than are verified (`ahead`), where it is right about the first ones alone and columns are dear:
-drafts=3,ahead=1 has 4 columns of text and, causally, 4 of noise.
+drafts=3,ahead=1 has 4 columns of text and, causally, 4 of noise, of which rows that found nothing need 2 and 2: the
+others are not computed on CPU, and padding never stands.
 """
 
 from dataclasses import dataclass, replace
@@ -64,7 +65,7 @@ class _Quadratic(SelfDrafting):
         return replace(rows, aside=self._drafts(self.logits(self.read(x_BTD[:, behind:], self.mode.ahead)), rows))
 
     def enter(self, rows: Grown, x_B1D) -> Grown:
-        last_B, (seen_TT, offset_T) = rows.start_B - 1, _window_of(1, self.noisy, self.causal)
+        last_B, (seen_TT, offset_T, _) = rows.start_B - 1, _window_of(1, self.noisy, self.causal)
         tokens_BT = jnp.concatenate([window(rows.tokens_BX, last_B, 1), self.noise(rows.count_B, self.noisy)], axis=1)
         x_BTD, cache = self.forward(rows, tokens_BT, last_B, seen_TT[None], offset_T, drafts=self.noisy)
         rows = super().enter(replace(rows, cache=cache), x_B1D)
@@ -75,8 +76,10 @@ class _Quadratic(SelfDrafting):
         known_B1 = window(rows.tokens_BX, last_B, 1)
         noise_BT = jnp.concatenate([self.noise(rows.count_B + place, M) for place in range(C)], axis=1)
         tokens_BT = jnp.concatenate([known_B1, drafts.tokens_BD, noise_BT], axis=1)
-        seen_TT, offset_T = _window_of(C, M, self.causal)
-        x_BTD, cache = self.forward(rows, tokens_BT, last_B, seen_TT[None], offset_T, drafts=C * M)
+        seen_TT, offset_T, last_draft_T = _window_of(C, M, self.causal)
+        there_BC = jnp.pad(drafts.there_BD, ((0, 0), (1, 0)), constant_values=True)
+        how = dict(drafts=C * M, wanted_BT=there_BC[:, last_draft_T])
+        x_BTD, cache = self.forward(rows, tokens_BT, last_B, seen_TT[None], offset_T, **how)
         rows, (B, _, D) = replace(rows, cache=cache), x_BTD.shape
         after_BCAD = self.read(x_BTD[:, C:].reshape(B, C, M, D), self.mode.ahead)
         if (read := C * self.mode.ahead) <= _AT_ONCE:
@@ -92,13 +95,13 @@ class _Quadratic(SelfDrafting):
     def _drafts(self, logits_BAV, rows: Grown) -> Drafts:
         """The next drafts: those that noise gives, then padding; where the last tokens stood before, what followed."""
         drafts, more = self.draw(logits_BAV, rows.count_B), self.D - self.mode.ahead
+        count_B = jnp.full(len(self.pad_B), self.mode.ahead)
         if more:
-            padding = self.given(jnp.zeros((len(self.pad_B), more), jnp.int32))
-            drafts = drafts.followed(padding)
-        if not self.mode.lookup:
-            return drafts
-        tokens_BD, found_B = look_up(rows, self.pad_B, self.mode.lookup, self.D)
-        return drafts.replaced(found_B, self.given(tokens_BD))
+            drafts = drafts.followed(self.given(jnp.zeros((len(self.pad_B), more), jnp.int32)))
+        if self.mode.lookup:
+            tokens_BD, found_B = look_up(rows, self.pad_B, self.mode.lookup, self.D)
+            drafts, count_B = drafts.replaced(found_B, self.given(tokens_BD)), jnp.where(found_B, self.D, count_B)
+        return replace(drafts, count_B=count_B)
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ def _at(x_BCAX, place_B):
 
 
 def _window_of(C: int, M: int, causal: bool):
-    """(seen_TT, offset_T) of C drafts and their groups of M columns: who sees whom, and positions from the first."""
+    """Of C drafts and their groups of M columns: who sees whom, positions from the first, the last draft each sees."""
     group_T = np.concatenate([np.full(C, -1), np.repeat(np.arange(C), M)])  # -1: a draft
     index_T = np.concatenate([np.arange(C), np.tile(np.arange(M), C)])
     draft_T = group_T < 0
@@ -136,4 +139,4 @@ def _window_of(C: int, M: int, causal: bool):
     seen_TT = draft_T[None] & (index_T[None] <= last_draft_T[:, None])
     inside_TT = ~draft_T[None] & (group_T[None] == group_T[:, None])
     seen_TT |= inside_TT & (index_T[None] <= index_T[:, None]) if causal else inside_TT
-    return seen_TT, np.where(draft_T, index_T, group_T + 1 + index_T)
+    return seen_TT, np.where(draft_T, index_T, group_T + 1 + index_T), last_draft_T
