@@ -247,6 +247,8 @@ def test_what_will_not_do_what_it_seems_to_is_said_once(settings, reason):
         ({"prompts": [[VOCAB]]}, "outside the vocabulary"),
         ({"prompts": [[1] * 250]}, "exceed the model's cache of 256"),
         ({"block_length": 0}, "block_length must be a positive"),
+        ({"mask_id": VOCAB}, "mask_id 61 is outside the vocabulary of 61"),
+        ({"mask_id": -1}, "mask_id -1 is outside the vocabulary"),
         ({"max_new_tokens": 0}, "max_new_tokens must be positive"),
         ({"prefill": "sideways"}, "prefill 'sideways' is unknown"),
         ({"seed": [1, 2]}, "2 seeds for 1 prompts"),

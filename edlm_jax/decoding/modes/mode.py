@@ -195,6 +195,8 @@ class MaskMode(Mode):
         super().check(spec, sampling)
         if self.mask_id is None or self.causal and spec.conversion is None:
             raise InputError("this model was never converted and has no mask token; convert it or use mode='ar'")
+        if not 0 <= self.mask_id < spec.vocab_size:
+            raise InputError(f"mask_id {self.mask_id} is outside the vocabulary of {spec.vocab_size}")
         if self.block_length is None or self.block_length < 1:
             raise InputError(f"block_length must be a positive number of tokens, not {self.block_length}")
         if self.block_length > spec.max_length:
