@@ -29,7 +29,7 @@ class Rule:
     def __str__(self) -> str:
         """As `parse_rule` reads it."""
         (number,) = (getattr(self, field.name) for field in fields(self))
-        return f"{next(name for name, kind in RULES.items() if kind is type(self))}:{number:g}"
+        return f"{next(name for name, kind in RULES.items() if kind is type(self))}:{number}".removesuffix(".0")
 
     def check(self) -> None:
         """Raises InputError for a number out of its range."""

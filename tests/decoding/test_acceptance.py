@@ -55,6 +55,11 @@ def test_a_threshold_of_one_keeps_one_token_where_float32_rounds_many_to_one():
     np.testing.assert_array_equal(parse_rule("threshold:1")(proposal, jnp.ones((3, 4), bool)).sum(1), 1)
 
 
+@pytest.mark.parametrize("text", ["fixed:2", "fixed:1000000", "factor:1", "entropy:1e-07", "threshold:0.123456789"])
+def test_a_rule_reads_as_it_is_written(text):
+    assert str(parse_rule(text)) == text
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_rules_are_what_they_say(name):
     oracle = globals()[name]
