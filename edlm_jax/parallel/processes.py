@@ -63,6 +63,8 @@ def _described() -> dict:
         raise InputError(f"{COUNT}, {INDEX} and the port of {ADDRESS} ({address}) must be numbers") from None
     if not 0 <= index < count:
         raise InputError(f"{INDEX}={index} is not one of the {count} processes 0..{count - 1}")
+    if not 0 < port < 2**16:
+        raise InputError(f"{ADDRESS} ({address}) must end in a port from 1 to 65535")
     if index == 0:
         try:
             socket.create_server(("", port)).close()

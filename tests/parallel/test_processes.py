@@ -206,6 +206,7 @@ def test_variables_that_make_no_sense_are_refused(monkeypatch):
     assert refused_with("127.0.0.1:1", "2", "2") == "JAX_PROCESS_ID=2 is not one of the 2 processes 0..1"
     assert "JAX_PROCESS_ID is set but not JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES" in refused_with("", "", "1")
     assert "the port of JAX_COORDINATOR_ADDRESS (somewhere) must be numbers" in refused_with("somewhere", "2", "1")
+    assert "(localhost:65536) must end in a port from 1 to 65535" in refused_with("localhost:65536", "2", "0")
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
         assert f"port {port} of JAX_COORDINATOR_ADDRESS is not free" in refused_with(f"127.0.0.1:{port}", "2", "0")
