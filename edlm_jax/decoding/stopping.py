@@ -74,7 +74,7 @@ class Reader:
         """(tokens before the first stop string, text before it), if there is one."""
         found = []
         for stop, read in self.stop:
-            text = self._text(row, tokens, read)
+            text = self._text(row, tokens, read).rstrip(PART)  # the rest of a character may be still to come
             if (position := text.find(stop)) >= 0:
                 count = self._tokens_before(row, tokens, position, read)
                 begun = text[len(self._text(row, tokens[:count], read)) : position]  # of the token that is left out

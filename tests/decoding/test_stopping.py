@@ -106,6 +106,17 @@ def test_a_stop_string_may_name_special_tokens():
     }
 
 
+def test_half_a_character_is_no_stop_string():
+    """What its first bytes read as may be one, and is found where something follows it."""
+    said, cut = "go 4€ b".encode(), {}
+    for tokens in (said, b"go 4\xe2 b"):
+        reader = Reader(("\ufffd",), characters, [[65]])
+        for end in range(len(tokens) + 1):
+            read = reader.read(Generation([list(tokens[:end])], [[1] * end], [end], [0]))
+        cut[tokens] = read.texts[0], bool(reader.stopped_B.all())
+    assert list(cut.values()) == [("go 4€ b", False), ("go 4", True)]
+
+
 @pytest.mark.parametrize(
     ("stop", "seen"),  # with every byte of "go 43 4€<|im_end|>"
     [
