@@ -7,6 +7,7 @@ from the file that `edlm generate --out` writes, in which `accepted_at` says whi
     hidden        M M M M,  . M . M,  . M . .,  M M M M,  M . M M      what lies behind an answer's end counts as hidden
 """
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -46,6 +47,11 @@ class Visited(Noise):
                 raise InputError(f"{path}: line {line}: accepted_at must be a list of forwards, counted from 1")
         met = count_states(rows, block_length)
         return cls(mask_id, tuple(met), tuple(met.values()))
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the states and how often each was met, in this order."""
+        return hashlib.sha256(repr((self.states, self.counts)).encode()).hexdigest()
 
     def hide(self, key, corruptible_L, block_length):
         if block_length != len(self.states[0]):

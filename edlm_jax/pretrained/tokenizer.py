@@ -46,6 +46,17 @@ def load_tokenizer(path_or_repo: str | Path, vocab_size: int | None = None) -> "
     return tokenizer
 
 
+def reads_alike(one: "PreTrainedTokenizerBase", other: "PreTrainedTokenizerBase") -> bool:
+    """Do two tokenizers make the same tokens of every text and conversation?"""
+
+    def parts(tokenizer):
+        backend = getattr(tokenizer, "backend_tokenizer", None)  # of all but those that are written in Python
+        rules = backend.to_str() if backend else tokenizer.get_vocab()
+        return rules, tokenizer.special_tokens_map, tokenizer.chat_template
+
+    return parts(one) == parts(other)
+
+
 def _open(directory: Path) -> "PreTrainedTokenizerBase":
     settings, whole = directory / "tokenizer_config.json", (directory / "tokenizer.json").is_file()
     instead = _stand_in(read_json(settings) if settings.is_file() else {})

@@ -8,6 +8,7 @@ and however many processes wrote it.
 import dataclasses
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -23,7 +24,7 @@ from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.parallel.processes import check_shared
 from edlm_jax.parallel.sharding import param_shardings
-from edlm_jax.pretrained.tokenizer import copy_tokenizer
+from edlm_jax.pretrained.tokenizer import copy_tokenizer, load_tokenizer, reads_alike
 from edlm_jax.training.config import RESUMABLE, differing_keys
 from edlm_jax.training.handlers import DataHandler, DataItem, array_handler, restore_args
 from edlm_jax.training.step import TrainState
@@ -122,27 +123,31 @@ def check_workdir(workdir: Path, config: str) -> None:
         )
 
 
-def check_teacher(workdir: Path, fingerprint: str) -> None:
-    """Refuses to go on with a run whose teacher is not the one that it began with."""
-    before = read_json(workdir / "model.json").get("teacher")  # older runs do not say
-    if before not in (None, fingerprint):
+def check_unchanged(workdir: Path, fingerprints: Mapping[str, str], spec: ModelSpec, tokenizer) -> None:
+    """Refuses to go on with a run whose tokenizer is not the one that it began with, or what has a fingerprint."""
+    before, directory = read_json(workdir / "model.json"), workdir / "tokenizer"  # older runs have not all of it
+    changed = [f"config.objective.{name}" for name, own in fingerprints.items() if before.get(name) not in (None, own)]
+    if directory.is_dir() and not reads_alike(tokenizer, load_tokenizer(directory, spec.vocab_size)):
+        changed.append("the tokenizer")
+    if changed:
         raise InputError(
-            f"{workdir} holds a run that another model taught, and config.objective.teacher has other weights by now: "
-            "put those back, or choose another --workdir"
+            f"{workdir} holds a run since whose beginning {' and '.join(changed)} changed: put back what was there, or "
+            "choose another --workdir"
         )
 
 
-def write_workdir(workdir: Path, config: str, spec: ModelSpec, lora: Lora | None, teacher: str | None = None) -> None:
-    """config.json, the run's own; model.json, the model's config.json and adapters; tokenizer/, what it reads by.
+def write_workdir(
+    workdir: Path, config: str, spec: ModelSpec, lora: Lora | None, fingerprints: Mapping[str, str] | None = None
+) -> None:
+    """config.json, the run's own; model.json, the model's config.json, adapters, and these fingerprints; tokenizer/.
 
-    Of a teacher, model.json has the fingerprint. Process 0 writes them, and all see them when this returns.
+    The last is what the run reads by. Process 0 writes them, and all see them when this returns.
     """
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         _write_tokenizer(workdir / "tokenizer", spec)
         model = dict(config=spec.to_hf(), source=spec.source, lora=dataclasses.asdict(lora) if lora else None)
-        model |= dict(teacher=teacher) if teacher else {}
-        write_whole(workdir / "model.json", json.dumps(model, indent=2))
+        write_whole(workdir / "model.json", json.dumps(model | dict(fingerprints or {}), indent=2))
         write_whole(workdir / "config.json", config)
     check_shared(workdir / "config.json")
 

@@ -12,11 +12,12 @@ from jax.sharding import Mesh
 
 from edlm_jax.data.counts import totals
 from edlm_jax.data.pipeline import Data, EvalBatches, make_dataset
+from edlm_jax.diffusion.visited import Visited
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.parallel.mesh import check_batch, local_rows, to_global
 from edlm_jax.parallel.processes import agree, announce
 from edlm_jax.pretrained import open_parameters
-from edlm_jax.training.checkpoint import Checkpoints, check_teacher, check_workdir, latest_step, write_workdir
+from edlm_jax.training.checkpoint import Checkpoints, check_unchanged, check_workdir, latest_step, write_workdir
 from edlm_jax.training.fitting import fit, is_open, remember
 from edlm_jax.training.handlers import check_sizes
 from edlm_jax.training.heldout import heldout_metrics, make_bound_step
@@ -45,8 +46,8 @@ def train(run: Run, workdir: str | Path) -> dict[str, Any]:
     teacher = find_teacher(run, spec, mesh)
     if teacher:
         teacher.check_tokens(spec)
-        if latest_step(workdir) is not None:
-            check_teacher(workdir, teacher.fingerprint)
+    if latest_step(workdir) is not None:
+        check_unchanged(workdir, _fingerprints(run, teacher), spec, tokenizer)
     with Reporter(run.steps) as reporter, jax.set_mesh(mesh):
         with reporter.busy("reading the data"):
             batches = Batches(run.data, spec, tokenizer, mesh)
@@ -157,8 +158,8 @@ class Trainer:
         if newest is None:
             params = initial_params(self.run.start, self.spec, self.mesh)
             state = initial_state(self.run.start, self.run.optimizer, params, self.abstract)
-        taught_by = self.teacher.fingerprint if self.teacher else None
-        write_workdir(self.workdir, self.run.config, self.spec, self.run.start.lora, taught_by)
+        fingerprints = _fingerprints(self.run, self.teacher)
+        write_workdir(self.workdir, self.run.config, self.spec, self.run.start.lora, fingerprints)
         remember(self.run, self.mesh, self.workdir)
         self.checkpoints = Checkpoints(self.workdir, self.run.saves)
         if state is not None:
@@ -256,6 +257,13 @@ class Trainer:
         self.last |= scalars
         self.files.write(step, scalars)
         self.reporter.scalars(step, scalars)
+
+
+def _fingerprints(run: Run, teacher: Teacher | None) -> dict[str, str]:
+    """Of what fields of config.objective name and a run that goes on must find as it was, by these fields."""
+    noise = run.objective.noise
+    states = {"states": noise.fingerprint} if isinstance(noise, Visited) else {}
+    return states | ({"teacher": teacher.fingerprint} if teacher else {})
 
 
 def _due(step: int, first: int, every: int) -> bool:
