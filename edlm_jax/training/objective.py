@@ -33,11 +33,6 @@ class Objective:
     def under(self, noise: Noise) -> "Objective":
         """The same with another noise, and as many noisy views, and blocks in a group, as it needs."""
         layout = self.layout
-        if layout.noisy_length % (layout.block_length * noise.views):
-            raise InputError(
-                f"config.objective.noisy_length={layout.noisy_length} is not divisible by block_length="
-                f"{layout.block_length}" + f" x {noise.views} views" * (noise.views > 1)
-            )
         if noise.views > 1 and not layout.two_streams:
             raise InputError("config.objective.noise: its pairs of noisy blocks need a pattern with a clean stream")
         if noise.group > 1 and not (layout.two_streams and layout.noisy == "bidirectional"):

@@ -63,8 +63,6 @@ class Run:
         validate(c)
         o = c.objective
         layout = find_layout(o.pattern, o.block_length, o.alignment, o.noisy_length)
-        if c.data.length % layout.block_length:
-            raise InputError(f"config.data.length={c.data.length} is not divisible by block_length={o.block_length}")
         objective = _objective(o, layout)
         optimizer = Optimizer(**{**c.optimizer, "schedule": SCHEDULES[c.optimizer.schedule]}, steps=c.steps)
         data = {name: value for name, value in c.data.items() if name != "tokenizer"}

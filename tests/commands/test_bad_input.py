@@ -29,7 +29,7 @@ def convert(tiny_config, tmp_path, capsys):
     [
         ("objective.patern=causal", "objective.pattern"),
         ("steps=many", "config.steps=many"),
-        ("data.length=126", "126 is not divisible by block_length=4"),
+        ("data.length=126", "blocks of 4 do not divide config.data.length=126"),
         ("objective.block_length=0", "objective.block_length must be positive"),
         ("objective.block_length=-4", "objective.block_length must be positive"),
         ("evaluation.thresholds=(0.9,1.5)", "[0, 1], not 1.5"),

@@ -339,7 +339,7 @@ def test_what_no_study_can_be_is_refused(study_file, tiny_config, tmp_path, caps
         ([("a!", {}), ("a?", {})], "one directory"),
         ([("a", {"objective.patern": "causal"})], "a field that there is not"),
         ([("a", {"objective.pattern": "causal"})], "trains an AR model"),
-        ([("a", {"objective.block_length": 5})], "not divisible"),
+        ([("a", {"objective.block_length": 5})], "do not divide"),
     ]:
         with pytest.raises(InputError, match=reason):
             expand(config, lambda add, arms=arms: [add(*arm) for arm in arms])

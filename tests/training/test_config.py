@@ -14,7 +14,7 @@ from edlm_jax.training.run import Run
 CHAIN = {"objective.noise": "chain", "objective.group": 2}
 BAD = [
     ({"objective.block_length": 0}, "block_length must be positive"),
-    ({"objective.block_length": 7, "data.length": 32}, "not divisible by block_length=7"),
+    ({"objective.block_length": 7, "data.length": 32}, "blocks of 7 do not divide config.data.length=32"),
     ({"objective.ar_weight": 1.0}, "token-causal"),
     ({"objective.ar_weight": 1.0, "objective.pattern": "block_causal"}, "token-causal"),
     ({"objective.ar_weight": -1.0}, "ar_weight must be zero or more"),
@@ -25,7 +25,7 @@ BAD = [
     ({"objective.half_life": -0.1}, "half_life"),
     ({"objective.noise": "none"}, "objective.noise='none' is unknown"),
     ({"objective.noise": "complementary", "objective.pattern": "block_causal"}, "need a pattern with a clean stream"),
-    ({"objective.noise": "complementary", "objective.noisy_length": 48}, "block_length=16 x 2 views"),
+    ({"objective.noise": "complementary", "objective.noisy_length": 48}, "blocks of 16 x 2 views do not divide"),
     ({"objective.group": 2}, "group > 1 needs noise='chain', not 'masks'"),
     ({"objective.noise": "chain"}, "needs config.objective.group of 2 or more, not 1"),
     (CHAIN | {"objective.half_life": None}, "needs half_life > 0, not None"),
@@ -40,7 +40,7 @@ BAD = [
     ({"remat": "some"}, "remat='some' is unknown"),
     ({"attention_tiles": (512, 0)}, "two sizes"),
     ({"steps": 0}, "steps must be positive"),
-    ({"objective.noisy_length": 24}, "noisy_length=24 is not divisible by block_length=16"),
+    ({"objective.noisy_length": 24}, "blocks of 16 do not divide config.objective.noisy_length=24"),
     ({"objective.noisy_length": 32, "objective.pattern": "block_causal"}, "noisy_length means nothing"),
     ({"optimizer.schedule": "linear"}, "schedule='linear' is unknown"),
     ({"optimizer.schedule": "wsd"}, "decay_steps"),
