@@ -157,11 +157,18 @@ def validate(c: ConfigDict) -> None:
             "config.objective.noise='visited' has states of block_length alone: leave out curriculum and "
             "random_block_lengths"
         )
+    if c.objective.noise == "visited" and c.objective.grid != "response":
+        raise InputError(
+            "config.objective.noise='visited' needs grid='response': which tokens of a prompt a first block began with "
+            "is not in the file of responses"
+        )
     if c.objective.group != 1 and c.objective.noise != "chain":
         raise InputError(f"config.objective.group > 1 needs noise='chain', not {c.objective.noise!r}")
     if c.objective.anneal_steps and c.objective.pattern != "bidirectional":
         pattern = c.objective.pattern
         raise InputError(f"config.objective.anneal_steps > 0 needs pattern='bidirectional', not {pattern!r}")
+    if c.objective.anneal_steps > c.steps:
+        raise InputError(f"config.objective.anneal_steps is more than config.steps={c.steps}: attention stays causal")
     if c.objective.teacher and c.objective.noise == "chain":
         raise InputError("config.objective.teacher reads clean text before each block, which noise='chain' has not")
     if c.objective.teacher and not LAYOUTS[c.objective.pattern].noisy:
