@@ -49,8 +49,9 @@ class Objective:
         DiffuLLaMA (arXiv 2410.17891): causal, or Bernoulli(r) for each pair, one draw a step, with r = min(1, step /
         anneal_steps). What is measured sees all.
         """
-        share = jnp.minimum(step / self.anneal_steps, 1) if self.anneal_steps else None
-        return self if share is None else dataclasses.replace(self, annealed=(key, share))
+        if not self.anneal_steps:
+            return self
+        return dataclasses.replace(self, annealed=(key, jnp.minimum(step / self.anneal_steps, 1)))
 
     def corrupt(self, keys_B: jax.Array, batch: Batch) -> Corruption:
         """Noise for each row from its own key, where there is loss; nothing without a term that needs it."""
