@@ -209,17 +209,6 @@ def test_without_edits_and_looks_it_is_diffusion():
     assert generate(decoder, given, mode="edit:threshold=0.4,edit=1,looks=0", **settings) == diffusion
 
 
-@pytest.mark.parametrize("mode", ["psd", "edit", "dmax"])
-def test_a_row_alone_equals_the_row_in_a_batch(mode):
-    rng = fresh_rng()
-    decoder, given = Decoder(make_model()), prompts(rng, [2, 11, 6])
-    settings = dict(max_new_tokens=9, threshold=0.3, eos_id=EOS, mode=mode)
-    batch = generate(decoder, given, **settings)
-    for row, prompt in enumerate(given):
-        alone = generate(decoder, [prompt], **settings)
-        assert alone.tokens[0] == batch.tokens[row] and alone.accepted_at[0] == batch.accepted_at[row]
-
-
 def test_psd_without_drafts_is_diffusion_and_drafts_save_forwards():
     rng = fresh_rng()
     model = make_model()

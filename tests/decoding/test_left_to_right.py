@@ -108,17 +108,6 @@ def test_in_a_smaller_window_mars_settles_fewer_tokens(alignment):
             generate(decoder, given, mode=f"mars:window={columns}", **settings)
 
 
-@pytest.mark.parametrize("mode", ["mars", *SPECULATIVE])
-def test_a_row_alone_equals_the_row_in_a_batch(mode):
-    rng = fresh_rng()
-    decoder, given = Decoder(make_model("shifted")), prompts(rng, [2, 11, 6])
-    settings = dict(max_new_tokens=9, threshold=0.3, temperature=0.7 if mode == "mars" else 0.0, eos_id=EOS, mode=mode)
-    batch = generate(decoder, given, seed=[5, 6, 7], **settings)
-    for row, prompt in enumerate(given):
-        alone = generate(decoder, [prompt], seed=[5 + row], **settings)
-        assert alone.tokens[0] == batch.tokens[row] and alone.accepted_at[0] == batch.accepted_at[row]
-
-
 @pytest.mark.parametrize(("mode", "drafts"), [("self_speculation", (1, 15)), ("quadratic_speculation", (2,))])
 def test_any_number_of_drafts_gives_the_tokens_of_ar(mode, drafts):
     rng = fresh_rng()

@@ -92,15 +92,6 @@ def test_one_block_in_flight_is_diffusion(alignment, temperature):
     assert generate(decoder, asked, mode="multi_block:threshold=0.4,blocks=1", **settings) == diffusion
 
 
-def test_a_row_alone_equals_the_row_in_a_batch():
-    decoder, asked = Decoder(make_model()), prompts(fresh_rng(), [2, 11, 6])
-    settings = dict(max_new_tokens=LIMIT, eos_id=EOS, mode="multi_block:threshold=0.5,blocks=3,opens=0", seed=[5, 6, 7])
-    batch = generate(decoder, asked, temperature=0.5, **settings)
-    for row, prompt in enumerate(asked):
-        alone = generate(decoder, [prompt], temperature=0.5, **settings | dict(seed=[5 + row]))
-        assert alone.tokens[0] == batch.tokens[row] and alone.accepted_at[0] == batch.accepted_at[row]
-
-
 @pytest.mark.parametrize(
     ("mode", "reason"),
     [
