@@ -62,8 +62,9 @@ def _accuracy(axes, results: Results) -> list[Artist]:
     arms, places = (list(dict.fromkeys(labels)) for labels in zip(*found, strict=True))
     several = len(arms) > 1
     coloured = arms if several else places
-    palette = matplotlib.colormaps["tab10" if len(coloured) <= 10 else "tab20"]
-    colours = {name: palette(index % palette.N) for index, name in enumerate(coloured)}
+    palette = matplotlib.colormaps["tab10" if len(coloured) < 10 else "tab20"].colors
+    palette = [rgb for rgb in palette if len(set(rgb)) > 1]  # grey is no arm: it explains the markers
+    colours = {name: palette[index % len(palette)] for index, name in enumerate(coloured)}
     styles = {
         place: dict(marker=_MARKERS[index % len(_MARKERS)], linestyle=_LINES[index % len(_LINES)])
         for index, place in enumerate(places)

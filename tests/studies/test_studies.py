@@ -7,9 +7,11 @@ import shutil
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
+from matplotlib.colors import to_rgb
 
 from edlm_jax.commands.config import load_study
 from edlm_jax.commands.main import main
@@ -22,7 +24,7 @@ from edlm_jax.pretrained import load_pretrained, save_pretrained
 from edlm_jax.studies import run as study_run
 from edlm_jax.studies.cells import cell_range, expand
 from edlm_jax.studies.page import accuracy_rows, measure_rows, page, place_name, places, settled_rows
-from edlm_jax.studies.plot import curves
+from edlm_jax.studies.plot import curves, plot_study
 from edlm_jax.studies.results import before, mean_and_error, summarise
 from tests.conftest import TINY
 
@@ -306,6 +308,20 @@ def test_curves_run_over_what_the_study_is_about():
     assert [place_name(place, places(results_of("x", arms))) for place in places(results_of("x", arms))] == [
         "diffusion, threshold 1", "ar"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [8, 12, 18])
+def test_no_arm_has_the_colour_that_explains_the_modes(count, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
+    seed = [point(1.0, 0.5, 1.0), point(None, 0.7, 1.5, mode="ar")]
+    arms = [f"arm {number}" for number in range(count)]
+    plot_study(results_of("tokens_per_forward", {arm: [seed] for arm in arms}), tmp_path / "some.png")
+    colours = {line.get_label(): to_rgb(line.get_color()) for line in drawn[0].legends[0].get_lines()}
+    of_modes = [colours[mode] for mode in ("diffusion", "ar")]
+    of_arms = {colours[arm] for arm in arms}
+    assert len(of_arms) == count
+    assert min(np.abs(np.subtract(own, other)).max() for own in of_arms for other in of_modes) > 0.1
 
 
 def test_the_page_says_how_far_drafts_were_right():
