@@ -1,9 +1,12 @@
 """Look into a converted model: what it predicts where, in which order it decodes, how noisy its training is.
 
-  loss by position in the block and calibration of confidence, of the diffusion and, with --baseline, the AR model
+  loss by position in the block and calibration of confidence, of the model and, with --baseline, the AR model
   order of decoding inside blocks, at --threshold, where the source has prompts
   variance of the gradient by how noise levels are drawn, on one batch (--draws=0 leaves it out)
   with --baseline, weight drift of every layer, attention and FFN apart
+
+A model whose blocks are causal inside is measured as `mars` decodes it: from left to right, all of a block masked. Such
+a training draws no noise levels, so their variance is left out.
 
 Writes diagnosis.json and diagnosis.png. --states=FILE.safetensors adds the residual streams of what was decoded, by
 layer, position and forward: edlm_jax/diagnosis/states.py says how they lie there."""
@@ -75,7 +78,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _prepare(args, source):
     """(text, questions, those refused), before the weights are read; no questions where the source has no prompts."""
     from edlm_jax.data.sources import open_source
-    from edlm_jax.decoding.modes import Diffusion
+    from edlm_jax.decoding.modes import Mars, trained_mode
     from edlm_jax.diagnosis.drift import check_comparable
     from edlm_jax.evaluation.tasks import choose_questions, load_tasks
     from edlm_jax.evaluation.tasks.exact_match import has_prompts
@@ -87,6 +90,9 @@ def _prepare(args, source):
     if not spec.diffuses:
         why = "has adapters that draft, its text is the AR model's: edlm bench decode --modes shows its drafts"
         raise InputError(f"{args.model} {why}")
+    mode = trained_mode(spec.conversion.layout)
+    if args.states and mode is Mars:
+        raise InputError(f"--states are those of whole blocks, and {args.model} decodes by mars, whose masks slide")
     baseline = load_spec(args.baseline) if args.baseline else spec
     check_comparable(baseline, spec)
     text = Text.of(spec, load_common_tokenizer(args.model, baseline, args.baseline))
@@ -94,7 +100,7 @@ def _prepare(args, source):
         return text, [], []
     (task,) = load_tasks([source], text.tokenizer)
     task = dataclasses.replace(task, questions=task.questions[: args.count])
-    (task,), refused = choose_questions([task], [(spec, Diffusion())])
+    (task,), refused = choose_questions([task], [(spec, mode())])
     return text, task.questions, refused
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from edlm_jax.data.pipeline import EvalBatches
 from edlm_jax.decoding import Decoder
-from edlm_jax.decoding.modes import Diffusion
+from edlm_jax.decoding.modes import Mars, trained_mode
 from edlm_jax.diagnosis.drift import weight_drift
 from edlm_jax.diagnosis.gradient_variance import gradient_variance, ways_of
 from edlm_jax.diagnosis.order import decode_order
@@ -40,20 +40,22 @@ def diagnose(
     batch_size: int,
     states: Path | None = None,
 ) -> Diagnosis:
-    """{"predictions": {"diffusion", "ar"}, "decode_order", "gradient_variance", "weight_drift"}, each by its own file.
+    """{"predictions": {MODE, "ar"}, "decode_order", "gradient_variance", "weight_drift"}, each by its own file.
 
-    What there is nothing to measure by is left out: an order without questions, a drift without a baseline. `states`:
-    where residual streams go, see states.py; their number is "states".
+    MODE is what the model was trained to decode by, "diffusion" or "mars". What there is nothing to measure by is left
+    out: an order without questions, a drift without a baseline, a variance where mars has no noise levels to draw.
+    `states`: where residual streams go, see states.py; their number is "states".
     """
     data, conversion = heldout_rows(model.spec, source, batch_size=batch_size), model.spec.conversion
+    mode = trained_mode(conversion.layout)(threshold=threshold)
     objective = Objective(conversion.layout, EvenCounts(conversion.mask_token_id), (MaskedTokens(),))
-    parts = 1 + (baseline is not None) + bool(questions) + (states is not None)
-    parts += len(ways_of(objective)) if draws else 0
+    ways = ways_of(objective) if draws and not isinstance(mode, Mars) else []
+    parts = 1 + (baseline is not None) + bool(questions) + (states is not None) + len(ways)
     found: Diagnosis = {"block_length": data.block_length, "threshold": threshold}
     with Progress(parts, "diagnose") as progress:
         finished = itertools.count(1)
         done = lambda part: progress.done(next(finished), part)  # noqa: E731
-        found["predictions"] = {"diffusion": predict(model, data, text.tokenizer, conversion.layout)}
+        found["predictions"] = {mode.name: predict(model, data, text.tokenizer, conversion.layout)}
         done("predictions")
         if baseline is not None:
             found["predictions"]["ar"] = predict(baseline, data, text.tokenizer, AUTOREGRESSIVE)
@@ -61,7 +63,7 @@ def diagnose(
             done("predictions of the baseline")
         if questions:
             decoder, C = Decoder(model), conversion.block_length
-            decoded = decode_questions(decoder, Diffusion(threshold=threshold), questions, text, batch_size)
+            decoded = decode_questions(decoder, mode, questions, text, batch_size)
             prompts = [question.prompt for question in questions]
             offsets = [len(prompt) % C if model.spec.on_position_grid else 0 for prompt in prompts]
             found["decode_order"] = decode_order([row.accepted_at for row in decoded], C, offsets)
@@ -69,7 +71,7 @@ def diagnose(
             if states is not None:
                 found["states"] = write_states(states, decoder, prompts, decoded, batch_size)
                 done("residual streams")
-        if draws:
+        if ways:
             batch = next(iter(EvalBatches(data, text.tokenizer)))
             on_way = lambda way: done(f"gradients, {way}")  # noqa: E731
             found["gradient_variance"] = gradient_variance(model, objective, batch, draws, on_way)
@@ -78,8 +80,7 @@ def diagnose(
 
 def diagnosis_rows(found: Diagnosis) -> Iterator[Rows]:
     """The tables, short: curves are in the picture."""
-    named = {"diffusion": "diffusion", "ar": "AR"}
-    shown = {named[mode]: prediction for mode, prediction in found["predictions"].items()}
+    shown = {"AR" if mode == "ar" else mode: prediction for mode, prediction in found["predictions"].items()}
     losses = {name: prediction["loss_by_position"] for name, prediction in shown.items()}
     yield ["predictions", *shown], [
         ["loss at the block's first position", *(f"{loss[0]:.3f}" for loss in losses.values())],

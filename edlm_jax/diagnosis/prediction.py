@@ -1,11 +1,12 @@
 """What a model predicts of held-out tokens: loss by position in the block, and whether its confidence can be believed.
 
 A diffusion model sees each block with k of its n tokens masked, k uniform in 1..n; n / k times the loss of the masked
-ones then has the bound's expectation at every position (likelihood.py). AR predicts each token from those before it.
-What fills a document's last block is masked as in training and decoding, but not counted: AR has nothing to predict
-there.
+ones then has the bound's expectation at every position (likelihood.py). A model of `mars` sees blocks of masks alone,
+as it decodes: no bound, but what each of its masks has to say. AR predicts each token from those before it. What fills
+a document's last block is masked as in training and decoding, but not counted: AR has nothing to predict there.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -16,7 +17,9 @@ from flax import nnx
 
 from edlm_jax.data.packing import without_filler
 from edlm_jax.data.pipeline import Data, EvalBatches
+from edlm_jax.decoding.modes import Mars, trained_mode
 from edlm_jax.diffusion import Layout
+from edlm_jax.diffusion.masks import FullMasks
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.heldout import heldout_objective
 from edlm_jax.evaluation.likelihood import log_probabilities
@@ -42,6 +45,8 @@ def predict(model: Transformer, data: Data, tokenizer, layout: Layout) -> dict[s
     The mask token gets no probability, as in decoding.
     """
     C, objective, (graphdef, state) = data.block_length, heldout_objective(model, layout), nnx.split(model)
+    if objective.noise and trained_mode(layout) is Mars:
+        objective = dataclasses.replace(objective, noise=FullMasks(objective.noise.mask_id))
     total = None
     for index, batch in enumerate(EvalBatches(data, tokenizer)):
         added = jax.device_get(_tally(graphdef, state, objective, C, batch, np.int32(index)))

@@ -5,7 +5,7 @@ from pathlib import Path
 from edlm_jax.reports.picture import AR_COLOUR, draw_drift, picture
 from edlm_jax.reports.report import Report
 
-_COLOURS = {"diffusion": "#2a9d8f", "ar": AR_COLOUR}
+_COLOURS = {"diffusion": "#2a9d8f", "mars": "#2a9d8f", "ar": AR_COLOUR}
 
 
 def plot_diagnosis(found: Report, path: Path) -> None:

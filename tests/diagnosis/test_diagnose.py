@@ -20,9 +20,10 @@ from edlm_jax.diagnosis.prediction import predict
 from edlm_jax.diffusion import example_keys
 from edlm_jax.diffusion.streams import AUTOREGRESSIVE
 from edlm_jax.evaluation.heldout import heldout_rows
-from edlm_jax.pretrained import load_pretrained, load_tokenizer
+from edlm_jax.pretrained import load_pretrained, load_tokenizer, save_pretrained
 from tests.training.tiny import MASK_ID, make_objective, random_batch
 
+MASK = 258  # of the tiny models
 SOURCE = dict(kind="tasks", kinds=("sort", "sums"), split="test", seed=9, size=20)
 
 
@@ -69,6 +70,41 @@ def test_diffusion_predictions_of_a_model_that_knows_nothing(tiny_converted_dir)
     assert len(found["loss_by_position"]) == 4
     assert found["loss_by_position"] == pytest.approx([np.log(258)] * 4, rel=0.3)  # n / k is 1 in expectation
     assert found["bins"][0]["confidence"] == pytest.approx(1 / 258, rel=1e-4) and len(found["bins"]) == 1
+
+
+def as_mars(model, alignment="shifted"):
+    changes = dict(pattern="causal_block", prefill="causal", alignment=alignment)
+    model.spec = replace(model.spec, conversion=replace(model.spec.conversion, **changes))
+    return model
+
+
+@pytest.mark.parametrize("alignment", ["shifted", "same_position"])
+def test_predictions_of_mars_are_those_of_masks_behind_clean_text(tiny_converted_dir, alignment):
+    model, tokenizer = (
+        as_mars(load_pretrained(tiny_converted_dir, "float32"), alignment),
+        load_tokenizer(tiny_converted_dir),
+    )
+    model.embedding_VD[...] = 20 * jax.random.normal(jax.random.key(0), model.embedding_VD.shape)
+    data = replace(heldout_rows(model.spec, SOURCE, batch_size=1), eval_batches=1)
+    (batch,) = EvalBatches(data, tokenizer)
+    tokens_L, segments_L, loss_mask_L = (batch[name][0] for name in ("tokens", "segment_ids", "loss_mask"))
+    graphdef, state = nnx.split(model)
+    forward = jax.jit(lambda tokens_1L: nnx.merge(graphdef, state)(tokens_1L))  # causal throughout
+    loss_4, count_4, right = np.zeros(4), np.zeros(4), []
+    for column in np.flatnonzero(loss_mask_L == 1):
+        document = np.flatnonzero(segments_L == segments_L[column])
+        clean = document[document < column // 4 * 4]
+        row_1L = np.zeros((1, data.length), np.int32)
+        row_1L[0, : len(clean)] = tokens_L[clean]
+        row_1L[0, len(clean) : len(clean) + 4] = MASK
+        logits_V = np.array(forward(row_1L)[0, len(clean) + column % 4 - (alignment == "shifted")])
+        logits_V[MASK] = -np.inf
+        loss_4[column % 4] += jax.nn.logsumexp(logits_V) - logits_V[tokens_L[column]]
+        count_4[column % 4] += 1
+        right.append(logits_V.argmax() == tokens_L[column])
+    found = predict(model, data, tokenizer, model.spec.conversion.layout)
+    np.testing.assert_allclose(found["loss_by_position"], loss_4 / count_4, rtol=1e-4)
+    assert sum(entry["predictions"] * entry["accuracy"] for entry in found["bins"]) == pytest.approx(sum(right))
 
 
 class Line(nnx.Module):
@@ -159,3 +195,17 @@ def test_the_command_writes_a_report_a_picture_and_tables(
     assert main(["diagnose", f"--model={tiny_ar_dir}", "--draws=0"]) == 2
     assert "never converted" in capsys.readouterr().err
     assert main([*argv, "--draws=1"]) == 2
+
+
+def test_a_model_of_causal_blocks_is_looked_into_as_it_decodes(tiny_converted_dir, tmp_path, capsys):
+    """No token waits for one behind it, and no noise level is drawn."""
+    save_pretrained(as_mars(load_pretrained(tiny_converted_dir, "float32")), tmp_path / "model")
+    argv = ["diagnose", f"--model={tmp_path / 'model'}", "--count=3", "--threshold=1", f"--out={tmp_path / 'out'}"]
+    assert main(argv) == 0
+    text, progress = capsys.readouterr()
+    report = json.loads((tmp_path / "out" / "diagnosis.json").read_text())
+    assert list(report["predictions"]) == ["mars"] and "gradient_variance" not in report
+    assert report["decode_order"]["left_first"] == 1
+    assert "predictions" in text and "mars" in text and "[2/2] diagnose: order of decoding" in progress
+    assert main([*argv, f"--states={tmp_path / 'states.safetensors'}"]) == 2
+    assert "decodes by mars, whose masks slide" in capsys.readouterr().err
