@@ -16,7 +16,8 @@ class Progress:
         self._total, self._what, self._clock, self._began = total, what, clock, clock()
         self._bar = None
         if live and sys.stderr.isatty():
-            columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+            said = TextColumn("{task.description}", markup=False)
+            columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), said)
             self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
             self._task = self._bar.add_task(what, total=total)
 

@@ -71,7 +71,7 @@ def print_report(report: Report, markdown: bool = False) -> None:
 
 def print_tables(tables: Iterable[Rows], stderr: bool = False) -> None:
     """Print tables for a terminal; the columns that one has no room for follow as further tables."""
-    console = Console(stderr=stderr)
+    console = Console(stderr=stderr, markup=False, emoji=False)  # what stands in brackets is a name, too
     for header, rows in tables:
         for columns in _columns_that_fit(header, rows, console.width):
             table = Table(header_style="bold")
@@ -174,4 +174,5 @@ def _fact_rows(report: Report) -> list[list[str]]:
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     """The same in Markdown, each row ended by a newline."""
     rule = ["---", *["---:"] * (len(header) - 1)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in (header, rule, *rows))
+    escaped = lambda row: (cell.replace("|", "\\|") for cell in row)  # noqa: E731
+    return "".join(f"| {' | '.join(escaped(row))} |\n" for row in (header, rule, *rows))

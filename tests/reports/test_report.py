@@ -4,7 +4,15 @@ import json
 from pathlib import Path
 
 from edlm_jax.reports.plot_report import plot_report
-from edlm_jax.reports.report import describe_machine, print_report, print_tables, read_losses, write_report
+from edlm_jax.reports.progress import Progress
+from edlm_jax.reports.report import (
+    describe_machine,
+    markdown_table,
+    print_report,
+    print_tables,
+    read_losses,
+    write_report,
+)
 from tests.benchmarks.plot_readme import plot_readme
 
 
@@ -36,6 +44,19 @@ def test_a_wide_table_goes_on_below_and_breaks_no_number(monkeypatch, capsys):
     for name, *numbers in rows:
         own = [line for line in lines if name in line]
         assert [cell.strip() for line in own for cell in line.strip("│").split("│")[1:]] == numbers
+
+
+def test_names_with_brackets_and_bars_are_printed_as_they_are(monkeypatch, capsys):
+    """As the arms of a study have: rich would read them as its markup."""
+    table = ["kind [x]", "n"], [["rate [high] :fire:", "1"], ["[/b]", "2"], ["a|b", "3"]]
+    print_tables([table])
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("kind [x]", "rate [high] :fire:", "[/b]", "a|b"))
+    assert markdown_table(*table).endswith("| [/b] | 2 |\n| a\\|b | 3 |\n")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with Progress(2, "bench all") as progress:
+        progress.done(1, "no file at [/tmp/x]")
+        assert str(progress._bar.columns[-1].render(progress._bar.tasks[0])) == "bench all: no file at [/tmp/x]"
 
 
 def test_markdown_tables_hold_what_was_kept_and_gained(capsys):
