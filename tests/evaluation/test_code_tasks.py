@@ -112,6 +112,8 @@ def test_files_may_be_packed_and_tasks_of_one_scorer_share_batches(tokenizer, tm
         (dict(task="humaneval", path="nowhere.jsonl"), "no file at nowhere.jsonl"),
         (dict(task="humaneval", path="{file}", second=3), "task humaneval has no field 'second'; it has path,"),
         (dict(task="humaneval", path="{file}", seconds=0), "seconds of task humaneval must be positive"),
+        (dict(task="humaneval", path="{file}", seconds=float("inf")), "must be positive and finite, not inf"),
+        (dict(task="humaneval", path="{file}", seconds=float("nan")), "must be positive and finite, not nan"),
         (dict(task="mbpp", path="{file}", max_new_tokens="9"), "max_new_tokens of task mbpp must be int, not '9'"),
         ("humaneval", "tasks are a tuple of dicts"),
     ],

@@ -60,6 +60,6 @@ def test_the_first_sentence_has_to_say_it(tiny_ar_dir, monkeypatch):
 
 def test_the_command_needs_no_file_for_it(tiny_ar_dir, capsys):
     assert main(["evaluate", f"--model={tiny_ar_dir}", "--task=reading:size=0"]) == 2
-    assert "size of task reading must be positive, not 0" in capsys.readouterr().err
+    assert "size of task reading must be positive and finite, not 0" in capsys.readouterr().err
     assert main(["evaluate", f"--model={tiny_ar_dir}", "--task=reading", "--data=a.jsonl"]) == 2
     assert "task reading has no field 'path'" in capsys.readouterr().err

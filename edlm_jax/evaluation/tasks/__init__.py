@@ -7,6 +7,7 @@ A new one is a file beside this and a line here.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -44,8 +45,8 @@ def check_task(entry: Mapping[str, Any]) -> None:
         return
     check_fields(_parameters(name), fields, f"task {name}")
     for field, value in fields.items():
-        if not isinstance(value, str) and value <= 0:
-            raise InputError(f"{field} of task {name} must be positive, not {value}")
+        if not isinstance(value, str) and not 0 < value < math.inf:
+            raise InputError(f"{field} of task {name} must be positive and finite, not {value}")
     if "path" in fields:
         find_files(fields["path"], ".jsonl", compressed=True)
 
