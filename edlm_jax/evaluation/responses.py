@@ -26,8 +26,9 @@ from edlm_jax.evaluation.batches import Decoded, decode_each
 from edlm_jax.files import read_json, write_whole
 from edlm_jax.pretrained.chat import encode_chat
 from edlm_jax.pretrained.encode import encode_text
+from edlm_jax.pretrained.source import TOKENIZER_FILES
 
-_WEIGHTS = ("*.safetensors", "*.gguf", "*.json")
+_READ = ("*.safetensors", "*.gguf", "*.json", *TOKENIZER_FILES)
 
 
 def question_of(document: Document, chat: bool) -> dict[str, Any]:
@@ -65,9 +66,9 @@ def answered(question: Mapping[str, Any], text: str) -> dict[str, Any]:
 
 
 def fingerprint(directory: Path) -> str:
-    """Of a model's files: its weights, its configs and its tokenizer."""
+    """Of a model's files: its weights, its configs, its tokenizer and chat template."""
     digest = hashlib.sha256()
-    for path in sorted({path for pattern in _WEIGHTS for path in directory.rglob(pattern)}):
+    for path in sorted({path for pattern in _READ for path in directory.rglob(pattern)}):
         with open(path, "rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(f"{path.relative_to(directory)} {content}\n".encode())

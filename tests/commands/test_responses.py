@@ -107,6 +107,9 @@ def test_another_job_is_refused(tmp_path, capsys):
     refuse(capsys, respond(out, f"--prompts-file={prompts}", **here), "another prompt 1")
     prompts.write_text("add 3+4 ->\nadd 1+1 ->\nadd 2+2 ->\n")  # it may grow
     assert main(respond(out, f"--prompts-file={prompts}", **here)) == 0 and len(lines(out)) == 3
+    (model / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    refuse(capsys, respond(out, f"--prompts-file={prompts}", **here), "was written with another model")
+    (model / "chat_template.jinja").unlink()
     (model / "tokenizer_config.json").write_text("{}")
     refuse(capsys, respond(out, f"--prompts-file={prompts}", **here), "was written with another model")
     prompts.rename(tmp_path / "mine.jsonl")
