@@ -38,8 +38,8 @@ def _trade(axes, report: Report, colours: list) -> None:
     for entry, colour, x, y in zip(report["diffusion"], colours, forwards, accuracies, strict=True):
         axes.plot([x], [y], "o", color=colour, markersize=8)
         axes.annotate(f"{entry['threshold']:g}", (x, y), (5, -12), textcoords="offset points", fontsize=8)
-    low = min([accuracy, *accuracies])
-    axes.set_ylim(max(0.0, low - 0.1), min(1.02, accuracy + 0.05))
+    low, high = min([accuracy, *accuracies]), max([accuracy, *accuracies])
+    axes.set_ylim(max(0.0, low - 0.1), min(1.02, high + 0.05))
     axes.set(title="Accuracy against tokens per forward", xlabel="tokens per denoising forward", ylabel="exact match")
     axes.legend(loc="lower left", title="numbers: confidence threshold", title_fontsize=8)
 

@@ -107,6 +107,17 @@ def test_the_figure_has_a_panel_for_every_question(tmp_path, monkeypatch):
     assert list(panels["Weight drift from the AR model"].lines[1].get_ydata()) == [0.1, 0.3]
 
 
+def test_a_conversion_that_is_better_than_its_model_is_in_the_figure(tmp_path, monkeypatch):
+    """As where the AR model was never trained on the tasks."""
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
+    report = REPORT | dict(ar=entry(0.1, 100.0), diffusion=[entry(0.9, 90.0, 2.0, threshold=0.9)])
+    plot_report(report, [(1, 3.0)], tmp_path / "report.png")
+    (trade,) = [axes for axes in drawn[0].axes if "tokens per forward" in axes.get_title(loc="left")]
+    low, high = trade.get_ylim()
+    assert low < 0.1 < 0.9 < high
+
+
 def test_losses_are_read_from_the_training_metrics(tmp_path):
     lines = [dict(step=1, loss=2.5), dict(step=1, eval_loss=9.0), dict(step=2, loss=None), dict(step=3, loss=1.5)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
