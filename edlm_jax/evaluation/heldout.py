@@ -24,12 +24,13 @@ ROW, ROWS = 512, 512  # tokens of a row, and rows, where no config says how many
 def heldout_rows(spec: ModelSpec, source: Mapping[str, Any], *, batch_size: int, rows: int = ROWS) -> Data:
     """The rows of a source on which a model is measured that was trained elsewhere.
 
-    `rows` are measured, of up to ROW tokens each, `batch_size` or a few less at a time; as many as fill the batches.
+    `rows` are measured, of up to ROW tokens each, or of one block where that is longer, `batch_size` or a few less at a
+    time; as many as fill the batches.
     """
     batches, C = -(-rows // batch_size), spec.conversion.block_length if spec.conversion else 1
     return Data(
         batch_size=-(-rows // batches),
-        length=min(ROW, spec.max_length) // C * C,
+        length=min(max(ROW, C), spec.max_length) // C * C,
         block_length=C,
         grid=spec.conversion.grid if spec.conversion else "response",
         eval_sources=(dict(source),),

@@ -20,7 +20,7 @@ from edlm_jax.diffusion.terms import MaskedTokens
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation import heldout
 from edlm_jax.evaluation.heldout import heldout_loss, heldout_rows
-from edlm_jax.models import ModelSpec, Transformer
+from edlm_jax.models import Conversion, ModelSpec, Transformer
 from edlm_jax.pretrained import load_pretrained, load_tokenizer
 from edlm_jax.training.heldout import heldout_noise
 from edlm_jax.training.objective import Objective
@@ -103,6 +103,8 @@ def test_a_held_out_set_has_the_rows_that_are_asked_for(tiny_converted_dir, caps
     for (rows, size), shape in (shapes | {(512, 32): (16, 32), (40, 32): (2, 20), (41, 32): (2, 21)}).items():
         data = heldout_rows(model.spec, SOURCE, batch_size=size, rows=rows)
         assert (data.eval_batches, data.batch_size) == shape
+    long = dataclasses.replace(model.spec, max_length=2048, conversion=Conversion(258, 600))
+    assert [heldout_rows(spec, SOURCE, batch_size=1).length for spec in (model.spec, long)] == [512, 600]
     data = heldout_rows(model.spec, dict(kind="stdlib", split="test"), batch_size=2, rows=2)
     argv = ["evaluate", f"--model={tiny_converted_dir}", "--task=heldout", "--rows=2", "--dtype=float32", "--json"]
     loss = heldout_loss(model, data, tokenizer, model.spec.conversion.layout)
