@@ -82,7 +82,8 @@ def normalise(vectors_BD: np.ndarray) -> np.ndarray:
 def documented_functions(count: int) -> list[tuple[str, str]]:
     """(docstring, body without it) of functions of held-out standard library files, spread over all of them.
 
-    The name of the function stands in neither; docstrings and bodies that occur twice are left out.
+    The line with the function's name is in neither. Of a docstring that occurs twice the last body counts; bodies that
+    occur twice are left out.
     """
     found: dict[str, str] = {}
     for document in StdlibSource("test"):

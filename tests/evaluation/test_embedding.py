@@ -33,7 +33,7 @@ def test_an_embedding_is_the_mean_of_the_texts_own_hidden_states(tiny_converted_
         embed(model, [[1], []], pattern=Causal())
 
 
-def test_functions_are_documented_and_their_names_hidden():
+def test_functions_are_documented_and_their_lines_hidden():
     pairs = documented_functions(40)
     assert len(set(pairs)) == 40 and pairs == documented_functions(40)
     for docstring, body in pairs:
