@@ -33,6 +33,8 @@ def check_evaluation(run: Run) -> None:
     for threshold in e.thresholds:
         if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
             raise InputError(f"config.evaluation.thresholds must lie in [0, 1], not {threshold!r}")
+    if len(set(e.thresholds)) < len(e.thresholds):
+        raise InputError(f"config.evaluation.thresholds must differ, not {tuple(e.thresholds)}")
     if not e.thresholds:
         raise InputError("config.evaluation.thresholds is empty; give at least one, for example (1.0, 0.9)")
     for name in ("batch_size", "timed_prompts"):

@@ -73,9 +73,9 @@ def study_config(base: ConfigDict) -> ConfigDict:
 
 def expand(c: ConfigDict, sweep: Callable[[Callable], None]) -> Plan:
     """The cells of a study and what they are measured by; refuses what could only fail hours later."""
+    _check(c, Run.of(c.base))
     c = _make_quick(c) if c.quick else c
     base = Run.of(c.base)
-    _check(c, base)
     arms: dict[str, Mapping[str, Any]] = {}
 
     def add(arm: str, changes: Mapping[str, Any]) -> None:
@@ -119,6 +119,8 @@ def _ends(values: Sequence) -> tuple:
 
 def _make_cell(c: ConfigDict, arm: str, changes: Mapping[str, Any], seed: int) -> Cell:
     config = c.base.copy_and_resolve_references()
+    if ignored := [field for field in changes if field.startswith("evaluation.") and field != "evaluation.thresholds"]:
+        raise InputError(f"arm {arm!r} of the study changes {ignored[0]}; all arms are asked what the base says")
     try:
         with config.ignore_type():  # `Run.of` knows what fits; here half_life may become None
             config.update_from_flattened_dict(changes)
@@ -135,12 +137,17 @@ def _make_cell(c: ConfigDict, arm: str, changes: Mapping[str, Any], seed: int) -
         raise InputError(f"arm {arm!r} of the study trains an AR model: a study compares conversions")
     if max(c.eval_steps, default=0) > run.steps:
         raise InputError(f"config.eval_steps: arm {arm!r} stops at step {run.steps}, before {max(c.eval_steps)}")
+    if seed == c.seeds[0] and any(field.startswith(("evaluation.", "data.")) for field in changes):
+        check_evaluation(run)
     return Cell(arm, changes, seed, run)
 
 
 def _check(c: ConfigDict, base: Run) -> None:
-    if not c.seeds or len(set(c.seeds)) < len(c.seeds):
-        raise InputError(f"config.seeds must be different numbers, at least one, not {tuple(c.seeds)}")
+    if not c.seeds or any(not isinstance(seed, int) for seed in c.seeds):
+        raise InputError(f"config.seeds must be whole numbers, at least one, not {tuple(c.seeds)}")
+    for name in ("seeds", "eval_steps", "eval_block_lengths", "eval_modes"):
+        if len(set(c[name])) < len(c[name]):  # or one run would count as two of which there is a standard error
+            raise InputError(f"config.{name} must differ, not {tuple(c[name])}")
     for name in ("eval_steps", "eval_block_lengths"):
         if any(not isinstance(value, int) or value < 1 for value in c[name]):
             raise InputError(f"config.{name} must be positive numbers, not {tuple(c[name])}")
@@ -152,11 +159,11 @@ def _check(c: ConfigDict, base: Run) -> None:
             raise InputError(f"config.x={x} needs config.{measured}")
     for name in ("retrieval", "timed_steps"):
         check_range(f"config.{name}", c[name], 0)
+    for source in c.eval_losses:
+        open_source(source)
     kinds = [source["kind"] for source in c.eval_losses]
     if len(set(kinds)) < len(kinds):
         raise InputError("config.eval_losses: the sources are named by their kinds, which must differ")
-    for source in c.eval_losses:
-        open_source(source)
     if not base.start.path:
         raise InputError("config.base.init.path is empty: a study converts an AR checkpoint")
     check_evaluation(base)

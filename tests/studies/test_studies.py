@@ -338,6 +338,11 @@ def test_what_no_study_can_be_is_refused(study_file, tiny_config, tmp_path, caps
     _, _, config, sweep = load_study(study_file)
     for change, reason in [
         (dict(seeds=()), "config.seeds"),
+        (dict(seeds=(1, 1)), "config.seeds must differ"),
+        (dict(seeds=("a",)), "config.seeds must be whole numbers"),
+        (dict(eval_modes=("ar", "ar")), "config.eval_modes must differ"),
+        (dict(eval_losses=(dict(path="a.jsonl"),)), "kind"),
+        (dict(quick=True, base=dict(evaluation=dict(tasks=("sort",)))), "tasks are a tuple of dicts"),
         (dict(eval_block_lengths=(0,)), "eval_block_lengths must be positive"),
         (dict(eval_steps=(50,)), "stops at step 3, before 50"),
         (dict(eval_modes=("diffusion", "backwards")), "eval_modes are one or more of"),
@@ -355,6 +360,9 @@ def test_what_no_study_can_be_is_refused(study_file, tiny_config, tmp_path, caps
         ([("a!", {}), ("a?", {})], "one directory"),
         ([("a", {"objective.patern": "causal"})], "a field that there is not"),
         ([("a", {"objective.pattern": "causal"})], "trains an AR model"),
+        ([("a", {"evaluation.thresholds": (0.9, 0.9)})], "thresholds must differ"),
+        ([("a", {"evaluation.thresholds": (7,)})], "thresholds must lie in"),
+        ([("a", {"evaluation.tasks": ()})], "all arms are asked what the base says"),
         ([("a", {"objective.block_length": 5})], "do not divide"),
     ]:
         with pytest.raises(InputError, match=reason):
