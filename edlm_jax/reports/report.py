@@ -15,6 +15,8 @@ from edlm_jax.files import write_whole
 
 VERSIONED = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 
+_BORDER = 3  # a column's, and the space around what it holds
+
 Report = dict[str, Any]
 Rows = tuple[list[str], list[list[str]]]
 
@@ -75,8 +77,12 @@ def print_tables(tables: Iterable[Rows], stderr: bool = False) -> None:
     for header, rows in tables:
         for columns in _columns_that_fit(header, rows, console.width):
             table = Table(header_style="bold")
+            cells = [[header[column], *(row[column] for row in rows)] for column in columns]
+            narrow = 1 + sum(_BORDER + max(map(len, column)) for column in cells) > console.width
+            most = console.width - 2 * _BORDER - 2  # a letter of the names stays
             for column in columns:  # the first is text, the others are numbers; where it is narrow, names fold
-                table.add_column(header[column], justify="right" if column else "left", overflow="fold")
+                width = min(_least(header, rows, column), most) if narrow and column else None
+                table.add_column(header[column], justify="right" if column else "left", overflow="fold", width=width)
             for row in rows:
                 table.add_row(*(row[column] for column in columns))
             console.print(table)
@@ -84,18 +90,23 @@ def print_tables(tables: Iterable[Rows], stderr: bool = False) -> None:
 
 def _columns_that_fit(header: list[str], rows: list[list[str]], width: int) -> list[list[int]]:
     """The columns of each table, the first in all of them, so that numbers and the words above them stay whole."""
-    border, columns = 3, range(1, len(header))
-    room = [border + max(map(len, [*header[i].split(), *(row[i] for row in rows)])) for i in columns]
+    columns = range(1, len(header))
+    room = [_BORDER + _least(header, rows, column) for column in columns]
     names = [row[0] for row in (header, *rows)]
-    if 1 + border + max(len(word) for name in names for word in name.split()) + sum(room) <= width:
+    if 1 + _BORDER + max(len(word) for name in names for word in name.split()) + sum(room) <= width:
         return [[0, *columns]]  # the names fold, between words
     tables, taken = [], width
     for column in columns:
         if taken + room[column - 1] > width:
-            tables, taken = [*tables, [0]], 1 + border + min(max(map(len, names)), width // 3)
+            tables, taken = [*tables, [0]], 1 + _BORDER + min(max(map(len, names)), width // 3)
         tables[-1].append(column)
         taken += room[column - 1]
     return tables or [[0]]
+
+
+def _least(header: list[str], rows: list[list[str]], column: int) -> int:
+    """The width in which a column's numbers and the words above them stay whole."""
+    return max(map(len, [*header[column].split(), *(row[column] for row in rows)]))
 
 
 # --- Tables as (header, rows) ---

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from edlm_jax.reports.plot_report import plot_report
 from edlm_jax.reports.progress import Progress
 from edlm_jax.reports.report import (
@@ -44,6 +46,19 @@ def test_a_wide_table_goes_on_below_and_breaks_no_number(monkeypatch, capsys):
     for name, *numbers in rows:
         own = [line for line in lines if name in line]
         assert [cell.strip() for line in own for cell in line.strip("│").split("│")[1:]] == numbers
+
+
+@pytest.mark.parametrize("columns", [1, 2, 4])
+def test_names_fold_where_a_table_nearly_fits_and_numbers_do_not(columns, monkeypatch, capsys):
+    """In no width between that of the least words and that of whole names."""
+    header = ["arm", *(f"threshold 0.{n}" for n in range(columns))]
+    rows = [["uniform per sequence", *(f"0.89{n} ± 0.007 @ 3.25" for n in range(columns))]]
+    for width in range(40, 1 + 23 + 23 * columns + 2):
+        monkeypatch.setenv("COLUMNS", f"{width}")
+        print_tables([(header, rows)])
+        out = capsys.readouterr().out
+        assert max(map(len, out.splitlines())) <= width
+        assert all(number in out for number in rows[0][1:]), (width, out)
 
 
 def test_names_with_brackets_and_bars_are_printed_as_they_are(monkeypatch, capsys):
