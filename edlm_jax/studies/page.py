@@ -49,7 +49,7 @@ def settled_rows(results: Results) -> Rows:
     drafts = [place for place in places(results) if "drafts" in options_of(place[PLACE.index("mode")])]
     settled = [{_place(point): point.get("settled", []) for point in arm["points"]} for arm in results["arms"]]
     columns = [(p, n) for p in drafts for n in range(2, 1 + max(len(of_arm.get(p, [])) for of_arm in settled))]
-    header = ["arm", *(f"{place_name(place, drafts)}, {count} or more".strip(", ") for place, count in columns)]
+    header = ["arm", *(f"{place_name(place, drafts)}, {count} or more" for place, count in columns)]
     rows = []
     for arm, of_arm in zip(results["arms"], settled, strict=True):
         found = [of_arm.get(place, [])[count - 1 :] for place, count in columns]
@@ -87,10 +87,10 @@ def places(results: Results) -> list[tuple]:
 
 
 def place_name(place: tuple, columns: Sequence[tuple]) -> str:
-    """Its coordinates, as far as they tell columns apart."""
+    """Its coordinates, as far as they tell columns apart; of the only one its threshold or mode."""
     varying = [i for i in range(len(PLACE)) if len({column[i] for column in columns}) > 1]
     parts = [_SHOWN[PLACE[i]].format(place[i]) for i in varying or (_THRESHOLD,) if place[i] is not None]
-    return ", ".join(parts)
+    return ", ".join(parts) or place[PLACE.index("mode")]
 
 
 def _upright(header: list[str], rows: list[list[str]]) -> Rows:

@@ -303,6 +303,8 @@ def test_curves_run_over_what_the_study_is_about():
     assert drawn("rate") == by_threshold
     arms = {"a": [[point(1.0, 0.5, 1.0, step=8), point(1.0, 0.2, 1.0, step=4)]]}
     assert drawn("step") == {("", ""): [(4, 0.2), (8, 0.5)]}
+    arms = {"a": [[point(None, 0.7, 1.5, mode="ar")]]}
+    assert accuracy_rows(results_of("tokens_per_forward", arms))[0] == ["arm", "seeds", "ar"]
     arms = {"a": [[point(1.0, 0.5, 1.0), point(None, 0.7, 1.5, mode="ar")]]}
     assert drawn("tokens_per_forward") == {("", "diffusion"): [(1.0, 0.5)], ("", "ar"): [(1.5, 0.7)]}
     assert [place_name(place, places(results_of("x", arms))) for place in places(results_of("x", arms))] == [
@@ -331,7 +333,7 @@ def test_the_page_says_how_far_drafts_were_right():
     drafted = lambda counts: point(None, 0.5, 1.0, mode="self_speculation") | {"forwards_by_tokens": counts}  # noqa: E731
     runs = [[drafted([1, 2, 1]), point(1.0, 0.5, 1.0)], [drafted([0, 0, 4]), point(1.0, 0.5, 1.0)]]
     header, rows = settled_rows(results_of("x", {"a": runs, "b": [[point(1.0, 0.5, 1.0)]]}))
-    assert (header, rows) == (["arm", "2 or more"], [["a", "0.625 ± 0.375"], ["b", ""]])
+    assert (header, rows) == (["arm", "self_speculation, 2 or more"], [["a", "0.625 ± 0.375"], ["b", ""]])
 
 
 def test_what_no_study_can_be_is_refused(study_file, tiny_config, tmp_path, capsys):
