@@ -59,7 +59,7 @@ def compile_report(run: Run, topology: str, num_slices: int = 1, hosts: int = 1)
         devices=len(devices),
         chips=len(devices) // describe(kind).per_chip,
         memory_per_device=describe(kind).memory_bytes,
-        mesh={axis: size for axis, size in mesh.shape.items()},
+        mesh=dict(mesh.shape),
         train_step=train_step_report(run, spec, mesh),
     )
     if spec.conversion is not None:

@@ -64,7 +64,7 @@ def time_train_step(run: Run, steps: int) -> dict[str, Any]:
         model_flops_per_second=flops / median,
         **mfu_meter(flops, start.dtype)(1 / median),
         device_kind=jax.devices()[0].device_kind,
-        mesh={axis: size for axis, size in mesh.shape.items()},
+        mesh=dict(mesh.shape),
         batch_size=B,
         length=L,
         micro_batches=run.optimizer.accumulation,

@@ -68,7 +68,7 @@ def answered(question: Mapping[str, Any], text: str) -> dict[str, Any]:
 def fingerprint(directory: Path) -> str:
     """Of a model's files: its weights, its configs, its tokenizer and chat template."""
     digest = hashlib.sha256()
-    for path in sorted({path for pattern in _READ for path in directory.rglob(pattern)}):
+    for path in sorted({path for pattern in _READ for path in directory.rglob(pattern) if path.is_file()}):
         with open(path, "rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(f"{path.relative_to(directory)} {content}\n".encode())
