@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from os import killpg
 from pathlib import Path
@@ -67,7 +68,7 @@ def measure_all(out: Path, minutes: float, tiny: bool) -> dict[str, Any]:
     """Runs the parts; OUT/NAME.json has what each found. Returns of each its seconds, and why it failed if it did."""
     out.mkdir(parents=True, exist_ok=True)
     todo, end, found = parts(out), time.monotonic() + 60 * minutes, {}
-    with Progress(len(todo), "bench all") as progress:
+    with _sigterm_raises(), Progress(len(todo), "bench all") as progress:
         for number, part in enumerate(todo):
             limit = min(60 * minutes * part.share, end - time.monotonic())
             start = time.monotonic()
@@ -77,6 +78,16 @@ def measure_all(out: Path, minutes: float, tiny: bool) -> dict[str, Any]:
             found[part.name] = dict(seconds=seconds, failed=result.get("failed"))
             progress.done(number + 1, f"{part.name} {result.get('failed', 'measured')}, {seconds:.0f} s")
     return found
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Or the part that runs, in a session of its own, would live on with the device's memory."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(part: Part, tiny: bool, limit: float) -> dict[str, Any]:

@@ -1,6 +1,9 @@
 """`edlm bench all`: every part leaves its JSON; one that fails or takes too long says so, and the next one starts."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 from edlm_jax.benchmarks import accelerator
 from edlm_jax.benchmarks.accelerator import Part, measure_all, parts
@@ -66,6 +69,17 @@ def test_a_wrong_kernel_is_no_success(tmp_path, monkeypatch):
     monkeypatch.setattr(accelerator, "parts", lambda out: [Part("kernels", ("bench", "kernels"), 0.9)])
     assert measure_all(tmp_path / "out", 1, tiny=False)["kernels"]["failed"] == "exit code 1"
     assert json.loads((tmp_path / "out" / "kernels.json").read_text())["right"] == {"float32": False}
+
+
+def test_sigterm_leaves_no_part_behind(tmp_path):
+    program, pid = tmp_path / "edlm", tmp_path / "pid"
+    program.write_text(f"#!/bin/sh\necho $$ > {pid}\nsleep 1\nkill -TERM $PPID\nexec sleep 60\n")
+    program.chmod(0o755)
+    script = "import pathlib; from edlm_jax.benchmarks import accelerator as a\n"
+    script += f"a.parts = lambda out: [a.Part('slow', (), 1)]; a.sys.executable = {str(program)!r}\n"
+    script += f"a.measure_all(pathlib.Path({str(tmp_path)!r}), 1, False)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 143
+    assert not Path("/proc", pid.read_text().strip()).exists()
 
 
 def test_the_configs_of_parts_that_are_not_run_here_take_their_overrides(tmp_path):
