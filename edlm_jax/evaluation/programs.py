@@ -3,8 +3,8 @@
 This is no sandbox. A program runs as the user who evaluates, and can read and write what that user can, and use the
 network. It runs in a process of its own, by no shell, in an empty folder that is removed afterwards, without the
 environment's variables, with limits on time, memory and the size of files, and is killed with its children at the end;
-a child that leaves its process group outlives that. Evaluate models that you do not trust in a container or a virtual
-machine without a network.
+a child that leaves its process group outlives that. On Linux the program (its children not) ends with an evaluation
+that is killed. Evaluate models that you do not trust in a container or a virtual machine without a network.
 """
 
 import secrets

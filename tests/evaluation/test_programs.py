@@ -1,6 +1,9 @@
 """Programs that a model wrote: what counts as passed, and what is left of one afterwards."""
 
 import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -45,6 +48,24 @@ def test_it_runs_in_an_empty_folder_without_our_variables(monkeypatch, tmp_path)
     look = "import os\nassert 'HF_TOKEN' not in os.environ and os.listdir() == []\nopen('left', 'w').write('x')\n"
     assert passes(f"{look}open({str(seen)!r}, 'w').write(os.getcwd())", 10)
     assert not os.path.exists(seen.read_text())  # removed afterwards
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux's kernel to kill it")
+def test_it_does_not_outlive_an_evaluation_that_is_killed(tmp_path):
+    pid = tmp_path / "pid"
+    program = f"import os, time\nopen({str(pid)!r}, 'w').write(str(os.getpid()) + '.')\ntime.sleep(1000)\n"
+    script = f"from edlm_jax.evaluation.programs import passes; passes({program!r}, 1000)"
+    with subprocess.Popen([sys.executable, "-c", script]) as evaluation:
+        while not (pid.exists() and pid.read_text().endswith(".")):
+            time.sleep(0.05)
+        evaluation.kill()
+    own = Path("/proc", pid.read_text().removesuffix("."), "stat")
+    for _ in range(100):
+        if not own.exists() or own.read_text().rpartition(")")[2].split()[0] == "Z":  # nobody may wait for orphans here
+            return
+        time.sleep(0.05)
+    os.kill(int(own.parent.name), signal.SIGKILL)
+    pytest.fail("the program goes on")
 
 
 @pytest.mark.parametrize(("end", "passed"), [("while True: pass", False), ("pass", True)])
