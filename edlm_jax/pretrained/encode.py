@@ -12,6 +12,7 @@ prompted with. Where it must not be, because it is a quotation in what somebody 
 import functools
 import json
 import re
+import secrets
 from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken, Tokenizer
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 # No characters, by Unicode's word: they mean something only here.
 QUOTED = "\ufdd0"  # after the first character of a special token: it is plain text
 RENDERED = "\ufdd1"  # before a text: a chat template wrote it (for those who pass texts on and do not know)
-_ALIAS = "\ufdd2{}\ufdd2"  # of a special token, in a tokenizer that knows the special tokens by no other name
+# Of a special token, in a tokenizer that knows the special tokens by no other name: nobody can say one.
+_ALIAS = f"\ufdd2{secrets.token_hex(8)}.{{}}\ufdd2"
 
 
 def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:

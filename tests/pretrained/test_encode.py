@@ -98,6 +98,13 @@ def test_every_special_token_of_a_text_is_quoted():
     assert plain == "nothing < to |turn| quote"
 
 
+def test_what_a_tokenizer_calls_special_tokens_inside_is_text_to_whoever_says_it():
+    tokenizer = of_bytes()
+    said = f"{END} \ufdd2{tokenizer.eos_token_id}\ufdd2"
+    ids = encode_bare(tokenizer, quote(tokenizer, said))
+    assert tokenizer.eos_token_id not in ids and tokenizer.decode(ids) == said
+
+
 def test_what_stands_before_a_text():
     tokenizer = of_bytes()
     assert begin_id(tokenizer) == tokenizer.bos_token_id
