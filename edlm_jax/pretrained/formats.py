@@ -36,7 +36,7 @@ def check_format(spec: ModelSpec, name: str) -> None:
     wanted = released.conversion
     found = {"family": spec.family} | dataclasses.asdict(conversion)
     needed = {"family": released.family} | dataclasses.asdict(wanted)
-    for what in ("family", "alignment", "pattern", "prefill"):
+    for what in ("family", "alignment", "pattern", "prefill", "noise"):
         if found[what] != needed[what]:
             raise InputError(f"format {name!r} needs {what} {needed[what]!r}; this model has {found[what]!r}")
     if spec.vocab_size <= wanted.mask_token_id:

@@ -263,6 +263,7 @@ def test_formats_refuse_what_their_servers_would_decode_wrongly(tmp_path):
         (dict(conversion=None), "autoregressive"),
         (dict(conversion=Conversion(5, 4, alignment="shifted")), "needs alignment 'same_position'"),
         (dict(conversion=Conversion(5, 4, pattern="bidirectional")), "needs pattern"),
+        (dict(conversion=Conversion(5, 4, noise="uniform_tokens")), "needs noise 'masks'"),
         (dict(conversion=Conversion(5, 4)), "vocabulary ends at 61"),
     ):
         model.spec = dataclasses.replace(model.spec, **change)
