@@ -32,6 +32,8 @@ QWEN3_0_6B = dict(
 
 def get_config(what: str = "") -> ConfigDict:
     """Blocks of 16, clean context, bfloat16 compute; float32 weights, moments and gradients take 10 GB."""
+    if what not in ("", "planned"):
+        raise ValueError(f"{what!r} is unknown; choose planned, or nothing")
     c = default_config()
     c.steps = 2000
     c.remat = "full"

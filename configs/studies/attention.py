@@ -28,7 +28,7 @@ run at a larger scale.
 import runpy
 from pathlib import Path
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from edlm_jax.studies.cells import study_config
 
@@ -45,8 +45,7 @@ def get_config() -> ConfigDict:
     """The quickstart, shorter, with one uniform noise level a row."""
     c = study_config(QUICKSTART())
     c.base.steps //= 8
-    with c.base.ignore_type():
-        c.base.objective.half_life = None
+    c.base.objective.half_life = config_dict.placeholder(float)  # None
     c.base.objective.noisy_length = 0  # one view of a row in every arm: patterns with one stream have no other
     c.base.checkpoint.keep_last = 1
     c.base.evaluation.thresholds = (1.0, 0.9)

@@ -29,7 +29,7 @@ training outweighs every other part here; in the paper it is one of several alik
 import runpy
 from pathlib import Path
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from edlm_jax.studies.cells import study_config
 
@@ -50,8 +50,7 @@ def get_config() -> ConfigDict:
     """Where the path begins, but for the pattern; at one token a forward and bolder."""
     c = study_config(QUICKSTART())
     c.base.steps = STEPS
-    with c.base.ignore_type():
-        c.base.objective.half_life = None
+    c.base.objective.half_life = config_dict.placeholder(float)  # None
     c.base.objective.alignment = "shifted"
     c.base.objective.noisy_length = 0
     c.base.checkpoint.keep_last = 1

@@ -85,31 +85,35 @@ def _apply(config, overrides: Sequence[str]):
     from absl import flags
     from ml_collections import config_flags
 
-    for override in overrides:
-        _check_known(config, override)
+    argv = ["edlm", *(override for override in overrides if not _set_none(config, override))]
     values = flags.FlagValues()  # our own: the process-wide one belongs to whoever calls us
-    argv = ["edlm", *overrides]
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         values(argv)
-    except flags.Error as error:
+    except (flags.Error, IndexError) as error:  # the latter: of a tuple only the whole can be set
         raise InputError(" ".join(str(error).removeprefix("flag --").split())) from error
     return values.config
 
 
-def _check_known(config, override: str) -> None:
-    """Refuse a field that the config does not have, naming the nearest one."""
+def _set_none(config, override: str) -> bool:
+    """Sets a number to None, as config_flags cannot, if that is asked for; refuses a field that the config does not
+    have, naming the nearest one."""
+    from ml_collections import config_dict
     from ml_collections.config_flags import config_path
 
-    name, equals, _ = override.removeprefix("--config.").partition("=")
+    name, equals, value = override.removeprefix("--config.").partition("=")
     if not equals:
         raise InputError(f"{override} has no value: write {override}=VALUE")
     try:
-        config_path.get_value(name, config)
-    except (AttributeError, KeyError, IndexError, TypeError):
+        field_type = config_path.get_type(name, config)
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError):
         near = difflib.get_close_matches(name, _field_names(config), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise InputError(f"unknown config key {name}{hint}") from None
+    if (field_type, value) != (float, "None"):
+        return False
+    config_path.set_value(name, config, config_dict.placeholder(float))  # `Run.of` knows which of them may be None
+    return True
 
 
 def _field_names(config) -> list[str]:

@@ -33,6 +33,15 @@ def test_overrides_keep_the_types(path):
     assert load_config(path + ":tiny").name == "tiny"
 
 
+def test_a_number_may_be_none_and_one_again(path):
+    rate = "--config.optimizer.learning_rate="
+    for values, expected in ((["None"], None), (["None", "3"], 3.0)):
+        assert load_config(path, [rate + value for value in values]).optimizer.learning_rate == expected
+    study = "studies/attention"  # which sets one to None itself
+    assert load_config(study).base.objective.half_life is None
+    assert load_config(study, ["--config.base.objective.half_life=0.25"]).base.objective.half_life == 0.25
+
+
 @pytest.mark.parametrize(
     ("override", "reason"),
     [
@@ -46,6 +55,10 @@ def test_overrides_keep_the_types(path):
         ("--config.shuffle=maybe", "config.shuffle=maybe"),
         ("--config.optimizer=3", "config.optimizer=3"),
         ("--config.steps", "--config.steps has no value: write --config.steps=VALUE"),
+        ("--config.steps=None", "config.steps=None"),
+        ("--config.optimizer.betas[0]=4", "0 is not a valid index"),
+        ("--config.optimizer.betas[=4", "unknown config key optimizer.betas["),
+        ("--config.keys=4", "unknown config key keys"),
     ],
 )
 def test_bad_overrides_are_refused_in_one_line(path, override, reason):
@@ -68,3 +81,9 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
         assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="empty.py does not load: NameError: it has no get_config"):
         load_config(str(empty))
+
+
+def test_a_variant_that_there_is_not_is_refused():
+    for name in ("qwen3_0_6b:plan", "efficient_dlm_8b:plan", "quickstart:plan"):
+        with pytest.raises(InputError, match="does not load"):
+            load_config(name)
