@@ -16,7 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="directory to write; must not exist yet")
     parser.add_argument("--step", type=int, metavar="N", help="of --workdir, in place of the newest")
     parser.add_argument("--format", metavar="NAME", help="a server's layout: sdar (Qwen3), fast_dllm_v2 (Qwen2.5)")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="to store (bfloat16)")
+    how = "to store (bfloat16); what adapters left as it was is no finer than the run's config.dtype"
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help=how)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
