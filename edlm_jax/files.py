@@ -14,9 +14,12 @@ def write_whole(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file says; InputError where it is none."""
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; InputError where there is none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is not a JSON object")
+    return found

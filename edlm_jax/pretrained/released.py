@@ -114,8 +114,7 @@ _KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "torch_dtype", "dtype",
 
 def architecture(config: Mapping[str, Any]) -> str | None:
     """The released architecture of a config.json, if it is one of these."""
-    names = config.get("architectures") or []
-    return names[0] if len(names) == 1 and names[0] in RELEASED else None
+    return next((name for name in RELEASED if config.get("architectures") == [name]), None)
 
 
 def translate(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -77,10 +77,7 @@ def read_raw_config(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         reason = f"{directory} is not a Hugging Face model directory: it has no config.json"
         raise InputError(only_gguf(directory) or reason)
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise InputError(f"{path} is not a JSON object")
-    return config
+    return read_json(path)
 
 
 def only_gguf(directory: Path) -> str:

@@ -3,7 +3,7 @@
 import functools
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,10 +78,8 @@ def _closing(tokenizer) -> str:
     return rest.strip() if answer else ""
 
 
-def listed_ends(config: Any, name: str | Path = "config.json") -> list[int]:
+def listed_ends(config: Mapping[str, Any], name: str | Path = "config.json") -> list[int]:
     """The ids under `eos_token_id` of a file's JSON, which has one or a list."""
-    if not isinstance(config, dict):
-        raise InputError(f"{name} is not a JSON object")
     listed = config.get("eos_token_id")
     ids = listed if isinstance(listed, list) else [] if listed is None else [listed]
     if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):

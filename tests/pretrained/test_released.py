@@ -195,6 +195,8 @@ def test_what_releases_have_and_we_do_not_is_refused():
         translate(llada_config(small("llama")[1]) | {"block_type": "sequential"})
     with pytest.raises(InputError, match="disable_qk_norm = True"):
         translate(named("DiffEncoderModel", disable_qk_norm=True)(small("qwen3")[1]))
+    for odd in (5, [["DreamModel"]], ["DreamModel", "DreamModel"]):  # is for the family to refuse
+        assert translate({"architectures": odd}) == {"architectures": odd}
 
 
 @pytest.mark.parametrize(

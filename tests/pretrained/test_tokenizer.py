@@ -72,6 +72,10 @@ def test_a_missing_or_broken_tokenizer_is_refused(directory):
     with pytest.raises(InputError, match="cannot be loaded") as error:
         load_tokenizer(directory)
     assert "\n" not in str(error.value)
+    for content, reason in (("[]", "is not a JSON object"), ("[" * 100_000, "is not JSON: maximum recursion depth")):
+        (directory / "tokenizer_config.json").write_text(content)
+        with pytest.raises(InputError, match=f"tokenizer_config.json {reason}"):
+            load_tokenizer(directory)
 
 
 @pytest.mark.parametrize(
