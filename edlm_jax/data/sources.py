@@ -101,7 +101,8 @@ def _plain(value: Any, nulls: bool) -> Any:
         value.encode()  # JSON can smuggle half a surrogate pair into a str
         return value
     if isinstance(value, Mapping):
-        return {name: _plain(item, nulls) for name, item in value.items() if nulls or item is not None}
+        kept = {name: item for name, item in value.items() if nulls or item is not None}
+        return {_plain(name, nulls): _plain(item, nulls) for name, item in kept.items()}
     return [_plain(item, nulls) for item in value] if isinstance(value, list | tuple | np.ndarray) else value
 
 
@@ -121,7 +122,7 @@ def _to_message(number: int, message: Any) -> dict[str, Any]:
 def _to_tools(value: Any) -> list | None:
     """The functions that an assistant may call: a list, or JSON of one."""
     if isinstance(value, str):
-        value = _parse(value or "null", "tools is ")
+        value = _plain(_parse(value or "null", "tools is "), nulls=True)
     if value is not None and not isinstance(value, list):
         raise InputError(f"tools is {type(value).__name__}, not a list")
     return value

@@ -105,9 +105,9 @@ def _quoted_all(tokenizer, *values: Any) -> list[Any]:
 
 
 def _quoted(tokenizer, value: Any) -> Any:
-    """The value with the special tokens in all of its texts marked."""
+    """The value with the special tokens in all of its texts marked, names of arguments among them."""
     if isinstance(value, str):
         return quote(tokenizer, value)
     if isinstance(value, Mapping):
-        return {name: _quoted(tokenizer, item) for name, item in value.items()}
+        return {_quoted(tokenizer, name): _quoted(tokenizer, item) for name, item in value.items()}
     return [_quoted(tokenizer, item) for item in value] if isinstance(value, list | tuple) else value

@@ -254,6 +254,8 @@ def test_empty_or_missing_corpus_is_refused(kind, suffix, tmp_path):
         ('{"messages": [{"content": "user"}]}', {}, r"message 0 has no role"),
         ('{"messages": [{"role": "user", "content": ["a"]}]}', {}, r"content of message 0 is list, not text"),
         ('{"messages": [{"role": "user", "x": ' + 800 * "[" + 800 * "]" + "}]}", {}, r"too many brackets in brackets"),
+        ('{"messages": [{"role": "user", "x": {"\\ud800": 1}}]}', {}, r"not UTF-8"),
+        (r'{"messages": [], "tools": "[\"\\ud800\"]"}', {}, r"not UTF-8"),
         ('{"messages": ["user"]}', {}, r"message 0 is str, not an object"),
         ('{"messages": null}', {}, r"messages is NoneType, not a list"),
         ('{"messages": {"role": "user", "content": "hi"}}', {}, r"messages is an object of no lists of one length"),

@@ -93,9 +93,10 @@ def test_what_people_say_is_no_control_token(plain):
 
 
 def test_what_is_quoted_in_a_call_is_no_control_token(thinking):
-    call = dict(function=dict(name="note", arguments=dict(text=f"a {END} b")))
-    ((_, (answer, _)),) = learned_turns(thinking, chat("Note it", "", tool_calls=[call]))
-    assert answer.count(END) == 1 and unquote(answer).count(END) == 2
+    for arguments in (dict(text=f"a {END} b"), {END: "a"}):
+        call = dict(function=dict(name="note", arguments=arguments))
+        ((_, (answer, _)),) = learned_turns(thinking, chat("Note it", "", tool_calls=[call]))
+        assert answer.count(END) == 1 and unquote(answer).count(END) == 2
 
 
 @pytest.mark.parametrize(
