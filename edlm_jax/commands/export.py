@@ -28,11 +28,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from edlm_jax.pretrained.save import check_export
     from edlm_jax.training.checkpoint import load_trained, trained_spec
 
-    if args.model and args.step is not None:
+    ported = args.model is not None
+    if ported and args.step is not None:
         raise InputError("--step is of a --workdir; a --model has none")
-    spec = load_spec(args.model) if args.model else trained_spec(Path(args.workdir))[0]
+    spec = load_spec(args.model) if ported else trained_spec(Path(args.workdir))[0]
     check_export(spec, args.out, dtype=args.dtype, format=args.format)
-    model = load_pretrained(args.model, "float32") if args.model else load_trained(args.workdir, step=args.step)
+    model = load_pretrained(args.model, "float32") if ported else load_trained(args.workdir, step=args.step)
     save_pretrained(model, args.out, dtype=args.dtype, format=args.format)
     return {"workdir": args.workdir, "model": args.model, "out": args.out, "dtype": args.dtype}
 

@@ -47,11 +47,11 @@ def find_directory(path_or_repo: str | Path, *, weights: bool = True) -> Path:
     if is_gguf(path_or_repo):
         return directory_of(path_or_repo)
     directory = Path(path_or_repo).expanduser()
-    if directory.is_dir():
+    if directory.is_dir() and path_or_repo != "":  # which Path reads as the current directory
         return directory
     if directory.exists() or not _HUB_ID.fullmatch(str(path_or_repo)):
         known = f"a directory nor a hub id such as Qwen/Qwen3-0.6B, nor a .gguf file, nor {bundled.NAME}"
-        raise InputError(f"{path_or_repo} is neither {known}")
+        raise InputError(f"{path_or_repo or repr('')} is neither {known}")
     return _download(str(path_or_repo), weights)
 
 

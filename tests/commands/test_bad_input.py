@@ -80,7 +80,9 @@ def test_a_missing_or_foreign_model_directory_is_refused(tmp_path, capsys):
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "notes.txt").write_text("not a model")
-    for model, reason in [(tmp_path / "absent", "neither a directory"), (foreign, "config.json")]:
+    empty = "'' is neither a directory"  # a shell's variable that is not set
+    assert empty in fail(capsys, "export", "--model=", f"--out={tmp_path / 'out'}")
+    for model, reason in [(tmp_path / "absent", "neither a directory"), (foreign, "config.json"), ("", empty)]:
         assert reason in fail(capsys, "generate", f"--model={model}", "--prompt=a")
         assert reason in fail(capsys, "evaluate", f"--model={model}")
 
