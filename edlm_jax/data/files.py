@@ -38,14 +38,21 @@ def find_files(path: str, suffix: str, *, compressed: bool = False) -> list[Path
     if Path(path).is_file():
         files = [Path(path)]
     else:
-        below = Path(path).rglob(f"*{suffix}*") if Path(path).is_dir() else None
-        found = map(Path, glob.glob(path, recursive=True)) if below is None else (f for f in below if _has(f, suffix))
+        found = _below(Path(path), suffix) if Path(path).is_dir() else map(Path, glob.glob(path, recursive=True))
         files = sorted(file for file in found if file.is_file())
     if not files:
         wanted = f"no *{suffix} file below" if Path(path).is_dir() else "no file at"
         raise InputError(f"{wanted} {path}")
     _check_compression(files, compressed)
     return files
+
+
+def _below(directory: Path, suffix: str) -> Iterator[Path]:
+    for path in directory.rglob("*"):
+        if _has(path, suffix):
+            yield path
+        elif path.is_symlink() and path.is_dir():
+            logging.warning("%s leads to a directory that is not read: name it, or a glob (corpus/**/*.txt)", path)
 
 
 def _check_compression(files: list[Path], compressed: bool) -> None:

@@ -113,3 +113,14 @@ def test_an_archive_is_no_text(tmp_path):
     (tmp_path / "a.txt.tar.gz").write_bytes(gzip.compress(b"an archive"))
     with pytest.raises(InputError, match="is packed"):
         open_source(dict(kind="text", path=str(tmp_path / "*")))
+
+
+def test_a_directory_that_a_link_leads_to_is_not_read_in_silence(tmp_path, caplog):
+    for name in ("corpus", "elsewhere"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(name)
+    (tmp_path / "corpus" / "more").symlink_to("../elsewhere")
+    assert documents(kind="text", path=str(tmp_path / "corpus")) == [dict(text="corpus")]
+    assert "corpus/more leads to a directory that is not read" in caplog.text
+    whole = documents(kind="text", path=str(tmp_path / "corpus" / "**" / "*.txt"))
+    assert whole == [dict(text="corpus"), dict(text="elsewhere")]
