@@ -35,6 +35,8 @@ def find_files(path: str, suffix: str, *, compressed: bool = False) -> list[Path
 
     With `compressed`, files that end in .gz, .bz2 or .zst are files of the suffix, too.
     """
+    if not path:  # which Path reads as the current directory
+        raise InputError("the path of a source is empty")
     if Path(path).is_file():
         files = [Path(path)]
     else:

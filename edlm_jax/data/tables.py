@@ -46,7 +46,7 @@ def load_hf_dataset(path: str, split: str) -> Sequence:
 
     try:
         dataset = datasets.load_from_disk(path)
-    except FileNotFoundError as error:
+    except (OSError, ValueError) as error:  # damaged JSON or Arrow is the latter
         raise InputError(f"no dataset saved with save_to_disk at {path}: {str(error).splitlines()[0]}") from None
     if isinstance(dataset, datasets.DatasetDict):
         if split not in dataset:
@@ -61,7 +61,10 @@ def load_tfds(path: str, split: str) -> Sequence:
 
     if not (Path(path) / "dataset_info.json").is_file():
         raise InputError(f"no prepared TFDS version at {path}: dataset_info.json is missing")
-    builder = tfds.builder_from_directory(path)
+    try:
+        builder = tfds.builder_from_directory(path)
+    except Exception as error:  # noqa: BLE001 (whatever the parsers of its files raise)
+        raise InputError(f"cannot read {path}/dataset_info.json: {str(error).splitlines()[0]}") from None
     if split.partition("[")[0] not in builder.info.splits:
         raise InputError(f"{path} has no split {split!r}; it has {', '.join(builder.info.splits)}")
     if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:

@@ -222,6 +222,7 @@ def test_generated_kinds_open():
         (dict(kind="tasks", size=True), "size of a tasks source must be int"),
         (dict(kind="tasks", kinds=("origami",)), "unknown task kind 'origami'"),
         (dict(kind="stdlib", split="dev"), "'dev'"),
+        (dict(kind="jsonl", path=""), "the path of a source is empty"),
         (dict(kind="hf_dataset", path="/nowhere"), "no dataset saved with save_to_disk at /nowhere"),
         (dict(kind="tfds", path="/nowhere"), "no prepared TFDS version at /nowhere"),
     ],
@@ -281,6 +282,23 @@ def test_corrupt_files_are_refused(kind, suffix, tmp_path):
     (tmp_path / f"a.{suffix}").write_bytes(b"no such format" * 1000)
     with pytest.raises(InputError, match=rf"a\.{suffix}") as caught:
         open_source(dict(kind=kind, path=str(tmp_path)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damaged", ["data-00000-of-00001.arrow", "state.json"])
+def test_a_damaged_hf_dataset_is_refused(damaged, tmp_path):
+    datasets.Dataset.from_dict(dict(text=["a", "b"])).save_to_disk(tmp_path)
+    (tmp_path / damaged).write_bytes((tmp_path / damaged).read_bytes()[:100])
+    with pytest.raises(InputError, match=f"no dataset saved with save_to_disk at {tmp_path}: ") as caught:
+        open_source(dict(kind="hf_dataset", path=str(tmp_path)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["{", "{}"])
+def test_a_damaged_tfds_version_is_refused(content, tmp_path):
+    (tmp_path / "dataset_info.json").write_text(content)
+    with pytest.raises(InputError, match="cannot read .*dataset_info.json: ") as caught:
+        open_source(dict(kind="tfds", path=str(tmp_path)))
     assert "\n" not in str(caught.value)
 
 
