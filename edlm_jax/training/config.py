@@ -167,8 +167,6 @@ def validate(c: ConfigDict) -> None:
     if c.objective.anneal_steps and c.objective.pattern != "bidirectional":
         pattern = c.objective.pattern
         raise InputError(f"config.objective.anneal_steps > 0 needs pattern='bidirectional', not {pattern!r}")
-    if c.objective.anneal_steps > c.steps:
-        raise InputError(f"config.objective.anneal_steps is more than config.steps={c.steps}: attention stays causal")
     if c.objective.teacher and c.objective.noise == "chain":
         raise InputError("config.objective.teacher reads clean text before each block, which noise='chain' has not")
     if c.objective.teacher and not LAYOUTS[c.objective.pattern].noisy:

@@ -59,7 +59,6 @@ BAD = [
     ({"objective.noise": "visited", "objective.curriculum": ((4, 9),)}, "leave out curriculum and random_block"),
     ({"objective.noise": "visited", "objective.random_block_lengths": (4,)}, "states of block_length alone"),
     ({"objective.noise": "visited", "objective.grid": "position"}, "needs grid='response': which tokens of a prompt"),
-    ({"objective.pattern": "bidirectional", "objective.anneal_steps": 1001}, "is more than config.steps=1000"),
     (
         {"objective.noise": "complementary", "objective.noisy_length": 96, "objective.curriculum": ((32, 9),)},
         "blocks of 32 x 2 views do not divide config.objective.noisy_length=96",
