@@ -40,7 +40,7 @@ gpus() { seq -s, $(($1 * DEVICES_EACH)) $(($1 * DEVICES_EACH + DEVICES_EACH - 1)
 
 ADDRESS=127.0.0.1:${PORT:-$(free_port)}
 read -r -a CALL <<<"$EDLM"
-PIDS=()
+PIDS=() LABELS=()
 
 # Starts process $1 in the background, or prints how.
 start() {
@@ -55,12 +55,16 @@ start() {
     run "${call[@]}"
     return
   fi
+  local lines
+  exec {lines}> >(label "$1" >&2)
+  LABELS+=($!)
   if (($1 == 0)); then
-    "${call[@]}" 2> >(label "$1" >&2) &
+    "${call[@]}" 2>&"$lines"- &
   else
-    "${call[@]}" > >(label "$1" >&2) 2>&1 &
+    "${call[@]}" >&"$lines"- 2>&1 &
   fi
   PIDS+=($!)
+  exec {lines}>&-
 }
 
 # Puts the number of the process before its lines; outlives a SIGTERM or Ctrl-C, as there is more to read.
@@ -69,12 +73,20 @@ label() {
   sed -u "s/^/[$1] /"
 }
 
+# Passes a signal on.
+stop() {
+  STOPPED=yes
+  kill -TERM "${PIDS[@]}" 2>/dev/null || true
+}
+
+STOPPED=
+trap stop TERM INT
 for ((index = 0; index < PROCESSES; index++)); do start "$index"; done
 [[ $DRY_RUN ]] && exit 0
+[[ $STOPPED ]] && sleep 0.5 && stop # those that were started since, or were still this shell when it came
 
-trap 'kill -TERM "${PIDS[@]}" 2>/dev/null || true' TERM INT
 # Asks who is alive, as `wait -n` loses one of two that end together.
-CODE=0 DEADLINE= OUT_OF_TIME=
+CODE=0 DEADLINE='' OUT_OF_TIME=''
 while ((${#PIDS[@]})); do
   sleep 0.2 &
   wait $! || true # which a signal ends at once
@@ -94,5 +106,10 @@ while ((${#PIDS[@]})); do
     OUT_OF_TIME=yes
     kill -KILL "${PIDS[@]}" 2>/dev/null || true
   fi
+done
+# The last lines, which say why it failed, may still be on their way. What a process has left behind may never end them.
+for _ in {1..20}; do
+  kill -0 "${LABELS[@]}" 2>/dev/null || break
+  sleep 0.1
 done
 exit "$CODE"

@@ -3,8 +3,11 @@
 import os
 import re
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -115,16 +118,50 @@ def test_local_starts_every_process_as_printed(path):
     assert all(words[-4:] == COMMAND and words[-5] == "edlm" for words in printed)
 
 
+def with_tools(directory: Path, **scripts: str) -> dict[str, str]:
+    """An environment in which these names are bash scripts."""
+    for name, script in scripts.items():
+        (directory / name).write_text(f"#!/bin/bash\n{script}\n")
+        (directory / name).chmod(0o755)
+    return os.environ | {"PATH": f"{directory}:{os.environ['PATH']}"}
+
+
+def test_local_passes_on_a_signal_that_comes_while_it_starts(tmp_path):
+    """The first process is there, the second not yet: that of a GPU waits here for `seq`."""
+    seq = f"[[ $1 == 0 ]] || {{ touch {tmp_path}/second; sleep 1; }}; echo $1"
+    env = with_tools(tmp_path, edlm=f"echo $$ >> {tmp_path}/pids; exec sleep 60", seq=seq)
+    with subprocess.Popen([LAUNCH / "local.sh", "--device=gpu", "--", "train"], env=env) as launcher:
+        while not (tmp_path / "second").exists() or not (tmp_path / "pids").exists():
+            time.sleep(0.01)
+        launcher.terminate()
+    assert launcher.returncode == 143
+    for pid in map(int, (tmp_path / "pids").read_text().split()):
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_local_ends_behind_the_last_line(tmp_path):
+    """However slow its labels are; a process that is left behind keeps it for two seconds, not for ever."""
+    sed = f"sleep 0.5; exec {shutil.which('sed')} \"$@\""
+    env = with_tools(tmp_path, edlm="sleep 60 & echo $! >&2; echo the reason >&2; exit 2", sed=sed)
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        assert subprocess.run([LAUNCH / "local.sh", "--", "train"], env=env, stderr=file, timeout=30).returncode == 2
+    lines = log.read_text().splitlines()
+    assert sorted(line for line in lines if "reason" in line) == ["[0] the reason", "[1] the reason"]
+    for line in lines:
+        if "reason" not in line:
+            os.kill(int(line.split()[1]), signal.SIGKILL)
+
+
 @pytest.mark.parametrize(
-    ("other", "code"), [("sleep 0.5; kill -9 $$", 137), ("kill -9 $$", 137), ("sleep 30", 1), ("exit 0", 1)]
+    ("other", "code"), [("sleep 0.5; kill -9 $$", 137), ("kill -9 $$", 137), ("exec sleep 30", 1), ("exit 0", 1)]
 )
 def test_local_ends_with_the_code_of_the_cause(tmp_path, other, code):
     """Process 0 fails: of another one that was killed, if there is one. Whom the launcher kills is none of these."""
-    edlm = tmp_path / "edlm"
-    edlm.write_text(f"#!/bin/bash\n[[ $JAX_PROCESS_ID == 0 ]] && exit 1\n{other}\n")
-    edlm.chmod(0o755)
-    command = [LAUNCH / "local.sh", "--grace=2", f"--edlm={edlm}", "--", "train"]
-    assert subprocess.run(command, capture_output=True).returncode == code
+    env = with_tools(tmp_path, edlm=f"[[ $JAX_PROCESS_ID == 0 ]] && exit 1\n{other}")
+    command = [LAUNCH / "local.sh", "--grace=2", "--", "train"]
+    assert subprocess.run(command, env=env, capture_output=True).returncode == code
 
 
 def test_the_command_arrives_on_the_other_side_of_every_shell(path):
