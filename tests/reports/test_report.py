@@ -82,6 +82,8 @@ def test_markdown_tables_hold_what_was_kept_and_gained(capsys):
     assert "| diffusion, threshold 0.9 | 0.600 | 75.0 % | 3.21 | 250 | 2.50x |" in lines
     assert "| accuracy by kind | AR | 1 | 0.9 |" in lines
     assert "| sums | 0.800 | 0.784 | 0.600 |" in lines
+    assert "| held-out loss, AR (nats/token) | 1.250 |" in lines
+    assert "| held-out bound, converted (nats/token) | 1.500 |" in lines
     assert "| weight drift, ffn (mean over layers) | 0.200 |" in lines
     assert "| seconds, all stages | 75 |" in lines
 
