@@ -13,6 +13,7 @@ from typing import Any
 from edlm_jax.commands.config import add_config_argument, load_config
 from edlm_jax.commands.devices import check_numbers
 from edlm_jax.commands.evaluate import show  # noqa: F401 (the same tables)
+from edlm_jax.errors import check_range
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Port, train and measure; returns the report."""
-    check_numbers(args, "minutes", least=0)
+    check_range("--minutes", args.minutes, 0, 10**6)
     check_numbers(args, "prompts", "max_new_tokens", "repeats")
     load_config(args.config, args.overrides)  # before anything is ported
     from edlm_jax.commands.lossless_job import Timing, measure

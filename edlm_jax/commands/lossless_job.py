@@ -14,9 +14,10 @@ from edlm_jax.commands import drafter
 from edlm_jax.commands.config import load_config
 from edlm_jax.commands.stages import Stages
 from edlm_jax.data.questions import questions
-from edlm_jax.decoding import Decoder, Mode, check_settings
+from edlm_jax.decoding import Decoder, Mode, check_settings, refuse_prompts
 from edlm_jax.decoding.generation import Generation, forwards_by_tokens
 from edlm_jax.decoding.modes import Autoregressive, PromptLookup, QuadraticSpeculation, SelfSpeculation
+from edlm_jax.errors import InputError
 from edlm_jax.evaluation.speed import compare_rates
 from edlm_jax.pretrained import Text, load_pretrained, load_spec, load_tokenizer, save_pretrained
 from edlm_jax.pretrained.chat import encode_prompt
@@ -50,6 +51,7 @@ def measure(
     names = ("port", *(drafter.STAGES if minutes else ()), "speed")
     stages, model, trained = Stages(workdir / "stages.json", source, names), workdir / "ar", {}
     ported = stages.run("port", lambda: _port(source, workdir / "ar"))
+    _asked(workdir / "ar", timing)  # refuses before a drafter is trained
     if minutes:
         model = workdir / "model"
         job = drafter.DrafterJob(workdir / "ar", workdir / f"minutes_{minutes:g}", config, overrides, minutes)
@@ -101,12 +103,21 @@ def _port(source: str, target: Path) -> dict[str, Any]:
     return {"family": spec.family, "layers": spec.num_layers, "width": spec.width, "seconds_to_first_token": seconds}
 
 
+def _asked(directory: Path, timing: Timing) -> list[list[int]]:
+    """The prompts that are timed, which the model can answer in so many tokens."""
+    spec, tokenizer = load_spec(directory), load_tokenizer(directory)
+    chat, texts = bool(tokenizer.chat_template), questions("test", timing.prompts)
+    asked = [encode_prompt(tokenizer, question, chat) for question in texts]
+    for reason in refuse_prompts(spec, asked, Autoregressive(), limit=timing.max_new_tokens).values():
+        raise InputError(reason)
+    return asked
+
+
 def _speed(directory: Path, timing: Timing) -> dict[str, Any]:
     """Tokens per forward and second of every mode, beside transformers' where torch is, and whose tokens are AR's."""
     spec, tokenizer = load_spec(directory), load_tokenizer(directory)
     decoder = Decoder(load_pretrained(directory, DTYPE), take=True)
-    chat = bool(tokenizer.chat_template)
-    asked = [encode_prompt(tokenizer, question, chat) for question in questions("test", timing.prompts)]
+    asked = _asked(directory, timing)
     ends, made = Text.of(spec, tokenizer).ends, defaultdict(dict)  # name -> prompt -> what was decoded last
 
     def way(name, mode):

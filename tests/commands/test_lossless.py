@@ -93,13 +93,20 @@ def test_a_changed_setting_runs_its_stages_again_and_no_others(command, tmp_path
     assert run("--prompts=2", "--repeats=3", f"--config={tmp_path / 'other.py'}") == (["drafter"], second)
 
 
+def test_answers_that_do_not_fit_are_refused_before_a_drafter_is_trained(command, tmp_path, capsys):
+    assert main([*command, "--max-new-tokens=600"]) == 2
+    assert "600 new ones exceed the model's cache of 512" in capsys.readouterr().err
+    assert not (tmp_path / "minutes_0.1").exists()
+
+
 PACE = dict(seconds_per_step=dict(median=2.0), tokens_per_second=64.0, model_flops_per_second=1e9)
 
 
-@pytest.mark.parametrize("option", ["--prompts=0", "--max-new-tokens=0", "--repeats=-1"])
-def test_what_measures_nothing_is_refused(tmp_path, capsys, option):
+@pytest.mark.parametrize("option", ["--prompts=0", "--max-new-tokens=0", "--repeats=-1", "--minutes=inf"])
+def test_what_measures_nothing_or_never_ends_is_refused(tmp_path, capsys, option):
     reason = fail(capsys, "lossless", "--model=x", f"--workdir={tmp_path}", option)
-    assert f"{option.partition('=')[0]} must be positive" in reason
+    name, value = option.split("=")
+    assert f"{name} must be positive, not {value}" in reason or f"{name} must lie in [0, 1e+06], not {value}" in reason
 
 
 def test_no_question_of_the_held_out_set_is_in_the_other():
