@@ -222,6 +222,8 @@ def _serve(args):
     modes = {text: parse_mode(text) for text in dict.fromkeys(texts)}
     for mode in modes.values():
         check_settings(spec, mode, limit=1)
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)  # before anything is measured
     requests = trace_requests(load_tokenizer(args.model), args.prompts)
     decoder = Decoder(load_pretrained(args.model, dtype=chosen_dtype(args)), take=True)
     size = dict(slots=max(concurrency), columns=max(len(prompt) + answer for prompt, answer in requests))
@@ -229,8 +231,6 @@ def _serve(args):
     chosen = [text for text in modes if args.modes or text in ("ar", *blocks)]
     several = {"by load": Engine(decoder, [modes[text] for text in chosen], **size)} if len(chosen) > 1 else {}
     found = measure_serving(engines | several, requests, concurrency, args.prompts)
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
     plot_serving(found, out / "serve.png")
     paces = [asdict(pace) for engine in several.values() for pace in engine.paces]
     return dict(model=args.model, requests=args.prompts, serving=found, paces=dict(zip(chosen, paces, strict=False)))

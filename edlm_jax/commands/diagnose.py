@@ -54,6 +54,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.states and not questions:
         raise InputError("--states are those of a decoding: it needs a --data source with prompts")
     out, dtype, states = Path(args.out), chosen_dtype(args), Path(args.states) if args.states else None
+    if states and states.is_dir():
+        raise InputError(f"--states={states} is a directory; give the name of a file")
     for directory in [out, *([states.parent] if states else [])]:  # before hours of measuring
         directory.mkdir(parents=True, exist_ok=True)
     if states and states.is_dir():

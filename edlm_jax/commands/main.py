@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `edlm ... | head`
         sys.stderr.close()
         return FAILED
-    except (PermissionError, NotADirectoryError, IsADirectoryError) as error:
+    except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
         return _report(BAD_INPUT, f"edlm: {error.filename}: {error.strerror}; choose another path", argv)
     except Exception as error:
         first_line = next(iter(str(error).splitlines()), "")

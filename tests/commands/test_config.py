@@ -49,6 +49,7 @@ def test_a_number_may_be_none_and_one_again(path):
         ("--config.optimizer.learning_rat=4", "did you mean optimizer.learning_rate?"),
         ("--config.nowhere.near=4", "unknown config key nowhere.near"),
         ("--config.steps.inner=4", "unknown config key steps.inner"),
+        ("--config.=4", "unknown config key "),
         ("--config.steps=abc", "config.steps=abc"),
         ("--config.steps=1.5", "config.steps=1.5"),
         ("--config.optimizer.learning_rate=fast", "config.optimizer.learning_rate=fast"),

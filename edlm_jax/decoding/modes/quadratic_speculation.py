@@ -110,7 +110,7 @@ class QuadraticSpeculation(DraftMode):
 
     name: ClassVar[str] = "quadratic_speculation"
     program: ClassVar[type[LeftToRight]] = _Quadratic
-    ahead: int | None = option(None, int, "of the drafts, those that noise gives; default: all")
+    ahead: int | None = option(None, int, "of the drafts, those that noise gives; default: all", within=(0, inf))
     lookup: int = option(0, int, "last tokens that are looked for; 0: none", within=(0, inf))
 
     def completed(self, spec) -> "QuadraticSpeculation":
