@@ -142,7 +142,7 @@ def test_local_passes_on_a_signal_that_comes_while_it_starts(tmp_path):
 
 def test_local_ends_behind_the_last_line(tmp_path):
     """However slow its labels are; a process that is left behind keeps it for two seconds, not for ever."""
-    sed = f"sleep 0.5; exec {shutil.which('sed')} \"$@\""
+    sed = f'sleep 0.5; exec {shutil.which("sed")} "$@"'
     env = with_tools(tmp_path, edlm="sleep 60 & echo $! >&2; echo the reason >&2; exit 2", sed=sed)
     log = tmp_path / "log"
     with log.open("w") as file:

@@ -23,6 +23,7 @@ from edlm_jax.training.train import train
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 1200  # seconds, of a busy machine: what hangs is seen all the same
+WITH_US = ["setpriv", "--pdeathsig=TERM"]  # what follows gets SIGTERM where the tests are killed: a run may be endless
 EDLM = [sys.executable, "-m", "edlm_jax.commands.main"]
 CONFIG = """
 import pathlib
@@ -56,7 +57,7 @@ class Runs:
         log = self.directory / f"{len(self.started)}.log"
         with log.open("w") as file:
             process = subprocess.Popen(
-                [*command, f"--workdir={self.directory / workdir}"],
+                [*WITH_US, *command, f"--workdir={self.directory / workdir}"],
                 cwd=ROOT,
                 env=self.env | {"JAX_NUM_CPU_DEVICES": str(devices_each)} | env,
                 stdout=subprocess.PIPE,
