@@ -71,4 +71,5 @@ def _tokenizer(text: Text, vocab_size: int):
 
 
 def _line(error: Any) -> str:
-    return " ".join(str(error).split())
+    """One line, without the parser's state, which llguidance writes behind some errors."""
+    return " ".join(str(error).partition("<state>")[0].split())
