@@ -115,8 +115,7 @@ def add_mode_arguments(parser: argparse.ArgumentParser) -> None:
         takers = [name for name in MODES if option in options_of(name)]
         metadata = options_of(takers[0])[option].metadata
         flags = [f"--{option.replace('_', '-')}", *filter(None, [metadata["flag"]])]
-        all_but_ar = len(takers) == len(MODES) - 1
-        what = metadata["help"] + ("" if all_but_ar else f" ({', '.join(takers)})")
+        what = f"{metadata['help']} ({', '.join(takers)})"
         takes: dict[str, Any] = dict(metavar="VALUE")
         if metadata["read"] is read_switch:
             takes = dict(action="store_const", const="yes")
