@@ -6,7 +6,7 @@
 
 Tasks: `tasks` are prompts with one right response, generated or of --data; `humaneval` and `mbpp` run the programs that
 the model writes, as you and in no sandbox, against the tests of --data; `multiple_choice` compares likelihoods;
-`reading` asks a chat model what short texts say, 300 questions or reading:size=N.
+`reach` moves a simulated arm; `reading` asks a chat model what short texts say, 300 questions or reading:size=N.
 
 With --baseline, the AR model stands beside the converted one in the same engine. With --sweep, tasks are decoded at
 every threshold in blocks of every length: sweep.json and sweep.png show accuracy against tokens per forward and
