@@ -95,9 +95,11 @@ while ((${#PIDS[@]})); do
     code=0
     wait "${PIDS[place]}" || code=$?
     unset "PIDS[place]"
+    if ((code != 0 && code != 143)) && [[ ! $DEADLINE ]]; then
+      DEADLINE=$((SECONDS + GRACE)) # not stopped but failed: the others wait for it in vain
+    fi
     if ((code != 0 && CODE == 0)); then
       CODE=$code
-      ((code == 143)) || DEADLINE=$((SECONDS + GRACE)) # not stopped but failed: the others wait for it in vain
     elif ((code == 137 && CODE != 143)) && [[ ! $OUT_OF_TIME ]]; then
       CODE=$code # killed by another hand, which is why the first one failed: both had ended before we looked
     fi

@@ -164,6 +164,12 @@ def test_local_ends_with_the_code_of_the_cause(tmp_path, other, code):
     assert subprocess.run(command, env=env, capture_output=True).returncode == code
 
 
+def test_local_waits_for_nobody_where_one_fails_while_all_stop(tmp_path):
+    env = with_tools(tmp_path, edlm="case $JAX_PROCESS_ID in 0) exit 143 ;; 1) sleep 1; exit 1 ;; esac; exec sleep 60")
+    command = [LAUNCH / "local.sh", "--processes=3", "--grace=1", "--", "train"]
+    assert subprocess.run(command, env=env, capture_output=True, timeout=30).returncode == 143
+
+
 def test_the_command_arrives_on_the_other_side_of_every_shell(path):
     """What the last shell splits is what was given, through ssh and through Slurm's script."""
     on_tpu = commands_in(dry_run(path, "tpu_vm", *ENOUGH["tpu_vm"], "--", *COMMAND))[-1][-1]
