@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _serve(args: argparse.Namespace, uvicorn, make_app, address: socket.socket) -> dict[str, int]:
-    loop, name = _load(args), args.model or "quickstart_ar"
+    loop, name = _load(args), "quickstart_ar" if args.model is None else args.model
     key = os.environ.get("EDLM_API_KEY") or None
     host, port = address.getsockname()[:2]
     if key is None and not host.startswith("127.") and host != "::1":
@@ -100,7 +100,7 @@ def _load(args: argparse.Namespace):
     from edlm_jax.serving.loop import Loop
     from edlm_jax.serving.metrics import Metrics
 
-    path = args.model or Path(pretrained.__file__).parent / "quickstart_ar"
+    path = Path(pretrained.__file__).parent / "quickstart_ar" if args.model is None else args.model
     spec, tokenizer = pretrained.load_spec(path), pretrained.load_tokenizer(path)
     mode, text = mode_of(args, spec), pretrained.Text.of(spec, tokenizer)
     check_settings(spec, mode, limit=1, ends=text.ends)

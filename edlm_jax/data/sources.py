@@ -223,7 +223,7 @@ def open_source(spec: Mapping[str, Any]) -> Sequence:
         raise InputError(f"sources are a tuple of dicts, ({{'kind': ...}},) with its comma, not {spec!r}")
     fields = {name: spec[name] for name in spec if name not in ("kind", "weight")}
     kind = spec["kind"] if "kind" in spec else None
-    if kind not in OPENERS:
+    if not isinstance(kind, str) or kind not in OPENERS:
         raise InputError(f"unknown kind of source {kind!r}; known kinds: {', '.join(OPENERS)}")
     check_fields(inspect.signature(OPENERS[kind]).parameters.values(), fields, f"a {kind} source", ["weight"])
     source = OPENERS[kind](**fields)

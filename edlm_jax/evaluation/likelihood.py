@@ -83,7 +83,7 @@ def check_likelihood(spec: ModelSpec, mode: str) -> None:
     if mode not in ("ar", "diffusion"):
         raise InputError(f"mode {mode!r} is unknown; choose 'ar' or 'diffusion'")
     if mode == "diffusion" and (spec.conversion is None or spec.conversion.layout.as_decoded().clean != "block_causal"):
-        raise InputError("diffusion likelihood is for models converted with a block-causal context; use mode='ar'")
+        raise InputError("diffusion likelihood is for models converted with a block-causal context; AR's is mode='ar'")
 
 
 def _row(context, continuation, C, pad) -> Batch:

@@ -145,7 +145,7 @@ def rotate(x_BTNH: jax.Array, cos_BTR: jax.Array, sin_BTR: jax.Array) -> jax.Arr
 
 
 def _number(value: Any, name: str, kind: str = "") -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise InputError(f"config.json: {kind + ' ' if kind else ''}RoPE needs a positive {name}, not {value!r}")
     return float(value)
 

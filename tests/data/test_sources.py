@@ -215,6 +215,7 @@ def test_generated_kinds_open():
         ("kind", "with its comma, not 'kind'"),  # of ({'kind': 'text'}), a dict whose keys are taken for sources
         (dict(path="x"), "unknown kind of source None; known kinds: text, jsonl,"),
         (dict(kind="csv", path="x"), "unknown kind of source 'csv'"),
+        (dict(kind=["text"], path="x"), "unknown kind of source .'text'"),
         (dict(kind="text"), "a text source needs path"),
         (dict(kind="text", path=3), "path of a text source must be str, not 3"),
         (dict(kind="text", path="x", colums={}), "a text source has no field 'colums'; it has path, separator, weight"),

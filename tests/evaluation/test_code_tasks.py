@@ -108,6 +108,7 @@ def test_files_may_be_packed_and_tasks_of_one_scorer_share_batches(tokenizer, tm
     ("entry", "reason"),
     [
         (dict(task="arithmetic"), "unknown task 'arithmetic'; known tasks: tasks, humaneval, mbpp"),
+        (dict(task=["mbpp"]), "unknown task .*mbpp"),
         (dict(task="humaneval"), "task humaneval needs path"),
         (dict(task="humaneval", path="nowhere.jsonl"), "no file at nowhere.jsonl"),
         (dict(task="humaneval", path="{file}", second=3), "task humaneval has no field 'second'; it has path,"),

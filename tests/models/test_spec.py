@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,8 @@ QWEN_WINDOW = {"use_sliding_window": True, "sliding_window": 1024, "layer_types"
         ("llama", {"num_key_value_heads": 3}, "4 heads cannot share 3"),
         ("llama", {"attention_bias": "yes"}, "attention_bias"),
         ("llama", {"rms_norm_eps": 0}, "rms_norm_eps"),
+        ("llama", {"rms_norm_eps": math.inf}, "rms_norm_eps"),
+        ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": math.inf}}, "rope_theta"),
         ("llama", {"edlm": {"mask_token": 3}}, "edlm"),
         ("llama", {"edlm": {"mask_token_id": 67, "block_length": 4}}, "outside the vocabulary"),
     ],

@@ -133,7 +133,7 @@ def _split(entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def _parameters(name: str) -> list[inspect.Parameter]:
     """What a task may be told, beside the tokenizer; a source's fields are its own."""
-    if name not in TASKS:
+    if not isinstance(name, str) or name not in TASKS:
         raise InputError(f"unknown task {name!r}; known tasks: {', '.join(TASKS)}")
     _, *parameters = inspect.signature(TASKS[name]).parameters.values()
     return [parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]

@@ -4,6 +4,7 @@ What all families share is elsewhere: their fields in spec.py, the layer in laye
 pretrained/layout.py. Here is how entries of config.json are read, strictly.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,7 @@ def size(config: Mapping[str, Any], key: str, default: int | None = None) -> int
 def positive(config: Mapping[str, Any], key: str, default: float) -> float:
     """A positive number."""
     value = config.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise InputError(f"config.json: {key} must be a positive number, not {value!r}")
     return float(value)
 
