@@ -13,7 +13,8 @@ from edlm_jax.decoding.generation import Generation
 from edlm_jax.errors import InputError
 from edlm_jax.pretrained.text import Read, Text, read_after
 
-PART = "\ufffd"  # what a character reads as while some of its bytes are missing
+PART = "\ufffd"  # what a character reads as while some of its bytes are missing, or each of those that are there
+_BYTES = 3  # the most that such a character has
 
 
 def check_stop(stop: str | Sequence[str], detokenize: Read | Text | None) -> tuple[str, ...]:
@@ -74,7 +75,8 @@ class Reader:
         """(tokens before the first stop string, text before it), if there is one."""
         found = []
         for stop, read in self.stop:
-            text = self._text(row, tokens, read).rstrip(PART)  # the rest of a character may be still to come
+            text = self._text(row, tokens, read)
+            text = text[: max(len(text.rstrip(PART)), len(text) - _BYTES)]  # their character may be still to come
             if (position := text.find(stop)) >= 0:
                 count = self._tokens_before(row, tokens, position, read)
                 begun = text[len(self._text(row, tokens[:count], read)) : position]  # of the token that is left out
