@@ -160,11 +160,18 @@ class MetricsFiles:
 
     def __init__(self, workdir: Path, step: int):
         self._path, self._board = workdir / "metrics.jsonl", None
+        self.before: dict[str, float] = {}  # what the run that goes on had written last
+        self.evaluated = False  # at its last step
         if jax.process_index() == 0:
             from tensorboardX import SummaryWriter  # slow to import
 
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
-            write_whole(self._path, "".join(f"{line}\n" for line in _lines_until(self._path, step)))
+            kept = _lines_until(self._path, step)
+            write_whole(self._path, "".join(f"{line}\n" for line in kept))
+            for scalars in map(json.loads, kept):
+                at = scalars.pop("step")
+                self.before |= scalars
+                self.evaluated |= at == step and any(name.startswith(("eval_", "drift_")) for name in scalars)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """One line, one point per curve. A value that is no number is written as null: JSON has no NaN."""

@@ -1,8 +1,10 @@
 """Training: `train(run, workdir)` starts or continues a run. The loop's order is a contract; do not change it."""
 
+import contextlib
 import itertools
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from edlm_jax.data.pipeline import Data, EvalBatches, make_dataset
 from edlm_jax.diffusion.visited import Visited
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.parallel.mesh import check_batch, local_rows, to_global
-from edlm_jax.parallel.processes import agree, announce
+from edlm_jax.parallel.processes import agree, announce, largest
 from edlm_jax.pretrained import open_parameters
 from edlm_jax.training.checkpoint import Checkpoints, check_unchanged, check_workdir, latest_step, write_workdir
 from edlm_jax.training.fitting import fit, is_open, remember
@@ -110,7 +112,6 @@ class Trainer:
         self.bound_step = None if self.gated else make_bound_step(graphdef, self.objective, run.remat)
         self.compiled: set[int] = set()
         self.pending: tuple[int, dict, dict] | None = None  # (step, metrics on device, local batch)
-        self.last: dict[str, float] = {}
         self.settled, self.step_seconds = 0.0, math.inf  # when the last step was, by the clock, and what it took
 
     def loop(self) -> dict[str, Any]:
@@ -119,12 +120,14 @@ class Trainer:
         The iterator is only advanced after the save, so that a checkpoint holds the data state of its step. Metrics are
         fetched one step late, so that the device never waits for the host; those of slow steps at once, so that SIGTERM
         never waits for a step that was queued behind another. They are settled before a save, so that no checkpoint
-        ever holds a state that a NaN went through.
+        ever holds a state that a NaN went through. A checkpoint may stand where SIGTERM gave up the evaluation of its
+        step, or an error ended it: that is made up for when the run goes on, and one that is written not repeated.
         """
         run, began = self.run, time.perf_counter()
         with self.reporter.busy("reading the weights"):
             state, first = self._restore()
         self.clock, self.files = Clock(), MetricsFiles(self.workdir, first)
+        self.last, evaluated = self.files.before, largest(int(self.files.evaluated))
         flops = step_flops(self.spec, self.objective, run.data.batch_size, run.data.length, run.start.lora)
         self.window = Window(self.clock, mfu_meter(flops, run.start.dtype))
         try:
@@ -132,15 +135,17 @@ class Trainer:
                 self.reporter.begin(first)
                 for step in itertools.count(first):
                     done, stopped = step >= run.steps, self.stop.requested(step)
-                    if done or stopped or _due(step, first, run.eval_every) or _due(step, first, run.saves.every):
+                    if done or stopped or _due(step, run.eval_every) or _due(step, run.saves.every):
                         self._settle()
-                    if (done or _due(step, first, run.eval_every)) and not stopped:
-                        stopped = not self._evaluate(step, state.params)
-                    if done or stopped or _due(step, first, run.saves.every):
+                    if (done or _due(step, run.eval_every)) and not stopped and not (evaluated and step == first):
+                        with self._saved_on_error(step, state):
+                            stopped = not self._evaluate(step, state.params)
+                    if done or stopped or _due(step, run.saves.every):
                         self._save(step, state)
                     if done or stopped:
                         break
-                    batch = self._next_batch(step, state)
+                    with self._saved_on_error(step, state):
+                        batch = next(self.batches.train)
                     state, metrics = self._step(step, state, batch)
                     self._log(step + 1, metrics, batch)
                 with self.reporter.busy("writing the checkpoint"):
@@ -195,13 +200,14 @@ class Trainer:
             with self.clock.pause():
                 self.checkpoints.save(step, state, self.batches.train)
 
-    def _next_batch(self, step: int, state: TrainState) -> dict:
-        """This process's rows; where the data ends (too many documents of no use), the state is saved before the error.
+    @contextlib.contextmanager
+    def _saved_on_error(self, step: int, state: TrainState) -> Iterator[None]:
+        """Where the data ends (too many documents of no use) or an evaluation fails, the state is saved first.
 
         Of several processes one alone may meet it, and no save waits for the others.
         """
         try:
-            return next(self.batches.train)
+            yield
         except Exception:
             if jax.process_count() == 1:
                 self._settle()
@@ -266,5 +272,5 @@ def _fingerprints(run: Run, teacher: Teacher | None) -> dict[str, str]:
     return states | ({"teacher": teacher.fingerprint} if teacher else {})
 
 
-def _due(step: int, first: int, every: int) -> bool:
-    return every > 0 and step % every == 0 and step > first
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step > 0 and step % every == 0

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,11 @@ from tests.training.tiny import HF_CONFIG, MASK_ID
 def losses(workdir):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def evaluated(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line["step"] for line in lines if "eval_loss" in line]
 
 
 def params(workdir, step=None):
@@ -154,6 +160,28 @@ def test_sigterm_gives_up_an_evaluation(every, step, finished, config, tmp_path,
     summary = train(Run.of(config), tmp_path)
     assert summary["completed"] and summary["eval_loss"] == finished[1]["eval_loss"]
     assert losses(tmp_path) == losses(finished[0])
+    assert evaluated(tmp_path) == ([3, 6] if every else [6])  # what was given up is made up for
+
+
+def test_a_finished_run_is_not_evaluated_again(finished, config, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    summary = train(Run.of(config), tmp_path / "run")
+    assert summary | dict(seconds=0) == finished[1] | dict(seconds=0)
+    metrics = [(workdir / "metrics.jsonl").read_text() for workdir in (finished[0], tmp_path / "run")]
+    assert metrics[0] == metrics[1]
+
+
+def test_an_evaluation_that_fails_loses_no_step(finished, config, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("the disk of the checkpoint to start from is gone")
+
+    monkeypatch.setattr(Trainer, "_drift", fail)
+    config.checkpoint.every = 0
+    with pytest.raises(OSError, match="is gone"):
+        train(Run.of(config), tmp_path)
+    assert latest_step(tmp_path) == 6 and losses(tmp_path) == losses(finished[0])
+    monkeypatch.undo()
+    assert train(Run.of(config), tmp_path)["eval_loss"] == finished[1]["eval_loss"] and evaluated(tmp_path) == [6]
 
 
 def test_slow_steps_are_not_queued_behind_each_other(finished, config, tmp_path, monkeypatch):
