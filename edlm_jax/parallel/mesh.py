@@ -129,6 +129,13 @@ def from_pieces(tree):
     return jax.tree.map(lambda x_PBL: x_PBL.swapaxes(0, 1).reshape(-1, *x_PBL.shape[2:]), tree)
 
 
+def sum_of_pieces(function, tree, count: int):
+    """`function(tree)`, whose numbers add up over rows, of one of `in_pieces` after the other."""
+    if count == 1:
+        return function(tree)
+    return jax.tree.map(lambda x: x.sum(0), jax.lax.map(function, in_pieces(tree, count)))
+
+
 def slice_of(device: jax.Device) -> int:
     """The slice that a device belongs to, from 0."""
     return getattr(device, "slice_index", None) or 0  # TPUs of several slices alone have one

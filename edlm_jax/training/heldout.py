@@ -17,6 +17,7 @@ from edlm_jax.diffusion.masks import EvenCounts
 from edlm_jax.diffusion.streams import learnable
 from edlm_jax.diffusion.terms import MaskedTokens, NextToken
 from edlm_jax.errors import InputError
+from edlm_jax.parallel.mesh import sum_of_pieces
 from edlm_jax.training.metrics import noise_level_losses
 from edlm_jax.training.objective import Objective, no_noise
 
@@ -52,12 +53,12 @@ def heldout_metrics(
     return scalars
 
 
-def make_bound_step(graphdef: nnx.GraphDef, objective: Objective, remat: str) -> Callable | None:
+def make_bound_step(graphdef: nnx.GraphDef, objective: Objective, remat: str, pieces: int) -> Callable | None:
     """`bound_step(params, batch, index) -> (nats, tokens)` of a model in training; None for AR, which needs none."""
     if objective.noise is None:
         return None
     objective = measured(objective.layout, objective.noise.mask_id)
-    return lambda params, batch, index: nats(graphdef, params, objective, batch, index, remat)
+    return lambda params, batch, index: nats(graphdef, params, objective, batch, index, remat, pieces)
 
 
 def measured(layout: Layout, mask_id: int) -> Objective:
@@ -70,17 +71,23 @@ def measured(layout: Layout, mask_id: int) -> Objective:
     return Objective(layout.as_decoded(), EvenCounts(mask_id), (MaskedTokens(),))
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "objective", "remat"))
+@functools.partial(jax.jit, static_argnames=("graphdef", "objective", "remat", "pieces"))
 def nats(
-    graphdef: nnx.GraphDef, state, objective: Objective, batch: Batch, index: jax.Array, remat: str = "none"
+    graphdef: nnx.GraphDef,
+    state,
+    objective: Objective,
+    batch: Batch,
+    index: jax.Array,
+    remat: str = "none",
+    pieces: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
     """(nats, tokens) of a batch by a `measured` objective; AR has nothing to predict in what fills last blocks."""
     (term,) = objective.terms
     batch = batch if term.needs_noise else without_filler(batch)
     corruption = heldout_noise(objective, batch, index)
     weights = objective.weights(batch, corruption)
-    total = objective.sums(nnx.merge(graphdef, state), batch, corruption, remat=remat)[term.name]["loss"]
-    return total, weights["tokens" if term.needs_noise else term.name]
+    total = lambda piece: objective.sums(nnx.merge(graphdef, state), *piece, remat=remat)[term.name]["loss"]  # noqa: E731
+    return sum_of_pieces(total, (batch, corruption), pieces), weights["tokens" if term.needs_noise else term.name]
 
 
 def heldout_noise(objective: Objective, batch: Batch, index: jax.Array) -> Corruption:

@@ -13,7 +13,7 @@ from flax import nnx
 
 from edlm_jax.diffusion import Batch, Corruption, example_keys
 from edlm_jax.models.lora import Lora, combine, partition
-from edlm_jax.parallel.mesh import in_pieces
+from edlm_jax.parallel.mesh import in_pieces, sum_of_pieces
 from edlm_jax.training.objective import Objective
 from edlm_jax.training.optimizer import Optimizer, make_optimizer, make_schedule
 from edlm_jax.training.teacher import Teacher
@@ -100,8 +100,12 @@ def make_eval_step(
     numbers: Numbers,
     remat: str = "none",
     teacher: Teacher | None = None,
+    pieces: int = 1,
 ) -> Callable:
-    """`eval_step(params, batch, index) -> (sums, weights)`, by term; the noise of a batch is always the same."""
+    """`eval_step(params, batch, index) -> (sums, weights)`, by term; the noise of a batch is always the same.
+
+    A batch that training takes in micro-batches is measured in as many `pieces`: all of it need not fit into memory.
+    """
 
     @jax.jit
     def eval_step(params: dict, batch: Batch, index: jax.Array, numbers: Numbers):
@@ -109,9 +113,9 @@ def make_eval_step(
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(numbers.seed), _EVALUATION), index)
         corruption = measured.corrupt(example_keys(key, batch["tokens"].shape[0]), batch)
         if teacher:
-            corruption = teacher.look(numbers.teacher, params, batch, corruption)
-        sums = measured.sums(nnx.merge(graphdef, params), batch, corruption, remat=remat)
-        return sums, measured.weights(batch, corruption)
+            corruption = teacher.look(numbers.teacher, params, batch, corruption, pieces)
+        sums = lambda piece: measured.sums(nnx.merge(graphdef, params), *piece, remat=remat)  # noqa: E731
+        return sum_of_pieces(sums, (batch, corruption), pieces), measured.weights(batch, corruption)
 
     return functools.partial(eval_step, numbers=numbers)
 

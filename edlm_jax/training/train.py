@@ -107,9 +107,10 @@ class Trainer:
                 self.numbers = self.numbers._replace(teacher=teacher.weights())
         how = dict(lora=run.start.lora, remat=run.remat, teacher=teacher)
         self.train_step = make_train_step(graphdef, self.objective, run.optimizer, shardings, **how)
-        self.eval_step = make_eval_step(graphdef, self.objective, self.numbers, run.remat, teacher)
+        pieces = run.optimizer.accumulation
+        self.eval_step = make_eval_step(graphdef, self.objective, self.numbers, run.remat, teacher, pieces)
         self.gated = run.start.lora is not None and run.start.lora.gated  # the model is AR, and does not move
-        self.bound_step = None if self.gated else make_bound_step(graphdef, self.objective, run.remat)
+        self.bound_step = None if self.gated else make_bound_step(graphdef, self.objective, run.remat, pieces)
         self.compiled: set[int] = set()
         self.pending: tuple[int, dict, dict] | None = None  # (step, metrics on device, local batch)
         self.settled, self.step_seconds = 0.0, math.inf  # when the last step was, by the clock, and what it took

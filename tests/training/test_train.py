@@ -20,6 +20,7 @@ from edlm_jax.errors import InputError
 from edlm_jax.evaluation.heldout import heldout_loss
 from edlm_jax.pretrained import load, load_pretrained
 from edlm_jax.training.checkpoint import latest_step, load_trained
+from edlm_jax.training.heldout import heldout_metrics
 from edlm_jax.training.initial import read_spec
 from edlm_jax.training.metrics import DRIFT_GROUPS
 from edlm_jax.training.run import Run
@@ -182,6 +183,26 @@ def test_an_evaluation_that_fails_loses_no_step(finished, config, tmp_path, monk
     assert latest_step(tmp_path) == 6 and losses(tmp_path) == losses(finished[0])
     monkeypatch.undo()
     assert train(Run.of(config), tmp_path)["eval_loss"] == finished[1]["eval_loss"] and evaluated(tmp_path) == [6]
+
+
+def test_an_evaluation_takes_no_more_rows_at_a_time_than_a_step(config, tmp_path, monkeypatch):
+    config.steps, config.optimizer.learning_rate, config.data.batch_size = 1, 1e-12, 64  # 8 rows a device
+    scalars, taken = [], []
+
+    def measure(eval_step, bound_step, objective, params, batches):
+        batch, *_ = batches
+        for step in (eval_step, bound_step):
+            program = jax.jit(step).lower(params, batch, np.int32(0)).compile()
+            taken.append(program.memory_analysis().temp_size_in_bytes)
+        return heldout_metrics(eval_step, bound_step, objective, params, [batch])
+
+    monkeypatch.setattr("edlm_jax.training.train.heldout_metrics", measure)
+    for accumulation in (1, 8):
+        config.optimizer.accumulation = accumulation
+        scalars.append(train(Run.of(config), tmp_path / str(accumulation)))
+    assert all(few < whole / 3 for whole, few in zip(taken[:2], taken[2:], strict=True)), taken
+    for name in ("eval_loss", "eval_bound", "eval_loss_at_noise_0.5"):
+        assert scalars[1][name] == pytest.approx(scalars[0][name], rel=1e-5)
 
 
 def test_slow_steps_are_not_queued_behind_each_other(finished, config, tmp_path, monkeypatch):
