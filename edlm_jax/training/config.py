@@ -102,10 +102,10 @@ def default_config() -> ConfigDict:
     )
     c.optimizer = config_dict.create(
         learning_rate=1e-5,  # the peak
-        final_learning_rate=3e-6,  # at the last step; unused by "constant"
+        final_learning_rate=3e-6,  # that the step after the last would have; unused by "constant"
         schedule="cosine",  # cosine | wsd (warm-up, stable, linear decay) | constant
         warmup_steps=0,  # linear
-        decay_steps=0,  # of wsd: the last steps
+        decay_steps=0,  # of wsd: the last steps, of which the first still has the peak
         beta1=0.9,
         beta2=0.95,
         eps=1e-8,
