@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from flax import nnx
 
 from edlm_jax.attention import Tiles
@@ -63,13 +64,30 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: TrainState, data: BatchIterator) -> None:
-        """Begins to write a checkpoint; what is passed may be changed or donated as soon as this returns."""
+        """Begins to write a checkpoint; what is passed may be changed or donated as soon as this returns.
+
+        Where the one before could not be written (a disk that was full meanwhile), this one is waited for: an error is
+        raised where it cannot be, either.
+        """
+        lost = self._lost()
         items = dict(
             params=ocp.args.PyTreeSave(state.params),
             optimizer=ocp.args.PyTreeSave(dict(step=state.step, opt_state=state.opt_state)),
             data=DataItem(data),
         )
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        if lost:
+            self._manager.wait_until_finished()
+
+    def _lost(self) -> bool:
+        """Waits for the checkpoint that is being written; says so where it could not be."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # noqa: BLE001 (whatever the file system's library raises)
+            reason = " ".join(str(error).split())[:200]
+            logging.warning("the last checkpoint could not be written, a newer one is tried: %s", reason)
+            return True
+        return False
 
     def restore(self, step: int, abstract: TrainState, data: BatchIterator) -> TrainState:
         """The state of a step in the shardings of `abstract`; sets the data iterator back to that moment."""

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -183,6 +184,30 @@ def test_an_evaluation_that_fails_loses_no_step(finished, config, tmp_path, monk
     assert latest_step(tmp_path) == 6 and losses(tmp_path) == losses(finished[0])
     monkeypatch.undo()
     assert train(Run.of(config), tmp_path)["eval_loss"] == finished[1]["eval_loss"] and evaluated(tmp_path) == [6]
+
+
+@pytest.mark.parametrize("full", [{3}, {3, 6}])
+def test_a_disk_that_was_full_costs_no_newer_checkpoint(full, finished, config, tmp_path, monkeypatch):
+    save = Trainer._save
+
+    def limited(trainer, step, state):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8000 if step in full else limits[0], limits[1]))
+        try:
+            save(trainer, step, state)
+            while trainer.checkpoints._manager.is_saving_in_progress():
+                time.sleep(0.05)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(Trainer, "_save", limited)
+    if 6 in full:
+        with pytest.raises(ValueError, match="File too large"):
+            train(Run.of(config), tmp_path)
+        assert latest_step(tmp_path) is None
+    else:
+        assert train(Run.of(config), tmp_path)["completed"]
+        assert_same(params(tmp_path), params(finished[0]))
 
 
 def test_an_evaluation_takes_no_more_rows_at_a_time_than_a_step(config, tmp_path, monkeypatch):
