@@ -12,8 +12,8 @@ Here the terms weigh the same, cross-entropy is the paper's (ce / t, arXiv 2512.
 it took 1.2 times as long (80 steps of each on one core beside other work).
 
 Measured: one run of each line above, on one core of an AMD EPYC (Zen 5) beside other work, 10 and 8 minutes. Of 512
-held-out prompts (`python -m tests.benchmarks.modes runs/bard/model 512 diffusion:threshold=0.95,block_length=32 ...`)
-accuracy @ tokens per forward; the last row is the quickstart's model, trained in blocks of 8 alone:
+held-out prompts (`python -m tests.benchmarks.modes runs/bard/model 512 diffusion:threshold=0.95,block_length=32 ...`;
+not kept as JSON) accuracy @ tokens per forward; the last row is the quickstart's model, trained in blocks of 8 alone:
 
     threshold                      0.95           0.8
     the teacher, blocks of 4       0.994 @ 3.13   0.969 @ 3.32

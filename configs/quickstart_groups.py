@@ -6,8 +6,8 @@
 
 Measured: one run, and one as long without groups (`--config.objective.noise=masks --config.objective.group=1`), 2 to 4
 minutes each of one core of an AMD EPYC (Zen 5) beside other work. Of 512 held-out prompts (`python -m
-tests.benchmarks.modes runs/groups/model 512 diffusion:threshold=0.95 multi_block:threshold=0.95 ...`) accuracy @ tokens
-per forward:
+tests.benchmarks.modes runs/groups/model 512 diffusion:threshold=0.95 multi_block:threshold=0.95 ...`; not kept as JSON)
+accuracy @ tokens per forward:
 
     threshold     0.95, diffusion  multi_block   anywhere=yes  0.8, diffusion  multi_block   anywhere=yes
     groups of 2   0.984 @ 4.89     0.982 @ 5.15  0.980 @ 5.18  0.965 @ 5.62    0.953 @ 5.90  0.951 @ 5.93

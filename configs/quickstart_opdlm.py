@@ -18,7 +18,7 @@ has 1.000, after the second stage 0.996):
     given text    0.994 @ 5.01   0.988 @ 5.36   0.980 @ 5.62
     own text      0.986 @ 5.09   0.980 @ 5.43   0.973 @ 5.76
 
-The paper's recipe, with as many steps as the first stage, has 0.984 to 0.990 @ 4.81, 0.977 to 0.982 @ 5.17 and 0.967 to
+The paper's recipe, with as many steps as the first stage, has 0.984 to 0.990 @ 4.81, 0.977 to 0.982 @ 5.18 and 0.967 to
 0.969 @ 5.47 on three machines (docs/quickstart.json, quickstart_epyc.json, quickstart_avx2.json), and does not train AR
 decoding. So the first stage is ahead by 0.004 to 0.013 and 3 to 4 % more tokens a forward, without an error bar; that
 the second one helps is not shown.

@@ -16,8 +16,8 @@ forward.
 Hardware: one core of an AMD EPYC beside other work, of an older one for two; 33 cells, which take 2 to 4 minutes each
 where nobody else uses the machine.
 
-Result: the text is AR's in every cell (256 held-out prompts). After 200 steps a cycle of two forwards gives 3.35 tokens
-(3.42, 3.28 and 3.34 by seed), one of quadratic speculation 2.83 ± 0.01. Growing blocks help most, as in Uno (3.73 and
+Result: the text is AR's in every cell (256 held-out prompts). After 200 steps a cycle of two forwards gives 3.34 tokens
+(3.41, 3.28 and 3.33 by seed), one of quadratic speculation 2.83 ± 0.01. Growing blocks help most, as in Uno (3.73 and
 3.01 ± 0.01); masks and two-way noise, the two changes that Uno does not make, come next (3.56 and 2.90 ± 0.01): masks
 add 0.12 ± 0.04 to the cycle of two, the look both ways 0.10 ± 0.03 beside them; in a quadratic cycle neither effect is
 certain. Twice the updates give 3.91 and 3.54 ± 0.03. Total variation alone learns the first draft and little else
@@ -28,7 +28,7 @@ small adapters do not carry it.
 It pays in tokens a forward alone: this model is so small that its cache holds it, where eight columns cost 1.6 times
 one and a cycle's other work shows. At batch 1 a drafter of 400 steps decodes 0.38 of AR's tokens/s by self-speculation
 (0.57 with three drafts), 0.49 by quadratic speculation with one draft, and prompt lookup 0.75, all with AR's tokens on
-64 of 64 prompts, other ones, on which a forward gives 1.34 to 1.83 tokens (docs/benchmarks/decode_drafter_epyc.json).
+64 of 64 prompts, other ones, on which a forward gives 1.20 to 1.83 tokens (docs/benchmarks/decode_drafter_epyc.json).
 On SmolLM2-135M it is faster: docs/performance.md.
 """
 
