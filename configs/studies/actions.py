@@ -15,7 +15,7 @@ as solved is a target reached in closed loop: a chunk is carried out, the arm lo
     edlm export --workdir=runs/actions/train_ar --out=runs/actions/ar
     edlm study --config=configs/studies/actions.py --workdir=runs/studies/actions
 
-Hardware: two virtual cores of an Intel Xeon with AVX-512, shared with other work; 9 cells of 2 to 4 minutes.
+Hardware: two virtual cores of an Intel Xeon with AVX-512, shared with other work; 9 cells of 2 to 5 minutes.
 
 Result: blocks lose two points of AR's success, two standard errors, for less than a sixth of its forwards. AR reaches
 0.974 ± 0.011 of the targets in 15 forwards a chunk; blocks of 8 at threshold 0.3 0.952 ± 0.005 @ 6.62 tokens a forward,

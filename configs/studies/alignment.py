@@ -9,7 +9,7 @@ targets: what is asked is when, if at all, the other ones overtake it.
 
     edlm study --config=configs/studies/alignment.py --workdir=runs/alignment
 
-Hardware: two cores of an AMD EPYC with AVX-512, a cell on one of them beside other work; 6 cells of 20 to 28 minutes.
+Hardware: two cores of an AMD EPYC with AVX-512, a cell on one of them beside other work; 6 cells of 20 to 30 minutes.
 
 Result: agrees, after long enough a training: at one token a forward it turns between 1600 and 3200 steps. Shifted
 targets start far ahead, 0.714 ± 0.027 to 0.423 ± 0.028 after 200 steps and 0.783 ± 0.006 to 0.639 ± 0.030 after 400;

@@ -9,7 +9,7 @@ The schedule ends at 1/200 of its peak in every arm. All cells share one compile
 
     edlm study --config=configs/studies/learning_rate.py --workdir=runs/learning_rate
 
-Hardware: two virtual CPU cores (Xeon, 2.5 GHz), one for this and one for another study; 15 cells of about 2 minutes.
+Hardware: two virtual CPU cores (Xeon, 2.5 GHz), one for this and one for another study; 15 cells of 2 to 3 minutes.
 
 Result: agrees. Accuracy peaks in the middle and falls on both sides: 2e-3 (the quickstart's) and 6e-3 are alike, 0.448
 ± 0.008 and 0.436 ± 0.037 at one token a forward; a third of that, 6e-4, gives 0.076, ten times it, 2e-2, 0.025. After

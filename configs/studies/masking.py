@@ -15,10 +15,10 @@ share one compiled program.
 
     edlm study --config=configs/studies/masking.py --workdir=runs/masking
 
-Hardware: two virtual CPU cores (Xeon, 2.5 GHz), most cells on one of them; 21 cells of 5 to 15 minutes.
+Hardware: two virtual CPU cores (Xeon, 2.5 GHz), most cells on one of them; 21 cells of 5 to 18 minutes.
 
 Result: agrees where a forward decodes many tokens. Half-life 0.1 against uniform per sequence: 0.932 ± 0.004 @ 3.55 and
-0.893 ± 0.007 @ 3.25 (4.8 standard errors, and more tokens a forward); 0.844 ± 0.004 @ 4.50 and 0.799 ± 0.004 @ 4.18
+0.893 ± 0.007 @ 3.25 (4.9 standard errors, and more tokens a forward); 0.844 ± 0.004 @ 4.50 and 0.799 ± 0.004 @ 4.18
 (8); 0.736 ± 0.003 @ 5.53 and 0.665 ± 0.009 @ 5.40 (7). About half of that comes from a noise level for each block alone
 (0.827 ± 0.004 @ 4.34), half from masking later tokens more often. Half-life 0.05 is as good as 0.1 (0.851 ± 0.002 @
 4.54, 0.750 ± 0.007 @ 5.55), 0.5 and 0.25 lie between it and uniform per block. At one token a forward the half-lives

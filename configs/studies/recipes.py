@@ -24,7 +24,7 @@ this costs is the mode: plain diffusion, which reads both ways, has 0.618 @ 2.30
 Growing blocks help one by one and at 0.95 (0.837 ± 0.009 @ 1.98), at 0.8 no longer. Mixed noise costs 0.2. Attention
 both ways is as accurate as clean context at 0.95 and slower there (0.816 ± 0.004 @ 1.68 with Dream's weights, 0.799 ±
 0.005 @ 1.61 with 1/t), behind at 0.8; Dream's weights are a little ahead of 1/t. So is attention that grows over half
-of the steps: 0.816 ± 0.004 @ 1.64, and 0.676 ± 0.007 for 0.653 ± 0.008 at 0.8, 2.6 and 2.2 standard errors. Whether all
+of the steps: 0.816 ± 0.004 @ 1.64, and 0.676 ± 0.007 for 0.653 ± 0.008 at 0.8, 2.5 and 2.1 standard errors. Whether all
 this holds after more steps is not known, but for MARS's: configs/quickstart_mars.py.
 """
 
