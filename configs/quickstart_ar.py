@@ -74,7 +74,8 @@ def get_config(variant: str = "second") -> ConfigDict:
     c.optimizer.final_learning_rate = 1e-4
     if stage == "first":
         c.init.hf_config = ConfigDict(SHAPE | {name: int(width or 192) * SHAPE[name] // 192 for name in SIZES})
-        c.steps = 4000  # stopped after 3000
+        c.steps = 4000  # the second stage begins with step 3000, after which the run was stopped
+        c.checkpoint.keep_every = 3000
         c.optimizer.schedule = "wsd"
         c.optimizer.learning_rate = 3e-3
         c.optimizer.decay_steps = 1200

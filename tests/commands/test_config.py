@@ -1,8 +1,10 @@
 """Config files and overrides: applied with their types, refused in one line."""
 
+import re
+
 import pytest
 
-from edlm_jax.commands.config import load_config
+from edlm_jax.commands.config import load_config, recorded_configs
 from edlm_jax.errors import InputError
 
 FILE = """
@@ -88,3 +90,11 @@ def test_a_variant_that_there_is_not_is_refused():
     for name in ("qwen3_0_6b:plan", "efficient_dlm_8b:plan", "quickstart:plan"):
         with pytest.raises(InputError, match="does not load"):
             load_config(name)
+
+
+@pytest.mark.parametrize("variant", ["first", "first/96"])
+def test_the_step_that_a_recorded_command_exports_stays_until_the_end_of_the_run(variant):
+    c = load_config(f"quickstart_ar:{variant}")
+    step = int(re.search(r"--step=(\d+)", recorded_configs()["quickstart_ar"].read_text())[1])
+    assert step % c.checkpoint.every == 0
+    assert c.checkpoint.keep_every and step % c.checkpoint.keep_every == 0 and step < c.steps
