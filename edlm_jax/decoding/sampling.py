@@ -101,6 +101,7 @@ class Draw:
         """Tokens for each position; `banned_id`, the mask token, is never one.
 
         A row's noise depends on its key and on how many forwards or tokens it has had: it is the same in any batch.
+        Logits that are no numbers have some other token, of confidence 0: a block ends whatever a model says.
         """
         if banned_id is not None:
             logits_BCV = jnp.where(jnp.arange(logits_BCV.shape[-1]) == banned_id, -jnp.inf, logits_BCV)
@@ -111,16 +112,19 @@ class Draw:
             return jax.vmap(lambda key: jax.random.gumbel(key, logits_BCV.shape[1:]))(folded_B)
 
         tokens_BC = best_token(self.scores(logits_BCV, noise_BCV, temperature))
+        if banned_id is not None:  # of NaNs the last token is taken, which may be this one
+            tokens_BC = jnp.where(tokens_BC == banned_id, int(banned_id == 0), tokens_BC)
         if self.drawn_confidence:
             drawn_BCV = self.log_p(logits_BCV, temperature)
             log_p_BCV = jnp.where(self.numbers(temperature)[0] > 0, drawn_BCV, log_p_BCV)
         chosen_BC = jnp.take_along_axis(log_p_BCV, tokens_BC[..., None], axis=-1)[..., 0]
         two_best_BC2 = jax.lax.top_k(log_p_BCV, 2)[0]
+        known = lambda x_BC: jnp.where(jnp.isnan(x_BC), 0, x_BC)  # noqa: E731
         return Proposal(
             tokens_BC=tokens_BC,
-            confidence_BC=jnp.exp(chosen_BC),
-            margin_BC=jnp.exp(two_best_BC2[..., 0]) - jnp.exp(two_best_BC2[..., 1]),
-            entropy_BC=-jnp.sum(jnp.exp(log_p_BCV) * jnp.where(log_p_BCV > -jnp.inf, log_p_BCV, 0), axis=-1),
+            confidence_BC=known(jnp.exp(chosen_BC)),
+            margin_BC=known(jnp.exp(two_best_BC2[..., 0]) - jnp.exp(two_best_BC2[..., 1])),
+            entropy_BC=known(-jnp.sum(jnp.exp(log_p_BCV) * jnp.where(log_p_BCV > -jnp.inf, log_p_BCV, 0), axis=-1)),
         )
 
 

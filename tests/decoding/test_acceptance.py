@@ -60,6 +60,23 @@ def test_a_rule_reads_as_it_is_written(text):
     assert str(parse_rule(text)) == text
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", RULES)
+def test_a_block_ends_where_logits_are_no_numbers(name, value):
+    """A block whose every forward settled nothing, or the mask, would be decoded for ever."""
+    rng, logits_BCV = fresh_rng(), np.full((3, 6, 5), value, np.float32)
+    logits_BCV[0], logits_BCV[1, 2] = rng.normal(size=(6, 5)), rng.normal(size=5)
+    masked_BC = np.ones((3, 6), bool)
+    for banned_id in (4, 0):
+        proposal = Draw().propose(jnp.asarray(logits_BCV), None, None, 0.0, banned_id=banned_id)
+        assert (proposal.tokens_BC != banned_id).all()
+        while masked_BC.any():
+            kept_BC = np.asarray(parse_rule(f"{name}:1")(proposal, jnp.asarray(masked_BC)))
+            assert kept_BC[masked_BC.any(axis=1)].any(axis=1).all()
+            masked_BC &= ~kept_BC
+        masked_BC[:, rng.permutation(6)[:3]] = True
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_rules_are_what_they_say(name):
     oracle = globals()[name]
