@@ -102,9 +102,9 @@ def test_attention_sees_its_visible_columns_alone(rng, B, T, N, K, S, H):
     for t in range(T):
         alone = cpu.attend(q_BTNH[-1:, t : t + 1], k_BKSH[-1:], v_BKSH[-1:], mask_BTS[-1:, t : t + 1])
         np.testing.assert_array_equal(alone, whole[-1:, t : t + 1])
-    behind = lambda x, value: np.pad(x, ((0, 0), (0, 0), (5, 3), (0, 0)), constant_values=value)  # noqa: E731
+    beside = lambda x: np.pad(x, ((0, 0), (0, 0), (5, 3), (0, 0)), constant_values=np.nan)  # noqa: E731
     padded_BTS = np.pad(mask_BTS, ((0, 0), (0, 0), (5, 3)))
-    np.testing.assert_array_equal(cpu.attend(q_BTNH, behind(k_BKSH, 9), behind(v_BKSH, -9), padded_BTS), whole)
+    np.testing.assert_array_equal(cpu.attend(q_BTNH, beside(k_BKSH), beside(v_BKSH), padded_BTS), whole)
 
 
 @pytest.mark.parametrize("start", [4, np.array([0, 3, 9], np.int32)])  # 9 leaves too little room: moved, as XLA does

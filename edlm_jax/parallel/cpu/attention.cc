@@ -282,7 +282,8 @@ EDLM_INLINE void attend_tile(const Task& t, int64_t b, int64_t head, int64_t fir
       end = std::max(end, last);
     }
   }
-  begin = std::min(begin, end) / 16 * 16;
+  const int64_t first_seen = std::min(begin, end);  // of values: a NaN before it, of an earlier row, stays one times zero
+  begin = first_seen / 16 * 16;
   const Columns columns{scratch.places.data(), t.P};
   const int64_t first_page = begin / t.P, pages = (end + t.P - 1) / t.P;
   for (int64_t page = first_page; page < pages; ++page) {
@@ -296,7 +297,7 @@ EDLM_INLINE void attend_tile(const Task& t, int64_t b, int64_t head, int64_t fir
     s = stop;
   }
   for (int r = 0; r < R; ++r) weigh<I>(weights + r * room, scratch.seen.data() + r * room, begin, whole(end));
-  mix_all<I, R>(weights, room, t.v, columns, H, begin, end, out, stride);
+  mix_all<I, R>(weights, room, t.v, columns, H, first_seen, end, out, stride);
   float sums[R] = {};
   for (int64_t s = begin; s < end; ++s) {
 #pragma GCC unroll 4
