@@ -1,7 +1,6 @@
 """The forms of OpenAI's answers: whole ones, the chunks of streams, and what they count."""
 
 import functools
-import itertools
 import time
 import uuid
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from edlm_jax.pretrained import Text
 from edlm_jax.pretrained.text import read_after
 from edlm_jax.serving.loop import Piece, Row
 
+_BYTES = 4  # of a character, the most
 _NEVER = -9999.0  # OpenAI's, of what a schema forbids: JSON has no infinity
 
 
@@ -74,7 +74,7 @@ class Form:
             "tokens": tokens,
             "token_logprobs": values,
             "top_logprobs": [dict(reversed(column)) for column in columns] if best else None,
-            "text_offset": list(itertools.accumulate(map(len, tokens[:-1]), initial=piece.begin))[: len(tokens)],
+            "text_offset": _offsets(self.text, [column[0][0] for column in piece.logprobs], piece.begin),
         }
 
 
@@ -82,6 +82,18 @@ class Form:
 def _token_text(text: Text, token: int) -> str:
     """Of a token inside a text: at its beginning some tokenizers drop a space."""
     return read_after(text.whole, [token], [token])
+
+
+def _offsets(text: Text, tokens: Sequence[int], begin: int) -> list[int]:
+    """Where each token begins in the answer's text; one inside a character, where that does."""
+    offsets, part, said = [], [], ""
+    for token in tokens:
+        offsets.append(begin + len(said.rstrip(PART)))
+        part.append(token)
+        said = read_after(text.shown, part, part)
+        if not said.endswith(PART) or len(part) == _BYTES:
+            begin, part, said = begin + len(said), [], ""
+    return offsets
 
 
 def usage(rows: Sequence[Row], n: int) -> dict[str, Any]:

@@ -15,7 +15,9 @@ import uvicorn
 from edlm_jax.decoding import Sampling, parse_mode
 from edlm_jax.pretrained.chat import encode_chat
 from edlm_jax.pretrained.encode import encode_text
+from edlm_jax.serving.answers import Form
 from edlm_jax.serving.app import make_app
+from edlm_jax.serving.loop import Piece
 from tests.compilations import compiled
 from tests.seeds import fresh_rng
 from tests.serving.served import COLUMNS, ENDS, NAME, QUEUE, SLOTS, make_decoder, make_loop, make_text
@@ -207,6 +209,18 @@ def ask_both(client, body, chat):
     answer, events = post(client, body, chat).json(), read_events(client, body, chat)
     chunks = [choice["logprobs"] for event in events for choice in event["choices"] if choice["logprobs"]]
     return answer["choices"][0]["logprobs"], chunks, answer["usage"]["completion_tokens"]
+
+
+def test_text_offsets_count_characters():
+    """Of a token that is part of one, where it begins; what is not shown takes no place."""
+    text, answer = make_text(), "aé bü€\U0001f642c"
+    characters = [index for index, character in enumerate(answer) for _ in character.encode()]
+    ids = text.tokenizer.encode(answer, add_special_tokens=False)
+    assert len(ids) == len(characters)
+    columns = [[(token, -1.0)] for token in [*ids[:3], ENDS[0], *ids[3:]]]
+    told = Form(False, NAME, text, 0).piece(0, Piece(answer, begin=5, logprobs=columns))["choices"][0]["logprobs"]
+    expected = [*characters[:3], characters[3], *characters[3:]]
+    assert told["text_offset"] == [5 + index for index in expected]
 
 
 def test_a_full_queue_is_429(client, loop):
