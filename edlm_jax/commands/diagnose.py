@@ -58,8 +58,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise InputError(f"--states={states} is a directory; give the name of a file")
     for directory in [out, *([states.parent] if states else [])]:  # before hours of measuring
         directory.mkdir(parents=True, exist_ok=True)
-    if states and states.is_dir():
-        raise InputError(f"--states={states} is a directory: give a file")
     load = lambda path: load_pretrained(path, dtype=dtype, param_dtype="float32")  # noqa: E731
     found = diagnose(
         load(args.model),

@@ -195,8 +195,6 @@ def test_the_command_writes_a_report_a_picture_and_tables(
     assert main(["diagnose", f"--model={tiny_ar_dir}", "--draws=0"]) == 2
     assert "never converted" in capsys.readouterr().err
     assert main([*argv, "--draws=1"]) == 2
-    assert main([*argv, f"--states={tmp_path}"]) == 2
-    assert "is a directory: give a file" in capsys.readouterr().err
 
 
 def test_a_model_of_causal_blocks_is_looked_into_as_it_decodes(tiny_converted_dir, tmp_path, capsys):
