@@ -13,7 +13,10 @@ from edlm_jax.parallel import cpu
 from tests.decoding.tiny import EOS, make_model, prompts
 from tests.seeds import fresh_rng
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*reads next tokens from a causal stream")
+pytestmark = [
+    pytest.mark.skipif(not cpu.available(), reason="this installation found no C++ compiler"),
+    pytest.mark.filterwarnings("ignore:.*reads next tokens from a causal stream"),
+]
 MORE = ["multi_block:blocks=3,opens=0.5", "prompt_lookup:lookup=1", "mars:window=5", "mars:window=7"]
 MORE += ["quadratic_speculation:drafts=3,ahead=1,lookup=1"]
 LEAVE_OUT = "mars", "multi_block", "prompt_lookup", "psd", MORE[-1]  # whose rows that go on do so
