@@ -171,8 +171,8 @@ class LeftToRight:
         B, T = tokens_BT.shape
         offset_BT = jnp.broadcast_to(np.arange(T) if offset_T is None else offset_T, (B, T))
         seen_BTT = jnp.broadcast_to(seen_BTT, (B, T, T))
-        how = dict(seen_BTT=seen_BTT, offset_BT=offset_BT, drafts=drafts)
-        how["wanted_BT"] = ~rows.done_B[:, None] & wanted_BT
+        wanted_BT = ~rows.done_B[:, None] & wanted_BT
+        how = dict(seen_BTT=seen_BTT, offset_BT=offset_BT, drafts=drafts, wanted_BT=wanted_BT)
         return forward_window(self.weights, rows.cache, tokens_BT, self.rotary, self.pad_B, start_B, **how)
 
     def logits(self, x_BTD):

@@ -119,12 +119,13 @@ class Draw:
             log_p_BCV = jnp.where(self.numbers(temperature)[0] > 0, drawn_BCV, log_p_BCV)
         chosen_BC = jnp.take_along_axis(log_p_BCV, tokens_BC[..., None], axis=-1)[..., 0]
         two_best_BC2 = jax.lax.top_k(log_p_BCV, 2)[0]
-        known = lambda x_BC: jnp.where(jnp.isnan(x_BC), 0, x_BC)  # noqa: E731
         return Proposal(
             tokens_BC=tokens_BC,
-            confidence_BC=known(jnp.exp(chosen_BC)),
-            margin_BC=known(jnp.exp(two_best_BC2[..., 0]) - jnp.exp(two_best_BC2[..., 1])),
-            entropy_BC=known(-jnp.sum(jnp.exp(log_p_BCV) * jnp.where(log_p_BCV > -jnp.inf, log_p_BCV, 0), axis=-1)),
+            confidence_BC=jnp.nan_to_num(jnp.exp(chosen_BC)),
+            margin_BC=jnp.nan_to_num(jnp.exp(two_best_BC2[..., 0]) - jnp.exp(two_best_BC2[..., 1])),
+            entropy_BC=jnp.nan_to_num(
+                -jnp.sum(jnp.exp(log_p_BCV) * jnp.where(log_p_BCV > -jnp.inf, log_p_BCV, 0), axis=-1)
+            ),
         )
 
 
