@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import numpy as np
@@ -12,7 +13,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from edlm_jax.errors import InputError
 from edlm_jax.parallel.sharding import MESH_AXES, TRAINING
 
-_TYPES = (AxisType.Auto,) * len(MESH_AXES)
 BATCH_SPEC = PartitionSpec(TRAINING.B, TRAINING.L)
 
 
@@ -44,11 +44,7 @@ def make_mesh(axes: Axes, devices: Sequence[jax.Device] | None = None) -> Mesh:
         raise InputError(f"config.mesh: {asked} does not use all of the {count} devices exactly once")
     if sizes[0] % slices:
         raise InputError(f"config.mesh.data={sizes[0]} is not divisible by the {slices} slices: 0 is one for each")
-    if slices == 1:
-        return _on_slice(sizes, devices)
-    within, across = [sizes[0] // slices, *sizes[1:]], [slices, 1, 1, 1]
-    found = create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
-    return Mesh(found, MESH_AXES, axis_types=_TYPES)
+    return _laid_out(sizes, devices, slices)
 
 
 def decoding_mesh(tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -59,13 +55,17 @@ def decoding_mesh(tensor: int = 1, devices: Sequence[jax.Device] | None = None) 
     devices = jax.local_devices() if devices is None else devices
     if tensor < 1 or len(devices) % tensor:
         raise InputError(f"the weights cannot be shared out to {tensor} of {len(devices)} devices: choose a divisor")
-    return _on_slice((len(devices) // tensor, 1, tensor, 1), devices)
+    return _laid_out((len(devices) // tensor, 1, tensor, 1), devices)
 
 
-def _on_slice(sizes: Sequence[int], devices: Sequence[jax.Device]) -> Mesh:
+def _laid_out(sizes: Sequence[int], devices: Sequence[jax.Device], slices: int = 1) -> Mesh:
     """Axes along a TPU's own where they fit; where one of them is 8 of 4 x 4 x 4 chips, say, an own one is split."""
-    found = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    return Mesh(found, MESH_AXES, axis_types=_TYPES)
+    if slices == 1:
+        found = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    else:
+        within, across = [sizes[0] // slices, *sizes[1:]], [slices, 1, 1, 1]
+        found = create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+    return Mesh(found, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def mesh_of(tree) -> Mesh | None:
@@ -105,22 +105,16 @@ def to_global(batch: dict[str, np.ndarray], mesh: Mesh, rows: Sequence[int], bat
     """The rows `rows` of a batch, those of `local_rows` -> global arrays on the mesh."""
     sharding, place = NamedSharding(mesh, BATCH_SPEC), {row: number for number, row in enumerate(rows)}
 
-    def put(value_BL: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, ...] | None) -> np.ndarray:
-            assert index is not None  # of another process: not asked for
-            start, stop, _ = index[0].indices(batch_size)
-            return value_BL[place[start] : place[start] + stop - start, index[1]]
+    def part(value_BL, index):
+        start, stop, _ = index[0].indices(batch_size)
+        return value_BL[place[start] : place[start] + stop - start, index[1]]
 
-        return jax.make_array_from_callback((batch_size, value_BL.shape[1]), sharding, part)
-
+    put = lambda x_BL: jax.make_array_from_callback((batch_size, x_BL.shape[1]), sharding, partial(part, x_BL))  # noqa: E731
     return {name: put(value_BL) for name, value_BL in batch.items()}
 
 
 def in_pieces(tree, count: int):
-    """Batches of rows as `count` smaller ones, along a new first axis: row r is in piece r % count.
-
-    So a device splits its own rows, and none move.
-    """
+    """Rows as `count` smaller batches along a new first axis, r in piece r % count: devices split their own."""
     return jax.tree.map(lambda x_BL: x_BL.reshape(-1, count, *x_BL.shape[1:]).swapaxes(0, 1), tree)
 
 

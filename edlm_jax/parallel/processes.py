@@ -32,7 +32,16 @@ def connect(timeout: float) -> int:
     """
     described = _described()
     failed: list[Exception] = []
-    thread = threading.Thread(target=_initialize, args=(described, failed), daemon=True)
+
+    def initialize() -> None:
+        try:
+            jax.distributed.initialize(**described, initialization_timeout=24 * 3600)
+        except Exception as error:
+            alone = any(reason in str(error) for reason in _ALONE) and not os.environ.get(ADDRESS)
+            if described or not alone:
+                failed.append(error)
+
+    thread = threading.Thread(target=initialize, daemon=True)
     # In a thread of its own, with more time than we give it: jax's own timeout ends the process with a stack trace.
     thread.start()
     thread.join(timeout)
@@ -70,20 +79,8 @@ def _described() -> dict:
             socket.create_server(("", port)).close()
         except OSError as error:  # jax would crash
             raise InputError(f"port {port} of {ADDRESS} is not free: {error.strerror}; choose another") from None
-    return dict(coordinator_address=address, num_processes=count, process_id=index)
-
-
-def _initialize(described: dict, failed: list[Exception]) -> None:
-    patient = dict(initialization_timeout=24 * 3600)
-    try:
-        if described:
-            jax.distributed.initialize(**described, **patient, cluster_detection_method="deactivate")
-        else:
-            jax.distributed.initialize(**patient)
-    except Exception as error:
-        alone = any(reason in str(error) for reason in _ALONE) and not os.environ.get(ADDRESS)
-        if described or not alone:
-            failed.append(error)
+    by_hand = dict(cluster_detection_method="deactivate")
+    return dict(coordinator_address=address, num_processes=count, process_id=index) | by_hand
 
 
 def announce(mesh: Mesh, shards: int) -> None:
@@ -98,22 +95,20 @@ def announce(mesh: Mesh, shards: int) -> None:
 
 def agree(value: int, what: str) -> None:
     """Raises InputError in all processes unless `value` is the same in all of them."""
-    if jax.process_count() > 1:
-        values = multihost_utils.process_allgather(np.int32(value)).tolist()
-        if len(set(values)) > 1:
-            raise InputError(f"the processes do not share the work directory: {what}, by process: {values}")
+    values = multihost_utils.process_allgather(np.int32(value)).tolist()
+    if len(set(values)) > 1:
+        raise InputError(f"the processes do not share the work directory: {what}, by process: {values}")
 
 
 def largest(value: int) -> int:
     """Of this process's value and the others'."""
-    return int(np.max(multihost_utils.process_allgather(np.int32(value)))) if jax.process_count() > 1 else value
+    return int(multihost_utils.process_allgather(np.int32(value)).max())
 
 
 def check_shared(path: Path) -> None:
     """Refuses, in all processes, a work directory in which not all of them see what process 0 has written."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("written by process 0")
-        deadline = time.monotonic() + _VISIBLE
-        while not path.exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        agree(path.exists(), f"{path} is there")
+    multihost_utils.sync_global_devices("written by process 0")
+    deadline = time.monotonic() + _VISIBLE
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    agree(path.exists(), f"{path} is there")

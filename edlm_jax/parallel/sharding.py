@@ -54,10 +54,9 @@ def named_sharding(mesh: Mesh, name: str, shape: tuple[int, ...], rules: Shardin
 
 
 def param_shardings(mesh: Mesh, params, rules: ShardingRules = TRAINING):
-    """A tree of shardings like `params` (arrays or ShapeDtypeStructs), by the name of each leaf.
+    """A tree of shardings like `params` (model state, gradients, moments; or shapes), by the name of each leaf.
 
-    Works for whatever holds such leaves: model state, gradients, optax moments. Leaves without shape letters are
-    replicated.
+    Leaves without shape letters are replicated.
     """
 
     def leaf(path, x):
@@ -101,24 +100,23 @@ def head_axes(kv_heads: int) -> Axes:
     return dividing(jax.sharding.get_abstract_mesh(), TRAINING.K, kv_heads)
 
 
+def on_each_device(function, in_specs, out_specs):
+    """The function on each device's part of its arguments, on the mesh that is set; without one as it is."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return function
+    # A kernel's outputs say nothing of how they vary over the mesh, so that cannot be checked.
+    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
 def by_rows(function, arrays, batch: int):
     """`function(arrays)` on each device for its own rows; in arguments and results rows are the first axis."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return function(arrays)
     rows = PartitionSpec(row_axes(batch))
-    return jax.shard_map(function, in_specs=(rows,), out_specs=rows, check_vma=False)(arrays)
+    return on_each_device(function, (rows,), rows)(arrays)
 
 
 def by_rows_and_heads(attend_local, q_BTNH, k_BSKH, v_BSKH, arrays):
-    """`attend_local(q, k, v, arrays)` on each device for its own rows and heads, as far as these divide evenly.
-
-    Rows are the first axis of all `arrays`.
-    """
-    if jax.sharding.get_abstract_mesh().empty:
-        return attend_local(q_BTNH, k_BSKH, v_BSKH, arrays)
-    rows, heads = row_axes(q_BTNH.shape[0]), head_axes(k_BSKH.shape[2])
-    x_spec = PartitionSpec(rows, None, heads, None)
-    in_specs = (x_spec, x_spec, x_spec, PartitionSpec(rows))
-    # A kernel's outputs say nothing of how they vary over the mesh, so that cannot be checked.
-    sharded = jax.shard_map(attend_local, in_specs=in_specs, out_specs=x_spec, check_vma=False)
-    return sharded(q_BTNH, k_BSKH, v_BSKH, arrays)
+    """`attend_local(q, k, v, arrays)` on each device for its rows, first axes of `arrays`, and its heads."""
+    rows = row_axes(q_BTNH.shape[0])
+    x_spec = PartitionSpec(rows, None, head_axes(k_BSKH.shape[2]), None)
+    local = on_each_device(attend_local, (x_spec, x_spec, x_spec, PartitionSpec(rows)), x_spec)
+    return local(q_BTNH, k_BSKH, v_BSKH, arrays)

@@ -3,8 +3,7 @@
 Shapes: B batch, T new columns, S cache columns, N query heads, K key heads, H head size. float32, no gradient.
 A query's bits depend on its own visible columns and on nothing else.
 
-With a table int32[B, G] the cache is one of pages, [pages, K, S / G, H]: row b's columns lie in the pages table[b], in
-that order, S / G of them in each, a multiple of 16. Below zero there is no page: what is written there is lost.
+With a table int32[B, G] the cache is one of pages (models/kv_cache.py), [pages, K, S / G, H], S / G a multiple of 16.
 """
 
 import jax

@@ -1,4 +1,4 @@
-"""A product of few rows with a matrix that is laid out for it once, in C++ behind `jax.ffi` (product.cc).
+"""A product of few rows with a matrix that is laid out for it once, and a norm, in C++ behind `jax.ffi`.
 
 Shapes: D summed over, F = all axes of the result, S strips of 32 of them, ... rows. XLA packs the whole matrix anew at
 every product of 2 to 64 rows, which costs as much as reading it several times; this one reads it once.
@@ -48,7 +48,10 @@ class Packed:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Low:
-    """The second matrix of an adapter, [R, F]: of every strip only a run of rows, beside which all are zero."""
+    """The second matrix of an adapter, [R, F]: of every strip only a run of rows, beside which all are zero.
+
+    That of fused matrices has a block for each of them, and most strips lie in one.
+    """
 
     strips: jax.Array  # float32[S, rows, 32]
     from_S: jax.Array  # the first row of each strip's
@@ -71,10 +74,7 @@ def pack(w: jax.Array, summed: int = 1) -> Packed:
 
 
 def pack_low(b: jax.Array) -> Low:
-    """Lays out the second matrix of an adapter, whose first axis is its rank.
-
-    That of fused matrices has a block for each of them, and most strips lie in one.
-    """
+    """Lays out the second matrix of an adapter, whose first axis is its rank."""
     rank, strips = len(b), _strips(b.reshape(len(b), -1))
     held_SR = np.asarray((strips != 0).any(axis=2))
     first_S, behind_S = held_SR.argmax(axis=1), np.where(held_SR.any(axis=1), rank - held_SR[:, ::-1].argmax(axis=1), 0)
@@ -85,10 +85,7 @@ def pack_low(b: jax.Array) -> Low:
 
 
 def product(x: jax.Array, w: Packed) -> jax.Array:
-    """float32[..., *w.out]: the product over the last axis of x, of x [B, T, D] over the last T columns wanted of w.
-
-    With an adapter's part, where it has one.
-    """
+    """float32[..., *w.out]: x w and its adapter's part; those of x [B, T, D] are the last T columns wanted of w."""
     rows, D = x.shape[:-1], x.shape[-1]
     out = jax.ShapeDtypeStruct((math.prod(rows), math.prod(w.out)), jnp.float32)
     if 0 in out.shape:
@@ -124,3 +121,19 @@ def _is_narrow(strips):
 def _bits(strips):
     bits = jax.lax.bitcast_convert_type(strips.astype(jnp.bfloat16), jnp.uint16)
     return bits.reshape(*strips.shape[:2], 2, STRIP // 2).swapaxes(2, 3)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Scale:
+    """The float32 scale of a norm that is to be computed here."""
+
+    values: jax.Array
+
+
+def rms_norm(x, scale: Scale, eps: float):
+    """What models.transformer's is, in float32."""
+    out = jax.ShapeDtypeStruct((x.size // x.shape[-1], x.shape[-1]), jnp.float32)
+    if 0 in out.shape:
+        return x
+    return jax.ffi.ffi_call("edlm_norm", out)(x.reshape(out.shape), scale.values, eps=np.float32(eps)).reshape(x.shape)
