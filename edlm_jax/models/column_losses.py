@@ -4,7 +4,7 @@ Shapes: B rows, C columns of a chunk, V this device's part of the vocabulary.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,41 +20,34 @@ class Scores(NamedTuple):
     vocabulary: tuple[str, ...]  # mesh axes that split it
 
     def sum(self, *parts_BCV) -> tuple[jax.Array, ...]:
-        """Of each, [B, C] over the whole vocabulary."""
-        return jax.lax.psum(tuple(x_BCV.sum(-1) for x_BCV in parts_BCV), self.vocabulary)
+        """Of each, [B, C, 1] over the whole vocabulary."""
+        return jax.lax.psum(tuple(x_BCV.sum(-1, keepdims=True) for x_BCV in parts_BCV), self.vocabulary)
 
-    def top(self, logits_BCV, k: int = 1) -> jax.Array:
-        """[B, C, 1]: the k-th largest."""
-        if k == 1:
-            return jax.lax.pmax(logits_BCV.max(-1, keepdims=True), self.vocabulary)
-        best = jax.lax.top_k(logits_BCV, min(k, logits_BCV.shape[-1]))[0]
-        if self.vocabulary:
-            best = jax.lax.all_gather(best, self.vocabulary, axis=2, tiled=True)
-        return jax.lax.top_k(best, min(k, best.shape[-1]))[0][..., -1:]
+    def top(self, logits_BCV) -> jax.Array:
+        """[B, C, 1]: the largest."""
+        return jax.lax.pmax(logits_BCV.max(-1, keepdims=True), self.vocabulary)
 
-    def best(self, k: int) -> tuple[jax.Array, jax.Array]:
-        """([B, C, k]: the largest logits, the largest first, whose they are)."""
-        best_BCK, token_BCK = jax.lax.top_k(self.logits_BCV, min(k, self.logits_BCV.shape[-1]))
+    def best(self, logits_BCV, k: int) -> tuple[jax.Array, jax.Array]:
+        """([B, C, k]: the largest, or all if there are fewer, the largest first, whose they are)."""
+        best_BCK, token_BCK = jax.lax.top_k(logits_BCV, min(k, logits_BCV.shape[-1]))
         token_BCK += self.first
         if self.vocabulary:
             gather = lambda x_BCK: jax.lax.all_gather(x_BCK, self.vocabulary, axis=2, tiled=True)  # noqa: E731
-            (best_BCK, place_BCK), token_BCK = jax.lax.top_k(gather(best_BCK), k), gather(token_BCK)
+            best_BCK, token_BCK = gather(best_BCK), gather(token_BCK)
+            best_BCK, place_BCK = jax.lax.top_k(best_BCK, min(k, best_BCK.shape[-1]))
             token_BCK = jnp.take_along_axis(token_BCK, place_BCK, axis=2)
         return best_BCK, token_BCK
 
 
 class ColumnLoss:
-    """What is computed of each column; a hashable value. `values` come out, `stats` are kept for the backward pass."""
-
-    values: ClassVar[int]
-    stats: ClassVar[int]
+    """What is computed of each column; a hashable value. What is of a column is [B, C, 1]."""
 
     def value(self, scores: Scores) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-        """(values, stats), each [B, C]."""
+        """(values that come out, stats that are kept for the backward pass)"""
         raise NotImplementedError
 
     def slope(self, scores: Scores, stats, gradients) -> jax.Array:
-        """The gradient of the logits, from that of each value; stats and gradients are [B, C, 1]."""
+        """The gradient of the logits, from that of each value."""
         raise NotImplementedError
 
 
@@ -62,15 +55,12 @@ class ColumnLoss:
 class CrossEntropy(ColumnLoss):
     """Nats of the target."""
 
-    values: ClassVar[int] = 1
-    stats: ClassVar[int] = 1
-
     def value(self, scores):
         top_BC1 = scores.top(scores.logits_BCV)
         hit_BCV = jnp.where(scores.hit_BCV, scores.logits_BCV, 0)
-        total_BC, target_BC = scores.sum(jnp.exp(scores.logits_BCV - top_BC1), hit_BCV)
-        lse_BC = top_BC1[..., 0] + jnp.log(total_BC)
-        return (lse_BC - target_BC,), (lse_BC,)
+        total_BC1, target_BC1 = scores.sum(jnp.exp(scores.logits_BCV - top_BC1), hit_BCV)
+        lse_BC1 = top_BC1 + jnp.log(total_BC1)
+        return (lse_BC1 - target_BC1,), (lse_BC1,)
 
     def slope(self, scores, stats, gradients):
         return (jnp.exp(scores.logits_BCV - stats[0]) - scores.hit_BCV) * gradients[0]
@@ -80,13 +70,9 @@ class CrossEntropy(ColumnLoss):
 class Shares(ColumnLoss):
     """Nats of tokens that have a share of the column each."""
 
-    values: ClassVar[int] = 1
-    stats: ClassVar[int] = 2
-
     def value(self, scores):
-        lse_BC1, (mass_BC,) = _log_sum(scores, scores.logits_BCV), scores.sum(scores.teacher_BCV)
-        (nats_BC,) = scores.sum(scores.teacher_BCV * (lse_BC1 - scores.logits_BCV))
-        return (nats_BC,), (lse_BC1[..., 0], mass_BC)
+        lse_BC1, (mass_BC1,) = _log_sum(scores, scores.logits_BCV), scores.sum(scores.teacher_BCV)
+        return scores.sum(scores.teacher_BCV * (lse_BC1 - scores.logits_BCV)), (lse_BC1, mass_BC1)
 
     def slope(self, scores, stats, gradients):
         return (jnp.exp(scores.logits_BCV - stats[0]) * stats[1] - scores.teacher_BCV) * gradients[0]
@@ -98,24 +84,22 @@ class Divergence(ColumnLoss):
 
     best: int = 0
 
-    values: ClassVar[int] = 2
-    stats: ClassVar[int] = 5
-
     def value(self, scores):
         lse_q_BC1, lse_p_BC1 = (_log_sum(scores, x_BCV) for x_BCV in (scores.logits_BCV, scores.teacher_BCV))
-        least_BC1 = scores.top(scores.teacher_BCV, self.best) if self.best else jnp.full_like(lse_p_BC1, -jnp.inf)
+        least_BC1 = jnp.full_like(lse_p_BC1, -jnp.inf)
+        if self.best:
+            least_BC1 = scores.best(scores.teacher_BCV, self.best)[0][..., -1:]
         q_BCV, p_BCV, kept_BCV = self._distributions(scores, lse_q_BC1, lse_p_BC1, least_BC1)
         log_ratio_BCV = (scores.teacher_BCV - lse_p_BC1) - (scores.logits_BCV - lse_q_BC1)
         sign_BCV = jnp.sign(q_BCV - p_BCV)
-        l1_BC, tilt_BC, kl_BC, mass_BC = scores.sum(
+        l1_BC1, tilt_BC1, kl_BC1, mass_BC1 = scores.sum(
             sign_BCV * (q_BCV - p_BCV), sign_BCV * q_BCV, kept_BCV * log_ratio_BCV, kept_BCV
         )
-        stats = lse_q_BC1[..., 0], lse_p_BC1[..., 0], least_BC1[..., 0], tilt_BC, mass_BC
-        return (l1_BC / 2, kl_BC), stats
+        return (l1_BC1 / 2, kl_BC1), (lse_q_BC1, lse_p_BC1, least_BC1, tilt_BC1, mass_BC1)
 
     def slope(self, scores, stats, gradients):
-        lse_q_BC1, lse_p_BC1, least_BC1, tilt_BC1, mass_BC1 = stats
-        q_BCV, p_BCV, kept_BCV = self._distributions(scores, lse_q_BC1, lse_p_BC1, least_BC1)
+        *of_distributions, tilt_BC1, mass_BC1 = stats
+        q_BCV, p_BCV, kept_BCV = self._distributions(scores, *of_distributions)
         d_tv_BCV = q_BCV * (jnp.sign(q_BCV - p_BCV) - tilt_BC1) / 2
         return gradients[0] * d_tv_BCV + gradients[1] * (q_BCV * mass_BC1 - kept_BCV)
 
@@ -128,17 +112,12 @@ class Divergence(ColumnLoss):
 class Certainty(ColumnLoss):
     """The entropy, in nats, where the best token is the target; else 0."""
 
-    values: ClassVar[int] = 1
-    stats: ClassVar[int] = 3
-
     def value(self, scores):
-        lse_BC1 = _log_sum(scores, scores.logits_BCV)
-        q_BCV = jnp.exp(scores.logits_BCV - lse_BC1)
-        missing_BC, target_BC = scores.sum(
-            q_BCV * (lse_BC1 - scores.logits_BCV), jnp.where(scores.hit_BCV, scores.logits_BCV, 0)
-        )
-        right_BC = (target_BC >= scores.top(scores.logits_BCV)[..., 0]).astype(jnp.float32)
-        return (right_BC * missing_BC,), (lse_BC1[..., 0], missing_BC, right_BC)
+        lse_BC1, hit_BCV = _log_sum(scores, scores.logits_BCV), jnp.where(scores.hit_BCV, scores.logits_BCV, 0)
+        nats_BCV = jnp.exp(scores.logits_BCV - lse_BC1) * (lse_BC1 - scores.logits_BCV)
+        entropy_BC1, target_BC1 = scores.sum(nats_BCV, hit_BCV)
+        right_BC1 = (target_BC1 >= scores.top(scores.logits_BCV)).astype(jnp.float32)
+        return (right_BC1 * entropy_BC1,), (lse_BC1, entropy_BC1, right_BC1)
 
     def slope(self, scores, stats, gradients):
         lse_BC1, entropy_BC1, right_BC1 = stats
@@ -149,4 +128,4 @@ class Certainty(ColumnLoss):
 def _log_sum(scores: Scores, logits_BCV):
     """[B, C, 1]: log of the sum of exponentials."""
     top_BC1 = scores.top(logits_BCV)
-    return top_BC1 + jnp.log(scores.sum(jnp.exp(logits_BCV - top_BC1))[0][..., None])
+    return top_BC1 + jnp.log(*scores.sum(jnp.exp(logits_BCV - top_BC1)))

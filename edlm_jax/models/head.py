@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from edlm_jax.models.column_losses import ColumnLoss, Scores
-from edlm_jax.parallel.sharding import TRAINING, dividing
+from edlm_jax.parallel.sharding import TRAINING, dividing, on_each_device
 
 # An eighth of a row: small enough to skip most of what has no loss, large enough to keep the matrix unit busy.
 _CHUNKS, _MOST_COLUMNS = 8, 512
@@ -38,212 +38,144 @@ def column_loss(
     Of a `frozen` head no gradient is asked: that of x is then worked out beside the values, and no logits twice.
 
     The logits of a teacher are those of the same head, and a constant; beside K targets a column the teacher is their
-    shares. Products are in the dtype of x with float32
-    sums; the head's gradient is summed in float32, whatever x is.
+    shares. Products are in the dtype of x with float32 sums; the head's gradient is summed in float32, whatever x is.
 
     On a mesh each device does its own rows and columns, with its share of the vocabulary. The head is gathered once
     and its gradient is scattered once, not once per chunk.
     """
-    axes = _Axes.of(jax.sharding.get_abstract_mesh(), x_BTD.shape, head_DV.shape)
-    lossy = _under_frozen_head if frozen else _column_loss
-    return lossy(x_BTD, head_DV, teacher_BTD, targets_BT, wanted_BT, loss, axes)
+    given, axes = (x_BTD, teacher_BTD, targets_BT), _Axes.of(x_BTD, head_DV)
+    return _column_loss(loss, frozen, axes, head_DV, given, wanted_BT)
 
 
 def best_tokens(
     x_BTD: Float[Array, "B T D"], head_DV: Float[Array, "D V"], wanted_BT: Bool[Array, "B T"], count: int
 ) -> tuple[Float[Array, "B T K"], Int[Array, "B T K"]]:
     """The `count` largest logits of x @ head, and whose they are, where they are wanted; the same way."""
-    count = min(count, head_DV.shape[1])
-    axes = _Axes.of(jax.sharding.get_abstract_mesh(), x_BTD.shape, head_DV.shape)
-    return axes.run(partial(_best_local, count, axes), ("BT_", "DV", "BT"), ("BT_", "BT_"))(x_BTD, head_DV, wanted_BT)
+    best, axes = lambda scores, _: scores.best(scores.logits_BCV, count), _Axes.of(x_BTD, head_DV)
+    return axes.run(partial(_found, best, axes, 1))(head_DV, (x_BTD, None, None), wanted_BT)
 
 
 class _Axes(NamedTuple):
     """Mesh axes that split rows, columns, the width of the head and its vocabulary; () where nothing does."""
 
-    rows: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()
-    width: tuple[str, ...] = ()
-    vocabulary: tuple[str, ...] = ()
-    on_mesh: bool = False
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    width: tuple[str, ...]
+    vocabulary: tuple[str, ...]
 
     @classmethod
-    def of(cls, mesh, x_shape, head_shape):
-        if mesh.empty:
-            return cls()
-        rows, columns = dividing(mesh, TRAINING.B, x_shape[0]), dividing(mesh, TRAINING.L, x_shape[1])
+    def of(cls, x_BTD, head_DV):
+        split = partial(dividing, jax.sharding.get_abstract_mesh())
+        rows, columns = split(TRAINING.B, x_BTD.shape[0]), split(TRAINING.L, x_BTD.shape[1])
         # A head split over devices that hold the same rows would need its gradient sliced, not summed.
-        width = dividing(mesh, TRAINING.D, head_shape[0]) if rows else ()
-        return cls(rows, columns, width, dividing(mesh, TRAINING.V, head_shape[1]), True)
+        width = split(TRAINING.D, head_DV.shape[0]) if rows else ()
+        return cls(rows, columns, width, split(TRAINING.V, head_DV.shape[1]))
 
-    def run(self, function, in_specs, out_specs):
-        """The function on each device's part; letters of a spec say what its axes are."""
-        if not self.on_mesh:
-            return function
-        spec = dict(B=self.rows, T=self.columns, D=self.width, V=self.vocabulary, _=None)
-        to_spec = lambda letters: PartitionSpec(*(spec[letter] for letter in letters))  # noqa: E731
-        specs = jax.tree.map(to_spec, (in_specs, out_specs))
-        return jax.shard_map(function, in_specs=specs[0], out_specs=specs[1], check_vma=False)
+    def run(self, function, slope: bool = False):
+        """`function(head_DV, arrays, wanted_BT)` on each device's part -> columns' arrays, after the head's `slope`."""
+        of_head, of_columns = PartitionSpec(self.width, self.vocabulary), PartitionSpec(self.rows, self.columns)
+        found = (of_head, of_columns) if slope else of_columns
+        return on_each_device(function, (of_head, of_columns, of_columns), found)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _column_loss(x_BTD, head_DV, teacher_BTD, targets_BT, wanted_BT, loss, axes):
-    return _forward(x_BTD, head_DV, teacher_BTD, targets_BT, wanted_BT, loss, axes)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _column_loss(loss, frozen, axes, head_DV, given, wanted_BT):
+    return _forward(loss, False, axes, head_DV, given, wanted_BT)[0]
 
 
-def _specs(teacher_BTD, targets_BT):
-    of = lambda x: None if x is None else "BT_"[: x.ndim]  # noqa: E731
-    return "BT_", "DV", of(teacher_BTD), of(targets_BT), "BT"
+def _forward(loss, frozen, axes, head_DV, given, wanted_BT):
+    find = partial(_values_and_slopes, loss) if frozen else lambda scores, _: loss.value(scores)
+    values, kept = axes.run(partial(_found, find, axes, _ROWS if frozen else 1))(head_DV, given, wanted_BT)
+    where_wanted = lambda x_BTX: jnp.where(wanted_BT[..., None], x_BTX, 0)  # noqa: E731
+    values = tuple(where_wanted(value_BT1)[..., 0] for value_BT1 in values)
+    return values, tuple(map(where_wanted, kept)) if frozen else (head_DV, given, kept, wanted_BT)
 
 
-def _forward(x_BTD, head_DV, teacher_BTD, targets_BT, wanted_BT, loss, axes):
-    outputs = ("BT",) * loss.values, ("BT",) * loss.stats, "BT"
-    local = axes.run(partial(_forward_local, loss, axes), _specs(teacher_BTD, targets_BT), outputs)
-    values, stats, order_BT = local(x_BTD, head_DV, teacher_BTD, targets_BT, wanted_BT)
-    return values, (x_BTD, head_DV, teacher_BTD, targets_BT, wanted_BT, stats, order_BT)
-
-
-def _backward(loss, axes, residuals, gradients):
-    inputs = *_specs(*residuals[2:4]), ("BT",) * loss.stats, "BT", ("BT",) * loss.values
-    dx_BTD, dhead_DV = axes.run(partial(_backward_local, loss, axes), inputs, ("BT_", "DV"))(*residuals, gradients)
-    return dx_BTD, dhead_DV, None, None, None
+def _backward(loss, frozen, axes, kept, gradients):
+    if frozen:
+        parts = [g_BT[..., None] * slope_BTD for g_BT, slope_BTD in zip(gradients, kept, strict=True)]
+        return None, (sum(parts).astype(kept[0].dtype), None, None), None
+    head_DV, given, stats, wanted_BT = kept
+    gradients = [jnp.where(wanted_BT, g_BT, 0)[..., None] for g_BT in gradients]
+    local = axes.run(partial(_slopes, loss, axes), slope=True)
+    dhead_DV, dx_BTD = local(head_DV, (given, stats, gradients), wanted_BT)
+    return dhead_DV, (dx_BTD, None, None), None
 
 
 _column_loss.defvjp(_forward, _backward)
 
 
-def _forward_local(loss, axes, x_BTD, head_DV, teacher_BTD, targets_BT, wanted_BT):
-    """(values, stats, order of the columns)"""
-    order_BT = jnp.argsort(~wanted_BT, axis=1, stable=True)
-    order = _Order(order_BT, wanted_BT, axes)
-    arrays = jax.tree.map(order.first, (x_BTD, teacher_BTD, targets_BT))
-    head_DV = _gather(head_DV, x_BTD.dtype, axes)
-
-    def chunk(index, carry):
-        found = loss.value(_scores(*order.chunk(arrays, index), head_DV, axes))
-        return jax.tree.map(lambda x, part: order.put(x, part, index), carry, found)
-
-    zeros_BT = jnp.zeros(arrays[0].shape[:2], jnp.float32)
-    zeros = (zeros_BT,) * loss.values, (zeros_BT,) * loss.stats
-    values, stats = jax.tree.map(order.back, jax.lax.fori_loop(0, order.chunks, chunk, zeros))
-    return tuple(jnp.where(wanted_BT, value_BT, 0) for value_BT in values), stats, order_BT
+def _found(find, axes, fewest, head_DV, given, wanted_BT):
+    """`find(scores, head_DV)` of all chunks; what it gives of columns that are not wanted means nothing."""
+    head_DV = _gather(head_DV, given[0].dtype, axes)
+    found = lambda _, *chunk: (None, find(_scores(*chunk, head_DV, axes), head_DV))  # noqa: E731
+    return _scan_chunks(found, None, given, wanted_BT, axes, fewest)[1]
 
 
-def _backward_local(loss, axes, x_BTD, head_DV, teacher_BTD, targets_BT, wanted_BT, stats, order_BT, gradients):
-    """(gradient of x, gradient of this device's part of the head)"""
-    order = _Order(order_BT, wanted_BT, axes)
-    gradients = tuple(jnp.where(wanted_BT, g_BT, 0) for g_BT in gradients)
-    arrays, columns = jax.tree.map(order.first, ((x_BTD, teacher_BTD, targets_BT), (stats, gradients)))
-    whole_DV = _gather(head_DV, x_BTD.dtype, axes)
+def _values_and_slopes(loss, scores, head_DV):
+    """(values, of each its gradient by x)"""
+    values, stats = loss.value(scores)
+    slopes = [loss.slope(scores, stats, tuple(which)) for which in np.eye(len(values), dtype=np.float32)]
+    return values, tuple(_slope_of_x(d_BCV, head_DV, scores.vocabulary) for d_BCV in slopes)
 
-    def chunk(index, carry):
-        part = order.chunk(arrays, index)
-        aside = jax.tree.map(lambda x_BC: x_BC[..., None], order.chunk(columns, index))
-        d_BCV = loss.slope(_scores(*part, whole_DV, axes), *aside).astype(x_BTD.dtype)
-        dx_BCD = jnp.einsum("BCV,DV->BCD", d_BCV, whole_DV, preferred_element_type=jnp.float32)
-        dhead_DV = jnp.einsum("BCD,BCV->DV", part[0], d_BCV, preferred_element_type=jnp.float32)
-        dx_BCD = jax.lax.psum(dx_BCD, axes.vocabulary).astype(x_BTD.dtype)
-        return order.put(carry[0], dx_BCD, index), carry[1] + dhead_DV
 
-    zeros = jnp.zeros_like(arrays[0]), jnp.zeros(whole_DV.shape, jnp.float32)
-    dx_BTD, dhead_DV = jax.lax.fori_loop(0, order.chunks, chunk, zeros)
+def _slopes(loss, axes, head_DV, columns, wanted_BT):
+    """(gradient of this device's part of the head, gradient of x)"""
+    whole_DV = _gather(head_DV, columns[0][0].dtype, axes)
+
+    def chunk(sum_DV, given, stats, gradients):
+        scores = _scores(*given, whole_DV, axes)
+        d_BCV = loss.slope(scores, stats, gradients).astype(whole_DV.dtype)
+        dhead_DV = jnp.einsum("BCD,BCV->DV", given[0], d_BCV, preferred_element_type=jnp.float32)
+        return sum_DV + dhead_DV, _slope_of_x(d_BCV, whole_DV, axes.vocabulary)
+
+    zeros_DV = jnp.zeros(whole_DV.shape, jnp.float32)
+    dhead_DV, dx_BTD = _scan_chunks(chunk, zeros_DV, columns, wanted_BT, axes)
     summed = tuple(axis for axis in axes.rows + axes.columns if axis not in axes.width)
     if axes.width:
         dhead_DV = jax.lax.psum_scatter(dhead_DV, axes.width, scatter_dimension=0, tiled=True)
-    return order.back(dx_BTD), jax.lax.psum(dhead_DV, summed).astype(head_DV.dtype)
+    return jax.lax.psum(dhead_DV, summed).astype(head_DV.dtype), dx_BTD
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _under_frozen_head(x_BTD, head_DV, teacher_BTD, targets_BT, wanted_BT, loss, axes):
-    return _forward(x_BTD, head_DV, teacher_BTD, targets_BT, wanted_BT, loss, axes)[0]
+def _slope_of_x(d_BCV, head_DV, vocabulary):
+    d_BCV = d_BCV.astype(head_DV.dtype)
+    dx_BCD = jnp.einsum("BCV,DV->BCD", d_BCV, head_DV, preferred_element_type=jnp.float32)
+    return jax.lax.psum(dx_BCD, vocabulary).astype(head_DV.dtype)
 
 
-def _forward_with_slopes(x_BTD, head_DV, teacher_BTD, targets_BT, wanted_BT, loss, axes):
-    outputs = ("BT",) * loss.values, ("BT_",) * loss.values
-    local = axes.run(partial(_slopes_local, loss, axes), _specs(teacher_BTD, targets_BT), outputs)
-    return local(x_BTD, head_DV, teacher_BTD, targets_BT, wanted_BT)
+def _scan_chunks(function, carry, arrays, wanted_BT, axes, fewest: int = 1):
+    """As `jax.lax.scan`: (carry, what `function(carry, *chunk of arrays) -> (carry, found)` finds of each column).
 
+    Wanted columns are taken first, and only chunks that hold any; of what is left out 0 is found. All rows of a chunk
+    together have `fewest` columns at least, where there are as many.
+    """
+    B, T = wanted_BT.shape
+    most = min(_MOST_COLUMNS, max(_MOST_TOKENS // B, 1))
+    C = min(max(-(-T // _CHUNKS), min(-(-fewest // B), T)), most)
+    before_BT = jnp.cumsum(wanted_BT, axis=1)  # wanted ones up to here
+    others_BT = before_BT[:, -1:] + jnp.arange(T)[None] - before_BT
+    order_BT, back_BT = jnp.argsort(~wanted_BT, axis=1, stable=True), jnp.where(wanted_BT, before_BT - 1, others_BT)
+    wanted = jax.lax.pmax(before_BT[:, -1].max(), axes.rows + axes.columns)  # devices keep step
 
-def _slopes_local(loss, axes, x_BTD, head_DV, teacher_BTD, targets_BT, wanted_BT):
-    """(values, of each its gradient by x)"""
-    order = _Order(jnp.argsort(~wanted_BT, axis=1, stable=True), wanted_BT, axes, -(-_ROWS // len(x_BTD)))
-    arrays = jax.tree.map(order.first, (x_BTD, teacher_BTD, targets_BT))
-    head_DV = _gather(head_DV, x_BTD.dtype, axes)
+    def take(x, order_BT):
+        return jnp.take_along_axis(x, order_BT if x.ndim == 2 else order_BT[..., None], axis=1)
 
-    def chunk(index, carry):
-        scores = _scores(*order.chunk(arrays, index), head_DV, axes)
-        values, stats = loss.value(scores)
-        aside = [x_BC[..., None] for x_BC in stats]
+    whole = lambda x: jnp.pad(take(x, order_BT), ((0, 0), (0, -T % C), *((0, 0),) * (x.ndim - 2)))  # noqa: E731
+    arrays = jax.tree.map(whole, arrays)
 
-        def slope(which):
-            d_BCV = loss.slope(scores, aside, tuple(np.eye(loss.values, dtype=np.float32)[which])).astype(x_BTD.dtype)
-            dx_BCD = jnp.einsum("BCV,DV->BCD", d_BCV, head_DV, preferred_element_type=jnp.float32)
-            return jax.lax.psum(dx_BCD, axes.vocabulary).astype(x_BTD.dtype)
+    def find(index, carry):
+        cut = partial(jax.lax.dynamic_slice_in_dim, start_index=index * C, slice_size=C, axis=1)
+        return function(carry, *jax.tree.map(cut, arrays))
 
-        found = values, tuple(map(slope, range(loss.values)))
-        return jax.tree.map(lambda x, part: order.put(x, part, index), carry, found)
+    def turn(index, carry_and_found):
+        carry, parts = find(index, carry_and_found[0])
+        put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=index * C, axis=1)
+        return carry, jax.tree.map(put, carry_and_found[1], parts)
 
-    padded_BTD = jnp.zeros_like(arrays[0])
-    zeros = (jnp.zeros(padded_BTD.shape[:2]),) * loss.values, (padded_BTD,) * loss.values
-    values, slopes = jax.tree.map(order.back, jax.lax.fori_loop(0, order.chunks, chunk, zeros))
-    wanted = lambda x: jnp.where(wanted_BT.reshape(*wanted_BT.shape, *[1] * (x.ndim - 2)), x, 0)  # noqa: E731
-    return jax.tree.map(wanted, (values, slopes))
-
-
-def _backward_of_slopes(loss, axes, slopes, gradients):
-    parts = [g_BT[..., None] * slope_BTD for g_BT, slope_BTD in zip(gradients, slopes, strict=True)]
-    return sum(parts).astype(slopes[0].dtype), None, None, None, None
-
-
-_under_frozen_head.defvjp(_forward_with_slopes, _backward_of_slopes)
-
-
-def _best_local(count, axes, x_BTD, head_DV, wanted_BT):
-    order = _Order(jnp.argsort(~wanted_BT, axis=1, stable=True), wanted_BT, axes)
-    first_BTD, head_DV = order.first(x_BTD), _gather(head_DV, x_BTD.dtype, axes)
-
-    def chunk(index, carry):
-        found = _scores(order.chunk(first_BTD, index), None, None, head_DV, axes).best(count)
-        return jax.tree.map(lambda x, part: order.put(x, part, index), carry, found)
-
-    zeros = [jnp.zeros((*first_BTD.shape[:2], count), dtype) for dtype in (jnp.float32, jnp.int32)]
-    return jax.tree.map(order.back, jax.lax.fori_loop(0, order.chunks, chunk, tuple(zeros)))
-
-
-class _Order:
-    """Columns with the supervised ones first, in chunks; only the first `chunks` of them hold any."""
-
-    def __init__(self, order_BT, supervised_BT, axes, fewest: int = 1):
-        B, T = supervised_BT.shape
-        most = min(_MOST_COLUMNS, max(_MOST_TOKENS // B, 1))
-        self.columns = min(max(-(-T // _CHUNKS), min(fewest, T)), most)
-        self.padding = -T % self.columns
-        before_BT = jnp.cumsum(supervised_BT, axis=1)  # supervised ones up to here
-        others_BT = before_BT[:, -1:] + jnp.arange(T)[None] - before_BT
-        self.order_BT, self.back_BT = order_BT, jnp.where(supervised_BT, before_BT - 1, others_BT)
-        most = jax.lax.pmax(before_BT[:, -1].max(), axes.rows + axes.columns)  # devices keep step
-        self.chunks = -(-most // self.columns)
-
-    def first(self, x):
-        """Supervised columns first, padded to whole chunks."""
-        return jnp.pad(_take(x, self.order_BT), ((0, 0), (0, self.padding)) + ((0, 0),) * (x.ndim - 2))
-
-    def back(self, x):
-        """Columns where they came from."""
-        return _take(x, self.back_BT)
-
-    def chunk(self, arrays, index):
-        """One chunk of columns of each."""
-        cut = partial(jax.lax.dynamic_slice_in_dim, start_index=index * self.columns, slice_size=self.columns, axis=1)
-        return jax.tree.map(cut, arrays)
-
-    def put(self, x, part, index):
-        """x with one chunk replaced."""
-        return jax.lax.dynamic_update_slice_in_dim(x, part, index * self.columns, axis=1)
-
-
-def _take(x, order_BT):
-    return jnp.take_along_axis(x, order_BT if x.ndim == 2 else order_BT[..., None], axis=1)
+    shapes = jax.eval_shape(find, 0, carry)[1]
+    zeros = jax.tree.map(lambda x: jnp.zeros((B, T + -T % C, *x.shape[2:]), x.dtype), shapes)
+    carry, found = jax.lax.fori_loop(0, -(-wanted // C), turn, (carry, zeros))
+    return carry, jax.tree.map(partial(take, order_BT=back_BT), found)
 
 
 def _gather(head_DV, dtype, axes):

@@ -151,8 +151,8 @@ FAULTS = [
     Fault(
         "the head's gradient is that of the last chunk",
         "edlm_jax/models/head.py",
-        "order.put(carry[0], dx_BCD, index), carry[1] + dhead_DV",
-        "order.put(carry[0], dx_BCD, index), dhead_DV",
+        "return sum_DV + dhead_DV, ",
+        "return dhead_DV, ",
     ),
     Fault(
         "the cache's padding is looked at",

@@ -57,7 +57,7 @@ def test_values_and_gradients_are_those_of_the_formula_in_float64(name, frozen, 
     case |= dict(tokens_BTK=rng.permuted(np.tile(np.arange(V), (B, T, 1)), axis=2)[..., :3])
     case |= dict(shares_BTK=rng.uniform(0, 0.5, (B, T, 3)))  # of any sum
     wanted_BT = rng.random((B, T)) < 0.5
-    weights = rng.normal(size=(loss.values, B, T))
+    weights = rng.normal(size=(2 if isinstance(loss, Divergence) else 1, B, T))
 
     def summed(function, dtype):
         def total(x_BTD, head_DV):
