@@ -15,7 +15,13 @@ import numpy as np
 
 from edlm_jax.errors import InputError
 
-KINDS = ("default", "linear", "llama3", "yarn")
+_FIELDS = {  # of each kind, beside theta
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "original_length", "low_freq_factor", "high_freq_factor"),
+    "yarn": ("factor", "original_length", "beta_fast", "beta_slow", "truncate", "attention_factor"),
+}
+_ORIGINAL = "original_max_position_embeddings"  # `original_length` in config.json; the others have one name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,100 +46,88 @@ class Rope:
         if any(isinstance(value, Mapping) for value in given.values()):
             raise InputError("config.json: rope_parameters differ per layer type, which is not supported")
         kind = given.get("rope_type") or given.get("type") or "default"
-        if kind not in KINDS:
-            raise InputError(f"config.json: RoPE type {kind!r} is not supported; supported are {', '.join(KINDS)}")
+        if kind not in _FIELDS:
+            raise InputError(f"config.json: RoPE type {kind!r} is not supported; supported are {', '.join(_FIELDS)}")
         partial = given.get("partial_rotary_factor", config.get("partial_rotary_factor"))
         if partial not in (None, 1, 1.0):
             raise InputError(f"config.json: partial_rotary_factor {partial} is not supported (only whole heads rotate)")
         if head_dim % 2:
             raise InputError(f"config.json: a head size of {head_dim} is odd, RoPE needs pairs")
         theta = given.get("rope_theta")
-        theta = _number(config.get("rope_theta", cls.theta) if theta is None else theta, "rope_theta")
-        if kind == "default":
-            return cls(theta)
-        if kind == "linear":
-            return cls(theta, kind, factor=_number(given.get("factor"), "factor", kind))
-        original = config.get("original_max_position_embeddings") or given.get("original_max_position_embeddings")
-        original = int(_number(original or config.get("max_position_embeddings"), "original_max_position_embeddings"))
-        if kind == "llama3":
-            names = ("factor", "low_freq_factor", "high_freq_factor")
-            numbers = {name: _number(given.get(name), name, kind) for name in names}
-            return cls(theta, kind, original_length=original, **numbers)
-        return cls._yarn(theta, original, given, config)
-
-    @classmethod
-    def _yarn(cls, theta: float, original: int, given: Mapping[str, Any], config: Mapping[str, Any]) -> "Rope":
-        factor = given.get("factor")
-        if factor is None:
-            factor = _number(config.get("max_position_embeddings"), "max_position_embeddings") / original
-        factor = _number(factor, "factor", "yarn")
-        attention_factor = given.get("attention_factor")
-        if attention_factor is None:
-            mscale, mscale_all = given.get("mscale"), given.get("mscale_all_dim")
-            if mscale and mscale_all:
-                attention_factor = _yarn_scale(factor, mscale) / _yarn_scale(factor, mscale_all)
-            else:
-                attention_factor = _yarn_scale(factor)
-        return cls(
-            theta,
-            "yarn",
-            factor=factor,
-            original_length=original,
-            beta_fast=float(given.get("beta_fast") or cls.beta_fast),
-            beta_slow=float(given.get("beta_slow") or cls.beta_slow),
-            truncate=bool(given.get("truncate", True)),
-            attention_factor=float(attention_factor),
-        )
+        theta = positive(config.get("rope_theta", cls.theta) if theta is None else theta, "rope_theta")
+        numbers: dict[str, Any] = {}
+        if "original_length" in _FIELDS[kind]:
+            original = config.get(_ORIGINAL) or given.get(_ORIGINAL) or config.get("max_position_embeddings")
+            numbers["original_length"] = int(positive(original, _ORIGINAL))
+        if kind == "yarn":
+            numbers |= _yarn(given, config.get("max_position_embeddings"), **numbers)
+        rest = [name for name in _FIELDS[kind] if name not in numbers]
+        numbers |= {name: positive(given.get(name), f"{kind} RoPE's {name}") for name in rest}
+        return cls(theta, kind, **numbers)
 
     def respelled(self, config: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
         """What to change in a config.json that has both forms, where they differ: other readers may read the other."""
         old, new = ("rope_theta", "rope_scaling"), ("rope_parameters",)
-        if not config.get("rope_parameters") or not any(config.get(name) for name in old):
-            return {}
-        for form in (old, new):
-            alone = {name: value for name, value in config.items() if name not in {*old, *new} - {*form}}
+
+        def without(form):
             try:
-                same = Rope.from_hf(alone, head_dim) == self
+                return Rope.from_hf({name: value for name, value in config.items() if name not in form}, head_dim)
             except InputError:  # less than half of it
-                same = False
-            if not same:
-                parameters = self.to_hf()
-                scaling = {name: value for name, value in parameters.items() if name != "rope_theta"}
-                scaling = None if self.kind == "default" else scaling
-                return dict(rope_theta=self.theta, rope_scaling=scaling, rope_parameters=parameters)
-        return {}
+                return None
+
+        both = config.get("rope_parameters") and any(config.get(name) for name in old)
+        if not both or without(new) == without(old) == self:
+            return {}
+        parameters = self.to_hf()
+        scaling = {name: value for name, value in parameters.items() if name != "rope_theta"}
+        scaling = None if self.kind == "default" else scaling
+        return dict(rope_theta=self.theta, rope_scaling=scaling, rope_parameters=parameters)
 
     def to_hf(self) -> dict[str, Any]:
         """The rope_parameters entry of a config.json."""
-        parameters: dict[str, Any] = {"rope_type": self.kind, "rope_theta": self.theta}
-        if self.kind != "default":
-            parameters["factor"] = self.factor
-        if self.kind in ("llama3", "yarn"):
-            parameters["original_max_position_embeddings"] = self.original_length
-        names = {"llama3": ("low_freq_factor", "high_freq_factor")}
-        names["yarn"] = ("beta_fast", "beta_slow", "truncate", "attention_factor")
-        return parameters | {name: getattr(self, name) for name in names.get(self.kind, ())}
+        names = {name: _ORIGINAL if name == "original_length" else name for name in _FIELDS[self.kind]}
+        own = {theirs: getattr(self, ours) for ours, theirs in names.items()}
+        return {"rope_type": self.kind, "rope_theta": self.theta} | own
+
+
+def _yarn(given: Mapping[str, Any], longest: Any, original_length: int) -> dict[str, Any]:
+    factor = given.get("factor")
+    if factor is None:
+        factor = positive(longest, "max_position_embeddings") / original_length
+    factor, attention_factor = positive(factor, "yarn RoPE's factor"), given.get("attention_factor")
+    if attention_factor is None:
+        mscale, mscale_all = given.get("mscale"), given.get("mscale_all_dim")
+        if not (mscale and mscale_all):
+            mscale, mscale_all = 1, 0  # the latter's scale is one
+        scale = lambda mscale: 0.1 * mscale * math.log(max(factor, 1)) + 1  # noqa: E731
+        attention_factor = scale(mscale) / scale(mscale_all)
+    return dict(
+        factor=factor,
+        beta_fast=float(given.get("beta_fast") or Rope.beta_fast),
+        beta_slow=float(given.get("beta_slow") or Rope.beta_slow),
+        truncate=bool(given.get("truncate", True)),
+        attention_factor=float(attention_factor),
+    )
 
 
 def inverse_frequencies(rope: Rope, head_dim: int) -> tuple[np.ndarray, float]:
     """Radians per position of each of the head_dim / 2 pairs (float32), and the factor on cos and sin."""
     period = np.float32(rope.theta) ** (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))
     base = np.float32(1) / period
-    if rope.kind == "linear":
-        return base / np.float32(rope.factor), 1.0
     if rope.kind == "llama3":
         return _llama3_frequencies(rope, base), 1.0
     if rope.kind == "yarn":
         keep = np.float32(1) - _yarn_ramp(rope, head_dim)
         slowed = np.float32(1) / (np.float32(rope.factor) * period)
         return slowed * (np.float32(1) - keep) + base * keep, rope.attention_factor
-    return base, 1.0
+    return base / np.float32(rope.factor), 1.0
 
 
 def rotary_tables(positions_BT: jax.Array, rope: Rope, head_dim: int) -> tuple[jax.Array, jax.Array]:
     """cos_BTR and sin_BTR (float32, R = head_dim / 2): make them once, use them in every layer."""
     frequencies, scale = inverse_frequencies(rope, head_dim)
-    angles_BTR = positions_BT.astype(jnp.float32)[..., None] * frequencies[None, None]
+    frequencies = np.expand_dims(frequencies, tuple(range(positions_BT.ndim)))
+    angles_BTR = positions_BT.astype(jnp.float32)[..., None] * frequencies
     return jnp.cos(angles_BTR) * scale, jnp.sin(angles_BTR) * scale
 
 
@@ -144,14 +138,11 @@ def rotate(x_BTNH: jax.Array, cos_BTR: jax.Array, sin_BTR: jax.Array) -> jax.Arr
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x_BTNH.dtype)
 
 
-def _number(value: Any, name: str, kind: str = "") -> float:
+def positive(value: Any, name: str) -> float:
+    """An entry of config.json that must be a positive number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise InputError(f"config.json: {kind + ' ' if kind else ''}RoPE needs a positive {name}, not {value!r}")
+        raise InputError(f"config.json: {name} must be a positive number, not {value!r}")
     return float(value)
-
-
-def _yarn_scale(factor: float, mscale: float = 1.0) -> float:
-    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def _llama3_frequencies(rope: Rope, base: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ What the file asks for and this decoder does not have is refused by name, never 
 import dataclasses
 import json
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -15,27 +15,26 @@ from edlm_jax.attention.pattern import PLAIN
 from edlm_jax.diffusion.streams import ALIGNMENTS, CONVERSIONS, Layout, find_layout
 from edlm_jax.errors import InputError
 from edlm_jax.models.families import FAMILIES, Kind, find_family
-from edlm_jax.models.families.family import flag, positive, size
+from edlm_jax.models.families.family import flag, size
+from edlm_jax.models.rope import positive, rotary_tables
 
 PREFILLS = tuple(PLAIN)
 GRIDS = ("response", "position")
 CONFIDENCES = ("raw", "drawn")
 PRIORS = ("masks", "uniform_tokens")
 ADAPTED = ("all", "noisy")
-CHOICES = dict(  # of a conversion's fields
-    pattern=CONVERSIONS,
-    alignment=ALIGNMENTS,
-    prefill=PREFILLS,
-    grid=GRIDS,
-    confidence=CONFIDENCES,
-    commit=("fused", "separate", "first_token"),
-    noise=PRIORS,
-    adapted=ADAPTED,
-)
+# Of a conversion's fields.
+CHOICES = dict(pattern=CONVERSIONS, alignment=ALIGNMENTS, prefill=PREFILLS, grid=GRIDS, noise=PRIORS, adapted=ADAPTED)
+CHOICES |= dict(confidence=CONFIDENCES, commit=("fused", "separate", "first_token"))
 
 # By their names in config.json.
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True)}
-_EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
+_SIZES = dict(vocab_size="vocab_size", width="hidden_size", ffn_width="intermediate_size", head_dim="head_dim")
+_SIZES |= dict(num_heads="num_attention_heads", num_kv_heads="num_key_value_heads", num_layers="num_hidden_layers")
+_SIZES |= dict(max_length="max_position_embeddings")
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
+_REFUSED = dict.fromkeys(_EXPERTS, " (a mixture of experts)")
+_REFUSED |= {"quantization_config": "; use the checkpoint that is not quantized"}
 _STALE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings", "layer_types")
 
 
@@ -55,14 +54,12 @@ class Conversion:
     adapted: str = "all"  # columns that adapters act on; "noisy": its text is the AR model's
 
     def __post_init__(self):
-        for name in ("mask_token_id", "block_length"):
+        for name, least, wanted in (("mask_token_id", 0, "not be negative"), ("block_length", 1, "be positive")):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
                 raise InputError(f"conversion: {name} must be a whole number, not {value!r}")
-        if self.mask_token_id < 0:
-            raise InputError(f"conversion: mask_token_id must not be negative, it is {self.mask_token_id}")
-        if self.block_length < 1:
-            raise InputError(f"conversion: block_length must be positive, it is {self.block_length}")
+            if value < least:
+                raise InputError(f"conversion: {name} must {wanted}, it is {value}")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise InputError(f"conversion: {name} {getattr(self, name)!r} is not one of {', '.join(choices)}")
@@ -133,6 +130,11 @@ class ModelSpec:
         """Each that some layer has, once; None is no window."""
         return tuple(dict.fromkeys(kind.window for kind in self.kinds))
 
+    def rotary(self, positions: jax.Array) -> tuple[tuple[jax.Array, jax.Array] | None, ...]:
+        """cos and sin of each of `kinds` (`rotary_tables`), None without RoPE; kinds with the same RoPE share them."""
+        tables = cache(lambda rope: rope and rotary_tables(positions, rope, self.head_dim))
+        return tuple(tables(kind.rope) for kind in self.kinds)
+
     @property
     def stored_dtype(self) -> str | None:
         """What its weights were stored as where it was read, if config.json says so."""
@@ -154,37 +156,25 @@ class ModelSpec:
         """Builds the spec of a config.json's dictionary, or says what in it is not supported."""
         config, family = dict(config), find_family(config)
         full = {**family.absent, **config}
-        width, heads = size(full, "hidden_size"), size(full, "num_attention_heads")
-        kv_heads = size(full, "num_key_value_heads", default=heads)
-        head_dim = _head_dim(full, width, heads)
-        for key in _EXPERT_KEYS:
+        sizes = _sizes(full)
+        for key in (*_REFUSED, *family.refused):
             if full.get(key):
-                raise InputError(f"config.json: a mixture of experts ({key} = {full[key]}) is not supported")
-        if full.get("quantization_config"):
-            reason = "quantization_config is not supported; use the checkpoint that is not quantized"
-            raise InputError(f"config.json: {reason}")
+                raise InputError(f"config.json: {key} = {full[key]!r} is not supported{_REFUSED.get(key, '')}")
         bias, mlp_bias = (name in family.bias_flags and flag(full, name) for name in ("attention_bias", "mlp_bias"))
         return cls(
             family=family.model_type,
-            vocab_size=size(full, "vocab_size"),
-            width=width,
-            num_layers=size(full, "num_hidden_layers"),
-            num_heads=heads,
-            num_kv_heads=kv_heads,
-            head_dim=head_dim,
-            ffn_width=size(full, "intermediate_size"),
             qkv_bias=family.qkv_bias or bias,
             o_bias=bias,
             mlp_bias=mlp_bias,
             qk_norm=family.qk_norm,
             tied=flag(full, "tie_word_embeddings"),
-            norm_eps=positive(full, "rms_norm_eps", 1e-6),
-            max_length=size(full, "max_position_embeddings"),
+            norm_eps=positive(full.get("rms_norm_eps", 1e-6), "rms_norm_eps"),
             activation=full.get(family.activation_key, "silu"),
             conversion=_conversion(full),
             hf_json=json.dumps(config, indent=2),
             source=source,
-            **family.fields(full, head_dim),
+            **sizes,
+            **family.fields(full, sizes["head_dim"]),
         )
 
     def to_hf(self) -> dict[str, Any]:
@@ -206,29 +196,26 @@ class ModelSpec:
 
     def _hf_fields(self) -> dict[str, Any]:
         family = FAMILIES[self.family]
-        return {
+        shared = {
             "architectures": [family.architecture],
             "model_type": family.model_type,
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.width,
-            "num_hidden_layers": self.num_layers,
-            "num_attention_heads": self.num_heads,
-            "num_key_value_heads": self.num_kv_heads,
-            "head_dim": self.head_dim,
-            "intermediate_size": self.ffn_width,
             family.activation_key: self.activation,
             "rms_norm_eps": self.norm_eps,
             "tie_word_embeddings": self.tied,
-            "max_position_embeddings": self.max_length,
-        } | family.to_hf(self)
+        }
+        return shared | {key: getattr(self, name) for name, key in _SIZES.items()} | family.to_hf(self)
 
 
-def _head_dim(config: Mapping[str, Any], width: int, heads: int) -> int:
-    if config.get("head_dim") is not None:
-        return size(config, "head_dim")
-    if width % heads:
-        raise InputError(f"config.json: hidden_size {width} is not a multiple of num_attention_heads {heads}")
-    return width // heads
+def _sizes(config: dict[str, Any]) -> dict[str, Any]:
+    """Those of `_SIZES`: a null number of key heads is that of heads, and without a size heads share the width."""
+    if config.get("num_key_value_heads", 0) is None:
+        config["num_key_value_heads"] = config.get("num_attention_heads")
+    if config.get("head_dim") is None:
+        width, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
+        if width % heads:
+            raise InputError(f"config.json: hidden_size {width} is not a multiple of num_attention_heads {heads}")
+        config["head_dim"] = width // heads
+    return {name: size(config, key) for name, key in _SIZES.items()}
 
 
 def _conversion(config: Mapping[str, Any]) -> Conversion | None:

@@ -21,11 +21,9 @@ def find_family(config: Mapping[str, Any]) -> Family:
     """That of a config.json, whose architecture and model_type must agree."""
     by_type = FAMILIES.get(config.get("model_type", ""))
     architectures = config.get("architectures") or [by_type and by_type.architecture]
-    families = [family for family in FAMILIES.values() if architectures == [family.architecture]]
-    if not families or config.get("model_type", families[0].model_type) != families[0].model_type:
-        raise InputError(
-            f"config.json: architecture {', '.join(map(str, architectures))} "
-            f"(model_type {config.get('model_type')!r}) is not supported; "
-            f"supported are {', '.join(family.architecture for family in FAMILIES.values())}"
-        )
-    return families[0]
+    for family in FAMILIES.values():
+        if architectures == [family.architecture] and config.get("model_type", family.model_type) == family.model_type:
+            return family
+    found = f"architecture {', '.join(map(str, architectures))} (model_type {config.get('model_type')!r})"
+    known = ", ".join(family.architecture for family in FAMILIES.values())
+    raise InputError(f"config.json: {found} is not supported; supported are {known}")

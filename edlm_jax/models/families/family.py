@@ -1,10 +1,5 @@
-"""What a family of models has of its own, as a value: its fields in config.json, its switches, its tensors' names.
+"""What a family of models has of its own, as a value: its fields in config.json, its switches, its tensors' names."""
 
-What all families share is elsewhere: their fields in spec.py, the layer in layer.py, tensors' names in
-pretrained/layout.py. Here is how entries of config.json are read, strictly.
-"""
-
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -26,7 +21,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Family:
-    """The Llama-shaped decoder, and in its fields how a family differs from it."""
+    """How a family differs from the Llama-shaped decoder that all share (spec.py, layer.py, pretrained/layout.py)."""
 
     model_type: str  # what config.json calls it; ModelSpec.family
     architecture: str
@@ -35,6 +30,7 @@ class Family:
     bias_flags: tuple[str, ...] = ()  # those it knows of attention_bias, on q, k, v and o, and mlp_bias
     qk_norm: bool = False  # norms of queries and keys
     activation_key: str = "hidden_act"
+    refused: tuple[str, ...] = ()  # keys of config.json that ask for what this decoder lacks
     names: Mapping[str, str] = field(default_factory=dict)  # of tensors that pretrained/layout.py calls otherwise
 
     def fields(self, config: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
@@ -62,22 +58,12 @@ def sliding_window(config: Mapping[str, Any]) -> int | None:
     return None if window >= size(config, "max_position_embeddings") else window
 
 
-def size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    """A positive whole number; the default stands for an explicit null, and nothing for an absent key."""
+def size(config: Mapping[str, Any], key: str) -> int:
+    """A positive whole number."""
     value = config.get(key)
-    if value is None and key in config and default is not None:
-        return default
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InputError(f"config.json: {key} must be a positive whole number, not {value!r}")
     return value
-
-
-def positive(config: Mapping[str, Any], key: str, default: float) -> float:
-    """A positive number."""
-    value = config.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise InputError(f"config.json: {key} must be a positive number, not {value!r}")
-    return float(value)
 
 
 def flag(config: Mapping[str, Any], key: str) -> bool:

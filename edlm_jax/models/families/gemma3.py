@@ -13,16 +13,12 @@ from edlm_jax.models.families.family import Family, Kind, size, sliding_window
 from edlm_jax.models.rope import Rope
 
 _LOCAL, _GLOBAL = "sliding_attention", "full_attention"
-_NOT_OURS = ("final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention")
 
 
 class Gemma3(Family):
     """config.json has each layer's type or, before that, `sliding_window_pattern`: one layer in so many is global."""
 
     def fields(self, config: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
-        for key in _NOT_OURS:
-            if config.get(key):
-                raise InputError(f"config.json: {key} = {config[key]!r} is not supported")
         ropes = self._ropes(config, head_dim)
         kinds = {_LOCAL: Kind(ropes[_LOCAL], sliding_window(config)), _GLOBAL: Kind(ropes[_GLOBAL])}
         layers, every = size(config, "num_hidden_layers"), size(config, "sliding_window_pattern")
@@ -47,8 +43,7 @@ class Gemma3(Family):
         longest, ropes = config.get("max_position_embeddings"), {}
         for name, theta in thetas.items():
             parameters = {"rope_theta": theta} | given.get(name, {}) | scaling.get(name, {})
-            flat = {"rope_parameters": parameters, "max_position_embeddings": longest}
-            ropes[name] = Rope.from_hf(flat, head_dim)
+            ropes[name] = Rope.from_hf(dict(rope_parameters=parameters, max_position_embeddings=longest), head_dim)
         return ropes
 
     def rope(self, spec) -> None:
@@ -82,5 +77,6 @@ GEMMA3 = Gemma3(
     bias_flags=("attention_bias",),
     qk_norm=True,
     activation_key="hidden_activation",
+    refused=("final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention"),
     names={"mlp_norm_D": "pre_feedforward_layernorm.weight"},
 )

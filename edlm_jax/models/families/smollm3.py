@@ -15,8 +15,6 @@ class SmolLM3(Family):
         turns = config.get("no_rope_layers") or [int((i + 1) % every != 0) for i in range(layers)]
         if len(turns) < layers:
             raise InputError(f"config.json: no_rope_layers says something of {len(turns)} layers, there are {layers}")
-        if config.get("use_sliding_window"):
-            raise InputError("config.json: use_sliding_window is not supported in this family")
         (whole,) = super().fields(config, head_dim)["kinds"]
         return {"kinds": tuple(whole if turn else Kind(rope=None) for turn in turns[:layers])}
 
@@ -28,11 +26,7 @@ class SmolLM3(Family):
 SMOLLM3 = SmolLM3(
     "smollm3",
     "SmolLM3ForCausalLM",
-    absent={
-        "no_rope_layer_interval": 4,
-        "num_key_value_heads": 4,
-        "rope_theta": 2e6,
-        "tie_word_embeddings": True,
-    },
+    absent=dict(no_rope_layer_interval=4, num_key_value_heads=4, rope_theta=2e6, tie_word_embeddings=True),
     bias_flags=("attention_bias", "mlp_bias"),
+    refused=("use_sliding_window",),
 )
