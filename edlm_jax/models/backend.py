@@ -4,6 +4,7 @@ Chosen once, when a model is made ready for decoding (`choose`); modes and layer
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,9 @@ _ROWS = 4  # of a part at the least
 class Xla:
     """XLA's own, wherever it runs; on a mesh rows lie over `data`, heads and matrices over `tensor`."""
 
+    # Do attention and the cache's update read tables of pages? Else each layer of a step would gather them.
+    pages: ClassVar[bool] = False
+
     def lay(self, name: str, w):
         """A parameter of the laid out model as it is held; the letters of its name say which axes it has."""
         return constrain(w, letters(name), DECODING)
@@ -37,11 +41,6 @@ class Xla:
     def parts(self, rows: int, weight_bytes: int) -> int:
         """Of how many programs, each with as many of the rows, a decoding is to be made, run beside one another."""
         return 1
-
-    @property
-    def pages(self) -> bool:
-        """Do attention and the cache's update read tables of pages? Else each layer of a step would gather them."""
-        return False
 
     def attend(self, q_BTNH, k_BKSH, v_BKSH, mask_BTS, table_BG=None):
         """Attention over a cache under a mask; `table_BG` names the pages of rows, if it is in pages."""
@@ -64,15 +63,19 @@ class Xla:
 class CpuKernels(Xla):
     """In C++, for float32 on one CPU device: what a column gets does not depend on the columns and rows beside it."""
 
+    pages: ClassVar[bool] = True
+    attend = staticmethod(cpu.attend)
+    write = staticmethod(cpu.write)
+
     def lay(self, name: str, w):
-        """A parameter of the laid out model as it is held: matrices packed for the product."""
+        """Matrices are packed for the product."""
         summed = {"qkv_DKMH": 1, "o_NHD": 2, "gate_up_DPF": 1, "down_FD": 1, "head_DV": 1}
         if name in DECODED_ADAPTERS:
             return cpu.pack(w, w.ndim - 1) if name.endswith("R") else cpu.pack_low(w)
         return cpu.pack(w, summed[name]) if name in summed else cpu.Scale(w) if "norm" in name else w
 
     def only(self, wanted_BT, weights, mask_BTS=None):
-        """Weights and mask of a forward of which nobody reads other columns: they take no product and see nothing."""
+        """Other columns take no product and see nothing."""
         if mask_BTS is not None:
             mask_BTS = mask_BTS & wanted_BT[..., None]
         packed = lambda w: isinstance(w, cpu.Packed)  # noqa: E731
@@ -87,20 +90,8 @@ class CpuKernels(Xla):
         parts = max(min(usable_cores(), rows // _ROWS), 1) if weight_bytes <= _CACHED else 1
         return next(count for count in range(parts, 0, -1) if rows % count == 0)
 
-    @property
-    def pages(self) -> bool:
-        """Do attention and the cache's update read tables of pages?"""
-        return True
-
-    def attend(self, q_BTNH, k_BKSH, v_BKSH, mask_BTS, table_BG=None):
-        """Attention over a cache under a mask; `table_BG` names the pages of rows, if it is in pages."""
-        return cpu.attend(q_BTNH, k_BKSH, v_BKSH, mask_BTS, table_BG)
-
     def attend_prompt(self, spec: ModelSpec, pattern: Pattern, segments_BT):
-        """The attention (q_BTNH, k_BTKH, v_BTKH) -> out_BTNH of whole rows under a pattern.
-
-        So many queries at a time: a mask of all of them would have the square of the prompt's length.
-        """
+        """So many queries at a time: a mask of all of them would have the square of the prompt's length."""
         T = segments_BT.shape[1]
         Q = min(T, _QUERIES)
 
@@ -121,10 +112,6 @@ class CpuKernels(Xla):
             return out_BIQNH.reshape(len(q), -1, *q.shape[2:])[:, :T]
 
         return attend_all
-
-    def write(self, k_BKSH, v_BKSH, new_k_BTKH, new_v_BTKH, start, where_BT, table_BG=None):
-        """Both caches with new columns from `start` on, an int or int32[B], where `where_BT` (None: everywhere)."""
-        return cpu.write(k_BKSH, v_BKSH, new_k_BTKH, new_v_BTKH, start, where_BT, table_BG)
 
 
 def choose(model: Transformer) -> Xla:
@@ -152,15 +139,13 @@ def write(cache_BKSH, new_BTKH, start, where_BT):
     """A cache with new columns from `start` on, an int or int32[B], where `where_BT` (None: everywhere)."""
     new_BKTH = new_BTKH.swapaxes(1, 2).astype(cache_BKSH.dtype)
     T = new_BKTH.shape[2]
-    if where_BT is None:
-        where_BT = jnp.ones((1, 1), bool)
 
     def row(cache_KSH, new_KTH, start, where_T):
         old_KTH = jax.lax.dynamic_slice_in_dim(cache_KSH, start, T, axis=1)
         new_KTH = jnp.where(where_T[None, :, None], new_KTH, old_KTH)
         return jax.lax.dynamic_update_slice_in_dim(cache_KSH, new_KTH, start, axis=1)
 
-    where_BT = jnp.broadcast_to(where_BT, new_BTKH.shape[:2])
+    where_BT = jnp.broadcast_to(True if where_BT is None else where_BT, new_BTKH.shape[:2])
     if cache_BKSH.shape[0] == 1:  # no batch to vectorise: a plain slice update instead of a scatter
         return row(cache_BKSH[0], new_BKTH[0], jnp.reshape(start, ()), where_BT[0])[None]
     return jax.vmap(row, in_axes=(0, 0, None if jnp.ndim(start) == 0 else 0, 0))(cache_BKSH, new_BKTH, start, where_BT)

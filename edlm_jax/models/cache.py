@@ -23,7 +23,6 @@ from edlm_jax.models.kv_cache import KVCache
 from edlm_jax.models.layer import fuse_projections, layer_forward, norm, scaled_embedding
 from edlm_jax.models.lora import DECODED_ADAPTERS, Lora, opened
 from edlm_jax.models.product import project
-from edlm_jax.models.rope import rotary_tables
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.parallel import cpu
@@ -67,23 +66,15 @@ class DecodingWeights:
             if not spec.tied or platform() == "cpu":
                 head_DV = backend.lay("head_DV", embedding_VD.T if spec.tied else read("head_DV"))
             in_head = spec.tied and isinstance(head_DV, cpu.Packed)
-            return cls(
-                spec=spec,
-                backend=backend,
-                embedding_VD=None if in_head else backend.lay("embedding_VD", embedding_VD),
-                layers=tuple(
-                    {name: backend.lay(name, w) for name, w in layer.items()} for layer in _fused_layers(model, take)
-                ),
-                final_norm_D=backend.lay("final_norm_D", read("final_norm_D")),
-                head_DV=head_DV,
-            )
+            embedding_VD = None if in_head else backend.lay("embedding_VD", embedding_VD)
+            layers = tuple({n: backend.lay(n, w) for n, w in layer.items()} for layer in _fused_layers(model, take))
+            return cls(spec, backend, embedding_VD, layers, backend.lay("final_norm_D", read("final_norm_D")), head_DV)
 
     @classmethod
     def planned(cls, spec: ModelSpec, dtype: str, lora: Lora | None, *, alone: bool) -> "DecodingWeights":
         """Shapes in place of the arrays of a model that nobody has read yet, on one device if `alone`."""
-        settings = dict(dtype=dtype, param_dtype=dtype, lora=lora)
-        shapes = jax.eval_shape(lambda: cls.of(Transformer(spec, rngs=nnx.Rngs(0), **settings)))
-        return replace(shapes, backend=expected(dtype, alone))
+        weights = lambda: cls.of(Transformer(spec, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype, lora=lora))  # noqa: E731
+        return replace(jax.eval_shape(weights), backend=expected(dtype, alone))
 
     @property
     def gated(self) -> bool:
@@ -124,10 +115,12 @@ class DecodingWeights:
 
 def _fused_layers(model, take):
     """Layer by layer, so that no second copy of the model ever stands beside the first."""
-    spec, stacked = model.spec, model.layers.stacked()
+    stacked = model.layers.stacked()
     if take:
-        stacked = {name: _unstacked(x) for name, x in stacked.items()}
-    for i in range(spec.num_layers):
+        for name, whole in stacked.items():
+            stacked[name] = [whole[i] for i in range(len(whole))]  # list(whole) leaves the mesh
+            whole.delete()
+    for i in range(model.spec.num_layers):
         layer = {name: x[i].astype(model.dtype) for name, x in stacked.items()}
         if take:
             for x in stacked.values():
@@ -135,49 +128,30 @@ def _fused_layers(model, take):
         yield fuse_projections(layer)
 
 
-def _unstacked(x) -> list:
-    layers = [x[i] for i in range(len(x))]  # list(x) leaves the mesh
-    x.delete()
-    return layers
+class Rotary(NamedTuple):
+    """Where columns stand: their positions, and cos and sin of each kind of layer.
 
-
-class Columns(NamedTuple):
-    """Where columns stand: their positions, and cos_BTR and sin_BTR of each kind of layer."""
+    Those of all positions are made once before the loop: inside, each layer would work them out again.
+    """
 
     positions_BT: jax.Array
     tables: tuple[tuple[jax.Array, jax.Array] | None, ...]
 
-
-@dataclass(frozen=True)
-class Rotary:
-    """cos and sin of `length` positions, made once before the loop: inside, each layer would work them out again."""
-
-    tables_SR: tuple[tuple[jax.Array, jax.Array] | None, ...]  # of each kind of layer
-
     @classmethod
     def of(cls, spec: ModelSpec, length: int) -> "Rotary":
-        """For positions 0 to length - 1."""
+        """Of the columns of a row, which stand at 0 to length - 1."""
+        return cls(jnp.arange(length), spec.rotary(jnp.arange(length)))
 
-        def tables(rope):
-            cos_1SR, sin_1SR = rotary_tables(jnp.arange(length)[None], rope, spec.head_dim)
-            return cos_1SR[0], sin_1SR[0]
-
-        by_rope = {rope: rope and tables(rope) for rope in dict.fromkeys(kind.rope for kind in spec.kinds)}
-        return cls(tuple(by_rope[kind.rope] for kind in spec.kinds))
-
-    def at(self, positions_BT) -> Columns:
-        """Columns at these positions."""
-        return Columns(positions_BT, jax.tree.map(lambda table_SR: table_SR[positions_BT], self.tables_SR))
+    def at(self, positions_BT) -> "Rotary":
+        """Of columns at these positions."""
+        return Rotary(positions_BT, jax.tree.map(lambda table_SR: table_SR[positions_BT], self.tables))
 
 
-def _near(spec: ModelSpec, mask_BTS, q_positions_BT, k_positions_BS) -> dict[int | None, jax.Array]:
-    """The mask of each window that layers have."""
-    return {
-        window: mask_BTS
-        if window is None
-        else mask_BTS & (abs(q_positions_BT[:, :, None] - k_positions_BS[:, None]) < window)
-        for window in spec.windows
-    }
+def _near(window: int | None, mask_BTS, q_positions_BT, k_positions_BS) -> jax.Array:
+    """The mask of layers that have this window."""
+    if window is None:
+        return mask_BTS
+    return mask_BTS & (abs(q_positions_BT[:, :, None] - k_positions_BS[:, None]) < window)
 
 
 def forward(
@@ -198,14 +172,13 @@ def forward(
     spec = weights.spec
     x_BTD = constrain(tokens_BT if tokens_BT.ndim == 3 else weights.embed(tokens_BT), "B__", DECODING)
     whole, last = (lambda x_BT: x_BT), (lambda x_BT: x_BT[:, -read if read else None :])
+    streams = [] if streams is None else streams
     for index, (layer, wanted) in enumerate(zip(weights.layers, [whole] * (spec.num_layers - 1) + [last], strict=True)):
-        if streams is not None:
-            streams.append(x_BTD)
+        streams.append(x_BTD)
         p, tables = opened(layer, drafts), rotary_BT.tables[index % len(spec.kinds)]
         x_BTD = layer_forward(spec, p, x_BTD, tables, partial(attention, index), wanted)
         x_BTD = constrain(x_BTD, "B__", DECODING)
-    if streams is not None:
-        streams.append(x_BTD)
+    streams.append(x_BTD)
     return norm(spec, x_BTD, weights.final_norm_D)
 
 
@@ -236,17 +209,16 @@ def prefill(
             x_BKTH = x_BTKH[:, :keep].swapaxes(1, 2)
             x_BKSH = jnp.pad(x_BKTH, ((0, 0), (0, 0), (0, length - keep), (0, 0)))
             kept.append(constrain(x_BKSH, "BK__", DECODING))
+        window = spec.kind(index).window
         if q.shape[1] < k.shape[1]:
-            masks = _near(spec, read_mask_BTS, positions_BT[:, -q.shape[1] :], positions_BT)
-            return backend.attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), masks[spec.kind(index).window])
-        return attend_all[spec.kind(index).window](q, k, v)
+            mask_BTS = _near(window, read_mask_BTS, positions_BT[:, -q.shape[1] :], positions_BT)
+            return backend.attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask_BTS)
+        return attend_all[window](q, k, v)
 
     read = None if read_mask_BTS is None else read_mask_BTS.shape[1]
     x_BTD = forward(weights, tokens_BT, rotary_BT, attend_and_keep, read, drafts, streams)
-    positions_BS = None
-    if spec.windows != (None,):
-        kept_BT = jnp.broadcast_to(positions_BT, tokens_BT.shape[:2])[:, :keep]
-        positions_BS = jnp.pad(kept_BT, ((0, 0), (0, length - keep)))
+    kept_BT = jnp.broadcast_to(positions_BT, tokens_BT.shape[:2])[:, :keep]
+    positions_BS = None if spec.windows == (None,) else jnp.pad(kept_BT, ((0, 0), (0, length - keep)))
     return x_BTD, KVCache(tuple(keys), tuple(values), positions_BS)
 
 
@@ -272,11 +244,12 @@ def forward_cached(
         weights, mask_BTS = backend.only(wanted_BT, weights, mask_BTS)
     new_positions_BT = jnp.broadcast_to(rotary_BT.positions_BT, tokens_BT.shape[:2])
     cache = cache.placed(new_positions_BT, start, where_BT)
-    masks = _near(spec, mask_BTS, rotary_BT.positions_BT, cache.positions_of_rows())
+    where = rotary_BT.positions_BT, cache.positions_of_rows()
+    masks = {window: _near(window, mask_BTS, *where) for window in spec.windows}
 
     def attention(index, q, k, v):
-        where = start, where_BT, cache.table_BG
-        keys[index], values[index] = backend.write(keys[index], values[index], k, v, *where)
+        caches = keys[index], values[index]
+        keys[index], values[index] = backend.write(*caches, k, v, start, where_BT, cache.table_BG)
         mask_BTS = masks[spec.kind(index).window][:, -q.shape[1] :]
         return backend.attend(q, keys[index], values[index], mask_BTS, cache.table_BG)
 

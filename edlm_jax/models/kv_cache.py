@@ -51,8 +51,7 @@ class KVCache:
         columns_BT = jnp.broadcast_to(columns_BT, new_BT.shape)
         page_BT = jnp.take_along_axis(self.table_BG, columns_BT // P, axis=1)
         page_BT = jnp.where((page_BT >= 0) & (True if where_BT is None else where_BT), page_BT, pages)
-        new = self.positions_BS.at[page_BT, columns_BT % P].set(new_BT, mode="drop")
-        return replace(self, positions_BS=new)
+        return replace(self, positions_BS=self.positions_BS.at[page_BT, columns_BT % P].set(new_BT, mode="drop"))
 
     def positions_of_rows(self):
         """int32[B, S], if positions are kept."""

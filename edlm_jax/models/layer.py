@@ -1,17 +1,20 @@
-"""One layer of the decoder, as a spec's switches say it: pre-norm attention and gated FFN.
+"""One layer of the decoder, as a spec's switches say it: pre-norm attention and gated FFN; also of two streams.
 
 Shapes as in transformer.py; the arrays of a layer are a dictionary by the names of its parameters.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
-from edlm_jax.models.lora import ADAPTERS, fuse_adapters, low_rank
+from edlm_jax.attention import Attend, InPieces
+from edlm_jax.models.lora import ADAPTERS, fuse_adapters, low_rank, without_adapters
 from edlm_jax.models.product import project, rounded
 from edlm_jax.models.rope import rotate
 from edlm_jax.models.spec import ACTIVATIONS, ModelSpec
 from edlm_jax.parallel import cpu
-from edlm_jax.parallel.sharding import letters
+from edlm_jax.parallel.sharding import constrain, letters
 
 _QKV, _GATE_UP = ("q_DNH", "k_DKH", "v_DKH"), ("gate_DF", "up_DF")  # matrices that share their input
 
@@ -39,7 +42,39 @@ def layer_forward(spec: ModelSpec, p: dict, x_BTD, rotary, attention, read=lambd
     h_BTF = ACTIVATIONS[spec.activation](gate_BTF) * up_BTF
     if spec.branch_norms:
         return x_BTD + norm(spec, _product(p, "down_FD", h_BTF), p["mlp_out_norm_D"])
-    return _with_extra(x_BTD + project(h_BTF, p["down_FD"]), p, "down_FD", h_BTF)
+    return _product(p, "down_FD", h_BTF, onto=x_BTD)
+
+
+def two_streams(
+    spec: ModelSpec, row: InPieces, rotary: tuple | None, plans: tuple[Attend, Attend], checkpointed: Callable
+) -> Callable:
+    """`body((noisy_BMD, clean_BLD), layer)` of a scan; adapters act on noisy columns alone (Uno, arXiv 2609.04010).
+
+    The clean stream goes through by itself, without adapters: bit for bit as an AR model's rows do. Of it nothing is
+    kept for a backward pass but the keys and values that noisy columns read, and no gradient comes back to it.
+    `plans`: of noisy queries to the keys of the row, and of the clean stream to itself. `checkpointed` wraps what a
+    backward pass computes again.
+    """
+    rotary_noisy, rotary_clean = zip(*map(row.split, rotary), strict=True) if rotary else (None, None)
+
+    @checkpointed
+    def noisy_layer(noisy_BMD, layer, k_BLKH, v_BLKH):
+        attention = lambda q, k, v: plans[0](q, row.join(k, k_BLKH), row.join(v, v_BLKH))  # noqa: E731
+        return constrain(layer_forward(spec, layer, noisy_BMD, rotary_noisy, attention), "BL_")
+
+    def body(streams, layer):
+        noisy_BMD, clean_BLD = streams[0], jax.lax.stop_gradient(streams[1])
+        seen = []
+
+        def attention(q_BLNH, k_BLKH, v_BLKH):
+            seen.extend(map(jax.lax.stop_gradient, (k_BLKH, v_BLKH)))
+            return plans[1](q_BLNH, k_BLKH, v_BLKH)
+
+        own = jax.lax.stop_gradient(without_adapters(layer))
+        clean_BLD = constrain(layer_forward(spec, own, clean_BLD, rotary_clean, attention), "BL_")
+        return (noisy_layer(noisy_BMD, layer, *seen), clean_BLD), None
+
+    return body
 
 
 def _attention_branch(spec, p, x_BTD, rotary, attention, read):
@@ -76,9 +111,10 @@ def fuse_projections(p: dict) -> dict:
 
     M = N / K + 2: each key head's queries, its keys, its values; both matrices shard as their parts do.
     """
-    grouped = lambda q, k, v: jnp.concatenate(  # noqa: E731
-        [q.reshape(*k.shape[:-1], -1, k.shape[-1]), k[..., None, :], v[..., None, :]], axis=-2
-    )
+
+    def grouped(q, k, v):
+        return jnp.concatenate([q.reshape(*k.shape[:-1], -1, k.shape[-1]), k[..., None, :], v[..., None, :]], axis=-2)
+
     paired = lambda gate, up: jnp.stack([gate, up], axis=-2)  # noqa: E731
     parts, fused = set(), {}
     for matrices, name, join in ((_QKV, "qkv_DKMH", grouped), (_GATE_UP, "gate_up_DPF", paired)):
@@ -114,13 +150,10 @@ def rms_norm(x, scale, eps: float, centered: bool = False):
     return (normed.astype(x.dtype).astype(jnp.float32) * scale).astype(x.dtype)
 
 
-def _product(p, matrix, x_BTI, summed=1):
-    """x W, with the adapter's part and the bias, as far as there are any."""
-    return _with_extra(project(x_BTI, p[matrix], summed=summed), p, matrix, x_BTI, summed)
-
-
-def _with_extra(y_BTO, p, matrix, x_BTI, summed=1):
-    """y, with x W in it, and what comes to that."""
+def _product(p, matrix, x_BTI, summed=1, onto=None):
+    """x W, added to what it comes `onto`, then the adapter's part and the bias, as far as there are any."""
+    y_BTO = project(x_BTI, p[matrix], summed=summed)
+    y_BTO = y_BTO if onto is None else onto + y_BTO
     return _with_bias(y_BTO, p.get(_bias(matrix, summed)), low_rank(p, matrix, x_BTI))
 
 

@@ -1,10 +1,9 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685): W + alpha / rank * A B instead of W, where A and B are trained alone.
 
 Every matrix of attention and FFN has one, as in the paper's comparison (arXiv 2512.14067, ranks 16 and 64), or those
-that are named. Adapters of all columns are trained with embedding, norms and head; the matrices and their biases stay
-as they are. Adapters of noisy columns alone (Uno, arXiv 2609.04010) are all that is trained: whatever else is computed
-with the model is the model that it was. B starts at zero, so that training starts at the model itself. Names: R is the
-rank, the other letters are the transformer's.
+that are named. Adapters of all columns are trained with embedding, norms and head. Those of noisy columns alone (Uno,
+arXiv 2609.04010) are all that is trained: whatever else is computed with the model is the model that it was. B starts
+at zero, so that training starts at the model itself. Names: R is the rank, other letters as in transformer.py.
 
 qwix, the library for it, adapts the parameters that it meets in the products of a module's call. Ours reach them as
 slices of stacked arrays inside a scan: it finds none and returns the model as it was (0.1.8).
@@ -32,11 +31,10 @@ ADAPTERS = {  # matrix: its A and its B
 }
 ADAPTER_NAMES = {name for names in ADAPTERS.values() for name in names}
 TARGETS = {f"{matrix.partition('_')[0]}_proj": matrix for matrix in ADAPTERS}  # as Hugging Face calls them: q_proj
-FUSED_ADAPTERS = {  # of matrices that decoding has fused; B has one part for each of them, and zeros beside it
+_NAMES = ADAPTERS | {  # and of matrices that decoding has fused; B has one part for each of them, and zeros beside it
     "qkv_DKMH": ("qkv_a_DR", "qkv_b_RKMH"),
     "gate_up_DPF": ("gate_up_a_DR", "gate_up_b_RPF"),
 }
-_NAMES = ADAPTERS | FUSED_ADAPTERS
 DECODED_ADAPTERS = {name for names in _NAMES.values() for name in names}
 _LAST = "adapted columns"  # stands beside a layer's parameters where not all of a call are
 
@@ -85,10 +83,10 @@ def initial_adapters(key: jax.Array, shapes: Mapping[str, tuple[int, ...]], num_
     """float32 adapters of all layers, stacked: A normal with variance 1 / inputs, B zero."""
     adapters = {}
     for index, (name, shape) in enumerate(adapter_shapes(shapes, lora).items()):
-        shape = (num_layers, *shape)
-        is_a = letters(name).endswith("R")
-        draw = jax.random.normal(jax.random.fold_in(key, index), shape) / math.sqrt(math.prod(shape[1:-1]))
-        adapters[name] = draw if is_a else jnp.zeros(shape)
+        draw = jax.random.normal(jax.random.fold_in(key, index), (num_layers, *shape)) / math.sqrt(
+            math.prod(shape[:-1])
+        )
+        adapters[name] = draw if letters(name).endswith("R") else jnp.zeros_like(draw)
     return adapters
 
 
@@ -102,9 +100,8 @@ def low_rank(p: Mapping, matrix: str, x_BTI: jax.Array) -> jax.Array | int:
     a, b = _NAMES[matrix]
     if a not in p:
         return 0
-    last = min(p.get(_LAST, x_BTI.shape[1]), x_BTI.shape[1])
-    x_BTI, closed = x_BTI[:, x_BTI.shape[1] - last :], x_BTI.shape[1] - last
-    y_BTO = project(project(x_BTI, p[a], summed=len(letters(a)) - 1), p[b])
+    closed = max(x_BTI.shape[1] - p.get(_LAST, x_BTI.shape[1]), 0)
+    y_BTO = project(project(x_BTI[:, closed:], p[a], summed=len(letters(a)) - 1), p[b])
     return jnp.pad(y_BTO, ((0, 0), (closed, 0), *((0, 0),) * (y_BTO.ndim - 2))) if closed else y_BTO
 
 
@@ -120,7 +117,7 @@ def fuse_adapters(p: Mapping, matrices: tuple[str, ...], fused: str, join: Calla
     beside = lambda b, matrix: jnp.zeros((len(b), *p[matrix].shape[1:]), b.dtype)  # noqa: E731
     parts = [p[ADAPTERS[matrix][1]] for matrix in adapted]
     rows = [join(*(b if m == own else beside(b, m) for m in matrices)) for own, b in zip(adapted, parts, strict=True)]
-    return dict(zip(FUSED_ADAPTERS[fused], (a_DR, jnp.concatenate(rows)), strict=True))
+    return dict(zip(_NAMES[fused], (a_DR, jnp.concatenate(rows)), strict=True))
 
 
 def opened(p: Mapping, last: int) -> dict:

@@ -27,8 +27,7 @@ def look_up(table_VD: jax.Array, tokens_BT: jax.Array, dtype) -> jax.Array:
     Where a mesh splits the width, only tokens and then activations go from device to device: neither the table nor its
     gradient is whole anywhere.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or not dividing(mesh, TRAINING.D, table_VD.shape[1]):
+    if not dividing(jax.sharding.get_abstract_mesh(), TRAINING.D, table_VD.shape[1]):
         return constrain(table_VD[tokens_BT].astype(dtype), "BL_")
     tokens_BT = constrain(tokens_BT, "BL", _BY_WIDTH)
     return constrain(constrain(table_VD[tokens_BT].astype(dtype), "BLD", _BY_WIDTH), "BL_")

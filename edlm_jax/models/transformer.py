@@ -7,7 +7,7 @@ parallel/sharding.py reads it.
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from typing import Any
 
 import jax
@@ -18,12 +18,10 @@ from jaxtyping import Array, Bool, Float, Int
 from edlm_jax.attention import Causal, CleanContext, InPieces, Pattern, Sight, Tiles, plan_attention
 from edlm_jax.errors import InputError
 from edlm_jax.models.column_losses import Certainty, CrossEntropy, Divergence, Shares
-from edlm_jax.models.gated import two_streams
 from edlm_jax.models.head import best_tokens, column_loss
-from edlm_jax.models.layer import layer_forward, layer_shapes, norm, scaled_embedding
+from edlm_jax.models.layer import layer_forward, layer_shapes, norm, scaled_embedding, two_streams
 from edlm_jax.models.lora import Lora, initial_adapters, scaled, without_adapters
 from edlm_jax.models.product import look_up, project
-from edlm_jax.models.rope import rotary_tables
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.parallel.sharding import constrain
 
@@ -50,11 +48,7 @@ def compiled_once(*static: str) -> Callable[[Callable], Callable]:
         def run(graphdef, state, *args, **kwargs):
             return method(nnx.merge(graphdef, state), *args, **kwargs)
 
-        @wraps(method)
-        def call(self, *args, **kwargs):
-            return run(*nnx.split(self), *args, **kwargs)
-
-        return call
+        return wraps(method)(lambda self, *args, **kwargs: run(*nnx.split(self), *args, **kwargs))
 
     return decorate
 
@@ -67,8 +61,7 @@ class Layers(nnx.Module):
         for name, shape in layer_shapes(spec).items():
             setattr(self, name, _init(spec, name, (spec.num_layers, *shape), rngs, param_dtype))
         if lora:
-            adapters = initial_adapters(rngs.params(), layer_shapes(spec), spec.num_layers, lora)
-            for name, value in adapters.items():
+            for name, value in initial_adapters(rngs.params(), layer_shapes(spec), spec.num_layers, lora).items():
                 setattr(self, name, nnx.Param(value))
 
     @property
@@ -119,9 +112,8 @@ class Transformer(nnx.Module):
         segment_ids_BT: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B T V"]:
         """float32 logits; under `CleanContext` the row is `[noisy | clean]` and has 2L columns."""
-        return self.logits(
-            self.hidden(tokens_BT, pattern=pattern, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT)
-        )
+        rows = dict(positions_BT=positions_BT, segment_ids_BT=segment_ids_BT)
+        return self.logits(self.hidden(tokens_BT, pattern=pattern, **rows))
 
     @compiled_once("pattern", "remat", "columns")
     def hidden(
@@ -150,13 +142,13 @@ class Transformer(nnx.Module):
         arranged: Iterator[Any] = map(row.enter, (tokens_BT, positions_BT, segment_ids_BT, copies_BM))
         tokens_BT, positions_BT, segment_ids_BT, copies_BM = arranged
         spec, (B, S) = self.spec, tokens_BT.shape
-        ropes = dict.fromkeys(kind.rope for kind in spec.kinds if kind.rope)
-        rotary = {rope: rotary_tables(positions_BT, rope, spec.head_dim) for rope in ropes} | {None: None}
-
-        heads, layers = (spec.num_heads, spec.num_kv_heads), self.layers.stacked()
+        heads, layers, rotary = (spec.num_heads, spec.num_kv_heads), self.layers.stacked(), spec.rotary(positions_BT)
         unroll, x_BTD = spec.num_layers <= _UNROLLED, self.embed(tokens_BT)
         in_scan = not unroll and len(spec.kinds) == 1  # layers of several kinds may be left over after it
+        checkpointed = partial(rematerialise, remat=remat, in_scan=in_scan)
+        final_norm = partial(norm, spec, scale=self.final_norm_D[...])
 
+        @cache
         def planned(window, T):
             documents = row.read(segment_ids_BT, T), segment_ids_BT
             sight = Sight(row.for_queries(T).within(window), B, T, S, *documents, row.read(copies_BM, T), seen_TT)
@@ -165,45 +157,36 @@ class Transformer(nnx.Module):
         if self.layers.gated and isinstance(pattern, CleanContext):
             L, documents_BL = pattern.length, None if segment_ids_BT is None else row.split(segment_ids_BT)[1]
 
+            @cache
             def beside(window):
                 alone = Sight(row.beside_noise.within(window), B, L, L, documents_BL, documents_BL)
                 return planned(window, pattern.noisy_columns), plan_attention(alone, heads, self.tiles)
 
-            checkpointed = partial(rematerialise, remat=remat, in_scan=in_scan)
-            plans, forward = {window: beside(window) for window in spec.windows}, partial(layer_forward, spec)
-            both = [
-                two_streams(forward, row, rotary[kind.rope], plans[kind.window], checkpointed) for kind in spec.kinds
-            ]
+            streamed = partial(two_streams, spec, row, checkpointed=checkpointed)
+            both = [streamed(tables, beside(kind.window)) for kind, tables in zip(spec.kinds, rotary, strict=True)]
             streams = _scan_in_turn(both, row.split(x_BTD), layers, unroll)
-            x_BTD = row.read(row.join(*map(self.final_norm, streams)), columns)
+            x_BTD = row.read(row.join(*map(final_norm, streams)), columns)
             return constrain(row.leave(x_BTD), "BL_")
 
-        def body(x_BTD, layer, kind, plan, columns=None):
-            read = partial(row.read, count=columns)
-            x_BTD = layer_forward(spec, layer, x_BTD, rotary[kind.rope], plan, read)
+        def body(x_BTD, layer, tables, plan, columns=None):
+            x_BTD = layer_forward(spec, layer, x_BTD, tables, plan, partial(row.read, count=columns))
             return constrain(x_BTD, "BL_"), None
 
         layers, last = without_adapters(layers) if self.layers.gated else layers, None
         if columns is not None:
             layers, last = (jax.tree.map(lambda w: w[part], layers) for part in (slice(-1), -1))  # noqa: B023
-        plans = {window: planned(window, S) for window in spec.windows}
-        bodies = [
-            rematerialise(partial(body, kind=kind, plan=plans[kind.window]), remat, in_scan) for kind in spec.kinds
-        ]
-        x_BTD = _scan_in_turn(bodies, x_BTD, layers, unroll)
+        plans = [planned(kind.window, S) for kind in spec.kinds]
+        bodies = [partial(body, tables=tables, plan=plan) for tables, plan in zip(rotary, plans, strict=True)]
+        x_BTD = _scan_in_turn([*map(checkpointed, bodies)], x_BTD, layers, unroll)
         if last is not None:
-            kind = spec.kind(spec.num_layers - 1)
-            rest = partial(body, kind=kind, plan=planned(kind.window, columns), columns=columns)
+            turn = (spec.num_layers - 1) % len(spec.kinds)
+            rest = partial(bodies[turn], plan=planned(spec.kinds[turn].window, columns), columns=columns)
             x_BTD, _ = rematerialise(rest, remat, in_scan=False)(x_BTD, last)
-        return constrain(row.leave(self.final_norm(x_BTD)), "BL_")
+        return constrain(row.leave(final_norm(x_BTD)), "BL_")
 
     def embed(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Token embeddings in the compute dtype."""
         return scaled_embedding(self.spec, look_up(self.embedding_VD[...], tokens_BT, self.dtype))
-
-    def final_norm(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """The norm before the head."""
-        return norm(self.spec, x_BTD, self.final_norm_D[...])
 
     @compiled_once()
     def logits(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
@@ -218,13 +201,9 @@ class Transformer(nnx.Module):
         supervised_BT: Bool[Array, "B T"],
         shares_BTK: Float[Array, "B T K"] | None = None,
     ) -> Float[Array, "B T"]:
-        """That of the logits of `x_BTD` where it is asked for, 0 elsewhere; the logits never exist as a whole.
-
-        A column may have K targets, each with its share.
-        """
-        loss, head_DV = CrossEntropy() if shares_BTK is None else Shares(), self._head()
-        given: dict[str, Any] = dict(targets_BT=targets_BT, teacher_BTD=shares_BTK, frozen=self.layers.gated)
-        return column_loss(loss, x_BTD, head_DV, supervised_BT, **given)[0]
+        """That of the logits of `x_BTD`, never there as a whole, where it is wanted, else 0; K targets have shares."""
+        loss = CrossEntropy() if shares_BTK is None else Shares()
+        return self._column_loss(loss, x_BTD, supervised_BT, targets_BT=targets_BT, teacher_BTD=shares_BTK)[0]
 
     @compiled_once("best")
     def divergence(
@@ -235,17 +214,14 @@ class Transformer(nnx.Module):
         best: int = 0,
     ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
         """(total variation, KL) of a teacher's distribution and that of `x_BTD`, see `Divergence`; the same way."""
-        loss, frozen = Divergence(best), self.layers.gated
-        tv_BT, kl_BT = column_loss(loss, x_BTD, self._head(), wanted_BT, teacher_BTD=teacher_BTD, frozen=frozen)
-        return tv_BT, kl_BT
+        return self._column_loss(Divergence(best), x_BTD, wanted_BT, teacher_BTD=teacher_BTD)
 
     @compiled_once()
     def certainty(
         self, x_BTD: Float[Array, "B T D"], targets_BT: Int[Array, "B T"], wanted_BT: Bool[Array, "B T"]
     ) -> Float[Array, "B T"]:
         """Entropy where the best token is the target, 0 elsewhere; the same way."""
-        loss, frozen = Certainty(), self.layers.gated
-        return column_loss(loss, x_BTD, self._head(), wanted_BT, targets_BT=targets_BT, frozen=frozen)[0]
+        return self._column_loss(Certainty(), x_BTD, wanted_BT, targets_BT=targets_BT)[0]
 
     @compiled_once("count")
     def best(
@@ -253,6 +229,9 @@ class Transformer(nnx.Module):
     ) -> tuple[Float[Array, "B T K"], Int[Array, "B T K"]]:
         """The `count` largest logits of each wanted column, and whose they are; the same way."""
         return best_tokens(x_BTD, self._head(), wanted_BT, count)
+
+    def _column_loss(self, loss, x_BTD, wanted_BT, **given):
+        return column_loss(loss, x_BTD, self._head(), wanted_BT, frozen=self.layers.gated, **given)
 
     def _head(self):
         return self.embedding_VD[...].T if self.spec.tied else self.head_DV[...]
@@ -267,18 +246,16 @@ def _scan_in_turn(bodies, x_BTD, layers, unroll):
     if turn == 1:
         return jax.lax.scan(bodies[0], x_BTD, layers, unroll=unroll)[0]
     scanned = count // turn * turn
-    turns = jax.tree.map(lambda w: w[:scanned].reshape(-1, turn, *w.shape[1:]), layers)
 
-    def one_turn(x_BTD, layers):
-        for index, body in enumerate(bodies):
+    def written_out(x_BTD, layers, last=turn):
+        for index, body in enumerate(bodies[:last]):
             x_BTD, _ = body(x_BTD, jax.tree.map(lambda w: w[index], layers))  # noqa: B023
         return x_BTD, None
 
     if scanned:
-        x_BTD, _ = jax.lax.scan(one_turn, x_BTD, turns, unroll=unroll)
-    for index in range(scanned, count):
-        x_BTD, _ = bodies[index - scanned](x_BTD, jax.tree.map(lambda w: w[index], layers))  # noqa: B023
-    return x_BTD
+        turns = jax.tree.map(lambda w: w[:scanned].reshape(-1, turn, *w.shape[1:]), layers)
+        x_BTD, _ = jax.lax.scan(written_out, x_BTD, turns, unroll=unroll)
+    return written_out(x_BTD, jax.tree.map(lambda w: w[scanned:], layers), last=count - scanned)[0]
 
 
 def rematerialise(body, remat: str, in_scan: bool = True):
@@ -293,8 +270,6 @@ def rematerialise(body, remat: str, in_scan: bool = True):
 
 def _init(spec, name, shape, rngs, dtype):
     """Norms that multiply by one, biases zero, matrices normal(0.02) as the families' own configs say."""
-    if "norm" in name and not spec.centered_norms:
-        return nnx.Param(jnp.ones(shape, dtype))
     if "norm" in name or "bias" in name:
-        return nnx.Param(jnp.zeros(shape, dtype))
+        return nnx.Param(jnp.full(shape, int("norm" in name and not spec.centered_norms), dtype))
     return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype))
