@@ -17,21 +17,5 @@ from edlm_jax.attention.pattern import (
 from edlm_jax.attention.reference import attend_cached, attend_dense
 from edlm_jax.attention.splash import count_tiles
 
-__all__ = [
-    "PLAIN",
-    "Attend",
-    "Bidirectional",
-    "BlockCausal",
-    "Causal",
-    "CleanContext",
-    "InPieces",
-    "Pattern",
-    "Sight",
-    "SlidingWindow",
-    "Tiles",
-    "attend_cached",
-    "attend_dense",
-    "count_tiles",
-    "plan_attention",
-    "same_segment",
-]
+__all__ = ["PLAIN", "Attend", "Bidirectional", "BlockCausal", "Causal", "CleanContext", "InPieces", "Pattern", "Sight"]
+__all__ += ["SlidingWindow", "Tiles", "attend_cached", "attend_dense", "count_tiles", "plan_attention", "same_segment"]

@@ -24,7 +24,6 @@ from edlm_jax.parallel.devices import platform
 # copies that only the step knows, for splash kernels take the others; not yet measured.
 _SHORT = {"gpu": 512, "cpu": 1024, "tpu": 1024}
 
-
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (q_BTNH, k_BSKH, v_BSKH) -> out_BTNH
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edlm_jax.errors import InputError
+from edlm_jax.errors import InputError, check_range
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,6 @@ class Causal(Pattern):
     """
 
     def allowed(self, q, k):
-        """Key not later than query."""
         return k <= q
 
 
@@ -64,7 +63,6 @@ class Bidirectional(Pattern):
     """Everyone looks at everyone (Dream, LLaDA): no KV cache can be exact under it."""
 
     def allowed(self, q, k):
-        """Always."""
         return (q == q) & (k == k)
 
 
@@ -81,10 +79,9 @@ class BlockCausal(Pattern):
     block_length: int
 
     def __post_init__(self):
-        _check_block_length(self.block_length)
+        check_range("block_length", self.block_length)
 
     def allowed(self, q, k):
-        """Key's block not later than query's block."""
         return k // self.block_length <= q // self.block_length
 
 
@@ -136,9 +133,8 @@ class CleanContext(Pattern):
     group: int = 1  # blocks; from the noisy stream's first column on
 
     def __post_init__(self):
-        _check_block_length(self.block_length)
-        if self.group < 1:
-            raise InputError(f"CleanContext: group must be a positive number of blocks, not {self.group}")
+        check_range("block_length", self.block_length)
+        check_range("CleanContext: group", self.group)
         if self.noisy_length and (self.length % self.span or self.noisy_length % self.span):
             of_blocks = f" in groups of {self.group}" * (self.group > 1)
             raise InputError(
@@ -208,11 +204,9 @@ class SlidingWindow(Pattern):
     window: int
 
     def allowed(self, q, k):
-        """As the pattern says, and near."""
         return self.pattern.allowed(q, k) & (abs(self.place(q) - self.place(k)) < self.window)
 
     def place(self, column):
-        """The pattern's."""
         return self.pattern.place(column)
 
 
@@ -224,7 +218,6 @@ class PromptThenBlock(Pattern):
     prefill: Pattern
 
     def allowed(self, q, k):
-        """The block sees everything; the prompt never sees the block."""
         return (q >= self.length) | ((k < self.length) & self.prefill.allowed(q, k))
 
 
@@ -269,8 +262,3 @@ def unbounded(pattern: Pattern) -> tuple[Pattern, int | None]:
 def same_segment(q_segments_BT, k_segments_BS) -> jnp.ndarray:
     """bool[B, T, S]: the document mask of packed rows. Padding is segment 0 and is seen by padding alone."""
     return q_segments_BT[:, :, None] == k_segments_BS[:, None, :]
-
-
-def _check_block_length(block_length: int) -> None:
-    if block_length < 1:
-        raise InputError(f"block_length must be a positive number of tokens, not {block_length}")

@@ -45,12 +45,10 @@ def local_heads(num_heads: int, kv_heads: int) -> int:
     return num_heads // math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes)
 
 
-def count_tiles(pattern: Pattern, q_len: int, k_len: int, tiles: Tiles | None = None) -> tuple[int, int]:
+def count_tiles(pattern: Pattern, q_len: int, k_len: int, tiles: Tiles) -> tuple[int, int]:
     """(tiles that the forward kernel computes, tiles in all) of one head of one row, over all of its pieces."""
-    tiles = tiles or TILES
     block_mask = make_kernel(pattern, q_len, k_len, 1, tiles).fwd_mask_info.block_mask
-    sizes = tile_sizes(pattern, tiles, q_len, k_len)
-    total = (len(padded_places(q_len, pattern.pieces)) // sizes[0]) * (_padded(k_len) // sizes[1])
+    total = math.prod(_TileMask(pattern, q_len, k_len).shape) // math.prod(tile_sizes(pattern, tiles, q_len, k_len))
     return (total if block_mask is None else int(np.sum(np.asarray(block_mask) > 0))), total
 
 
@@ -90,16 +88,9 @@ def run_kernel(q_BTNH, k_BSKH, v_BSKH, segments, kernel):
 def make_kernel(pattern, q_len, k_len, heads, tiles, interpret=False):
     """Splash's kernel of a pattern; of `InPieces` its mask's parts are for the devices of an axis, in their order."""
     q, k = tile_sizes(pattern, tiles, q_len, k_len)
-    sizes = splash.BlockSizes(
-        block_q=q,
-        block_kv=k,
-        block_kv_compute=k,
-        block_q_dkv=q,
-        block_kv_dkv=k,
-        block_kv_dkv_compute=k,
-        block_q_dq=q,
-        block_kv_dq=k,
-    )
+    of_queries = dict.fromkeys(("block_q", "block_q_dkv", "block_q_dq"), q)
+    of_keys = ("block_kv", "block_kv_compute", "block_kv_dkv", "block_kv_dkv_compute", "block_kv_dq")
+    sizes = splash.BlockSizes(**of_queries, **dict.fromkeys(of_keys, k))
     return splash.make_splash_mha(
         mask=splash.MultiHeadMask([_TileMask(pattern, q_len, k_len)] * heads),
         block_sizes=sizes,
@@ -124,7 +115,7 @@ def tile_sizes(pattern: Pattern, tiles: Tiles, q_len: int, k_len: int) -> tuple[
     return _tile(chunk or q_len // pattern.pieces, tiles.queries), _tile(chunk or k_len, tiles.keys)
 
 
-def padded_places(length: int, pieces: int = 1) -> np.ndarray:
+def padded_places(length: int, pieces: int) -> np.ndarray:
     """int32: 0..length - 1, each piece padded with its last, since a softmax over nothing is NaN."""
     size = length // pieces
     places = np.minimum(np.arange(_padded(size)), size - 1)[None] + size * np.arange(pieces)[:, None]

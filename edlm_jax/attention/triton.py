@@ -104,7 +104,7 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, plan, settings):
 
     Under jit, because rematerialisation drops that where nothing of it is used, but never drops a bare kernel.
     """
-    (B, T, N, _), specs = q_BTNH.shape, _by_query_tile(q_BTNH, k_BSKH, settings.tiles)
+    (B, T, N, _), specs = q_BTNH.shape, _specs(q_BTNH, k_BSKH, settings.tiles, by_key=False)
     return _call(
         _forward_kernel,
         settings,
@@ -131,7 +131,7 @@ def _backward(settings, residuals, dout_BTNH):
         program = _call(kernel, settings, grid=specs.grid, in_specs=in_specs, **outs)
         return program(*arrays, _Tour(*plan.mask, *visits))
 
-    by_q, by_k = (specs(q_BTNH, k_BSKH, settings.tiles) for specs in (_by_query_tile, _by_key_tile))
+    by_q, by_k = (_specs(q_BTNH, k_BSKH, settings.tiles, by_key) for by_key in (False, True))
     dq_BTNH = call(_dq_kernel, by_q, plan.by_query, out_specs=by_q.q, out_shape=_like(q_BTNH))
     outs = dict(out_specs=[by_k.k, by_k.k], out_shape=[_like(k_BSKH), _like(v_BSKH)])
     return dq_BTNH, *call(_dkv_kernel, by_k, plan.by_key, **outs), None
@@ -241,36 +241,25 @@ class _Specs(NamedTuple):
     tour: _Tour
 
 
-def _by_query_tile(q_BTNH, k_BSKH, tiles):
-    (B, T, N, H), (_, S, K, _), size = q_BTNH.shape, k_BSKH.shape, tiles.queries
+def _specs(q_BTNH, k_BSKH, tiles, by_key):
+    """With a tile of queries of one head in hand and all keys in reach; or of keys, and all queries of their heads."""
+    (B, T, N, H), (_, S, K, _) = q_BTNH.shape, k_BSKH.shape
+    tiles_q, tiles_k = T // tiles.queries, S // tiles.keys
+    grid, visited = ((tiles_k, B, K), tiles_q) if by_key else ((tiles_q, B, N), tiles_k)
+    size_q, heads, q_at = (T, N // K, lambda i: 0) if by_key else (tiles.queries, None, lambda i: i)
+    size_k, k_at = (tiles.keys, lambda i: i) if by_key else (S, lambda i: 0)
+    k_head = lambda n: n if by_key else jax.lax.div(n, N // K)  # noqa: E731
     return _Specs(
-        grid=(T // size, B, N),
-        q=pl.BlockSpec((None, size, None, H), lambda i, b, n: (b, i, n, 0)),
-        k=pl.BlockSpec((None, S, None, H), lambda i, b, n: (b, 0, jax.lax.div(n, N // K), 0)),
-        numbers=pl.BlockSpec((None, None, size), lambda i, b, n: (b, n, i)),
+        grid=grid,
+        q=pl.BlockSpec((None, size_q, heads, H), lambda i, b, n: (b, q_at(i), n, 0)),
+        k=pl.BlockSpec((None, size_k, None, H), lambda i, b, n: (b, k_at(i), k_head(n), 0)),
+        numbers=pl.BlockSpec((None, heads, size_q), lambda i, b, n: (b, n, q_at(i))),
         tour=_Tour(
-            runs=pl.BlockSpec((None, 4, size), lambda i, b, n: (b, 0, i)),
-            q_ids=pl.BlockSpec((None, size), lambda i, b, n: (b, i)),
-            k_ids=pl.BlockSpec((None, S), lambda i, b, n: (b, 0)),
-            order=pl.BlockSpec((None, None, S // tiles.keys), lambda i, b, n: (b, i, 0)),
+            runs=pl.BlockSpec((None, 4, size_q), lambda i, b, n: (b, 0, q_at(i))),
+            q_ids=pl.BlockSpec((None, size_q), lambda i, b, n: (b, q_at(i))),
+            k_ids=pl.BlockSpec((None, size_k), lambda i, b, n: (b, k_at(i))),
+            order=pl.BlockSpec((None, None, visited), lambda i, b, n: (b, i, 0)),
             ends=pl.BlockSpec((None, None, 2), lambda i, b, n: (b, i, 0)),
-        ),
-    )
-
-
-def _by_key_tile(q_BTNH, k_BSKH, tiles):
-    (B, T, N, H), (_, S, K, _), size = q_BTNH.shape, k_BSKH.shape, tiles.keys
-    return _Specs(
-        grid=(S // size, B, K),
-        q=pl.BlockSpec((None, T, N // K, H), lambda j, b, k: (b, 0, k, 0)),
-        k=pl.BlockSpec((None, size, None, H), lambda j, b, k: (b, j, k, 0)),
-        numbers=pl.BlockSpec((None, N // K, T), lambda j, b, k: (b, k, 0)),
-        tour=_Tour(
-            runs=pl.BlockSpec((None, 4, T), lambda j, b, k: (b, 0, 0)),
-            q_ids=pl.BlockSpec((None, T), lambda j, b, k: (b, 0)),
-            k_ids=pl.BlockSpec((None, size), lambda j, b, k: (b, j)),
-            order=pl.BlockSpec((None, None, T // tiles.queries), lambda j, b, k: (b, j, 0)),
-            ends=pl.BlockSpec((None, None, 2), lambda j, b, k: (b, j, 0)),
         ),
     )
 
