@@ -1,7 +1,6 @@
 """Context-adaptive noise rescheduling: a masked token counts by how near its context is (CART of Dream, 2508.15487)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ class ContextAdaptive(Term):
     w = 1/2 sum p (1 - p)^(d - 1) over the tokens of the document that are there, d > 0 columns away to either side.
     """
 
-    name: ClassVar[str] = "context_adaptive"
+    name = "context_adaptive"
 
     def check(self, layout: Layout) -> None:
         if layout.two_streams or layout.noisy != "bidirectional":

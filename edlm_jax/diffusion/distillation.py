@@ -5,7 +5,6 @@ A draft of q stands with probability sum min(p, q) = 1 - TV under exact verifica
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 
@@ -21,7 +20,7 @@ class Drafts(Term):
     Where the text is the model's own greedy one, these are the drafts that stand: no clean logits are needed to know.
     """
 
-    name: ClassVar[str] = "drafts"
+    name = "drafts"
 
     def check(self, layout: Layout) -> None:
         if not (layout.two_streams and layout.next_tokens):
@@ -49,9 +48,9 @@ class Drafts(Term):
 class TotalVariation(Drafts):
     """The mean of half |p - q| over the same columns."""
 
-    name: ClassVar[str] = "total_variation"
-    best: ClassVar[int] = 0  # tokens of the teacher that KL sums over; 0: all
-    which: ClassVar[int] = 0  # of (total variation, KL)
+    name = "total_variation"
+    best = 0  # tokens of the teacher that KL sums over; 0: all
+    which = 0  # of (total variation, KL)
 
     def reads_clean(self, layout: Layout) -> bool:
         return True
@@ -69,13 +68,13 @@ class TotalVariation(Drafts):
 class KullbackLeibler(TotalVariation):
     """The mean of KL(p || q)."""
 
-    name: ClassVar[str] = "kl"
-    which: ClassVar[int] = 1
+    name = "kl"
+    which = 1
 
 
 @dataclass(frozen=True)
 class TopKullbackLeibler(KullbackLeibler):
     """The same over the teacher's 16 best tokens, not renormalised."""
 
-    name: ClassVar[str] = "kl_top16"
-    best: ClassVar[int] = 16
+    name = "kl_top16"
+    best = 16

@@ -1,12 +1,8 @@
-"""Masks: the noise that hides tokens behind the mask token, by how levels and positions are drawn.
-
-Shapes: B rows, L positions, C block length, N = ceil(L / C) blocks.
-"""
+"""Masks: the noise that hides tokens behind the mask token, by how levels and positions are drawn."""
 
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +20,7 @@ class UniformRow(Noise):
 
     def hide(self, key, corruptible_L, block_length):
         level_key, mask_key = jax.random.split(key)
-        level = _draw_level(level_key, ())
+        level = jax.random.uniform(level_key, (), minval=EPSILON, maxval=1.0)
         hit_L = jax.random.uniform(mask_key, corruptible_L.shape) < level
         return hit_L & corruptible_L, jnp.broadcast_to(level, corruptible_L.shape)
 
@@ -47,13 +43,13 @@ class Rightmost(Noise):
         level_N1 = self.levels(level_key, len(corruptible_NC))[:, None]
         count_N1 = jnp.round(level_N1 * corruptible_NC.sum(-1, keepdims=True))
         score_NC = jnp.where(corruptible_NC, self.scores(score_key, level_N1, block_length), -jnp.inf)
-        masked_NC = (_rank(-score_NC) < count_N1) & corruptible_NC
+        masked_NC = (rank(-score_NC) < count_N1) & corruptible_NC
         columns = masked_NC, jnp.broadcast_to(level_N1, masked_NC.shape)
         return tuple(x_NC.reshape(-1)[: len(corruptible_L)] for x_NC in columns)
 
     def levels(self, key, N):
         """t of each block."""
-        return _draw_level(key, (N,))
+        return jax.random.uniform(key, (N,), minval=EPSILON, maxval=1.0)
 
     def scores(self, key, level_N1, C):
         """Of each position in a block: the highest hide first."""
@@ -100,7 +96,7 @@ class EvenCounts(Noise):
         k_N1 = jnp.minimum(k_N1, n_N1)
         order_NC = jnp.where(corruptible_NC, jax.random.uniform(order_key, corruptible_NC.shape), jnp.inf)
         level_NC = jnp.broadcast_to(1 / (n_N1 / jnp.maximum(k_N1, 1)), corruptible_NC.shape)
-        return ((_rank(order_NC) < k_N1) & corruptible_NC).reshape(-1), level_NC.reshape(-1)
+        return ((rank(order_NC) < k_N1) & corruptible_NC).reshape(-1), level_NC.reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -109,7 +105,7 @@ class Complementary(Noise):
 
     of: Noise  # what hides in the first
 
-    views: ClassVar[int] = 2
+    views = 2
 
     def of_model(self, mask_id: int, vocabulary: int) -> Noise:
         return Complementary(mask_id, self.of.of_model(mask_id, vocabulary))
@@ -151,17 +147,12 @@ def corrupt(
       key: one key for the batch, or an array of B keys, one a row (what a micro-batched step passes).
       corruptible_BL: which positions may be masked (completions; never prompts or padding).
       block_length: C; the last block may be short.
-      mask_id: the token that hides.
       half_life: lambda of `PositionWeighted`, as a fraction of the block; what else it may say is in `masks`.
     """
     keys_B = key if key.ndim else example_keys(key, tokens_BL.shape[0])
     return masks(mask_id, half_life).corrupt(keys_B, tokens_BL, corruptible_BL, block_length)[:3]
 
 
-def _draw_level(key, shape):
-    return jax.random.uniform(key, shape, minval=EPSILON, maxval=1.0)
-
-
-def _rank(x):
+def rank(x):
     """Of each value along the last axis, the number of smaller ones."""
     return jnp.argsort(jnp.argsort(x, axis=-1), axis=-1)

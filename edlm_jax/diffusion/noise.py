@@ -1,17 +1,14 @@
 """The noise of block diffusion (arXiv 2512.14067, section 3.3): how much of each block to hide, where, and behind what.
 
-A kind of noise is a value that is asked for all of it: what the tokens become, which columns are noise and at which
-level t, how many copies of a block belong together. Masks are in masks.py; a new kind is a file with its class and, if
-configs may name it, a line in registry.py.
+A new kind is a file with its class and, if configs may name it, a line in registry.py. Noise of a row depends on its
+own key alone, so a batch may be split, sharded or reordered without changing it.
 
-Shapes: B rows, L positions, M noisy columns, C block length, N = ceil(L / C) blocks. Everything is vectorised and lives
-inside the jitted step. Noise of a row depends on its own key alone, so a batch may be split, sharded or reordered
-without changing it.
+Shapes: B rows, L positions, M noisy columns, C block length, N = ceil(L / C) blocks.
 """
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,12 +40,8 @@ class Noise:
 
     mask_id: int
 
-    views: ClassVar[int] = 1  # copies of each block that are drawn together
-
-    @property
-    def group(self) -> int:
-        """Consecutive blocks that are noisy together: a field of some."""
-        return 1
+    views = 1  # copies of each block that are drawn together
+    group = 1  # consecutive blocks that are noisy together: a field of some
 
     def hide(self, key, corruptible_L, block_length: int) -> tuple[Bool[Array, " M"], Float[Array, " M"]]:
         """(what is hidden, the noise level t of each column) of one row: M = views * L columns."""
@@ -107,10 +100,7 @@ def choose_copies(
 
         groups of 2:    prompt  prompt  answer  answer  padding      0 | 2 3 4 5 | 4 5 6 7 | 6 7 8 9  in some order
 
-    Args:
-      key: an array of B keys, one a row.
-      block_length: C; divides L and M.
-      group: blocks of a group, which divides L and M, too.
+    `key` has B keys, one a row; C divides L and M, and so does a group of `group` blocks.
     """
     C, span = block_length, group * block_length
 

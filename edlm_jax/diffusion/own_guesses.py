@@ -1,14 +1,13 @@
 """The model's own guesses as noise, and a loss that teaches it to take them back (OPUT of DMax, arXiv 2604.08302)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from edlm_jax.diffusion.noise import Corruption, Noise
 from edlm_jax.diffusion.streams import Streams, learnable
-from edlm_jax.diffusion.unweighted import CrossEntropy
+from edlm_jax.diffusion.terms import CrossEntropy
 
 _FLAG, _LEVEL = 2**31 - 2, 2**31 - 3  # keys of their own, far from those that rows and steps have
 
@@ -35,7 +34,7 @@ class OwnGuesses(Noise):
 class Recovery(CrossEntropy):
     """The mean of ce over all tokens that carry loss, noise or not."""
 
-    name: ClassVar[str] = "recovery"
+    name = "recovery"
 
     def wanted(self, streams: Streams) -> jax.Array:
         return streams.predicted(streams.corruption.copied(learnable(streams.batch)))

@@ -4,17 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 from edlm_jax.diffusion.cart import ContextAdaptive
-from edlm_jax.diffusion.certainty import Certainty
 from edlm_jax.diffusion.chain import Chain
 from edlm_jax.diffusion.distillation import Drafts, KullbackLeibler, TopKullbackLeibler, TotalVariation
 from edlm_jax.diffusion.masks import Complementary, FullMasks, masks
-from edlm_jax.diffusion.mixed import Mixed
 from edlm_jax.diffusion.noise import Noise
 from edlm_jax.diffusion.own_guesses import OwnGuesses, Recovery
 from edlm_jax.diffusion.taught import Taught
-from edlm_jax.diffusion.terms import MaskedTokens, NextToken, Term
-from edlm_jax.diffusion.uniform_tokens import UniformTokens
-from edlm_jax.diffusion.unweighted import CrossEntropy
+from edlm_jax.diffusion.terms import Certainty, CrossEntropy, MaskedTokens, NextToken, Term
+from edlm_jax.diffusion.uniform_tokens import Mixed, UniformTokens
 from edlm_jax.diffusion.visited import Visited
 
 # config.objective.noise: (mask_id, vocabulary, config.objective) -> noise.

@@ -8,8 +8,6 @@
     semi_block      [noisy | clean]    the same, but the clean stream is an AR stream
     causal_block    [noisy | clean]    the same again, and noisy blocks are causal, too (MARS, I-DLM, Uno)
 
-A config and a checkpoint name a layout; the name is looked up here, and what a layout is asked for it answers itself.
-
 Shapes: B rows, L tokens of a row, M noisy columns, T all columns, C block length, N blocks, D width.
 """
 
@@ -83,10 +81,7 @@ class Layout:
         return length if self.prefill == "bidirectional" else self.block_length
 
     def pairs(self, length: int, window: int | None = None) -> int:
-        """Query-key pairs of one head in one row; a noisy block is taken to lie in the middle of the row.
-
-        Less, under a window of a block or more, those that are too far apart.
-        """
+        """Query-key pairs of one head, noisy blocks in mid-row; under a window of a block or more, near ones alone."""
         diagonal = 1 if self.next_tokens else self.together(length)
         own = 1 if self.noisy == "causal" else self.block_length
         noisy = self.two_streams * self.noisy_columns(length) * (length + own)
@@ -96,10 +91,7 @@ class Layout:
         return (length * (length + diagonal) + noisy - far) // 2
 
     def fewest_tiles(self, n: float) -> float:
-        """Of scores that must be visited, where a stream is n tiles long: a triangle of each, all where all is seen.
-
-        A noisy stream beside a clean one adds its own diagonal.
-        """
+        """Of scores, where a stream is n tiles long; a noisy stream beside a clean one adds its own diagonal."""
         triangle = n * (n + 1) / 2
         if self.two_streams:
             return self.views * (triangle + n) + triangle
@@ -124,9 +116,7 @@ AUTOREGRESSIVE = LAYOUTS["causal"]
 CONVERSIONS = tuple(name for name, layout in LAYOUTS.items() if layout.noisy)  # what a converted model was trained as
 
 
-def find_layout(
-    name: str, block_length: int = 1, alignment: str = "same_position", noisy_length: int = 0
-) -> Layout:
+def find_layout(name: str, block_length: int = 1, alignment: str = "same_position", noisy_length: int = 0) -> Layout:
     """The layout of a name; AR has neither blocks nor a choice of alignment."""
     layout = LAYOUTS[name]
     if not layout.noisy:
@@ -148,15 +138,13 @@ class Streams(NamedTuple):
     @property
     def inputs(self) -> dict[str, jax.Array | None]:
         """Tokens, positions, segments and copies as the model takes them."""
-        batch, corruption = self.batch, self.corruption
-        tokens_BT, positions_BT, segments_BT = corruption.noisy_BM, batch["positions"], batch["segment_ids"]
+        names = ("tokens", "positions", "segment_ids")
+        clean = [self.batch[name] for name in names]
+        columns = [self.corruption.noisy_BM, *map(self.corruption.copied, clean[1:])]
         if self.layout.two_streams:
-            with_clean = lambda noisy_BM, clean_BL: jnp.concatenate([noisy_BM, clean_BL], axis=1)  # noqa: E731
-            tokens_BT = with_clean(tokens_BT, batch["tokens"])
-            positions_BT = with_clean(corruption.copied(positions_BT), positions_BT)
-            segments_BT = with_clean(corruption.copied(segments_BT), segments_BT)
-        inputs = dict(tokens_BT=tokens_BT, positions_BT=positions_BT, segment_ids_BT=segments_BT)
-        return inputs | dict(copies_BM=corruption.copies_BM)
+            columns = [jnp.concatenate(pair, axis=1) for pair in zip(columns, clean, strict=True)]
+        inputs = {f"{name}_BT": x_BT for name, x_BT in zip(names, columns, strict=True)}
+        return inputs | dict(copies_BM=self.corruption.copies_BM)
 
     def clean(self, x_BTD: jax.Array) -> jax.Array:
         """x_BLD of the clean stream, the row's last columns."""

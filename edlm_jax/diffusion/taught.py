@@ -1,7 +1,6 @@
 """A second, frozen model as teacher: it saw the same noise in its own, smaller blocks (BARD, arXiv 2604.16514)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ class Taught(Term):
     What fills a last block is left out: the teacher's own ends earlier, and beyond it nothing was ever learned.
     """
 
-    name: ClassVar[str] = "teacher"
+    name = "teacher"
 
     def wanted(self, streams: Streams) -> jax.Array:
         document_BL = streams.batch["loss_mask"] == 1

@@ -6,8 +6,7 @@ Each quotient is one mean over all loss tokens and never a mean of means: long a
 (arXiv 2607.05722 measured +2.1 for it). Denominators follow from batch and noise alone, so they are known before the
 forward pass: micro-batches scale by them and simply add.
 
-A new term is a file with its class and a line in registry.py, from which the config has its field NAME_weight, and a
-run the metrics NAME_loss and eval_NAME_loss.
+A new term is a class and a line in registry.py: the config then has NAME_weight, a run NAME_loss and eval_NAME_loss.
 """
 
 from dataclasses import dataclass
@@ -75,8 +74,8 @@ class Term:
 class NextToken(Term):
     """The AR loss, of a clean stream whose columns do not see their successors."""
 
-    name: ClassVar[str] = "ar"
-    needs_noise: ClassVar[bool] = False
+    name = "ar"
+    needs_noise = False
 
     def check(self, layout: Layout) -> None:
         if not layout.next_tokens:
@@ -106,8 +105,8 @@ class MaskedTokens(Term):
     of the tokens are masked.
     """
 
-    name: ClassVar[str] = "diffusion"
-    default: ClassVar[float] = 1.0
+    name = "diffusion"
+    default = 1.0
 
     def sums(self, streams: Streams, model, x_BTD) -> Sums:
         level_BM, masked_BM = streams.corruption.noise_level_BM, self.wanted(streams)
@@ -129,6 +128,24 @@ class MaskedTokens(Term):
         return super().metrics(sums, weights, streams) | dict(masked_fraction=mean(weights[self.name], corruptible))
 
 
+@dataclass(frozen=True)
+class CrossEntropy(Term):
+    """The mean of ce over masked tokens, no 1/t: each counts the same (FLARE, arXiv 2606.01774; MARS; DMax)."""
+
+    name = "cross_entropy"
+
+
+@dataclass(frozen=True)
+class Certainty(Term):
+    """Sum of entropies at masked tokens predicted right, over all masked (CAP of LLaDA2.0, 2512.15745; dParallel)."""
+
+    name = "certainty"
+
+    def sums(self, streams: Streams, model, x_BTD) -> Sums:
+        entropy_BM = model.certainty(streams.aligned(x_BTD), streams.targets_BM, self.wanted(streams))
+        return {"loss": entropy_BM.sum()}  # 0 where it is not wanted
+
+
 def diffusion_loss(
     logits_BLV: Float[Array, "B L V"],
     targets_BL: Int[Array, "B L"],
@@ -136,12 +153,8 @@ def diffusion_loss(
     noise_level_BL: Float[Array, "B L"],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """(sum of ce / t over masked positions, their number): add both over the global batch, then divide once."""
-    return _over_level(cross_entropy(logits_BLV, targets_BL), masked_BL, noise_level_BL)
-
-
-def cross_entropy(logits_BLV, targets_BL):
-    """float32[B, L] negative log-likelihood in nats."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits_BLV.astype(jnp.float32), targets_BL)
+    ce_BL = optax.softmax_cross_entropy_with_integer_labels(logits_BLV.astype(jnp.float32), targets_BL)
+    return _over_level(ce_BL, masked_BL, noise_level_BL)
 
 
 def weighted_sum(values_BL, mask_BL):
