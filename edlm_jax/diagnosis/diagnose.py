@@ -82,11 +82,14 @@ def diagnosis_rows(found: Diagnosis) -> Iterator[Rows]:
     """The tables, short: curves are in the picture."""
     shown = {"AR" if mode == "ar" else mode: prediction for mode, prediction in found["predictions"].items()}
     losses = {name: prediction["loss_by_position"] for name, prediction in shown.items()}
-    yield ["predictions", *shown], [
-        ["loss at the block's first position", *(f"{loss[0]:.3f}" for loss in losses.values())],
-        ["loss at its last position", *(f"{loss[-1]:.3f}" for loss in losses.values())],
-        ["expected calibration error", *(f"{prediction['ece']:.3f}" for prediction in shown.values())],
-    ]
+    yield (
+        ["predictions", *shown],
+        [
+            ["loss at the block's first position", *(f"{loss[0]:.3f}" for loss in losses.values())],
+            ["loss at its last position", *(f"{loss[-1]:.3f}" for loss in losses.values())],
+            ["expected calibration error", *(f"{prediction['ece']:.3f}" for prediction in shown.values())],
+        ],
+    )
     facts = []
     if order := found.get("decode_order"):
         facts += [[f"left token {when}", f"{order[name]:.3f}"] for name, when in _WHEN.items()]
@@ -99,10 +102,8 @@ def diagnosis_rows(found: Diagnosis) -> Iterator[Rows]:
         yield ["measure", "value"], facts
     if ways := found.get("gradient_variance"):
         ratio = lambda way: "-" if way["relative"] is None else f"{way['relative']:.2f}"  # noqa: E731
-        yield (
-            ["noise levels", "variance / squared gradient", "columns of a row"],
-            [[name, ratio(way), f"{way['columns']} L"] for name, way in ways.items()],
-        )
+        header = ["noise levels", "variance / squared gradient", "columns of a row"]
+        yield header, [[name, ratio(way), f"{way['columns']} L"] for name, way in ways.items()]
 
 
 _WHEN = {"left_first": "decoded earlier", "together": "in the same forward", "right_first": "decoded later"}

@@ -14,13 +14,13 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from edlm_jax.diffusion.masks import EPSILON, Complementary
+from edlm_jax.diffusion.masks import EPSILON, Complementary, rank
 from edlm_jax.diffusion.noise import Corruption, Noise, example_keys
 from edlm_jax.diffusion.streams import Batch, learnable
 from edlm_jax.diffusion.terms import MaskedTokens
@@ -29,12 +29,28 @@ from edlm_jax.models.transformer import Transformer
 from edlm_jax.training.objective import Objective
 
 
+def per_block(key, _, useful_N):
+    return jax.random.uniform(key, useful_N.shape)
+
+
+def per_row(key, _, useful_N):
+    return jax.random.uniform(key, (1,))
+
+
+def stratified(key, order_key, useful_N):
+    u_N = jax.random.uniform(key, useful_N.shape)
+    order_N = jnp.where(useful_N, jax.random.uniform(order_key, useful_N.shape), 2.0)
+    return jnp.where(useful_N, (rank(order_N) + u_N) / jnp.maximum(useful_N.sum(), 1), u_N)
+
+
 @dataclass(frozen=True)
 class Independent(Noise):
-    """Every position by itself at probability t, one t for each block: what the ways to draw levels are compared by.
+    """Every position by itself at probability t: what the ways to draw levels are compared by.
 
     Levels keep their distance from both ends, so that 1 - t is a level too.
     """
+
+    levels: Callable[..., jax.Array] = per_block  # in (0, 1), of blocks of which some hold nothing to hide
 
     def hide(self, key, corruptible_L, block_length):
         level_key, mask_key, order_key = jax.random.split(key, 3)
@@ -42,34 +58,12 @@ class Independent(Noise):
         level_L = jnp.repeat(EPSILON + (1 - 2 * EPSILON) * u_X, len(corruptible_L) // len(u_X))
         return (jax.random.uniform(mask_key, corruptible_L.shape) < level_L) & corruptible_L, level_L
 
-    def levels(self, key, order_key, useful_N):
-        """In (0, 1), of blocks of which some hold nothing to hide."""
-        return jax.random.uniform(key, useful_N.shape)
-
-
-@dataclass(frozen=True)
-class IndependentRow(Independent):
-    """One t for a row."""
-
-    def levels(self, key, order_key, useful_N):
-        return jax.random.uniform(key, (1,))
-
-
-@dataclass(frozen=True)
-class Stratified(Independent):
-    """One t from each N-th part of the interval, dealt to the blocks in random order."""
-
-    def levels(self, key, order_key, useful_N):
-        u_N = jax.random.uniform(key, useful_N.shape)
-        order_N = jnp.where(useful_N, jax.random.uniform(order_key, useful_N.shape), 2.0)
-        return jnp.where(useful_N, (jnp.argsort(jnp.argsort(order_N)) + u_N) / jnp.maximum(useful_N.sum(), 1), u_N)
-
 
 @dataclass(frozen=True)
 class TwoViews(Independent):
     """Two copies of each block, each with noise of its own."""
 
-    views: ClassVar[int] = 2
+    views = 2
 
     def hide(self, key, corruptible_L, block_length):
         draw = Independent(self.mask_id).hide
@@ -78,27 +72,21 @@ class TwoViews(Independent):
 
 
 WAYS: dict[str, Callable[[int], Noise]] = {
-    "per sequence": IndependentRow,
+    "per sequence": lambda mask_id: Independent(mask_id, per_row),
     "per block": Independent,
-    "stratified": Stratified,
+    "stratified": lambda mask_id: Independent(mask_id, stratified),
     "two views": TwoViews,
     "complementary": lambda mask_id: Complementary(mask_id, Independent(mask_id)),
 }
 
 
 def gradient_variance(
-    model: Transformer,
-    objective: Objective,
-    batch: Batch,
-    draws: int,
-    on_way: Callable[[str], None] = lambda way: None,
+    model: Transformer, objective: Objective, batch: Batch, draws: int, on_way: Callable[[str], None] = lambda way: None
 ) -> dict[str, dict[str, Any]]:
     """{way: {"relative": variance over all weights / squared norm of the mean gradient, "columns": of a row, in L}}.
 
-    A mean gradient is held for each way; `on_way` hears of each that is finished.
+    Of two `draws` or more; a mean gradient is held for each way. `on_way` hears of each that is finished.
     """
-    if draws < 2:
-        raise InputError(f"a variance needs at least two draws, not {draws}")
     if not learnable(batch).any():
         raise InputError("the batch has no token that carries loss")
     graphdef, params = nnx.split(model)
