@@ -1,8 +1,6 @@
 """Attention planned once a forward: a pattern becomes the cheapest exact computation of this machine.
 
-Shapes: B batch, T query, S key, N query heads, K key heads (kept grouped: N = K * G), H head size. Every score that a
-pattern or a document boundary forbids is never formed or counts for nothing. `attend_dense` is what every plan must
-equal.
+`attend_dense` (reference.py, which has the letters of shapes) is what every plan must equal.
 """
 
 from collections.abc import Callable
@@ -31,15 +29,8 @@ def plan_attention(sight: Sight, heads: tuple[int, int], tiles: Tiles | None = N
     """Scaled dot-product attention of all layers of a forward, for the platform and the mesh that it is traced for.
 
     What they share is worked out here: masks, documents, and the tiles that are worth a visit. The result of each is
-    named "attention" for remat policies.
-
-    On TPU in tiles (`plan_splash`), whatever the shapes, unless the copies are only known inside the step. Then, and on
-    CPU, in tiles of plain JAX (`plan_tiled`), and on GPU in ours (`plan_triton`), unless it refuses them, where rows
-    are long. Else by the exact split; where the step says who is seen, by the dense reference.
-
-    Args:
-      heads: (query heads, key heads).
-      tiles: of whichever backend computes in tiles; by default its own.
+    named "attention" for remat policies. `heads` are (those of queries, of keys), `tiles` those of whichever backend
+    computes in tiles, by default its own.
     """
     if isinstance(sight.pattern, InPieces):
         return plan_in_pieces(sight, heads, tiles)

@@ -2,10 +2,9 @@
 
 Grouped key heads are small beside the scores, so gathering them costs little and any pattern stays exact; what must be
 chosen is which columns a device holds. Cut as it is, a row [noisy | clean] would leave one device all that is noisy and
-another all that is clean, and the last columns of a triangle see the most. `InPieces` lays the row out so that devices
-hold matching blocks of both streams and equal work; the model puts its columns in that order once, before the first
-layer, and back after the last, because terms find columns by their numbers: the one before a token, and under a shifted
-alignment the clean one before a block. (At 8 layers with 4 devices that is 3 % of the bytes of a step's collectives.)
+another all that is clean, and the last columns of a triangle see the most. The model puts its columns in the order of
+`InPieces` once, before the first layer, and back after the last, because terms find columns by their numbers. (At 8
+layers with 4 devices that is 3 % of the bytes of a step's collectives.)
 """
 
 import dataclasses
@@ -55,14 +54,14 @@ class InPieces(Pattern):
     def on_mesh(cls, pattern: Pattern, length: int) -> "InPieces":
         """A piece for each device of the context axis; one, the row as it is, where whole blocks do not go round."""
         pieces = jax.sharding.get_abstract_mesh().shape.get(CONTEXT_AXIS, 1)
-        streams, C = _streams(pattern, length), _block(pattern)
+        streams, C = _streams(pattern, length)
         return cls(pattern, length, 1 if any(size % (pieces * C) for size in streams) else pieces)
 
     @cached_property
     def order(self) -> np.ndarray:
         """int32[length]: the column of the row that lies in each place."""
         columns, chunks_PX = np.arange(self.length, dtype=np.int32), []
-        for size, (front, back) in zip(_streams(self.pattern, self.length), self._chunks, strict=True):
+        for size, (front, back) in zip(_streams(self.pattern, self.length)[0], self._chunks, strict=True):
             stream, columns = columns[:size], columns[size:]
             fronts, backs = np.split(stream, [self.pieces * front])
             chunks_PX += [fronts.reshape(self.pieces, front), backs.reshape(self.pieces, back)[::-1]]
@@ -70,7 +69,6 @@ class InPieces(Pattern):
 
     @cached_property
     def query_order(self) -> np.ndarray:
-        """`order` of the queries."""
         count = self.queries or self.length
         return self.order.reshape(self.pieces, -1)[:, : count // self.pieces].reshape(-1)
 
@@ -81,8 +79,9 @@ class InPieces(Pattern):
 
     @property
     def _chunks(self) -> list[tuple[int, int]]:
-        C = self.whole or _block(self.pattern)
-        blocks = [size // self.pieces // C for size in _streams(self.pattern, self.length)]
+        streams, C = _streams(self.pattern, self.length)
+        C = self.whole or C
+        blocks = [size // self.pieces // C for size in streams]
         return [((count - count // 2) * C, count // 2 * C) for count in blocks]
 
     def allowed(self, q, k):
@@ -140,10 +139,9 @@ class InPieces(Pattern):
 def plan_in_pieces(sight: Sight, heads: tuple[int, int], tiles: Tiles | None = None, interpret: str = ""):
     """`attend(q, k, v)` over columns in the order of the pieces: each device its own queries, against the keys of all.
 
-    Splash kernels on TPU, each device with the tiles of its piece. Elsewhere, with copies, and where no tile is seen in
-    part (whole tiles of one block), the keys go back into the row's own order: to Triton's kernels on GPU, else to
-    tiles of plain JAX. The sight's copies and segments lie as the queries and keys do; clean columns' copies are not
-    looked at. `interpret` is the platform whose kernels run as Python on any machine.
+    Splash takes keys in this order; Triton's kernels and tiles of plain JAX have them back in the row's own. The
+    sight's copies and segments lie as the queries and keys do; clean columns' copies are not looked at. `interpret` is
+    the platform whose kernels run as Python on any machine.
     """
     mesh, pattern = jax.sharding.get_abstract_mesh(), sight.pattern
     rows, spec_heads = row_axes(sight.batch), head_axes(heads[1])
@@ -214,16 +212,10 @@ def _plan_pieces(sight: Sight, rows, plan):
     return jax.shard_map(local, in_specs=(row_spec,), out_specs=plan_spec, check_vma=False)(sight.by_row)
 
 
-def _streams(pattern: Pattern, length: int) -> list[int]:
-    """Columns of each stream of a row; every view of the clean stream is a stream."""
+def _streams(pattern: Pattern, length: int) -> tuple[list[int], int]:
+    """(columns of each stream of a row, each view of the clean one being a stream; columns that no piece may divide)"""
     pattern, _ = unbounded(pattern)
     if not isinstance(pattern, CleanContext):
-        return [length]
+        return [length], pattern.block_length if isinstance(pattern, BlockCausal) else 1
     views, rest = divmod(pattern.noisy_columns, pattern.length)
-    return [pattern.length] * views + [rest] * (rest > 0) + [pattern.length]
-
-
-def _block(pattern: Pattern) -> int:
-    """Columns that no piece may divide."""
-    pattern, _ = unbounded(pattern)
-    return pattern.block_length if isinstance(pattern, BlockCausal | CleanContext) else 1
+    return [pattern.length] * views + [rest] * (rest > 0) + [pattern.length], pattern.block_length

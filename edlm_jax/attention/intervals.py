@@ -1,8 +1,7 @@
 """What a query may look at, as intervals of key columns: a form that kernels read and that may be known only in a step.
 
 In every pattern of the house a query looks at one run of keys or at two (its own noisy block, with those of its group
-before it, and the clean columns before these). From the runs and the documents follows which tiles of scores a kernel
-visits at all, and which of those without asking for each score.
+before it, and the clean columns before these).
 
 Shapes: B batch, T query, S key, M noisy columns, I query tiles, J key tiles, R the runs of a query, start and stop.
 """
@@ -71,17 +70,13 @@ def may_look(runs, columns, q_segments, k_segments) -> Bool[Array, "..."]:
 
 def visits(runs_BRT, q_segments_BT, k_segments_BS, tile_q: int, tile_k: int) -> Visits:
     """Tiles that the runs reach, but for those without a document in common; a few more than that do no harm."""
-    first_11J = np.arange(0, k_segments_BS.shape[1], tile_k, dtype=np.int32)[None, None]
-    seen, whole = [], []
-    for run in range(_RUNS):
-        start_BT1, stop_BT1 = runs_BRT[:, 2 * run, :, None], runs_BRT[:, 2 * run + 1, :, None]
-        start_BTJ, stop_BTJ = jnp.maximum(start_BT1, first_11J), jnp.minimum(stop_BT1, first_11J + tile_k)
-        seen.append(start_BTJ < stop_BTJ)
-        whole.append(stop_BTJ - start_BTJ == tile_k)
+    first_J = np.arange(0, k_segments_BS.shape[1], tile_k, dtype=np.int32)
+    start_BRTJ = jnp.maximum(runs_BRT[:, ::2, :, None], first_J)
+    stop_BRTJ = jnp.minimum(runs_BRT[:, 1::2, :, None], first_J + tile_k)
     some_BTJ, all_BTJ = _documents(q_segments_BT, k_segments_BS.reshape(len(k_segments_BS), -1, tile_k))
     by_tile = lambda x_BTJ: x_BTJ.reshape(len(x_BTJ), -1, tile_q, x_BTJ.shape[2])  # noqa: E731
-    seen_BIJ = by_tile((seen[0] | seen[1]) & some_BTJ).any(2)
-    return Visits(seen_BIJ, by_tile((whole[0] | whole[1]) & all_BTJ).all(2))
+    seen_BIJ = by_tile((start_BRTJ < stop_BRTJ).any(1) & some_BTJ).any(2)
+    return Visits(seen_BIJ, by_tile((stop_BRTJ - start_BRTJ == tile_k).any(1) & all_BTJ).all(2))
 
 
 def _documents(q_segments_BT, k_segments_BJS):

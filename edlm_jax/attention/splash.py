@@ -27,9 +27,8 @@ TILES = Tiles(512, 512)  # the largest: a length that it does not divide gets sm
 def plan_splash(sight: Sight, heads: tuple[int, int], tiles: Tiles | None = None, interpret: bool = False):
     """`attend(q, k, v)` in tiles, for T <= S of any size: what is no multiple of 128 is padded, and nobody sees it.
 
-    `heads` are those of queries and of keys. On a mesh each device attends for its own rows and heads, as far as these
-    divide evenly; axes that do not divide them repeat the work, and `context` does unless the columns are `InPieces`.
-    `interpret` runs the kernels' Python on any machine, slowly.
+    On a mesh each device attends for its own rows and heads, as far as these divide evenly; axes that do not divide
+    them repeat the work, and `context` does. `interpret` runs the kernels' Python on any machine, slowly.
     """
     tiles = tiles or TILES
     if any(size % _LANES for size in tiles):
@@ -66,7 +65,10 @@ class _TileMask(splash.Mask):
 
     @cached_property
     def _places(self):
-        return padded_places(self.q_len, self.pattern.pieces)
+        """int32: 0..q_len - 1, each piece padded with its last, since a softmax over nothing is NaN."""
+        pieces, size = self.pattern.pieces, self.q_len // self.pattern.pieces
+        places_PX = np.minimum(np.arange(_padded(size)), size - 1) + size * np.arange(pieces)[:, None]
+        return places_PX.astype(np.int32).reshape(-1)
 
     def __getitem__(self, tile):  # (slice of queries, slice of keys), both with their ends
         q, k = self._places[tile[0]], np.arange(tile[1].start, tile[1].stop, dtype=np.int32)
@@ -113,13 +115,6 @@ def tile_sizes(pattern: Pattern, tiles: Tiles, q_len: int, k_len: int) -> tuple[
     """(queries, keys) of a tile. In pieces, it lies within one chunk where chunks are multiples of 128."""
     chunk = pattern.chunk if pattern.pieces > 1 and pattern.chunk % _LANES == 0 else None
     return _tile(chunk or q_len // pattern.pieces, tiles.queries), _tile(chunk or k_len, tiles.keys)
-
-
-def padded_places(length: int, pieces: int) -> np.ndarray:
-    """int32: 0..length - 1, each piece padded with its last, since a softmax over nothing is NaN."""
-    size = length // pieces
-    places = np.minimum(np.arange(_padded(size)), size - 1)[None] + size * np.arange(pieces)[:, None]
-    return places.astype(np.int32).reshape(-1)
 
 
 def _padded(length: int) -> int:

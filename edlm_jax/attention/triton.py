@@ -11,6 +11,7 @@ Shapes, beside those of `intervals.py`: N query heads, K key heads (N = K * G), 
 """
 
 import math
+from collections import namedtuple
 from functools import partial
 from typing import NamedTuple
 
@@ -39,28 +40,13 @@ class _Plan(NamedTuple):
     by_key: tuple[jax.Array, jax.Array]
 
 
-class _Tour(NamedTuple):
-    """What a kernel is told: the mask and its own part of the plan. Arrays, specs or refs."""
-
-    runs: jax.Array | pl.BlockSpec
-    q_ids: jax.Array | pl.BlockSpec
-    k_ids: jax.Array | pl.BlockSpec
-    order: jax.Array | pl.BlockSpec
-    ends: jax.Array | pl.BlockSpec
-
-
-class _Settings(NamedTuple):
-    tiles: Tiles
-    scale: float
-    interpret: bool
+# What a kernel is told: the mask and its own part of the plan. Arrays, specs or refs.
+_Tour = namedtuple("_Tour", ("runs", "q_ids", "k_ids", "order", "ends"))
+_Settings = namedtuple("_Settings", ("tiles", "scale", "interpret"))
 
 
 def plan_triton(sight: Sight, tiles: Tiles | None = None, interpret: bool = False):
-    """`attend(q, k, v)` in tiles, of any size, on a mesh each device for its own rows and heads.
-
-    `interpret` runs the kernels' Python on any machine, slowly. Output and log-sum-exp are named "attention" for remat
-    policies.
-    """
+    """`attend(q, k, v)` in tiles, on a mesh each device for its own rows and heads; `interpret`: as Python, slowly."""
     tiles = checked(tiles)
     arrays = plan_rows(sight, partial(plan_visits, tiles=tiles))
     return partial(by_rows_and_heads, partial(attend_visits, tiles, interpret), arrays=arrays)
@@ -105,14 +91,10 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, plan, settings):
     Under jit, because rematerialisation drops that where nothing of it is used, but never drops a bare kernel.
     """
     (B, T, N, _), specs = q_BTNH.shape, _specs(q_BTNH, k_BSKH, settings.tiles, by_key=False)
-    return _call(
-        _forward_kernel,
-        settings,
-        grid=specs.grid,
-        in_specs=[specs.q, specs.k, specs.k, specs.tour],
-        out_specs=[specs.q, specs.numbers],
-        out_shape=[_like(q_BTNH), jax.ShapeDtypeStruct((B, N, T), jnp.float32)],
-    )(q_BTNH, k_BSKH, v_BSKH, _Tour(*plan.mask, *plan.by_query))
+    out_shape = [_like(q_BTNH), jax.ShapeDtypeStruct((B, N, T), jnp.float32)]
+    in_specs, out_specs = [specs.q, specs.k, specs.k, specs.tour], [specs.q, specs.numbers]
+    how = dict(grid=specs.grid, in_specs=in_specs, out_specs=out_specs, out_shape=out_shape)
+    return _call(_forward_kernel, settings, **how)(q_BTNH, k_BSKH, v_BSKH, _Tour(*plan.mask, *plan.by_query))
 
 
 def _forward_saving(q_BTNH, k_BSKH, v_BSKH, plan, settings):
@@ -233,12 +215,8 @@ def _tile(index, size):
 # ---- what a program holds of each array ----
 
 
-class _Specs(NamedTuple):
-    grid: tuple[int, int, int]
-    q: pl.BlockSpec  # also out and the gradients of both
-    k: pl.BlockSpec  # also v and the gradients of both
-    numbers: pl.BlockSpec  # one for each query and head
-    tour: _Tour
+# q is also out and the gradients of both, k also v and the gradients of both, numbers one for each query and head.
+_Specs = namedtuple("_Specs", ("grid", "q", "k", "numbers", "tour"))
 
 
 def _specs(q_BTNH, k_BSKH, tiles, by_key):

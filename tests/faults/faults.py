@@ -67,8 +67,8 @@ FAULTS = [
     Fault(
         "tiles that are seen in part are left out",
         "edlm_jax/attention/intervals.py",
-        "by_tile((seen[0] | seen[1]) & some_BTJ).any(2)",
-        "by_tile((seen[0] | seen[1]) & some_BTJ).all(2)",
+        "by_tile((start_BRTJ < stop_BRTJ).any(1) & some_BTJ).any(2)",
+        "by_tile((start_BRTJ < stop_BRTJ).any(1) & some_BTJ).all(2)",
     ),
     Fault(
         "too few tokens are masked",
