@@ -1,7 +1,6 @@
 """The exact split in plain JAX, for short rows: what a pattern forbids is cut off in chunks, never formed and masked.
 
-Shapes: B batch, T query, S key, L length, M noisy columns, C block length. Masks are worked out here, once; a mask of
-None hides nothing.
+Shapes: B batch, T query, S key, L length, M noisy columns, C block length. Masks are worked out here, once.
 """
 
 from functools import partial
@@ -22,7 +21,7 @@ class _Part(NamedTuple):
     """Keys that a chunk of queries meets, and who of them sees whom; in blocks of C, each of a chunk's own alone."""
 
     keys: slice
-    mask: jax.Array | None
+    mask: jax.Array
     blocks: int | None = None
 
     def attend(self, q_BTNH, k_BSKH, v_BSKH):
@@ -115,14 +114,9 @@ def _clean_context(sight: Sight) -> list[_Chunk]:
 
 def _own_groups(pattern, C, segments_BM, batch, start, stop) -> _Part:
     """Attention inside each noisy group, here of C columns: groups become rows of the batch; a short one is padded."""
-    inside_CC = pattern.dense(C, C)
-    whole, inside_1CC = inside_CC.all(), jnp.asarray(inside_CC)[None]
-    if not (start - stop) % C and segments_BM is None:
-        return _Part(slice(start, stop), None if whole else inside_1CC, C)
     segments_BT = jnp.zeros((batch, stop - start), jnp.int32) if segments_BM is None else segments_BM[:, start:stop]
     folded = _fold(segments_BT, C)
-    same_BCC = same_segment(folded, folded)
-    return _Part(slice(start, stop), same_BCC if whole else same_BCC & inside_1CC, C)
+    return _Part(slice(start, stop), same_segment(folded, folded) & jnp.asarray(pattern.dense(C, C))[None], C)
 
 
 def _fold(x, C):
