@@ -44,10 +44,8 @@ class BlockLengths:
             for name, columns, views in streams:
                 if columns % (block_length * o.group * views):
                     groups, copies = f"groups of {o.group} " * (o.group > 1), f" x {views} views" * (views > 1)
-                    raise InputError(
-                        f"config.objective: {groups}blocks of {block_length}{copies} do not divide "
-                        f"config.{name}={columns}"
-                    )
+                    parts = f"{groups}blocks of {block_length}{copies}"
+                    raise InputError(f"config.objective: {parts} do not divide config.{name}={columns}")
         return cls(tuple(o.random_block_lengths) or (layout.block_length,), tuple(map(tuple, o.curriculum)))
 
     @property

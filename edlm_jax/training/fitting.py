@@ -7,7 +7,6 @@ needs before anything runs.
 
 import bisect
 import dataclasses
-import functools
 import itertools
 import json
 from collections.abc import Callable
@@ -42,13 +41,12 @@ def lower_step(run: Run, spec: ModelSpec, mesh: Mesh) -> jax.stages.Lowered:
     objective, B, L = run.objective.of_model(spec), run.data.batch_size, run.data.length
     graphdef, state = abstract_state(run.start, run.optimizer, spec, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    numbers, teacher = run.numbers, find_teacher(run, spec, mesh)
-    if teacher:
-        numbers = numbers._replace(teacher=teacher.abstract)
+    teacher = find_teacher(run, spec, mesh)
+    numbers = run.numbers._replace(teacher=teacher and teacher.abstract)
     how = dict(lora=run.start.lora, remat=run.remat, teacher=teacher)
     step = make_train_step(graphdef, objective, run.optimizer, shardings, **how)
     column = jax.ShapeDtypeStruct((B, L), jnp.int32, sharding=NamedSharding(mesh, BATCH_SPEC))
-    batch = {name: column for name in ("tokens", "segment_ids", "positions", "loss_mask")}
+    batch = dict.fromkeys(("tokens", "segment_ids", "positions", "loss_mask"), column)
     with jax.set_mesh(mesh):
         return step.lower(state, batch, numbers, block_length=objective.layout.block_length)
 
@@ -70,7 +68,6 @@ class Room(NamedTuple):
     remat: str
 
     def of(self, run: Run) -> Run:
-        """The run under it."""
         optimizer = dataclasses.replace(run.optimizer, accumulation=self.micro_batches)
         return dataclasses.replace(run, optimizer=optimizer, remat=self.remat)
 
@@ -101,12 +98,8 @@ def fits(peak_bytes: int, memory_bytes: int) -> bool:
 
 
 def needed(memory, platform: str) -> int:
-    """The peak in bytes, by a program's `memory_analysis`; that of CPUs can leave out the temporaries.
-
-    A TPU's is what its compiler holds against the device's memory: temporaries that it refuses are beyond that, those
-    that it takes may be, too (docs/compile.md).
-    """
-    if platform == "tpu":
+    """The peak in bytes, by a program's `memory_analysis`; that of CPUs can leave out the temporaries."""
+    if platform == "tpu":  # what its compiler holds against the memory; temporaries may be beyond (docs/compile.md)
         return memory.peak_memory_in_bytes
     return max(memory.peak_memory_in_bytes, memory.argument_size_in_bytes + memory.temp_size_in_bytes)
 
@@ -122,7 +115,6 @@ def fit(run: Run, spec: ModelSpec, mesh: Mesh, workdir: Path | None = None) -> R
     device = mesh.local_devices[0]
     memory = memory_of(device)
 
-    @functools.cache
     def fits_here(room: Room) -> bool:
         program = compile_if_it_fits(lower_step(room.of(run), spec, mesh))
         return not isinstance(program, str) and fits(needed(program.memory_analysis(), device.platform), memory)

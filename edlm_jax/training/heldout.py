@@ -1,7 +1,5 @@
-"""The held-out loss of a run, and the bound that models of all kinds are compared by.
-
-The loss has the noise of training and the denominators of training: what is optimised, on other documents. The bound is
-nats per token, as an AR model's loss is: `edlm evaluate --task=heldout` gives the same number.
+"""The held-out loss of a run, with the noise and the denominators of training, and the bound that models of all kinds
+are compared by: nats per token, as an AR model's loss is. `edlm evaluate --task=heldout` gives the same number.
 """
 
 import functools
@@ -62,10 +60,7 @@ def make_bound_step(graphdef: nnx.GraphDef, objective: Objective, remat: str, pi
 
 
 def measured(layout: Layout, mask_id: int) -> Objective:
-    """AR alone or diffusion alone, one noisy copy of every block.
-
-    Blocks of one noisy stream are measured after clean ones, too, as they are decoded.
-    """
+    """AR alone or diffusion alone, one noisy copy of every block; blocks of one stream stand after clean ones, too."""
     if not layout.noisy:
         return Objective(layout, None, (NextToken(),))
     return Objective(layout.as_decoded(), EvenCounts(mask_id), (MaskedTokens(),))
@@ -91,12 +86,10 @@ def nats(
 
 
 def heldout_noise(objective: Objective, batch: Batch, index: jax.Array) -> Corruption:
-    """Noise with which sum(ce / t) is the bound, see `EvenCounts`; nothing is masked for AR.
-
-    Blocks that see later ones are not decoded one by one: their unit is the row.
-    """
+    """Noise with which sum(ce / t) is the bound, see `EvenCounts`; nothing is masked for AR."""
     if objective.noise is None:
         return no_noise(batch)
     B, L = batch["tokens"].shape
     keys_B = example_keys(jax.random.fold_in(jax.random.key(0), index), B)
-    return objective.noise.corrupt(keys_B, batch["tokens"], learnable(batch), objective.layout.together(L))
+    unit = objective.layout.together(L)  # the row where blocks see later ones: they are not decoded one by one
+    return objective.noise.corrupt(keys_B, batch["tokens"], learnable(batch), unit)

@@ -52,11 +52,12 @@ class Start:
 
 def read_spec(start: Start) -> tuple[ModelSpec, "PreTrainedTokenizerBase"]:
     """The spec of what will be trained, conversion included, and its tokenizer; reads no weights."""
-    if start.path:
-        spec = load_spec(start.path)
-        _check_shape(start, spec)
-    else:
-        spec = ModelSpec.from_hf(start.hf_config)
+    spec = load_spec(start.path) if start.path else ModelSpec.from_hf(start.hf_config)
+    if start.hf_config:  # a config that says what shape its checkpoint has must be right about it
+        said, others = ModelSpec.from_hf(start.hf_config), ("conversion", "hf_json", "source")
+        wrong = [name for name, value in vars(spec).items() if name not in others and getattr(said, name) != value]
+        if wrong:
+            raise InputError(f"config.init.hf_config is not the shape of {start.path}: {', '.join(wrong)} differ")
     spec, tokenizer = _with_tokenizer(spec, start.tokenizer or spec.source)
     if start.conversion is None:
         return dataclasses.replace(spec, conversion=None), tokenizer
@@ -77,9 +78,7 @@ def planned_spec(start: Start) -> ModelSpec:
     return dataclasses.replace(spec, conversion=start.conversion)
 
 
-def abstract_state(
-    start: Start, optimizer: Optimizer, spec: ModelSpec, mesh: Mesh
-) -> tuple[nnx.GraphDef, TrainState]:
+def abstract_state(start: Start, optimizer: Optimizer, spec: ModelSpec, mesh: Mesh) -> tuple[nnx.GraphDef, TrainState]:
     """(graph definition, state of ShapeDtypeStructs with their shardings)."""
     graphdef, params = abstract_model(spec, start.dtype, mesh, start.tiles, start.lora)
 
@@ -95,16 +94,14 @@ def initial_params(start: Start, spec: ModelSpec, mesh: Mesh) -> dict:
     """Parameters as the run starts with them."""
     if start.adapters == "keep":
         _check_kept(start)
-        params = _base_params(start, spec, mesh)
-        with open_parameters(start.path, "float32", mesh) as readers:  # the base was read in the compute dtype
-            params["layers"] |= {path[-1]: read() for path, read in readers.items() if path[-1] in ADAPTER_NAMES}
-        return _stored(start, params)
     params = _base_params(start, spec, mesh)
     params["layers"] = without_adapters(params["layers"])  # those of a drafter that was trained before
-    if start.lora is None:
-        return params
-    key = jax.random.fold_in(jax.random.key(start.seed), 2**31 - 1)  # the mask's embedding has a token's number
-    params["layers"] |= _initial_adapters(key, spec, start.lora, mesh)
+    if start.adapters == "keep":
+        with open_parameters(start.path, "float32", mesh) as readers:  # the base was read in the compute dtype
+            params["layers"] |= {path[-1]: read() for path, read in readers.items() if path[-1] in ADAPTER_NAMES}
+    elif start.lora:
+        key = jax.random.fold_in(jax.random.key(start.seed), 2**31 - 1)  # the mask's embedding has a token's number
+        params["layers"] |= _initial_adapters(key, spec, start.lora, mesh)
     return _stored(start, params)
 
 
@@ -126,18 +123,18 @@ def _initial_adapters(key, spec: ModelSpec, lora: Lora, mesh: Mesh) -> dict:
 
 def _base_params(start: Start, spec: ModelSpec, mesh: Mesh) -> dict:
     if not start.path:
-        build = lambda: _pure(Transformer(spec, rngs=nnx.Rngs(start.seed), param_dtype="float32"))  # noqa: E731
+        build = lambda: nnx.to_pure_dict(nnx.state(Transformer(spec, rngs=nnx.Rngs(start.seed))))  # noqa: E731
         return jax.jit(build, out_shardings=param_shardings(mesh, jax.eval_shape(build)))()
     gated = start.lora is not None and start.lora.gated
     model = load_pretrained(start.path, dtype=start.dtype if gated else "float32", mesh=mesh)
     if spec.conversion is not None and not gated:
-        mask_key = jax.random.fold_in(jax.random.key(start.seed), spec.conversion.mask_token_id)
-        how = start.mask_embedding
-        ratio = start_mask_embedding(model, spec.conversion.mask_token_id, how=how, key=mask_key)
+        mask_id = spec.conversion.mask_token_id
+        key = jax.random.fold_in(jax.random.key(start.seed), mask_id)
+        ratio = start_mask_embedding(model, mask_id, how=start.mask_embedding, key=key)
         if ratio < _DECAYED:
             message = "the mask's embedding has %.2g of the median norm: gradients may explode; see init.mask_embedding"
             logging.warning(message, ratio)
-    params = _pure(model)
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     return jax.device_put(params, param_shardings(mesh, params))
 
 
@@ -148,42 +145,23 @@ def initial_state(start: Start, optimizer: Optimizer, params: dict, abstract: Tr
     return TrainState(jax.device_put(jnp.int32(0), shardings.step), params, opt_state)
 
 
-def _check_shape(start: Start, spec: ModelSpec) -> None:
-    """A config that says what shape its checkpoint has must be right about it."""
-    if not start.hf_config:
-        return
-    said = ModelSpec.from_hf(start.hf_config)
-    names = [field.name for field in dataclasses.fields(spec) if field.name not in ("conversion", "hf_json", "source")]
-    wrong = [name for name in names if getattr(said, name) != getattr(spec, name)]
-    if wrong:
-        raise InputError(f"config.init.hf_config is not the shape of {start.path}: {', '.join(wrong)} differ")
-
-
 def _stored(start: Start, params: dict) -> dict:
     """What is trained in float32, the rest in the compute dtype: nothing reads more of it."""
     trained, frozen = partition(params, start.lora)
     return combine(trained, jax.tree.map(lambda x: x.astype(start.dtype), frozen))
 
 
-def _pure(model: Transformer) -> dict:
-    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
-
-
 def _with_tokenizer(spec: ModelSpec, path: str) -> tuple[ModelSpec, "PreTrainedTokenizerBase"]:
-    """The spec with the tokenizer that its model is trained with, and that tokenizer.
-
-    Its end of text is the one that is learned, so config.json names it. A tokenizer of another directory brings all of
-    its ids: those of the checkpoint's own may be words there.
-    """
+    """The spec with the tokenizer that its model is trained with, and that tokenizer."""
     if not path:
         raise InputError("set config.data.tokenizer: random weights come without a tokenizer")
     tokenizer = load_tokenizer(path, spec.vocab_size)
     source = str(find_directory(path, weights=False).absolute())
     config, end = json.loads(spec.hf_json), tokenizer.eos_token_id
-    if source != spec.source:
+    if source != spec.source:  # it brings all of its ids: those of the checkpoint's own may be words there
         ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         config = {name: value for name, value in config.items() if name not in ids}
         config |= {name: value for name, value in ids.items() if value is not None}
-    elif end is not None and end not in (others := listed_ends(config)):
+    elif end is not None and end not in (others := listed_ends(config)):  # but this is the one that is learned
         config["eos_token_id"] = [end, *others] if others else end
     return dataclasses.replace(spec, source=source, hf_json=json.dumps(config, indent=2)), tokenizer

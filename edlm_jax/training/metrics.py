@@ -20,10 +20,7 @@ from edlm_jax.models.spec import ModelSpec
 from edlm_jax.parallel.devices import describe
 from edlm_jax.training.objective import Objective
 
-DRIFT_GROUPS = {
-    "attention": ("q_DNH", "k_DKH", "v_DKH", "o_NHD"),
-    "ffn": ("gate_DF", "up_DF", "down_FD"),
-}
+DRIFT_GROUPS = {"attention": ("q_DNH", "k_DKH", "v_DKH", "o_NHD"), "ffn": ("gate_DF", "up_DF", "down_FD")}
 
 
 def step_flops(spec: ModelSpec, objective: Objective, rows: int, length: int, lora: Lora | None = None) -> float:
@@ -99,21 +96,18 @@ class Clock:
     """Seconds of training: what runs under `pause` (compiling, evaluating, saving) does not count."""
 
     def __init__(self):
-        self._start = time.perf_counter()
-        self._paused = 0.0
+        self._began = time.perf_counter()
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
         """Leaves out what happens inside."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._paused += time.perf_counter() - start
+        before = self.seconds()
+        yield
+        self._began += self.seconds() - before
 
     def seconds(self) -> float:
         """Since the clock was made, without the pauses."""
-        return time.perf_counter() - self._start - self._paused
+        return time.perf_counter() - self._began
 
 
 class Window:
@@ -124,7 +118,6 @@ class Window:
         self._steps, self._since = [], clock.seconds()
 
     def add(self, metrics: dict[str, np.ndarray]) -> None:
-        """Takes the metrics of one finished step."""
         self._steps.append(metrics)
 
     def close(self) -> dict[str, float]:
@@ -143,7 +136,7 @@ class Window:
 
 def noise_level_losses(bin_ce: np.ndarray, bin_count: np.ndarray) -> dict[str, float]:
     """Mean ce of masked tokens per noise-level bin, named by the bin's upper end; bins without a token are left out."""
-    ends = [(index + 1) / len(bin_ce) for index in range(len(bin_ce))]
+    ends = np.arange(1, len(bin_ce) + 1) / len(bin_ce)
     columns = zip(ends, bin_ce, bin_count, strict=True)
     return {f"loss_at_noise_{end:g}": float(ce / count) for end, ce, count in columns if count > 0}
 
@@ -184,7 +177,6 @@ class MetricsFiles:
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flushes the curves."""
         if self._board is not None:
             self._board.close()
 

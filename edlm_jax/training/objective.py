@@ -2,7 +2,7 @@
 
 import dataclasses
 from functools import reduce
-from operator import add
+from operator import add, or_
 
 import jax
 import jax.numpy as jnp
@@ -113,10 +113,8 @@ class Objective:
 
     def metrics(self, sums: dict[str, Sums], weights: dict[str, jax.Array], streams: Streams) -> dict[str, jax.Array]:
         """What a step reports."""
-        metrics = {"loss": self.loss(sums, weights)}
-        for term in self.terms:
-            metrics |= term.metrics(sums[term.name], weights, streams)
-        return metrics
+        found = (term.metrics(sums[term.name], weights, streams) for term in self.terms)
+        return reduce(or_, found, {"loss": self.loss(sums, weights)})
 
 
 def no_noise(batch: Batch) -> Corruption:

@@ -51,16 +51,12 @@ def decay_mask(params):
     The embedding does not decay: rows that a corpus never uses, the mask token's slot among them, would shrink to
     nothing, and a slot near zero explodes the gradients of the conversion (reported by LLaDA2.0).
     """
-
-    def decays(path, _):
-        return not any(part in path[-1].key for part in ("norm", "bias", "embedding"))
-
-    return jax.tree_util.tree_map_with_path(decays, params)
+    stay = ("norm", "bias", "embedding")
+    return jax.tree.map_with_path(lambda path, _: not any(part in path[-1].key for part in stay), params)
 
 
 def make_optimizer(o: Optimizer) -> optax.GradientTransformation:
     """Its gradient transformation; the state is float32 because the parameters are."""
     clip = optax.clip_by_global_norm(o.clip_norm) if o.clip_norm > 0 else optax.identity()
-    schedule = make_schedule(o)
-    adamw = optax.adamw(schedule, b1=o.beta1, b2=o.beta2, eps=o.eps, weight_decay=o.weight_decay, mask=decay_mask)
-    return optax.chain(clip, adamw)
+    betas, decay = dict(b1=o.beta1, b2=o.beta2), dict(weight_decay=o.weight_decay, mask=decay_mask)
+    return optax.chain(clip, optax.adamw(make_schedule(o), eps=o.eps, **betas, **decay))

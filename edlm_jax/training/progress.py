@@ -15,13 +15,12 @@ from edlm_jax.reports.progress import show_seconds
 # First what is in nats per token, as `edlm evaluate --task=heldout` is (eval_bound is its number), then the optimised.
 _SHOWN = ("diffusion_loss", "ar_loss", "eval_bound", "eval_diffusion_loss", "eval_ar_loss", "loss", "eval_loss")
 _SHOWN += ("grad_norm", "masked_fraction", "tokens_per_second", "mfu")
-_PATIENCE = 30.0  # seconds after which a person wants to be told that something still happens
 
 
 class Reporter:
     """Says on stderr what a run does; a context manager. Without a terminal no silence lasts longer than `patience`."""
 
-    def __init__(self, steps: int, patience: float = _PATIENCE):
+    def __init__(self, steps: int, patience: float = 30.0):  # seconds after which a person wants to hear something
         self._steps, self._silent, self._patience = steps, jax.process_index() != 0, patience
         self._begun: tuple[int, float] | None = None  # (step, when) from which the time left is reckoned
         self._said = self._since = time.monotonic()

@@ -68,10 +68,7 @@ class Run:
         data = {name: value for name, value in c.data.items() if name != "tokenizer"}
         return cls(
             config=to_json(c),
-            steps=c.steps,
-            log_every=c.log_every,
-            eval_every=c.eval_every,
-            remat=c.remat,
+            **{name: c[name] for name in ("steps", "log_every", "eval_every", "remat")},
             start=Start(
                 **{**c.init, "hf_config": c.init.hf_config.to_dict()},
                 tokenizer=c.data.tokenizer,
@@ -104,8 +101,8 @@ class Run:
         layout = self.objective.layout
         if self.objective.anneal_steps and pieces > 1:
             raise InputError("config.objective.anneal_steps > 0 needs config.mesh.context=1: its rows stay whole")
-        C, lengths = layout.cut or 1, (self.data.length, layout.noisy_length)
-        for name, length in zip(("data.length", "objective.noisy_length"), lengths, strict=True):
+        C = layout.cut or 1
+        for name, length in ("data.length", self.data.length), ("objective.noisy_length", layout.noisy_length):
             if length % (pieces * C):
                 raise InputError(
                     f"config.{name}={length} is not whole blocks of {C} on each of config.mesh.context={pieces} "

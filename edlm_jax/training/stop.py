@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 HEARD = "SIGTERM heard: the step that runs now is finished and saved, then this run ends"
 
 
-class StopSignal:
+class StopSignal(contextlib.ExitStack):
     """Turns SIGTERM into a question that the loop asks between steps; a context manager that restores the old handler.
 
     `say` is told at once, by a thread: Python's own handlers wait for the main thread, which waits for the device. With
@@ -20,7 +20,8 @@ class StopSignal:
     """
 
     def __init__(self, say: Callable[[str], None]):
-        self._say, self._seen, self._undo = say, threading.Event(), contextlib.ExitStack()
+        super().__init__()
+        self._say, self._seen = say, threading.Event()
 
     def __enter__(self) -> "StopSignal":
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
@@ -29,15 +30,12 @@ class StopSignal:
             os.set_blocking(entrance, False)
             listener = threading.Thread(target=self._listen, args=(arrivals,), daemon=True)
             listener.start()
-            self._undo.callback(listener.join)
-            self._undo.callback(os.close, entrance)
-            self._undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(entrance))
-            self._undo.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+            self.callback(listener.join)
+            self.callback(os.close, entrance)
+            self.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(entrance))
+            self.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
             signal.signal(signal.SIGTERM, lambda *_: self._seen.set())
         return self
-
-    def __exit__(self, *exception):
-        self._undo.close()
 
     @property
     def heard(self) -> bool:
@@ -51,10 +49,8 @@ class StopSignal:
         return self.heard
 
     def _listen(self, arrivals: int) -> None:
-        said = False
         with open(arrivals, "rb", buffering=0) as pipe:
-            while received := pipe.read(1):
-                if received[0] == signal.SIGTERM and not said:
-                    said = True
-                    self._seen.set()
-                    self._say(HEARD)
+            if any(received[0] == signal.SIGTERM for received in iter(lambda: pipe.read(1), b"")):
+                self._seen.set()
+                self._say(HEARD)
+                pipe.read()  # whatever comes until the entrance is closed
