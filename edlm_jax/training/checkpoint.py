@@ -6,15 +6,18 @@ and however many processes wrote it.
 """
 
 import dataclasses
+import gc
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from flax import nnx
+from jax.sharding import Mesh
 
 from edlm_jax.attention import Tiles
 from edlm_jax.data.shards import BatchIterator
@@ -27,10 +30,63 @@ from edlm_jax.parallel.processes import check_shared
 from edlm_jax.parallel.sharding import param_shardings
 from edlm_jax.pretrained.tokenizer import copy_tokenizer, load_tokenizer, reads_alike
 from edlm_jax.training.config import RESUMABLE, differing_keys
-from edlm_jax.training.handlers import DataHandler, DataItem, array_handler, restore_args
 from edlm_jax.training.step import TrainState
 
-_POLICY = ocp.checkpoint_managers
+_POLICY, _SHARD, _SIZES = ocp.checkpoint_managers, "shard_{}.json", "documents.json"
+
+
+class _OneByOne(ocp.type_handlers.ArrayHandler):
+    """Restores an array when the devices have taken the last one. By itself orbax reads up to 96 GB before that: on one
+    device a model would be in memory twice. This leans on its insides, as seen with orbax-checkpoint 0.12.8."""
+
+    async def deserialize(self, infos, args=None):
+        arrays = []
+        for info, arg in zip(infos, args, strict=True):
+            arrays += jax.block_until_ready(await super().deserialize([info], [arg]))
+            gc.collect(0)  # jax lets go of what was copied to a device when Python collects
+        return arrays
+
+
+def _array_handler() -> ocp.PyTreeCheckpointHandler:
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, _OneByOne()))
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+
+
+def _restore_args(abstract) -> ocp.args.PyTreeRestore:
+    """A tree of ShapeDtypeStructs, onto their shardings."""
+    return ocp.args.PyTreeRestore(abstract, ocp.checkpoint_utils.construct_restore_args(abstract))
+
+
+class _DataHandler(ocp.CheckpointHandler):
+    """Orbax's way of saving a BatchIterator: a small file per shard, read back by whoever then reads that shard.
+
+    Beside them stands how many documents each source had: the order of a corpus follows from that number.
+    """
+
+    def save(self, directory: Path, args: "_DataItem") -> None:
+        """Processes that read the same shard write the same file."""
+        for shard, state in args.item.get_state().items():
+            (directory / _SHARD.format(shard)).write_text(json.dumps(state))
+        (directory / _SIZES).write_text(json.dumps([tally.size for tally in args.item.tallies]))
+
+    def restore(self, directory: Path, args: "_DataItem") -> BatchIterator:
+        """The iterator that was passed, set back in place."""
+        read = lambda shard: json.loads((directory / _SHARD.format(shard)).read_text())  # noqa: E731
+        args.item.set_state({shard: read(shard) for shard in args.item.shards})
+        return args.item
+
+
+@ocp.args.register_with_handler(_DataHandler, for_save=True, for_restore=True)
+@dataclasses.dataclass
+class _DataItem(ocp.args.CheckpointArgs):
+    """The iterator whose state is saved, or which is set back."""
+
+    item: BatchIterator
+
+
+def _items(arrays: Callable, state: TrainState, data: BatchIterator) -> ocp.args.Composite:
+    optimizer = arrays(dict(step=state.step, opt_state=state.opt_state))
+    return ocp.args.Composite(params=arrays(state.params), optimizer=optimizer, data=_DataItem(data))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,74 +101,45 @@ class Saves:
 class Checkpoints:
     """The checkpoints of one work directory; saving is asynchronous, `close` waits for it."""
 
-    def __init__(self, workdir: Path, saves: Saves, *, read_only: bool = False):
+    def __init__(self, workdir: Path, saves: Saves):
         policies = [_POLICY.LatestN(saves.keep_last)]
         policies += [_POLICY.EveryNSteps(saves.keep_every)] if saves.keep_every else []
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=_POLICY.AnyPreservationPolicy(policies),
-            cleanup_tmp_directories=not read_only,
-            read_only=read_only,
-        )
-        handlers = dict(params=array_handler(), optimizer=array_handler(), data=DataHandler())
+        kept = _POLICY.AnyPreservationPolicy(policies)
         self._manager = ocp.CheckpointManager(
-            workdir.absolute() / "checkpoints", options=options, item_handlers=handlers
+            workdir.absolute() / "checkpoints",
+            item_handlers=dict(params=_array_handler(), optimizer=_array_handler(), data=_DataHandler()),
+            options=ocp.CheckpointManagerOptions(preservation_policy=kept, cleanup_tmp_directories=True),
         )
-
-    @property
-    def latest_step(self) -> int | None:
-        """The newest complete checkpoint's step."""
-        return self._manager.latest_step()
 
     def save(self, step: int, state: TrainState, data: BatchIterator) -> None:
-        """Begins to write a checkpoint; what is passed may be changed or donated as soon as this returns.
+        """Begins to write a checkpoint, unless it is there; what is passed may be changed or donated afterwards.
 
         Where the one before could not be written (a disk that was full meanwhile), this one is waited for: an error is
         raised where it cannot be, either.
         """
-        lost = self._lost()
-        items = dict(
-            params=ocp.args.PyTreeSave(state.params),
-            optimizer=ocp.args.PyTreeSave(dict(step=state.step, opt_state=state.opt_state)),
-            data=DataItem(data),
-        )
-        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
-        if lost:
-            self._manager.wait_until_finished()
-
-    def _lost(self) -> bool:
-        """Waits for the checkpoint that is being written; says so where it could not be."""
+        if step == self._manager.latest_step():
+            return
+        lost = None
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # noqa: BLE001 (whatever the file system's library raises)
-            reason = " ".join(str(error).split())[:200]
-            logging.warning("the last checkpoint could not be written, a newer one is tried: %s", reason)
-            return True
-        return False
+            lost = " ".join(str(error).split())[:200]
+            logging.warning("the last checkpoint could not be written, a newer one is tried: %s", lost)
+        self._manager.save(step, args=_items(ocp.args.PyTreeSave, state, data), force=True)
+        if lost is not None:
+            self._manager.wait_until_finished()
 
     def restore(self, step: int, abstract: TrainState, data: BatchIterator) -> TrainState:
         """The state of a step in the shardings of `abstract`; sets the data iterator back to that moment."""
-        items = dict(
-            params=restore_args(abstract.params),
-            optimizer=restore_args(dict(step=abstract.step, opt_state=abstract.opt_state)),
-            data=DataItem(data),
-        )
         try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+            restored = self._manager.restore(step, args=_items(_restore_args, abstract, data))
         except (ValueError, KeyError, FileNotFoundError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"checkpoint {step} in {self._manager.directory} is not one of this run: {reason}"
-            ) from error
+            where, reason = self._manager.directory, " ".join(str(error).split())[:200]
+            raise InputError(f"checkpoint {step} in {where} is not one of this run: {reason}") from error
         return TrainState(restored.optimizer["step"], restored.params, restored.optimizer["opt_state"])
-
-    def restore_params(self, step: int, abstract: dict) -> dict:
-        """The parameters of a step alone."""
-        args = ocp.args.Composite(params=restore_args(abstract))
-        return self._manager.restore(step, args=args).params
 
     def close(self) -> None:
         """Waits until everything is written."""
-        self._manager.wait_until_finished()
         self._manager.close()
 
 
@@ -123,29 +150,29 @@ def latest_step(workdir: Path) -> int | None:
     return max(ocp.utils.checkpoint_steps(workdir.absolute() / "checkpoints"), default=None)
 
 
-def check_workdir(workdir: Path, config: str) -> None:
-    """Refuses a directory that holds a run of another config (its JSON), naming what differs. Writes nothing."""
+def check_workdir(workdir: Path, config: str) -> int | None:
+    """The newest step of the run of this config (its JSON) in a directory; writes nothing.
+
+    Refuses a run of another config, naming what differs, unless it ended before its first checkpoint: nothing is lost.
+    """
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"{workdir} is not a directory; choose another --workdir")
-    if not (workdir / "config.json").exists():
-        if (workdir / "checkpoints").exists():
-            raise InputError(f"{workdir} holds checkpoints but no config.json of ours; choose another --workdir")
-        return
-    if latest_step(workdir) is None:  # a run that ended before its first checkpoint: nothing is lost
-        return
-    names = differing_keys(json.loads(config), read_json(workdir / "config.json"))
-    if names:
+    if (workdir / "checkpoints").exists() and not (workdir / "config.json").exists():
+        raise InputError(f"{workdir} holds checkpoints but no config.json of ours; choose another --workdir")
+    newest = latest_step(workdir)
+    if newest is not None and (names := differing_keys(json.loads(config), read_json(workdir / "config.json"))):
         raise InputError(
             f"{workdir} holds a run with another config ({', '.join(names)} differ); choose another --workdir, or "
             f"change only {', '.join(RESUMABLE)} to continue it"
         )
+    return newest
 
 
 def check_unchanged(workdir: Path, fingerprints: Mapping[str, str], spec: ModelSpec, tokenizer) -> None:
     """Refuses to go on with a run whose tokenizer is not the one that it began with, or what has a fingerprint."""
-    before, directory = read_json(workdir / "model.json"), workdir / "tokenizer"  # older runs have not all of it
-    changed = [f"config.objective.{name}" for name, own in fingerprints.items() if before.get(name) not in (None, own)]
-    if directory.is_dir() and not reads_alike(tokenizer, load_tokenizer(directory, spec.vocab_size)):
+    before = read_json(workdir / "model.json")
+    changed = [f"config.objective.{name}" for name, own in fingerprints.items() if before.get(name) != own]
+    if not reads_alike(tokenizer, load_tokenizer(workdir / "tokenizer", spec.vocab_size)):
         changed.append("the tokenizer")
     if changed:
         raise InputError(
@@ -154,13 +181,22 @@ def check_unchanged(workdir: Path, fingerprints: Mapping[str, str], spec: ModelS
         )
 
 
+def check_sizes(checkpoint: Path, data: BatchIterator, sources: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses to go on from a checkpoint with sources that have grown or shrunk since."""
+    sizes = json.loads((checkpoint / "data" / _SIZES).read_text())
+    for source, before, tally in zip(sources, sizes, data.tallies, strict=True):
+        if before != tally.size:
+            raise InputError(
+                f"{dict(source)} had {before:,} documents when {checkpoint} was written and has {tally.size:,} now: "
+                "some would be seen twice and others never. Put it back as it was; or export what is trained (edlm "
+                "export), and start another run from it with config.init.path and another --workdir"
+            )
+
+
 def write_workdir(
     workdir: Path, config: str, spec: ModelSpec, lora: Lora | None, fingerprints: Mapping[str, str] | None = None
 ) -> None:
-    """config.json, the run's own; model.json, the model's config.json, adapters, and these fingerprints; tokenizer/.
-
-    The last is what the run reads by. Process 0 writes them, and all see them when this returns.
-    """
+    """config.json; model.json, with the model's config.json; tokenizer/. All see them when this returns."""
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         _write_tokenizer(workdir / "tokenizer", spec)
@@ -175,14 +211,14 @@ def trained_spec(workdir: Path) -> tuple[ModelSpec, Lora | None]:
     if not (workdir / "model.json").exists() or not (workdir / "checkpoints").is_dir():
         raise InputError(f"{workdir} is not the work directory of a training run (no model.json and checkpoints in it)")
     described, tokenizer = read_json(workdir / "model.json"), workdir / "tokenizer"
-    source = str(tokenizer.absolute()) if tokenizer.is_dir() else described["source"]  # older runs keep none
-    known = described.get("lora")  # nor say that they have no adapters
-    lora = Lora(**known | {"targets": tuple(known.get("targets", ()))}) if known else None
+    source = str(tokenizer.absolute()) if tokenizer.is_dir() else described["source"]
+    known = described["lora"]
+    lora = Lora(**known | {"targets": tuple(known["targets"])}) if known else None
     return ModelSpec.from_hf(described["config"], source=source), lora
 
 
 def load_trained(
-    workdir: str | Path, *, step: int | None = None, dtype: str = "float32", mesh: jax.sharding.Mesh | None = None
+    workdir: str | Path, *, step: int | None = None, dtype: str = "float32", mesh: Mesh | None = None
 ) -> Transformer:
     """The model of a work directory's newest (or a given) checkpoint; its weights are float32.
 
@@ -196,35 +232,31 @@ def load_trained(
     wanted, step = step, latest_step(workdir) if step is None else step
     if step is None or not (workdir / "checkpoints" / str(step)).is_dir():
         raise InputError(f"{workdir} holds no complete checkpoint{'' if wanted is None else f' of step {wanted}'}")
-    checkpoints = Checkpoints(workdir, Saves(), read_only=True)
-    try:
-        params = checkpoints.restore_params(step, abstract)
-        return nnx.merge(graphdef, params if kept else merge(params, lora))
-    finally:
-        checkpoints.close()
+    params = restore_params(workdir, step, abstract)
+    return nnx.merge(graphdef, params if kept else merge(params, lora))
+
+
+def restore_params(workdir: Path, step: int, abstract: dict) -> dict:
+    """The parameters of a step alone; writes nothing."""
+    with ocp.Checkpointer(_array_handler()) as reader:
+        return reader.restore(workdir.absolute() / "checkpoints" / str(step) / "params", args=_restore_args(abstract))
 
 
 def abstract_model(
-    spec: ModelSpec,
-    dtype: str,
-    mesh: jax.sharding.Mesh | None,
-    tiles: Tiles | None = None,
-    lora: Lora | None = None,
+    spec: ModelSpec, dtype: str, mesh: Mesh | None, tiles: Tiles | None = None, lora: Lora | None = None
 ) -> tuple[nnx.GraphDef, dict]:
-    """(graph definition, parameter tree of ShapeDtypeStructs with their shardings): nothing is allocated."""
+    """(graph definition, parameter tree of float32 ShapeDtypeStructs with their shardings): nothing is allocated."""
     settings = dict(dtype=dtype, param_dtype="float32", tiles=tiles, lora=lora)
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Transformer(spec, rngs=nnx.Rngs(0), **settings)))
     abstract = nnx.to_pure_dict(state)
-    if mesh is None:
-        shardings = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), abstract)
-    else:
-        shardings = param_shardings(mesh, abstract)
+    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shardings = jax.tree.map(lambda _: one, abstract) if mesh is None else param_shardings(mesh, abstract)
     return graphdef, with_shardings(abstract, shardings)
 
 
 def with_shardings(abstract, shardings):
     """A tree of ShapeDtypeStructs that carry shardings."""
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+    return jax.tree.map(lambda x, sharding: x.update(sharding=sharding), abstract, shardings)
 
 
 def _write_tokenizer(directory: Path, spec: ModelSpec) -> None:

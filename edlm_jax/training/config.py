@@ -1,10 +1,10 @@
-"""The training config: every field once, with its default, what values it may have, and when two configs are one run.
-
-What a config means is looked up once, in run.py.
-"""
+"""The training config: every field once, its default, what values it may have, and when two configs are one run."""
 
 import json
 import math
+from collections.abc import Iterable, Iterator
+from operator import attrgetter
+from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -35,11 +35,11 @@ CHOICES = {
 _POSITIVE = ("steps", "log_every", "checkpoint.keep_last", "data.batch_size", "data.length", "data.shards")
 _POSITIVE += ("data.eval_batches", "objective.block_length", "optimizer.learning_rate", "optimizer.eps", "lora.alpha")
 _NOT_NEGATIVE = ("seed", "eval_every", "checkpoint.every", "checkpoint.keep_every", "objective.noisy_length")
-_NOT_NEGATIVE += (*(f"objective.{name}_weight" for name in TERMS), "objective.anneal_steps")
-_NOT_NEGATIVE += ("optimizer.final_learning_rate", "optimizer.warmup_steps", "optimizer.decay_steps")
-_NOT_NEGATIVE += ("optimizer.weight_decay", "optimizer.clip_norm", "optimizer.accumulation", "lora.rank")
-_NOT_NEGATIVE += ("data.max_skipped",)
+_NOT_NEGATIVE += ("objective.anneal_steps", *(f"objective.{name}_weight" for name in TERMS), "optimizer.weight_decay")
+_NOT_NEGATIVE += ("optimizer.final_learning_rate", "optimizer.warmup_steps", "optimizer.decay_steps", "lora.rank")
+_NOT_NEGATIVE += ("optimizer.clip_norm", "optimizer.accumulation", "data.max_skipped")
 _LARGEST = float(np.finfo(np.float32).max)
+_TYPES = {float: (int, float), tuple: (tuple, list)}  # of values, by the type of the default
 # A run may be continued with other values of these: none of them changes what a step computes from its state and batch,
 # except `steps`, which is how a run is made longer.
 RESUMABLE = ("steps", "log_every", "eval_every", "checkpoint", "mesh", "remat", "attention_tiles", "evaluation")
@@ -84,10 +84,10 @@ def default_config() -> ConfigDict:
         teacher="",  # of teacher_weight: a model that was converted in smaller blocks, and stays as it is
         half_life=0.1,  # lambda of the position-weighted mask; inf = uniform in a block; None = one uniform t per row
         prefill="auto",  # written into the export: how a prompt attends to itself; auto = as trained
+        # ar_weight: of the AR loss on a token-causal clean stream alone (the successor uses 1.0 with 0.3 of the next);
+        # diffusion_weight: of the diffusion loss; and so on, by diffusion/registry.py.
+        **{f"{name}_weight": term.default for name, term in TERMS.items()},
     )
-    # ar_weight: of the AR loss on a token-causal clean stream alone (the successor uses 1.0 with 0.3 of the next);
-    # diffusion_weight: of the diffusion loss; and so on, by diffusion/registry.py.
-    c.objective.update({f"{name}_weight": term.default for name, term in TERMS.items()})
     c.data = config_dict.create(
         batch_size=8,  # rows of the global batch
         length=512,  # L, tokens of a row
@@ -133,84 +133,68 @@ def validate(c: ConfigDict) -> None:
     """Raises InputError for a field that there is not, or a value that no run should start from."""
     _check_fields(c, default_config(), "")
     for path, choices in CHOICES.items():
-        if _get(c, path) not in choices:
-            raise InputError(f"config.{path}={_get(c, path)!r} is unknown; choose one of {', '.join(choices)}")
-    for paths, low, word in ((_POSITIVE, False, "positive"), (_NOT_NEGATIVE, True, "zero or more")):
-        for path in paths:
-            value = _get(c, path)
-            if not (value >= 0 if low else value > 0):
-                raise InputError(f"config.{path} must be {word}, not {value}")
-    if c.seed >= 2**63:
-        raise InputError(f"config.seed must be below 2**63, not {c.seed}")
-    tiles = c.attention_tiles
-    if len(tiles) not in (0, 2) or not all(isinstance(size, int) and size > 0 for size in tiles):
-        raise InputError(f"config.attention_tiles must be two sizes (queries, keys), or (), not {tuple(tiles)}")
-    _check_schedule(c)
+        if (value := attrgetter(path)(c)) not in choices:
+            raise InputError(f"config.{path}={value!r} is unknown; choose one of {', '.join(choices)}")
+    for path in (*_POSITIVE, *_NOT_NEGATIVE):
+        value = attrgetter(path)(c)
+        if value < 0 or (value == 0 and path in _POSITIVE):
+            raise InputError(
+                f"config.{path} must be {'positive' if path in _POSITIVE else 'zero or more'}, not {value}"
+            )
     if not c.init.path and not c.init.hf_config:
         raise InputError("set config.init.path (a checkpoint) or config.init.hf_config (random weights)")
-    _check_adapters(c)
-    if c.objective.states and c.objective.noise != "visited":
-        noise = c.objective.noise
-        raise InputError(f"config.objective.states is read under noise='visited' alone, not {noise!r}")
-    if c.objective.noise == "visited" and (c.objective.curriculum or c.objective.random_block_lengths):
-        raise InputError(
-            "config.objective.noise='visited' has states of block_length alone: leave out curriculum and "
-            "random_block_lengths"
-        )
-    if c.objective.noise == "visited" and c.objective.grid != "response":
-        raise InputError(
-            "config.objective.noise='visited' needs grid='response': which tokens of a prompt a first block began with "
-            "is not in the file of responses"
-        )
-    if c.objective.group != 1 and c.objective.noise != "chain":
-        raise InputError(f"config.objective.group > 1 needs noise='chain', not {c.objective.noise!r}")
-    if c.objective.anneal_steps and c.objective.pattern != "bidirectional":
-        pattern = c.objective.pattern
-        raise InputError(f"config.objective.anneal_steps > 0 needs pattern='bidirectional', not {pattern!r}")
-    if c.objective.teacher and c.objective.noise == "chain":
-        raise InputError("config.objective.teacher reads clean text before each block, which noise='chain' has not")
-    if c.objective.teacher and not LAYOUTS[c.objective.pattern].noisy:
-        raise InputError(f"config.objective.teacher speaks of noise, and pattern={c.objective.pattern!r} has none")
-    if bool(c.objective.teacher) != bool(c.objective.teacher_weight):
-        raise InputError("config.objective.teacher and teacher_weight > 0 need each other: set both or neither")
-    if c.data.batch_size % max(c.optimizer.accumulation, 1):
-        raise InputError(
-            f"config.data.batch_size={c.data.batch_size} is not divisible by "
-            f"config.optimizer.accumulation={c.optimizer.accumulation}"
-        )
+    refuse(_refusals(c), "config.")
 
 
-def _check_adapters(c: ConfigDict) -> None:
-    if c.lora.rank and not c.init.path:
-        raise InputError("config.lora.rank > 0 needs config.init.path: random weights have nothing to adapt")
-    for name in c.lora.targets:
-        if name not in TARGETS:
-            raise InputError(f"config.lora.targets: {name!r} is unknown; choose among {', '.join(TARGETS)}")
-    if c.lora.columns == "all":
-        if c.init.adapters == "keep":
-            raise InputError("config.init.adapters='keep' needs config.lora.columns='noisy': others are merged")
-        return
-    if not c.lora.rank:
-        raise InputError("config.lora.columns='noisy' needs config.lora.rank > 0: adapters are all that is trained")
-    if not LAYOUTS[c.objective.pattern].two_streams:
-        names = ", ".join(name for name, layout in LAYOUTS.items() if layout.two_streams)
-        raise InputError(
-            f"config.lora.columns='noisy' needs a clean stream beside the noisy one, which pattern="
-            f"{c.objective.pattern!r} has not; choose one of {names}"
-        )
-    if c.init.mask_embedding != "keep":
-        raise InputError("config.lora.columns='noisy' leaves embeddings as they are: set init.mask_embedding='keep'")
+def refuse(rows: Iterable[tuple[Any, str]], what: str) -> None:
+    """Raises InputError for the first of (is it so?, why that is wrong); later rows may build on earlier ones."""
+    for wrong, reason in rows:
+        if wrong:
+            raise InputError(what + reason)
 
 
-def _check_schedule(c: ConfigDict) -> None:
-    o = c.optimizer
-    if o.warmup_steps + (o.decay_steps if o.schedule == "wsd" else 0) > c.steps:
-        raise InputError(f"config.optimizer: warm-up and decay are longer than config.steps={c.steps}")
-    if o.schedule == "wsd" and o.decay_steps < 1:
-        raise InputError("config.optimizer.schedule='wsd' needs decay_steps of at least 1")
+def _refusals(c: ConfigDict) -> Iterator[tuple[Any, str]]:
+    """Of one field beside another."""
+    o, p, lora, tiles = c.objective, c.optimizer, c.lora, c.attention_tiles
+    yield c.seed >= 2**63, f"seed must be below 2**63, not {c.seed}"
+    sizes = len(tiles) == 2 and all(isinstance(size, int) and size > 0 for size in tiles)
+    yield tiles and not sizes, f"attention_tiles must be two sizes (queries, keys), or (), not {tuple(tiles)}"
+    rows, count = c.data.batch_size, p.accumulation
+    yield rows % max(count, 1), f"data.batch_size={rows} is not divisible by config.optimizer.accumulation={count}"
+
+    steps = p.warmup_steps + (p.decay_steps if p.schedule == "wsd" else 0)
+    yield steps > c.steps, f"optimizer: warm-up and decay are longer than config.steps={c.steps}"
+    yield p.schedule == "wsd" and p.decay_steps < 1, "optimizer.schedule='wsd' needs decay_steps of at least 1"
     for name in ("beta1", "beta2"):
-        if not 0 <= o[name] < 1:
-            raise InputError(f"config.optimizer.{name} must be in [0, 1), not {o[name]}")
+        yield not 0 <= p[name] < 1, f"optimizer.{name} must be in [0, 1), not {p[name]}"
+
+    noisy, clean = lora.columns == "noisy", [name for name, layout in LAYOUTS.items() if layout.two_streams]
+    yield lora.rank and not c.init.path, "lora.rank > 0 needs config.init.path: random weights have nothing to adapt"
+    for name in lora.targets:
+        yield name not in TARGETS, f"lora.targets: {name!r} is unknown; choose among {', '.join(TARGETS)}"
+    merged = c.init.adapters == "keep" and not noisy
+    yield merged, "init.adapters='keep' needs config.lora.columns='noisy': others are merged"
+    yield noisy and not lora.rank, "lora.columns='noisy' needs config.lora.rank > 0: adapters are all that is trained"
+    lack = f"a clean stream beside the noisy one, which pattern={o.pattern!r} has not; choose one of {', '.join(clean)}"
+    yield noisy and o.pattern not in clean, f"lora.columns='noisy' needs {lack}"
+    moved = noisy and c.init.mask_embedding != "keep"
+    yield moved, "lora.columns='noisy' leaves embeddings as they are: set init.mask_embedding='keep'"
+
+    visited, other_lengths = o.noise == "visited", "curriculum and random_block_lengths"
+    yield o.states and not visited, f"objective.states is read under noise='visited' alone, not {o.noise!r}"
+    several = visited and (o.curriculum or o.random_block_lengths)
+    yield several, f"objective.noise='visited' has states of block_length alone: leave out {other_lengths}"
+    lack = "which tokens of a prompt a first block began with is not in the file of responses"
+    yield visited and o.grid != "response", f"objective.noise='visited' needs grid='response': {lack}"
+    yield o.group != 1 and o.noise != "chain", f"objective.group > 1 needs noise='chain', not {o.noise!r}"
+    annealed = o.anneal_steps and o.pattern != "bidirectional"
+    yield annealed, f"objective.anneal_steps > 0 needs pattern='bidirectional', not {o.pattern!r}"
+
+    chain, silent = o.teacher and o.noise == "chain", o.teacher and not LAYOUTS[o.pattern].noisy
+    yield chain, "objective.teacher reads clean text before each block, which noise='chain' has not"
+    yield silent, f"objective.teacher speaks of noise, and pattern={o.pattern!r} has none"
+    unequal = bool(o.teacher) != bool(o.teacher_weight)
+    yield unequal, "objective.teacher and teacher_weight > 0 need each other: set both or neither"
 
 
 def to_json(c: ConfigDict) -> str:
@@ -230,12 +214,6 @@ def differing_keys(ours: dict, stored: dict) -> list[str]:
     return [name for name in names if not any(f"{name}.".startswith(f"{group}.") for group in RESUMABLE)]
 
 
-def _get(c: ConfigDict, path: str):
-    for name in path.split("."):
-        c = c[name]
-    return c
-
-
 def _check_fields(c: ConfigDict, defaults: ConfigDict, path: str) -> None:
     """Same fields, same types: an int may stand for a float, None or inf for half_life."""
     unknown, missing = sorted(set(c) - set(defaults)), sorted(set(defaults) - set(c))
@@ -243,26 +221,14 @@ def _check_fields(c: ConfigDict, defaults: ConfigDict, path: str) -> None:
         what = f"unknown field config.{path}{unknown[0]}" if unknown else f"config.{path}{missing[0]} is missing"
         raise InputError(f"{what}; the fields are {', '.join(sorted(defaults))}")
     for name, default in defaults.items():
-        value, where = c[name], f"config.{path}{name}"
-        if where == "config.init.hf_config":
+        value, where, types = c[name], f"config.{path}{name}", _TYPES.get(type(default), type(default))
+        if where == "config.init.hf_config" or (where == "config.objective.half_life" and value in (None, math.inf)):
             continue
         if isinstance(default, ConfigDict):
             if not isinstance(value, ConfigDict):
                 raise InputError(f"{where} must be a group of fields, not {value!r}")
             _check_fields(value, default, f"{path}{name}.")
-        elif where == "config.objective.half_life" and value in (None, math.inf):
-            continue
-        elif not _fits(value, default):
+        elif isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, types):
             raise InputError(f"{where} must be {type(default).__name__}, not {type(value).__name__} ({value!r})")
         elif isinstance(default, float) and not abs(value) <= _LARGEST:
             raise InputError(f"{where} must be a number that a float32 holds, not {str(value)[:40]}")
-
-
-def _fits(value, default) -> bool:
-    if isinstance(value, bool) or isinstance(default, bool):
-        return isinstance(value, bool) and isinstance(default, bool)
-    if isinstance(default, float):
-        return isinstance(value, (int, float))
-    if isinstance(default, tuple):
-        return isinstance(value, (tuple, list))
-    return isinstance(value, type(default))

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,14 @@ import numpy as np
 import optax
 from flax import nnx
 
-from edlm_jax.diffusion import Batch, Corruption, example_keys
+from edlm_jax.diffusion import Batch, example_keys
 from edlm_jax.models.lora import Lora, combine, partition
 from edlm_jax.parallel.mesh import in_pieces, sum_of_pieces
 from edlm_jax.training.objective import Objective
 from edlm_jax.training.optimizer import Optimizer, make_optimizer, make_schedule
-from edlm_jax.training.teacher import Teacher
+
+if TYPE_CHECKING:
+    from edlm_jax.training.teacher import Teacher
 
 _EVALUATION = _OF_ALL_ROWS = 2**31 - 1  # stand where a step's number would, or a row's, and are none of them
 
@@ -40,14 +42,13 @@ class Numbers(NamedTuple):
 
     @classmethod
     def of(cls, seed: int, optimizer: Optimizer, half_life: float | None) -> "Numbers":
-        """The numbers of a run."""
         rates = np.float32(optimizer.learning_rate), np.float32(optimizer.final_learning_rate)
         return cls(np.uint32(seed % 2**32), *rates, np.float32(half_life or 0))
 
     def optimizer(self, optimizer: Optimizer) -> Optimizer:
         """With the learning rates as arguments."""
-        rates = dict(learning_rate=self.learning_rate, final_learning_rate=self.final_learning_rate)
-        return dataclasses.replace(optimizer, **rates)
+        final = self.final_learning_rate
+        return dataclasses.replace(optimizer, learning_rate=self.learning_rate, final_learning_rate=final)
 
     def objective(self, objective: Objective, **layout) -> Objective:
         """With the half-life as an argument, and these fields of the layout."""
@@ -63,16 +64,11 @@ def make_train_step(
     *,
     lora: Lora | None = None,
     remat: str = "none",
-    teacher: Teacher | None = None,
+    teacher: "Teacher | None" = None,
 ) -> Callable:
     """`train_step(state, batch, numbers, *, block_length) -> (state, replicated metrics)`; the state is donated."""
 
-    @functools.partial(
-        jax.jit,
-        static_argnames="block_length",
-        donate_argnums=0,
-        out_shardings=(shardings, shardings.step),
-    )
+    @jax.jit(static_argnames="block_length", donate_argnums=0, out_shardings=(shardings, shardings.step))
     def train_step(state: TrainState, batch: Batch, numbers: Numbers, *, block_length: int):
         drawn, rated = numbers.objective(objective, block_length=block_length), numbers.optimizer(optimizer)
         key = jax.random.fold_in(jax.random.key(numbers.seed), state.step)
@@ -82,8 +78,14 @@ def make_train_step(
         trained, frozen = partition(state.params, lora)
         if teacher:
             corruption = teacher.look(numbers.teacher, state.params, batch, corruption, optimizer.accumulation)
-        how = dict(count=optimizer.accumulation, remat=remat, shardings=partition(shardings.params, lora)[0])
-        sums, grads = _accumulate(graphdef, drawn, trained, frozen, batch, corruption, weights, **how)
+
+        def total(trained, batch, corruption):
+            model = nnx.merge(graphdef, combine(trained, frozen))
+            sums = drawn.sums(model, batch, corruption, remat=remat)
+            return drawn.loss(sums, weights), sums
+
+        split = partition(shardings.params, lora)[0]
+        grads, sums = _accumulate(total, trained, (batch, corruption), optimizer.accumulation, split)
         updates, opt_state = make_optimizer(rated).update(grads, state.opt_state, trained)
         params = combine(optax.apply_updates(trained, updates), frozen)
         metrics = drawn.metrics(sums, weights, drawn.streams(batch, corruption))
@@ -99,7 +101,7 @@ def make_eval_step(
     objective: Objective,
     numbers: Numbers,
     remat: str = "none",
-    teacher: Teacher | None = None,
+    teacher: "Teacher | None" = None,
     pieces: int = 1,
 ) -> Callable:
     """`eval_step(params, batch, index) -> (sums, weights)`, by term; the noise of a batch is always the same.
@@ -120,33 +122,20 @@ def make_eval_step(
     return functools.partial(eval_step, numbers=numbers)
 
 
-def _accumulate(
-    graphdef, objective, trained, frozen, batch: Batch, corruption: Corruption, weights, *, count, remat, shardings
-):
-    """(sums, gradient by `trained`) of the whole batch in `count` micro-batches.
+def _accumulate(total: Callable, trained: dict, rows, count: int, shardings: dict):
+    """(gradient of `total` by `trained`, sums) of all rows in `count` micro-batches.
 
     Each micro-batch's loss is its sums over the GLOBAL weights, hence their gradients add up to the gradient of the
     global mean: nothing is averaged over micro-batches, and ragged ones count by their tokens.
     """
 
-    def total(trained, batch, corruption):
-        model = nnx.merge(graphdef, combine(trained, frozen))
-        sums = objective.sums(model, batch, corruption, remat=remat)
-        return objective.loss(sums, weights), sums
-
-    def grad(*args):
-        grads, sums = jax.grad(total, has_aux=True)(*args)
+    def grad(rows):
+        grads, sums = jax.grad(total, has_aux=True)(trained, *rows)
         return jax.lax.with_sharding_constraint(grads, shardings), sums  # split at once, like the parameters
 
     if count == 1:
-        grads, sums = grad(trained, batch, corruption)
-        return sums, grads
-
-    def body(carry, micro):
-        grads, sums = grad(trained, *micro)
-        return jax.tree.map(jnp.add, carry, (sums, grads)), None
-
-    micro = in_pieces((batch, corruption), count)
-    first = jax.tree.map(lambda x: x[0], micro)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad, trained, *first)[::-1])
-    return jax.lax.scan(body, zeros, micro)[0]
+        return grad(rows)
+    micro = in_pieces(rows, count)
+    shapes = jax.eval_shape(grad, jax.tree.map(lambda x: x[0], micro))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(lambda sums, rows: (jax.tree.map(jnp.add, sums, grad(rows)), None), zeros, micro)[0]

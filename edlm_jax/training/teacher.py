@@ -10,8 +10,9 @@ them again. Where adapters are trained and their base is the teacher, matrices t
 """
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 from flax import nnx
@@ -22,13 +23,13 @@ from edlm_jax.diffusion.own_guesses import OwnGuesses
 from edlm_jax.diffusion.taught import BEST, Taught
 from edlm_jax.errors import InputError
 from edlm_jax.models.lora import Lora, combine, partition
-from edlm_jax.models.spec import Conversion, ModelSpec
-from edlm_jax.models.transformer import Transformer
+from edlm_jax.models.spec import ModelSpec
 from edlm_jax.parallel.mesh import from_pieces, in_pieces
-from edlm_jax.parallel.sharding import param_shardings
 from edlm_jax.pretrained import load_pretrained, load_spec, load_tokenizer
 from edlm_jax.pretrained.adapter import fingerprint
 from edlm_jax.pretrained.load import open_checkpoint
+from edlm_jax.training.checkpoint import abstract_model
+from edlm_jax.training.config import refuse
 from edlm_jax.training.objective import Objective
 
 if TYPE_CHECKING:
@@ -48,8 +49,7 @@ class Teacher:
 
     def look(self, params: dict, state: dict, batch: Batch, corruption: Corruption, pieces: int = 1) -> Corruption:
         """The noise, with what the teacher says of it, a piece of the batch after the other; `state` is the run's."""
-        frozen = partition(state, self.shared)[1] if self.shared else {}
-        model = nnx.merge(self.graphdef, combine(params, frozen))
+        model = nnx.merge(self.graphdef, combine(params, partition(state, self.shared)[1]))
 
         def say(batch: Batch, corruption: Corruption):
             streams = self.objective.streams(batch, corruption)
@@ -94,39 +94,27 @@ def find_teacher(run: "Run", spec: ModelSpec, mesh: Mesh) -> Teacher | None:
     if not run.teacher:
         return None
     own = load_spec(run.teacher)
-    conversion = own.conversion
-    if reason := _why_not(run, spec, own, conversion):
-        raise InputError(f"config.objective.teacher: {run.teacher} {reason}")
-    assert conversion
-    layout, noisy = conversion.layout.as_decoded(), run.objective.layout
+    refuse(_refusals(run, spec, own), f"config.objective.teacher: {run.teacher} ")
+    layout, noisy = own.conversion.layout.as_decoded(), run.objective.layout
     layout = replace(layout, noisy_length=noisy.noisy_length, views=noisy.views)
-    dtype = run.start.dtype
-    build = functools.partial(Transformer, own, dtype=dtype, param_dtype=dtype, tiles=run.start.tiles)
-    graphdef, params = nnx.split(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0))))
+    graphdef, params = abstract_model(own, run.start.dtype, mesh, run.start.tiles)
     shared = run.start.lora if run.teacher == run.start.path else None
-    held = partition(nnx.to_pure_dict(params), shared)[0]
-    shapes = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
-    abstract = jax.tree.map(shapes, held, param_shardings(mesh, held))
-    return Teacher(run.teacher, own, graphdef, Objective(layout, None, (Taught(),)), abstract, shared)
+    held = jax.tree.map(lambda x: x.update(dtype=run.start.dtype), partition(params, shared)[0])
+    return Teacher(run.teacher, own, graphdef, Objective(layout, None, (Taught(),)), held, shared)
 
 
-def _why_not(run: "Run", spec: ModelSpec, own: ModelSpec, conversion: Conversion | None) -> str | None:
-    if own.vocab_size != spec.vocab_size:
-        return f"has a vocabulary of {own.vocab_size}, the model one of {spec.vocab_size}"
-    if conversion is None:
-        return "is an AR model: it knows nothing of noise; convert it first, in small blocks"
-    if conversion.adapted == "noisy":
-        return "has adapters of noisy columns beside an AR model, which no teacher may have"
-    if conversion.pattern == "bidirectional":
-        return "was trained to look both ways, and has no blocks"
-    ours, lengths = run.start.conversion, run.block_lengths
-    assert ours  # a run with such a term has noise
+def _refusals(run: "Run", spec: ModelSpec, own: ModelSpec) -> Iterator[tuple[Any, str]]:
+    ours, theirs, lengths = run.start.conversion, own.conversion, run.block_lengths
+    yield own.vocab_size != spec.vocab_size, f"has a vocabulary of {own.vocab_size}, the model one of {spec.vocab_size}"
+    yield theirs is None, "is an AR model: it knows nothing of noise; convert it first, in small blocks"
+    assert ours and theirs  # a run with such a term has noise
+    yield theirs.adapted == "noisy", "has adapters of noisy columns beside an AR model, which no teacher may have"
+    yield theirs.pattern == "bidirectional", "was trained to look both ways, and has no blocks"
     for name in ("alignment", "grid", "noise"):
-        if getattr(ours, name) != getattr(conversion, name):
-            return f"was converted with {name} {getattr(conversion, name)!r}, here it is {getattr(ours, name)!r}"
+        here, there = getattr(ours, name), getattr(theirs, name)
+        yield here != there, f"was converted with {name} {there!r}, here it is {here!r}"
     for length in (*lengths.choices, *(length for length, _ in lengths.stages)):
-        if length % conversion.block_length:
-            return f"was trained in blocks of {conversion.block_length}, of which blocks of {length} are not whole ones"
-    if isinstance(run.objective.noise, OwnGuesses):
-        return "is asked before the model guesses, and would see other noise: it goes with no noise of own guesses"
-    return None
+        parts = f"blocks of {theirs.block_length}, of which blocks of {length} are not whole ones"
+        yield length % theirs.block_length, f"was trained in {parts}"
+    guessing = isinstance(run.objective.noise, OwnGuesses)
+    yield guessing, "is asked before the model guesses, and would see other noise: it goes with no noise of own guesses"

@@ -5,29 +5,26 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from edlm_jax.data.counts import totals
-from edlm_jax.data.pipeline import Data, EvalBatches, make_dataset
 from edlm_jax.diffusion.visited import Visited
 from edlm_jax.models.spec import ModelSpec
-from edlm_jax.parallel.mesh import check_batch, local_rows, to_global
 from edlm_jax.parallel.processes import agree, announce, largest
 from edlm_jax.pretrained import open_parameters
-from edlm_jax.training.checkpoint import Checkpoints, check_unchanged, check_workdir, latest_step, write_workdir
+from edlm_jax.training.checkpoint import Checkpoints, check_sizes, check_unchanged, check_workdir, write_workdir
 from edlm_jax.training.fitting import fit, is_open, remember
-from edlm_jax.training.handlers import check_sizes
 from edlm_jax.training.heldout import heldout_metrics, make_bound_step
 from edlm_jax.training.initial import abstract_state, initial_params, initial_state, read_spec
 from edlm_jax.training.metrics import Clock, MetricsFiles, Window, drift_metrics, mfu_meter, step_flops
 from edlm_jax.training.progress import Reporter
 from edlm_jax.training.run import Run
-from edlm_jax.training.start import about_data, about_model
+from edlm_jax.training.start import Batches, about_data, about_model
 from edlm_jax.training.step import TrainState, make_eval_step, make_train_step
 from edlm_jax.training.stop import StopSignal
 from edlm_jax.training.teacher import Teacher, find_teacher
@@ -42,72 +39,52 @@ def train(run: Run, workdir: str | Path) -> dict[str, Any]:
     same config is continued exactly where its newest complete checkpoint stands.
     """
     workdir = Path(workdir)
-    check_workdir(workdir, run.config)
-    mesh = run.make_mesh()
+    newest, mesh = check_workdir(workdir, run.config), run.make_mesh()
     spec, tokenizer = read_spec(run.start)
     teacher = find_teacher(run, spec, mesh)
     if teacher:
         teacher.check_tokens(spec)
-    if latest_step(workdir) is not None:
+    if newest is not None:
         check_unchanged(workdir, _fingerprints(run, teacher), spec, tokenizer)
     with Reporter(run.steps) as reporter, jax.set_mesh(mesh):
         with reporter.busy("reading the data"):
             batches = Batches(run.data, spec, tokenizer, mesh)
-        if (newest := latest_step(workdir)) is not None:
+        if newest is not None:
             check_sizes(workdir / "checkpoints" / str(newest), batches.train, run.data.sources)
         announce(mesh, run.data.shards)
         if is_open(run):
             with reporter.busy("finding how many rows fit"):
                 run = fit(run, spec, mesh, None if newest is None else workdir)
             reporter.say(f"{run.optimizer.accumulation} micro-batches a step, remat {run.remat}")
-        trainer = Trainer(run, workdir, mesh, spec, teacher, batches, reporter)
+        trainer = Trainer(run, workdir, newest, spec, teacher, batches, reporter)
         lines = about_model(run.start, spec, tokenizer, trainer.abstract.params)
         for line in [*lines, *about_data(batches, run.objective.layout, run.steps)]:
             reporter.say(line)
         return trainer.loop()
 
 
-class Batches:
-    """This process's rows of the batches: training, an iterator whose state is saved, and held-out, read once."""
-
-    def __init__(self, data: Data, spec: ModelSpec, tokenizer, mesh: Mesh):
-        self.data, self.mesh, self.rows = data, mesh, local_rows(mesh, data.batch_size)
-        which = dict(rows=self.rows, mask_id=spec.conversion.mask_token_id if spec.conversion else None)
-        self.train = make_dataset(data, tokenizer, **which)
-        held_out = EvalBatches(data, tokenizer, **which) if data.eval_sources else None
-        self.held_out = list(held_out or ())
-        self.held_out_tallies = held_out.tallies if held_out else []
-
-    def to_global(self, batch: dict) -> dict[str, jax.Array]:
-        """A batch on the mesh, checked."""
-        check_batch(batch, grid=self.data.block_length)
-        return to_global(batch, self.mesh, self.rows, self.data.batch_size)
-
-
+@dataclass
 class Trainer:
     """One process's part of a run: what the loop's five actions need."""
 
-    def __init__(
-        self,
-        run: Run,
-        workdir: Path,
-        mesh: Mesh,
-        spec: ModelSpec,
-        teacher: Teacher | None,
-        batches: Batches,
-        reporter: Reporter,
-    ):
-        self.run, self.workdir, self.mesh, self.spec = run, workdir, mesh, spec
-        self.batches, self.reporter, self.numbers, self.teacher = batches, reporter, run.numbers, teacher
-        self.objective = run.objective.of_model(spec)
-        graphdef, self.abstract = abstract_state(run.start, run.optimizer, spec, mesh)
-        shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
+    run: Run
+    workdir: Path
+    newest: int | None  # checkpoint, with which it goes on
+    spec: ModelSpec
+    teacher: Teacher | None
+    batches: Batches
+    reporter: Reporter
+
+    def __post_init__(self):
+        run, teacher, self.mesh = self.run, self.teacher, self.batches.mesh
+        self.objective, self.numbers = run.objective.of_model(self.spec), run.numbers
+        graphdef, self.abstract = abstract_state(run.start, run.optimizer, self.spec, self.mesh)
         if teacher:
-            with reporter.busy("reading the teacher's weights"):
+            with self.reporter.busy("reading the teacher's weights"):
                 self.numbers = self.numbers._replace(teacher=teacher.weights())
         how = dict(lora=run.start.lora, remat=run.remat, teacher=teacher)
+        shardings, pieces = jax.tree.map(lambda x: x.sharding, self.abstract), run.optimizer.accumulation
         self.train_step = make_train_step(graphdef, self.objective, run.optimizer, shardings, **how)
-        pieces = run.optimizer.accumulation
         self.eval_step = make_eval_step(graphdef, self.objective, self.numbers, run.remat, teacher, pieces)
         self.gated = run.start.lora is not None and run.start.lora.gated  # the model is AR, and does not move
         self.bound_step = None if self.gated else make_bound_step(graphdef, self.objective, run.remat, pieces)
@@ -131,53 +108,51 @@ class Trainer:
         self.last, evaluated = self.files.before, largest(int(self.files.evaluated))
         flops = step_flops(self.spec, self.objective, run.data.batch_size, run.data.length, run.start.lora)
         self.window = Window(self.clock, mfu_meter(flops, run.start.dtype))
-        try:
-            with StopSignal(self.reporter.say) as self.stop:
-                self.reporter.begin(first)
-                for step in itertools.count(first):
-                    done, stopped = step >= run.steps, self.stop.requested(step)
-                    if done or stopped or _due(step, run.eval_every) or _due(step, run.saves.every):
-                        self._settle()
-                    if (done or _due(step, run.eval_every)) and not stopped and not (evaluated and step == first):
-                        with self._saved_on_error(step, state):
-                            stopped = not self._evaluate(step, state.params)
-                    if done or stopped or _due(step, run.saves.every):
-                        self._save(step, state)
-                    if done or stopped:
-                        break
+        with contextlib.closing(self.files), StopSignal(self.reporter.say) as self.stop:
+            self.reporter.begin(first)
+            for step in itertools.count(first):
+                done, stopped = step >= run.steps, self.stop.requested(step)
+                if done or stopped or _due(step, run.eval_every) or _due(step, run.saves.every):
+                    self._settle()
+                if (done or _due(step, run.eval_every)) and not stopped and not (evaluated and step == first):
                     with self._saved_on_error(step, state):
-                        batch = next(self.batches.train)
-                    state, metrics = self._step(step, state, batch)
-                    self._log(step + 1, metrics, batch)
-                with self.reporter.busy("writing the checkpoint"):
-                    self.checkpoints.close()
-                self.reporter.say(f"{'stopped by SIGTERM' if stopped else 'finished'} at step {step} of {run.steps}")
-        finally:
-            self.files.close()
+                        stopped = not self._evaluate(step, state.params)
+                if done or stopped or _due(step, run.saves.every):
+                    self._save(step, state)
+                if done or stopped:
+                    break
+                with self._saved_on_error(step, state):
+                    batch = next(self.batches.train)
+                state, metrics = self._step(step, state, batch)
+                self._settle()
+                self.pending = (step + 1, metrics, batch)
+                if self.step_seconds > _QUEUED:
+                    self._settle()
+            with self.reporter.busy("writing the checkpoint"):
+                self.checkpoints.close()
+            self.reporter.say(f"{'stopped by SIGTERM' if stopped else 'finished'} at step {step} of {run.steps}")
         return dict(step=step, completed=not stopped, seconds=time.perf_counter() - began, **self.last)
 
     def _restore(self) -> tuple[TrainState, int]:
         """The newest state, or the first one; only then is the work directory written to."""
-        newest = latest_step(self.workdir)
+        run, newest = self.run, self.newest
         agree(-1 if newest is None else newest, "its newest checkpoint (-1 = none)")
-        state = None
         if newest is None:
-            params = initial_params(self.run.start, self.spec, self.mesh)
-            state = initial_state(self.run.start, self.run.optimizer, params, self.abstract)
-        fingerprints = _fingerprints(self.run, self.teacher)
-        write_workdir(self.workdir, self.run.config, self.spec, self.run.start.lora, fingerprints)
-        remember(self.run, self.mesh, self.workdir)
-        self.checkpoints = Checkpoints(self.workdir, self.run.saves)
-        if state is not None:
+            params = initial_params(run.start, self.spec, self.mesh)
+            state = initial_state(run.start, run.optimizer, params, self.abstract)
+        write_workdir(self.workdir, run.config, self.spec, run.start.lora, _fingerprints(run, self.teacher))
+        remember(run, self.mesh, self.workdir)
+        self.checkpoints = Checkpoints(self.workdir, run.saves)
+        if newest is None:
             return state, 0
-        step = self.checkpoints.latest_step
-        return self.checkpoints.restore(step, self.abstract, self.batches.train), step
+        return self.checkpoints.restore(newest, self.abstract, self.batches.train), newest
 
     def _evaluate(self, step: int, params: dict) -> bool:
         """Writes held-out losses and drift; False if SIGTERM came meanwhile, and nothing is written."""
         with self.clock.pause(), self.reporter.busy("held-out loss"):
-            batches = map(self.batches.to_global, self.batches.held_out)
-            batches = itertools.takewhile(lambda _: not self.stop.heard, batches)
+            batches = map(
+                self.batches.to_global, itertools.takewhile(lambda _: not self.stop.heard, self.batches.held_out)
+            )
             scalars = heldout_metrics(self.eval_step, self.bound_step, self.objective, params, batches)
             if self.run.start.path and not self.gated and not self.stop.heard:
                 scalars |= self._drift(params["layers"])
@@ -186,31 +161,24 @@ class Trainer:
         return not self.stop.heard
 
     def _drift(self, layers: dict) -> dict[str, float]:
-        """How far the matrices are from where they began: they are read again, as a copy would cost memory all along.
-
-        Under adapters they are still there, and what the adapters add is how far.
-        """
+        """How far the matrices are from where they began; these are read again: a copy would cost memory all along."""
         start = self.run.start
-        if start.lora:
+        if start.lora:  # they are still there, and what the adapters add is how far
             return drift_metrics(layers.__getitem__, layers, start.lora)
         with open_parameters(start.path, "float32", self.mesh) as readers:
             return drift_metrics(lambda name: readers["layers", name](), layers)
 
     def _save(self, step: int, state: TrainState) -> None:
-        if step != self.checkpoints.latest_step:
-            with self.clock.pause():
-                self.checkpoints.save(step, state, self.batches.train)
+        with self.clock.pause():
+            self.checkpoints.save(step, state, self.batches.train)
 
     @contextlib.contextmanager
     def _saved_on_error(self, step: int, state: TrainState) -> Iterator[None]:
-        """Where the data ends (too many documents of no use) or an evaluation fails, the state is saved first.
-
-        Of several processes one alone may meet it, and no save waits for the others.
-        """
+        """Where the data ends (too many documents of no use) or an evaluation fails, the state is saved first."""
         try:
             yield
         except Exception:
-            if jax.process_count() == 1:
+            if jax.process_count() == 1:  # of several one alone may meet it, and no save waits for the others
                 self._settle()
                 self._save(step, state)
                 self.checkpoints.close()
@@ -225,12 +193,6 @@ class Trainer:
         with self.clock.pause(), self.reporter.compiling(what):
             self.compiled.add(block_length)
             return self.train_step(state, batch, numbers, block_length=block_length)
-
-    def _log(self, step: int, metrics: dict, batch: dict) -> None:
-        self._settle()
-        self.pending = (step, metrics, batch)
-        if self.step_seconds > _QUEUED:
-            self._settle()
 
     def _settle(self) -> None:
         """Fetches the metrics of the step before; stops the run if its loss or gradient is no number."""

@@ -188,6 +188,8 @@ def compare(params: dict, spec, directory: Path) -> None:
 
 def save(workdir: Path, spec, params: dict) -> None:
     """The checkpoint that a run would write, less the optimizer's moments and the data."""
+    import jax.numpy as jnp
+
     from edlm_jax.data.shards import BatchIterator
     from edlm_jax.training.checkpoint import Checkpoints, Saves, write_workdir
     from edlm_jax.training.config import default_config, to_json
@@ -195,7 +197,7 @@ def save(workdir: Path, spec, params: dict) -> None:
 
     write_workdir(workdir, to_json(default_config()), spec, None)
     checkpoints = Checkpoints(workdir, Saves())
-    checkpoints.save(0, TrainState(np.int32(0), params, {}), BatchIterator({}, []))
+    checkpoints.save(0, TrainState(jnp.int32(0), params, {}), BatchIterator({}, []))
     checkpoints.close()
 
 

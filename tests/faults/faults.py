@@ -290,8 +290,8 @@ FAULTS = [
     Fault(
         "micro-batches are averaged",
         "edlm_jax/training/step.py",
-        "return objective.loss(sums, weights), sums",
-        "return objective.loss(sums, weights) / count, sums",
+        "return drawn.loss(sums, weights), sums",
+        "return drawn.loss(sums, weights) / optimizer.accumulation, sums",
     ),
     Fault(
         "all steps have the same noise",
@@ -325,9 +325,9 @@ FAULTS = [
     ),
     Fault(
         "a resumed run starts its data again",
-        "edlm_jax/training/handlers.py",
-        "        args.item.set_state(\n            {shard:",
-        "        (\n            {shard:",
+        "edlm_jax/training/checkpoint.py",
+        "args.item.set_state({shard:",
+        "dict({shard:",
     ),
     Fault(
         "another config is continued",
@@ -338,8 +338,8 @@ FAULTS = [
     Fault(
         "a warm-up longer than the run is taken",
         "edlm_jax/training/config.py",
-        'if o.schedule == "wsd" else 0) > c.steps:',
-        'if o.schedule == "wsd" else 0) > 10 * c.steps:',
+        "yield steps > c.steps,",
+        "yield steps > 10 * c.steps,",
     ),
     Fault(
         "keys and values change places in a checkpoint",

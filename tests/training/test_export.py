@@ -42,11 +42,11 @@ def start(config, workdir):
 def export(workdir, out, monkeypatch):
     """`edlm export` of it."""
 
-    def restore(self, step, abstract):
+    def restore(workdir, step, abstract):
         return abstract
 
     (workdir / "checkpoints" / "3").mkdir(parents=True)
-    monkeypatch.setattr("edlm_jax.training.checkpoint.Checkpoints.restore_params", restore)
+    monkeypatch.setattr("edlm_jax.training.checkpoint.restore_params", restore)
     model = random_model()
     model.spec = dataclasses.replace(load_trained(workdir).spec)
     save_pretrained(model, out)

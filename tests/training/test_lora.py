@@ -9,7 +9,7 @@ from edlm_jax.benchmarks.training import state_bytes
 from edlm_jax.errors import InputError
 from edlm_jax.models.lora import ADAPTERS, Lora, partition
 from edlm_jax.pretrained import load_pretrained
-from edlm_jax.training.checkpoint import Checkpoints, Saves, load_trained
+from edlm_jax.training.checkpoint import load_trained, restore_params
 from edlm_jax.training.initial import abstract_state, read_spec
 from edlm_jax.training.metrics import step_flops
 from edlm_jax.training.run import Run
@@ -54,9 +54,7 @@ def test_the_state_holds_what_is_frozen_as_it_was_and_no_moments_of_it(finished,
     run = Run.of(config)
     spec, _ = read_spec(run.start)
     _, abstract = abstract_state(run.start, run.optimizer, spec, run.make_mesh())
-    checkpoints = Checkpoints(finished[0], Saves(keep_last=2), read_only=True)
-    kept = checkpoints.restore_params(6, abstract.params)
-    checkpoints.close()
+    kept = restore_params(finished[0], 6, abstract.params)
     before = nnx.to_pure_dict(nnx.state(load_pretrained(checkpoint, "float32"), nnx.Param))["layers"]
     for name, value in partition(kept, LORA)[1]["layers"].items():
         np.testing.assert_array_equal(value, before[name])
