@@ -137,10 +137,9 @@ def validate(c: ConfigDict) -> None:
             raise InputError(f"config.{path}={value!r} is unknown; choose one of {', '.join(choices)}")
     for path in (*_POSITIVE, *_NOT_NEGATIVE):
         value = attrgetter(path)(c)
+        least = "positive" if path in _POSITIVE else "zero or more"
         if value < 0 or (value == 0 and path in _POSITIVE):
-            raise InputError(
-                f"config.{path} must be {'positive' if path in _POSITIVE else 'zero or more'}, not {value}"
-            )
+            raise InputError(f"config.{path} must be {least}, not {value}")
     if not c.init.path and not c.init.hf_config:
         raise InputError("set config.init.path (a checkpoint) or config.init.hf_config (random weights)")
     refuse(_refusals(c), "config.")
