@@ -12,6 +12,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from edlm_jax.data.documents import Document, Tokens
+from edlm_jax.data.files import find_files
 from edlm_jax.errors import InputError
 
 
@@ -45,7 +46,8 @@ def write_token_records(documents: Iterable[list[Tokens]], path: str | Path) -> 
 class TokenRecords(Sequence):
     """The documents of pre-tokenised ArrayRecord files."""
 
-    def __init__(self, files: list[Path]):
+    def __init__(self, path: str):
+        files = find_files(path, ".array_record")
         try:
             self._records = grain.sources.ArrayRecordDataSource([str(file) for file in files])
         except RuntimeError as error:

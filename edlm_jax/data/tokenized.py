@@ -5,8 +5,7 @@ from typing import Any
 
 from edlm_jax.data.counts import MAX_SKIPPED, Tally
 from edlm_jax.data.documents import Tokens, tokenize
-from edlm_jax.data.sources import Rows, open_source
-from edlm_jax.data.stdlib import StdlibSource
+from edlm_jax.data.sources import open_source
 from edlm_jax.errors import InputError
 
 BLANK = "blank"  # documents without text; the formats in which most corpora are kept have them
@@ -20,8 +19,8 @@ class Tokenized(Sequence):
 
     def __init__(self, spec: Mapping[str, Any], tokenizer, max_skipped: float = MAX_SKIPPED):
         self.source, self.tokenizer = open_source(spec), tokenizer
-        unread = self.source.skipped if isinstance(self.source, Rows | StdlibSource) else 0
-        self.tally = Tally(spec["path"] if "path" in spec else spec["kind"], len(self.source), max_skipped, unread)
+        name, unread = spec["path"] if "path" in spec else spec["kind"], getattr(self.source, "skipped", 0)
+        self.tally = Tally(name, len(self.source), max_skipped, unread)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -38,4 +37,5 @@ class Tokenized(Sequence):
 
     def locate(self, index: int) -> str:
         """Where a document stands, for messages."""
-        return self.source.locate(index) if isinstance(self.source, Rows) else f"document {index} of {self.tally.name}"
+        located = hasattr(self.source, "locate")
+        return self.source.locate(index) if located else f"document {index} of {self.tally.name}"
