@@ -4,6 +4,7 @@ Each gives (prompt, what the answer has to say). Which of two things is asked fo
 """
 
 import random
+from functools import partial
 
 PEOPLE = "Anna Ben Clara David Emma Frank Grace Henry Ida Jonas Karin Leo Maria Noah Olga Peter".split()
 CITIES = "Oslo Rome Paris Cairo Lima Tokyo Berlin Madrid Vienna Boston Dublin Athens Delhi Prague Toronto".split()
@@ -16,6 +17,11 @@ DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 ADJECTIVES = "old young tall quiet happy tired clever hungry".split()
 VERBS = "carried brought sold moved threw pulled".split()
 COUNTS = "two three four five six seven eight nine ten".split()
+ASKED = {  # of two names with a value each: a sentence, what is asked about one of them, and what there is of both
+    "place": ("{name} lives in {value}.", "Where does {name} live?", PEOPLE, CITIES),
+    "day": ("The {name} is on {value}.", "When is the {name}?", EVENTS, DAYS),
+    "gift": ("{name} bought a {value}.", "What did {name} buy?", PEOPLE, THINGS),
+}
 
 Example = tuple[str, str]
 
@@ -37,18 +43,6 @@ def _list(rng: random.Random) -> Example:
     return f"Copy this list: {words}", words
 
 
-def _place(rng: random.Random) -> Example:
-    return _ask(rng, "{name} lives in {value}.", "Where does {name} live?", PEOPLE, CITIES)
-
-
-def _day(rng: random.Random) -> Example:
-    return _ask(rng, "The {name} is on {value}.", "When is the {name}?", EVENTS, DAYS)
-
-
-def _gift(rng: random.Random) -> Example:
-    return _ask(rng, "{name} bought a {value}.", "What did {name} buy?", PEOPLE, THINGS)
-
-
 def _fact(rng: random.Random) -> Example:
     name, city, job, thing = (rng.choice(words) for words in (PEOPLE, CITIES, JOBS, THINGS))
     text = f"{name} is a {job} from {city}. Yesterday {name} bought a {rng.choice(COLOURS)} {thing}."
@@ -56,13 +50,12 @@ def _fact(rng: random.Random) -> Example:
     return f"{text} {question}", answer
 
 
-def _ask(rng: random.Random, sentence: str, question: str, names: list[str], values: list[str]) -> Example:
-    """Two names with a value each, in sentences; one of them is asked for."""
+def _ask(kind: str, rng: random.Random) -> Example:
+    sentence, question, names, values = ASKED[kind]
     pairs = list(zip(rng.sample(names, 2), rng.sample(values, 2), strict=True))
     name, value = rng.choice(pairs)
     text = " ".join(sentence.format(name=n, value=v) for n, v in pairs)
     return f"{text} {question.format(name=name)}", value
 
 
-_GENERATORS = (_copy, _say, _list, _place, _day, _gift, _fact)
-GENERATORS = {generator.__name__.strip("_"): generator for generator in _GENERATORS}
+GENERATORS = {"copy": _copy, "say": _say, "list": _list, **{kind: partial(_ask, kind) for kind in ASKED}, "fact": _fact}

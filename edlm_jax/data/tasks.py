@@ -15,7 +15,8 @@ test prompt can have been trained on, however small a kind's space of prompts is
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from edlm_jax.data import reading
 from edlm_jax.data.split import belongs_to_test, check_split
@@ -43,14 +44,9 @@ def _sums(rng: random.Random) -> Example:
     return "add " + " ".join(f"{a}+{b}" for a, b in pairs) + " ->", "".join(f" {a + b}" for a, b in pairs)
 
 
-def _sort(rng: random.Random) -> Example:
+def _order(verb: str, order: Callable[[list[str]], Iterable[str]], rng: random.Random) -> Example:
     letters = rng.sample(LETTERS, rng.randint(4, 7))
-    return f"sort {' '.join(letters)} ->", "".join(f" {letter}" for letter in sorted(letters))
-
-
-def _reverse(rng: random.Random) -> Example:
-    letters = rng.sample(LETTERS, rng.randint(4, 7))
-    return f"reverse {' '.join(letters)} ->", "".join(f" {letter}" for letter in reversed(letters))
+    return f"{verb} {' '.join(letters)} ->", "".join(f" {letter}" for letter in order(letters))
 
 
 def _lookup(rng: random.Random) -> Example:
@@ -89,8 +85,9 @@ def _record(rng: random.Random) -> Example:
     return f"def record({', '.join(names)}):\n    return", f" {{{items}}}"
 
 
-_GENERATORS = (_count, _sums, _sort, _reverse, _lookup, _brackets, _init, _record, _spell)
-GENERATORS: dict[str, Callable[[random.Random], Example]] = {g.__name__.strip("_"): g for g in _GENERATORS}
+_ORDERED = {"sort": partial(_order, "sort", sorted), "reverse": partial(_order, "reverse", reversed)}
+_OTHERS = dict(lookup=_lookup, brackets=_brackets, init=_init, record=_record, spell=_spell)
+GENERATORS: dict[str, Callable[[random.Random], Example]] = dict(count=_count, sums=_sums, **_ORDERED, **_OTHERS)
 KINDS = tuple(GENERATORS)  # of the embedded model
 READING = tuple(reading.GENERATORS)  # of models that know English, see reading.py
 GENERATORS |= reading.GENERATORS
