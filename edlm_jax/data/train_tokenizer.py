@@ -1,25 +1,23 @@
 """Train the quickstart's byte-level BPE tokenizer, in the Qwen manner, on the standard library and the generated tasks.
 
-    python -m edlm_jax.data.train_tokenizer --out=edlm_jax/pretrained/quickstart_ar --vocab_size=1024
+python -m edlm_jax.data.train_tokenizer --out=edlm_jax/pretrained/quickstart_ar --vocab_size=1024
 """
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from absl import app, flags
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from edlm_jax.data.stdlib import StdlibSource
 from edlm_jax.data.tasks import TaskSource
+from edlm_jax.pretrained.gguf.tokenizer import WAYS, byte_level
 
 END, TURN, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 # Qwen's special tokens; <|fim_pad|> is the slot that nothing uses and that becomes the mask token.
 SPECIAL_TOKENS = (END, TURN, TURN_END, "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>")
-# Qwen's pre-tokenizer: words with their leading mark, digits one by one, punctuation, line ends, spaces.
-PIECES = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 # The kinds there were when the embedded tokenizer was trained: others would merge other pieces.
 KINDS = ("count", "sums", "sort", "reverse", "lookup", "brackets", "init", "record")
 CHAT_TEMPLATE = (
@@ -30,22 +28,11 @@ CHAT_TEMPLATE = (
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
     """A byte-level BPE tokenizer of exactly the asked size whose ids 0..6 are the special tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = byte_level(models.BPE(), dataclasses.replace(WAYS["qwen2"], composed=False))
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    how = dict(special_tokens=list(SPECIAL_TOKENS), initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, **how))
     return tokenizer
 
 
@@ -53,30 +40,23 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path, max_length: int) -> No
     """Write tokenizer.json and tokenizer_config.json so that transformers.AutoTokenizer reads them."""
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(directory / "tokenizer.json"))
-    config = dict(
-        tokenizer_class="PreTrainedTokenizerFast",
-        model_max_length=max_length,
-        eos_token=END,
-        pad_token=END,
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-    )
+    config = dict(tokenizer_class="PreTrainedTokenizerFast", model_max_length=max_length, eos_token=END, pad_token=END)
+    config |= dict(chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False)
     (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def corpus(task_examples: int) -> Iterator[str]:
     """The standard library's training files, then training examples of every task."""
-    for document in StdlibSource("train"):
-        yield document["text"]
-    for document in TaskSource(KINDS, seed=0, size=task_examples):
-        yield document["prompt"] + document["response"]
+    yield from (document["text"] for document in StdlibSource("train"))
+    yield from (task["prompt"] + task["response"] for task in TaskSource(KINDS, seed=0, size=task_examples))
 
 
 def main(_: list[str]) -> None:
     """Train and write the tokenizer."""
-    tokenizer = train_tokenizer(corpus(flags.FLAGS.task_examples), flags.FLAGS.vocab_size)
-    save_tokenizer(tokenizer, Path(flags.FLAGS.out), flags.FLAGS.max_length)
-    print(f"{flags.FLAGS.out}: {tokenizer.get_vocab_size()} tokens")
+    asked = flags.FLAGS
+    tokenizer = train_tokenizer(corpus(asked.task_examples), asked.vocab_size)
+    save_tokenizer(tokenizer, Path(asked.out), asked.max_length)
+    print(f"{asked.out}: {tokenizer.get_vocab_size()} tokens")
 
 
 if __name__ == "__main__":

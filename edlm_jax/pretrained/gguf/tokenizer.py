@@ -26,7 +26,7 @@ _TEKKEN = (
 
 
 @dataclass(frozen=True)
-class _Way:
+class Way:
     """How a byte-level tokenizer cuts texts into words before its merges join their bytes."""
 
     cut: str = ""  # at what this finds
@@ -36,12 +36,12 @@ class _Way:
     begins: bool = False  # texts begin with BOS where the file does not say
 
 
-_WAYS = {  # by tokenizer.ggml.pre
-    "gpt-2": _Way(gpt2=True),
-    "smollm": _Way(r"\p{N}", gpt2=True),
-    "qwen2": _Way(_WORDS + r"\p{N}" + _REST, composed=True),
-    "llama-bpe": _Way(_WORDS + r"\p{N}{1,3}" + _REST, whole=True, begins=True),
-    "tekken": _Way(_TEKKEN, whole=True, begins=True),
+WAYS = {  # by tokenizer.ggml.pre
+    "gpt-2": Way(gpt2=True),
+    "smollm": Way(r"\p{N}", gpt2=True),
+    "qwen2": Way(_WORDS + r"\p{N}" + _REST, composed=True),
+    "llama-bpe": Way(_WORDS + r"\p{N}{1,3}" + _REST, whole=True, begins=True),
+    "tekken": Way(_TEKKEN, whole=True, begins=True),
 }
 _SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # transformers' names, llama.cpp's
 
@@ -73,18 +73,23 @@ def write_tokenizer(file: GgufFile, directory: Path) -> None:
 
 def _byte_level(file: GgufFile, vocabulary: dict[str, int], types: list[int]) -> tuple[Tokenizer, bool]:
     name = file.metadata.get("tokenizer.ggml.pre")
-    if name not in _WAYS:
-        raise InputError(f"{file.path}: tokenizer.ggml.pre {name!r} is not supported; supported are {', '.join(_WAYS)}")
-    way = _WAYS[name]
+    if name not in WAYS:
+        raise InputError(f"{file.path}: tokenizer.ggml.pre {name!r} is not supported; supported are {', '.join(WAYS)}")
+    way = WAYS[name]
     merges = [tuple(merge.split(" ")) for merge in file["tokenizer.ggml.merges"]]
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=way.whole))
+    return byte_level(models.BPE(vocabulary, merges, ignore_merges=way.whole), way), way.begins
+
+
+def byte_level(model: models.BPE, way: Way) -> Tokenizer:
+    """A tokenizer that cuts texts in this way and joins their bytes as the model says."""
+    tokenizer = Tokenizer(model)
     if way.composed:
         tokenizer.normalizer = normalizers.NFC()
     cuts = [pre_tokenizers.Split(Regex(way.cut), behavior="isolated")] if way.cut else []
     cuts.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=way.gpt2))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts)
     tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer, way.begins
+    return tokenizer
 
 
 def _sentence_piece(file: GgufFile, vocabulary: dict[str, int], types: list[int]) -> tuple[Tokenizer, bool]:
