@@ -1,15 +1,8 @@
-"""Documents that are left out or cut: each counted once, however many epochs meet it, and the first of them named.
-
-    tally = Tally("chats.jsonl", size=3000, max_skipped=0.01)
-    tally.skip(2499, "chats.jsonl:2500: the conversation has no assistant message")       counts, names, may be an error
-    tally.count("cut", 7)                                                                  counts; True the first time
-    tally.counts                                                                           {"skipped": 1, "cut": 1}
-
-Counts are no part of the data's state: a run that goes on counts again what it meets.
-"""
+"""Documents that are left out or cut: each counted once, however many epochs meet it, and the first of them named."""
 
 import math
 import threading
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -78,5 +71,4 @@ class Tally:
 
 def totals(tallies: Sequence[Tally]) -> dict[str, int]:
     """The counts of all sources, by kind; `skipped` always."""
-    kinds = dict.fromkeys([SKIPPED, *(kind for tally in tallies for kind in list(tally.counts))])  # threads add kinds
-    return {kind: sum(tally.counts.get(kind, 0) for tally in tallies) for kind in kinds}
+    return {SKIPPED: 0} | dict(sum((Counter(tally.counts) for tally in tallies), Counter()))

@@ -9,10 +9,11 @@ belong to the batch and not to processes (shards.py): a step's batch follows fro
 `get_state()` of the batches is a small dict of numbers; `set_state` of it gives bitwise the same ones from there on, in
 any process.
 
-What cannot be used is left out and counted (tokenized.py). The counts are no part of the state: a document is usable or
-not whoever asks, so that they change no batch.
+What cannot be used is left out and counted (tokenized.py). The counts are no part of the state and change no batch: a
+run that goes on counts again what it meets.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ import grain
 import numpy as np
 
 from edlm_jax.data.packing import FILLER, Grid, Row, align_document, pack_documents, padding_row, what_is_lost
-from edlm_jax.data.shards import BatchIterator, open_batches
+from edlm_jax.data.shards import BatchIterator, open_shards
 from edlm_jax.data.tokenized import Tokenized
 from edlm_jax.errors import InputError
 
@@ -59,9 +60,12 @@ class Pieces(Tokenized):
     What is lost on the way is counted, and so are texts that hold the mask token, if there is one.
     """
 
-    def __init__(self, spec: Mapping[str, Any], tokenizer, max_skipped: float, grid: Grid, mask_id: int | None):
-        super().__init__(spec, tokenizer, max_skipped)
-        self.grid, self.mask_id = grid, mask_id
+    def __init__(self, spec: Mapping[str, Any], tokenizer, data: Data, grid: Grid, mask_id: int | None):
+        super().__init__(spec, tokenizer, data.max_skipped)
+        self.spec, self.data, self.grid, self.mask_id = dict(spec), data, grid, mask_id
+        self.weight = weight = self.spec.get("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+            raise InputError(f"a source's weight must be a positive number, not {weight!r}")
 
     def __getitem__(self, index: int) -> list[np.ndarray] | None:
         found = []
@@ -74,12 +78,44 @@ class Pieces(Tokenized):
             found += pieces
         return found or None
 
+    def pack(self, documents: grain.MapDataset, seed: int) -> grain.IterDataset:
+        """Rows of documents of this source, in their order."""
+        # Our sources are in memory or a seek away: threads here would only wait for each other.
+        one_by_one = documents.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+        pieces = grain.experimental.FlatMapIterDataset(one_by_one, CutDocuments())
+        return pack_documents(pieces, self.grid, seed=seed, max_per_row=MAX_PER_ROW[self.data.packing])
+
+    def look_through(self) -> None:
+        """Counts what a run would meet, as far as that is cheap; refuses nothing to learn, or too much of no use."""
+        size, tally = len(self), self.tally
+        for index in range(size) if size <= ALL else range(0, size, size // SAMPLE):
+            for piece_L3 in self[index] or ():
+                tally.tokens += int(((piece_L3[:, 1] != FILLER) & (piece_L3[:, 2] >= 0)).sum())
+            tally.looked_at += 1
+            if tally.tokens >= TOKENS:
+                break
+        tally.check(tally.looked_at)
+        # Without this a corpus of nothing but unusable documents would be searched for ever.
+        if not tally.tokens and not any(self):
+            reason = f"; {tally.first}" if tally.first else ""
+            raise InputError(f"no document of {self.spec} has anything to learn in {self.grid.length} tokens{reason}")
+
+    def check_shards(self) -> None:
+        """In one order for ever a shard meets the same documents in each epoch: it must find something among them."""
+        every = math.gcd(len(self), self.data.shards)
+        for first in range(every):
+            if not any(self[index] for index in range(first, len(self), every)):
+                raise InputError(
+                    f"config.data.shuffle=False: of {self.spec} one of config.data.shards={self.data.shards} meets "
+                    f"document {first} and each {every} further alone, none of which has anything to learn; shuffle, "
+                    "or take fewer shards"
+                )
+
 
 class CutDocuments(grain.experimental.FlatMapTransform):
-    """A document's aligned pieces, however many."""
+    """A document's pieces one by one: they were cut when it was tokenised."""
 
     def flat_map(self, pieces: list) -> list:
-        """The pieces were cut when the document was tokenised."""
         return pieces
 
 
@@ -92,86 +128,53 @@ class EvalBatches:
     """
 
     def __init__(self, data: Data, tokenizer, *, rows: Sequence[int] | None = None, mask_id: int | None = None):
-        self._data, self._rows, self._grid = data, rows, _make_grid(data, tokenizer)
-        self._sources = open_sources(data.eval_sources, data, tokenizer, self._grid, mask_id)
+        self._data, self._rows = data, range(data.batch_size) if rows is None else rows
+        self._sources = open_sources(data.eval_sources, data, tokenizer, mask_id)
         self.tallies = [source.tally for source in self._sources]
 
     def __iter__(self) -> Iterator[Row]:
-        data = self._data
-        documents = [shuffle(grain.MapDataset.source(source), 0) for source in self._sources]
-        mixed = iter(_mix([_make_rows(d, data, self._grid, 0) for d in documents], data.eval_sources))
-        for _ in range(data.eval_batches):
-            if not (batch := list(itertools.islice(mixed, data.batch_size))):
+        size, padding = self._data.batch_size, padding_row(self._sources[0].grid)
+        packed = [source.pack(shuffle(grain.MapDataset.source(source), 0), 0) for source in self._sources]
+        mixed = iter(_mix(packed, self._sources))
+        for _ in range(self._data.eval_batches):
+            if not (batch := list(itertools.islice(mixed, size))):
                 return
-            batch += [padding_row(self._grid)] * (data.batch_size - len(batch))
-            mine = batch if self._rows is None else [batch[row] for row in self._rows]
-            yield {name: np.stack([row[name] for row in mine]) for name in mine[0]}
+            batch += [padding] * (size - len(batch))
+            yield {name: np.stack([batch[row][name] for row in self._rows]) for name in padding}
 
 
 def make_dataset(
     data: Data, tokenizer, *, rows: Sequence[int] | None = None, mask_id: int | None = None
 ) -> BatchIterator:
     """The training batches, without end; of each batch the rows `rows` (None: all), in ascending order."""
-    grid = _make_grid(data, tokenizer)
-    sources = open_sources(data.sources, data, tokenizer, grid, mask_id)
-    if not data.shuffle:
-        for spec, pieces in zip(data.sources, sources, strict=True):
-            _check_shards(spec, pieces, data.shards)
+    sources = open_sources(data.sources, data, tokenizer, mask_id)
+    for source in () if data.shuffle else sources:
+        source.check_shards()
 
     def open_shard(shard: int) -> grain.IterDataset:
-        mixed = []
+        packed = []
         for number, source in enumerate(sources):
             # Every source has an order of its own; all of them follow from the seed.
             order_seed, row_seed = (int(s) for s in np.random.SeedSequence([data.seed, number]).generate_state(2))
             documents = grain.MapDataset.source(source)
             if data.shuffle:
                 documents = shuffle(documents, order_seed)
-            documents = documents.repeat()[shard :: data.shards]
-            mixed.append(_make_rows(documents, data, grid, row_seed))
-        return _mix(mixed, data.sources)
+            packed.append(source.pack(documents.repeat()[shard :: data.shards], row_seed))
+        return _mix(packed, sources)
 
-    rows = range(data.batch_size) if rows is None else rows
-    return open_batches(open_shard, data.shards, data.batch_size, rows, [source.tally for source in sources])
+    shards = open_shards(open_shard, data.shards, data.batch_size, range(data.batch_size) if rows is None else rows)
+    return BatchIterator(shards, [source.tally for source in sources])
 
 
-def open_sources(
-    sources: Sequence[Mapping[str, Any]], data: Data, tokenizer, grid: Grid, mask_id: int | None
-) -> list[Pieces]:
+def open_sources(specs: Sequence[Mapping[str, Any]], data: Data, tokenizer, mask_id: int | None) -> list[Pieces]:
     """Every source opened, and seen to hold at least one document to learn from, and not too many of no use."""
-    if not sources:
+    grid = _make_grid(data, tokenizer)
+    if not specs:
         raise InputError("no data: config.data.sources is empty")
-    opened = [Pieces(spec, tokenizer, data.max_skipped, grid, mask_id) for spec in sources]
-    for spec, pieces in zip(sources, opened, strict=True):
-        # Without this a corpus of nothing but unusable documents would be searched for ever.
-        if not _look_through(pieces) and not any(pieces):
-            first = pieces.tally.first
-            reason = f"; {first}" if first else ""
-            raise InputError(f"no document of {dict(spec)} has anything to learn in {grid.length} tokens{reason}")
-    return opened
-
-
-def _look_through(pieces: Pieces) -> bool:
-    """Counts what a run would meet, as far as that is cheap; is there anything to learn?"""
-    size, tally = len(pieces), pieces.tally
-    for index in range(size) if size <= ALL else range(0, size, size // SAMPLE):
-        for piece_L3 in pieces[index] or ():
-            tally.tokens += int(((piece_L3[:, 1] != FILLER) & (piece_L3[:, 2] >= 0)).sum())
-        tally.looked_at += 1
-        if tally.tokens >= TOKENS:
-            break
-    tally.check(tally.looked_at)
-    return tally.tokens > 0
-
-
-def _check_shards(spec: Mapping[str, Any], pieces: Pieces, shards: int) -> None:
-    """In one order for ever a shard meets the same documents in each epoch: it must find something among them."""
-    every = math.gcd(len(pieces), shards)
-    for first in range(every):
-        if not any(pieces[index] for index in range(first, len(pieces), every)):
-            raise InputError(
-                f"config.data.shuffle=False: of {dict(spec)} one of config.data.shards={shards} meets document {first} "
-                f"and each {every} further alone, none of which has anything to learn; shuffle, or take fewer shards"
-            )
+    sources = [Pieces(spec, tokenizer, data, grid, mask_id) for spec in specs]
+    for source in sources:
+        source.look_through()
+    return sources
 
 
 class SmallShuffle(grain.MapDataset):
@@ -183,8 +186,8 @@ class SmallShuffle(grain.MapDataset):
 
     def __init__(self, parent: grain.MapDataset, seed: int):
         super().__init__(parent)
-        self._seed = seed
-        self._order = -1, np.zeros(0, np.int64)  # of the epoch asked for last
+        draw = lambda epoch: np.random.default_rng([seed, epoch]).permutation(len(parent))  # noqa: E731
+        self._order = functools.lru_cache(maxsize=2)(draw)  # iterators may be in two epochs
 
     def __len__(self) -> int:
         return len(self.parents[0])
@@ -193,11 +196,7 @@ class SmallShuffle(grain.MapDataset):
         if isinstance(index, slice):
             return self.slice(index)
         epoch, place = divmod(index, len(self))
-        known, order = self._order
-        if epoch != known:
-            order = np.random.default_rng([self._seed, epoch]).permutation(len(self))
-            self._order = epoch, order  # in one assignment: another iterator may be in another epoch
-        return self.parents[0][int(order[place])]
+        return self.parents[0][int(self._order(epoch)[place])]
 
 
 def shuffle(documents: grain.MapDataset, seed: int) -> grain.MapDataset:
@@ -205,19 +204,8 @@ def shuffle(documents: grain.MapDataset, seed: int) -> grain.MapDataset:
     return SmallShuffle(documents, seed) if len(documents) < SMALL else documents.shuffle(seed=seed)
 
 
-def _make_rows(documents: grain.MapDataset, data: Data, grid: Grid, seed: int) -> grain.IterDataset:
-    # Our sources are in memory or a seek away: threads here would only wait for each other.
-    one_by_one = documents.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    pieces = grain.experimental.FlatMapIterDataset(one_by_one, CutDocuments())
-    return pack_documents(pieces, grid, seed=seed, max_per_row=MAX_PER_ROW[data.packing])
-
-
-def _mix(rows: list[grain.IterDataset], sources: Sequence[Mapping[str, Any]]) -> grain.IterDataset:
-    weights = [spec["weight"] if "weight" in spec else 1.0 for spec in sources]
-    for weight in weights:
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
-            raise InputError(f"a source's weight must be a positive number, not {weight!r}")
-    return grain.IterDataset.mix(rows, weights) if len(rows) > 1 else rows[0]
+def _mix(packed: list[grain.IterDataset], sources: list[Pieces]) -> grain.IterDataset:
+    return grain.IterDataset.mix(packed, [source.weight for source in sources]) if len(packed) > 1 else packed[0]
 
 
 def _make_grid(data: Data, tokenizer) -> Grid:

@@ -65,14 +65,10 @@ class BatchIterator:
             iterator.close()
 
 
-def open_batches(
-    open_shard: Callable[[int], grain.IterDataset],
-    shards: int,
-    batch_size: int,
-    rows: Sequence[int],
-    tallies: list[Tally],
-) -> BatchIterator:
-    """Rows `rows` of every batch of `batch_size`; `open_shard(shard)` is the stream of rows of one of `shards`."""
+def open_shards(
+    open_shard: Callable[[int], grain.IterDataset], shards: int, batch_size: int, rows: Sequence[int]
+) -> dict[str, grain.DatasetIterator]:
+    """Rows `rows` of every batch of `batch_size`, by shards; `open_shard(shard)` is the stream of one's rows."""
     size, iterators = batch_size // shards, {}
     for shard in range(shards):
         wanted = np.array([row - shard * size for row in rows if row // size == shard])
@@ -81,7 +77,7 @@ def open_batches(
             mine = stream if len(wanted) == size else stream.map(partial(_take, wanted))
             prefetched = grain.experimental.ThreadPrefetchIterDataset(mine, prefetch_buffer_size=PREFETCHED)
             iterators[str(shard)] = iter(prefetched)
-    return BatchIterator(iterators, tallies)
+    return iterators
 
 
 def _take(rows: np.ndarray, batch: Row) -> Row:
