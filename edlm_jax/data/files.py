@@ -50,8 +50,10 @@ def find_files(path: str, suffix: str, *, compressed: bool = False) -> list[Path
 
 
 def _below(directory: Path, suffix: str) -> Iterator[Path]:
+    """The paths that end in the suffix, perhaps compressed."""
     for path in directory.rglob("*"):
-        if _has(path, suffix):
+        packed = path.suffix in (*COMPRESSED, *NOT_READ)
+        if path.suffix == suffix or packed and Path(path.stem).suffix == suffix:
             yield path
         elif path.is_symlink() and path.is_dir():
             logging.warning("%s leads to a directory that is not read: name it, or a glob (corpus/**/*.txt)", path)
@@ -67,11 +69,6 @@ def _check_compression(files: list[Path], compressed: bool) -> None:
             raise InputError(f"{file} is packed in a way that is not read: unpack it{read}")
         if packed and file.with_suffix("") in known:
             raise InputError(f"{file} and {file.with_suffix('').name} beside it would be read as two: remove one")
-
-
-def _has(file: Path, suffix: str) -> bool:
-    """Whether a name ends in the suffix, perhaps compressed."""
-    return file.suffix == suffix or file.suffix in (*COMPRESSED, *NOT_READ) and Path(file.stem).suffix == suffix
 
 
 class FileParts(Sequence):
@@ -110,21 +107,29 @@ class FileParts(Sequence):
             file.seek(start)
             return file.read(end - start)
 
-    def _find_parts(self, number: int) -> Iterator[tuple[int, int]]:
-        path = self.files[number]
-        if path.suffix in COMPRESSED:
-            start, end = self._unpack(number)
-            yield from self._find_in(path, self._unpacked.fileno(), start, end)
-        else:
-            with path.open("rb") as file:
-                yield from self._find_in(path, file.fileno(), 0, path.stat().st_size)
+    def _find_parts(self, number: int) -> list[tuple[int, int]]:
+        path, start = self.files[number], 0
+        with path.open("rb") as file:
+            if path.suffix in COMPRESSED:
+                start = self._begins[number] = self._unpack(path)
+                file = self._unpacked
+            end = file.seek(0, os.SEEK_END)
+            if start == end:
+                return []
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                if content[start : start + 2] in UTF16_MARKS:
+                    decode(content[start : start + 2], path)  # raises
+                if content[start : start + 3] == BYTE_ORDER_MARK:
+                    start += 3
+                cuts = [match.span() for match in self._pattern(content, start).finditer(content, start, end)]
+                starts, ends = [start] + [end for _, end in cuts], [start for start, _ in cuts] + [end]
+                return [span for span in zip(starts, ends, strict=True) if self._is_usable(content[slice(*span)])]
 
-    def _unpack(self, number: int) -> tuple[int, int]:
-        """(start, end) of a file's content in the temporary file, at whose end it is added."""
+    def _unpack(self, path: Path) -> int:
+        """Adds a file's content to the temporary file and returns where it begins there."""
         import pyarrow as pa  # slow to import
 
-        path, start = self.files[number], self._unpacked.seek(0, os.SEEK_END)
-        self._begins[number] = start
+        start = self._unpacked.seek(0, os.SEEK_END)
         try:
             with pa.CompressedInputStream(pa.OSFile(str(path)), COMPRESSED[path.suffix]) as content:
                 shutil.copyfileobj(content, self._unpacked, 2**20)
@@ -132,19 +137,7 @@ class FileParts(Sequence):
         except OSError as error:
             free = "" if error.errno is None else f" into {tempfile.gettempdir()}; TMPDIR names another place"
             raise InputError(f"cannot decompress {path}{free}: {error.strerror or error}") from None
-        return start, self._unpacked.tell()
-
-    def _find_in(self, path: Path, file_number: int, start: int, end: int) -> list[tuple[int, int]]:
-        if start == end:
-            return []
-        with mmap.mmap(file_number, 0, access=mmap.ACCESS_READ) as content:
-            if content[start : start + 2] in UTF16_MARKS:
-                decode(content[start : start + 2], path)  # raises
-            if content[start : start + 3] == BYTE_ORDER_MARK:
-                start += 3
-            cuts = [match.span() for match in self._pattern(content, start).finditer(content, start, end)]
-            starts, ends = [start] + [end for _, end in cuts], [start for start, _ in cuts] + [end]
-            return [span for span in zip(starts, ends, strict=True) if self._is_usable(content[slice(*span)])]
+        return start
 
     def _pattern(self, content: mmap.mmap, start: int) -> re.Pattern:
         """Finds separators. Looking for either kind of line end takes eight times as long as for one."""

@@ -57,13 +57,9 @@ def align_document(tokens: Tokens, grid: Grid) -> list[np.ndarray]:
     if not loss_mask_L.any():
         return []
     left = -int(loss_mask_L.argmax()) % grid.block_length if grid.counted_from == "response" else 0
-    if loss_mask_L[0]:
-        cuts = (slice(i, i + grid.length) for i in range(0, len(tokens_L), grid.length))
-        return [_align_piece(tokens_L[cut], loss_mask_L[cut], 0, grid) for cut in cuts if loss_mask_L[cut].any()]
-    kept = grid.length - left
-    if not loss_mask_L[:kept].any():
-        return []
-    return [_align_piece(tokens_L[:kept], loss_mask_L[:kept], left, grid)]
+    starts = range(0, len(tokens_L), grid.length) if loss_mask_L[0] else [0]
+    cuts = [slice(start, start + grid.length - left) for start in starts]
+    return [_align_piece(tokens_L[cut], loss_mask_L[cut], left, grid) for cut in cuts if loss_mask_L[cut].any()]
 
 
 def what_is_lost(tokens: Tokens, pieces: list[np.ndarray], grid: Grid) -> str | None:

@@ -28,12 +28,10 @@ class StdlibSource(Sequence):
             if SKIPPED_DIRECTORIES.intersection(path.parts) or belongs_to_test(path.as_posix()) != (split == "test"):
                 continue
             try:
-                text = decode((root / path).read_bytes(), path)
+                self._texts.append(decode((root / path).read_bytes(), path))
             except UnicodeDecodeError:
                 self.skipped += 1
-                continue
-            if text.strip():
-                self._texts.append(text)
+        self._texts = [text for text in self._texts if text.strip()]
         if not self._texts:
             raise InputError(f"no Python sources of the {split} split below {root}")
 
