@@ -5,36 +5,31 @@ a message reaches the template, and so do the tools of a conversation.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edlm_jax.errors import InputError
-from edlm_jax.pretrained.encode import encode_bare, encode_more, encode_text, quote
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from edlm_jax.pretrained.encode import HFTokenizer, encode_bare, encode_more, encode_text, quote
 
 Message = Mapping[str, Any]  # role, content, and what the template knows: tool_calls, reasoning_content, name, ...
 Part = tuple[str, bool]  # text with quotations marked (encode.py), and whether the assistant says it
 
 
-def encode_chat(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], tools: Any = None) -> list[int]:
+def encode_chat(tokenizer: HFTokenizer, messages: Sequence[Message], tools: Any = None) -> list[int]:
     """The prompt that asks for the next turn."""
     return encode_bare(tokenizer, render(tokenizer, messages, tools, add_generation_prompt=True))
 
 
-def encode_prompt(tokenizer: "PreTrainedTokenizerBase", text: str, chat: bool) -> list[int]:
+def encode_prompt(tokenizer: HFTokenizer, text: str, chat: bool) -> list[int]:
     """A text to go on with; with `chat`, what a user says."""
     return encode_chat(tokenizer, [{"role": "user", "content": text}]) if chat else encode_text(tokenizer, text)
 
 
-def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], tools: Any = None, **how) -> str:
+def render(tokenizer: HFTokenizer, messages: Sequence[Message], tools: Any = None, **how) -> str:
     """The template's text, with quotations marked (encode.py). Whatever the template raises is an InputError."""
     return _write(tokenizer, *_quoted_all(tokenizer, messages, tools), **how)
 
 
-def learned_turns(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], tools: Any = None
-) -> list[list[Part]]:
+def learned_turns(tokenizer: HFTokenizer, messages: Sequence[Message], tools: Any = None) -> list[list[Part]]:
     """The parts of each document that a conversation makes; joined, they are what the template writes.
 
     <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n   Hello<|im_end|>\\n   <|im_start|>user ...
@@ -64,7 +59,7 @@ def learned_turns(
     return documents
 
 
-def encode_parts(tokenizer: "PreTrainedTokenizerBase", parts: Sequence[Part]) -> Iterator[tuple[list[int], bool]]:
+def encode_parts(tokenizer: HFTokenizer, parts: Sequence[Part]) -> Iterator[tuple[list[int], bool]]:
     """(ids, whether the assistant says it) of each part, as the decoder meets it: no prompt knows its answer."""
     before = None
     for text, says in parts:

@@ -13,7 +13,7 @@ import functools
 import json
 import re
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from tokenizers import AddedToken, Tokenizer
 
@@ -21,6 +21,7 @@ from edlm_jax.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+HFTokenizer: TypeAlias = "PreTrainedTokenizerBase"  # of transformers, which is slow to import
 
 # No characters, by Unicode's word: they mean something only here.
 QUOTED = "\ufdd0"  # after the first character of a special token: it is plain text
@@ -29,13 +30,13 @@ RENDERED = "\ufdd1"  # before a text: a chat template wrote it (for those who pa
 _ALIAS = f"\ufdd2{secrets.token_hex(8)}.{{}}\ufdd2"
 
 
-def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+def encode_text(tokenizer: HFTokenizer, text: str) -> list[int]:
     """The ids of a text from its beginning; one that begins with the start token already gets no second one."""
     start, ids = _start(tokenizer), encode_bare(tokenizer, text)
     return ids if ids[: len(start)] == start else [*start, *ids]
 
 
-def encode_more(tokenizer: "PreTrainedTokenizerBase", text: str, before: str) -> list[int]:
+def encode_more(tokenizer: HFTokenizer, text: str, before: str) -> list[int]:
     """The ids of what follows a text that was encoded on its own."""
     if _begins_with_space(tokenizer):
         for other in (before, "\n"):  # the second where the two would be joined into one token
@@ -45,12 +46,12 @@ def encode_more(tokenizer: "PreTrainedTokenizerBase", text: str, before: str) ->
     return encode_bare(tokenizer, text)
 
 
-def encode_bare(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+def encode_bare(tokenizer: HFTokenizer, text: str) -> list[int]:
     """The ids of a text with nothing before it: a chat template writes its start token itself, or wants none."""
     return _encode_quoting(tokenizer, text) if QUOTED in text else tokenizer.encode(text, add_special_tokens=False)
 
 
-def begin_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+def begin_id(tokenizer: HFTokenizer) -> int:
     """The start token, or, as documents follow each other's ends, the end token where there is none."""
     known = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None]
     if not known:
@@ -59,12 +60,12 @@ def begin_id(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 
 @functools.lru_cache(maxsize=8)
-def id_limit(tokenizer: "PreTrainedTokenizerBase") -> int:
+def id_limit(tokenizer: HFTokenizer) -> int:
     """One more than the largest id. There may be fewer tokens than that: ids have holes."""
     return 1 + max(tokenizer.get_vocab().values())
 
 
-def quote(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
+def quote(tokenizer: HFTokenizer, text: str) -> str:
     """The text with every special token in it marked as plain text."""
     return _special(tokenizer).sub(lambda found: found[0][0] + QUOTED + found[0][1:], text)
 

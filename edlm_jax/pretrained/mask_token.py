@@ -5,7 +5,6 @@ Embeddings are not resized, so that a converted checkpoint stays a checkpoint of
 
 import json
 import re
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +12,8 @@ import jax.numpy as jnp
 from edlm_jax.errors import InputError
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
+from edlm_jax.pretrained.encode import HFTokenizer
 from edlm_jax.pretrained.text import Text
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 # Names of special tokens that fit, the best first, and why; among equals the lowest id.
 _SLOTS = {
@@ -29,7 +26,7 @@ _SLOTS = {
 STARTS = ("keep", "mean", "noise")
 
 
-def choose_mask_token(tokenizer: "PreTrainedTokenizerBase", spec: ModelSpec, override: int = -1) -> int:
+def choose_mask_token(tokenizer: HFTokenizer, spec: ModelSpec, override: int = -1) -> int:
     """The id to mask with: `override` unless -1, else the unused special token of the tokenizer's family."""
     ends = Text.of(spec, tokenizer).ends  # also those that the model's files list, or its chat template writes
     taken = {tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id, *ends} - {None}
@@ -48,7 +45,7 @@ def choose_mask_token(tokenizer: "PreTrainedTokenizerBase", spec: ModelSpec, ove
     raise InputError("the tokenizer has no special token that is known to be unused: set init.mask_token_id to one")
 
 
-def why_mask_token(tokenizer: "PreTrainedTokenizerBase", mask_id: int, spec: ModelSpec, override: int = -1) -> str:
+def why_mask_token(tokenizer: HFTokenizer, mask_id: int, spec: ModelSpec, override: int = -1) -> str:
     """Why `choose_mask_token` took this one for the model that `spec` was read from."""
     if override != -1:
         return "set by init.mask_token_id"

@@ -6,14 +6,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edlm_jax.errors import InputError
 from edlm_jax.files import read_json
 from edlm_jax.models.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from edlm_jax.pretrained.encode import HFTokenizer
 
 Read = Callable[[list[int]], str]
 _BEFORE = 32  # tokens of a prompt that are read with what follows: more than one character's bytes
@@ -24,12 +22,12 @@ _ANSWER = "edlm-answer"  # said in a conversation, to see what a chat template w
 class Text:
     """A tokenizer as a decoder needs it: `decoder(prompts, ends=text.ends, detokenize=text, stop=...)`."""
 
-    tokenizer: "PreTrainedTokenizerBase"
+    tokenizer: HFTokenizer
     ends: tuple[int, ...] = ()  # the tokens that end what a model says, the tokenizer's own first
     turn_stop: str = ""  # what the chat template ends an answer by, where that is no token
 
     @classmethod
-    def of(cls, spec: ModelSpec, tokenizer: "PreTrainedTokenizerBase") -> "Text":
+    def of(cls, spec: ModelSpec, tokenizer: HFTokenizer) -> "Text":
         """A model's. It ends at the tokenizer's end, at all that its files list, and where its template ends a turn."""
         closing = _closing(tokenizer)
         added = {token.content: token_id for token_id, token in tokenizer.added_tokens_decoder.items()}

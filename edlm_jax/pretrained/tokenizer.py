@@ -8,15 +8,13 @@ import shutil
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edlm_jax.errors import InputError
 from edlm_jax.files import read_json
+from edlm_jax.pretrained.encode import HFTokenizer
 from edlm_jax.pretrained.source import TOKENIZER_FILES, find_directory, read_config
 from edlm_jax.pretrained.text import listed_ends
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken", "tekken.json")
 # Tokenizers whose class is code of their own, and the class of transformers that reads the same files alike.
@@ -24,7 +22,7 @@ _CLASSES = {"DreamTokenizer": "Qwen2Tokenizer"}
 _WHOLE = "PreTrainedTokenizerFast"  # for any other such class: all that it is must stand in tokenizer.json
 
 
-def load_tokenizer(path_or_repo: str | Path, vocab_size: int | None = None) -> "PreTrainedTokenizerBase":
+def load_tokenizer(path_or_repo: str | Path, vocab_size: int | None = None) -> HFTokenizer:
     """The tokenizer of a directory; refused when it knows tokens that the model has no embedding for.
 
     `vocab_size` is the model's; None: what the config.json beside the tokenizer says.
@@ -46,7 +44,7 @@ def load_tokenizer(path_or_repo: str | Path, vocab_size: int | None = None) -> "
     return tokenizer
 
 
-def reads_alike(one: "PreTrainedTokenizerBase", other: "PreTrainedTokenizerBase") -> bool:
+def reads_alike(one: HFTokenizer, other: HFTokenizer) -> bool:
     """Do two tokenizers make the same tokens of every text and conversation?"""
 
     def parts(tokenizer):
@@ -57,7 +55,7 @@ def reads_alike(one: "PreTrainedTokenizerBase", other: "PreTrainedTokenizerBase"
     return parts(one) == parts(other)
 
 
-def _open(directory: Path) -> "PreTrainedTokenizerBase":
+def _open(directory: Path) -> HFTokenizer:
     settings, whole = directory / "tokenizer_config.json", (directory / "tokenizer.json").is_file()
     instead = _stand_in(read_json(settings) if settings.is_file() else {})
     if instead == _WHOLE and not whole:
