@@ -1,11 +1,24 @@
 """What commands turn into one line and an exit code of its own."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 
 class InputError(ValueError):
     """Bad input. The message is one line: what is wrong, where, and what to do about it. Exit code 2."""
+
+
+@contextlib.contextmanager
+def refusing(what: str, *errors: type[Exception]) -> Iterator[None]:
+    """Makes an InputError "what: reason" of these errors, which a library raises within."""
+    try:
+        yield
+    except InputError:
+        raise
+    except errors as error:
+        raise InputError(f"{what}: {' '.join(str(error).split())}") from None
 
 
 class PartlyRefusedError(InputError):

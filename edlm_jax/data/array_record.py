@@ -13,7 +13,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from edlm_jax.data.documents import Document, Tokens
 from edlm_jax.data.files import find_files
-from edlm_jax.errors import InputError
+from edlm_jax.errors import InputError, refusing
 
 
 def encode_record(tokens: Tokens) -> bytes:
@@ -48,17 +48,13 @@ class TokenRecords(Sequence):
 
     def __init__(self, path: str):
         files = find_files(path, ".array_record")
-        try:
+        names = ", ".join(file.name for file in files)
+        with refusing(f"cannot read {names} in {files[0].parent} as ArrayRecord", RuntimeError):
             self._records = grain.sources.ArrayRecordDataSource([str(file) for file in files])
-        except RuntimeError as error:
-            names = ", ".join(file.name for file in files)
-            raise InputError(f"cannot read {names} in {files[0].parent} as ArrayRecord: {error}") from None
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Document:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        tokens_L, loss_mask_L = decode_record(self._records[index])
+        tokens_L, loss_mask_L = decode_record(self._records[range(len(self))[index]])
         return dict(tokens=tokens_L, loss_mask=loss_mask_L)

@@ -16,18 +16,17 @@ from typing import Any
 import numpy as np
 
 from edlm_jax.errors import InputError
-from edlm_jax.pretrained.chat import Part, encode_parts, learned_turns
-from edlm_jax.pretrained.encode import encode_more, encode_text, id_limit
+from edlm_jax.pretrained.chat import Part, learned_turns
+from edlm_jax.pretrained.encode import encode_bare, encode_more, encode_text, id_limit
 
 Document = Mapping[str, Any]
 Tokens = tuple[np.ndarray, np.ndarray]  # tokens_L, loss_mask_L, both int32
 
 
 def tokenize(document: Document, tokenizer) -> list[Tokens]:
-    """The document's tokens and loss mask, with the end-of-sequence token where the document has to bring its own.
+    """The document's tokens and loss mask; InputError where nothing can be learned from it.
 
-    One pair; of a conversation whose template shows earlier turns in another way, one for each turn (chat.py); of text
-    that is blank none. Raises InputError for a document from which nothing can be learned.
+    Of a conversation whose template shows earlier turns otherwise, a pair for each turn (chat.py); of blank text none.
     """
     if "tokens" in document:
         return [_check_tokens(document, id_limit(tokenizer))]
@@ -65,8 +64,7 @@ def _check_tokens(document: Document, limit: int) -> Tokens:
     if not ((loss_mask_L == 0) | (loss_mask_L == 1)).all():
         raise InputError("a loss mask holds 0 (given) and 1 (learned) only")
     # JAX would clamp a token past the end of the embedding in silence.
-    unknown = tokens_L[(tokens_L < 0) | (tokens_L >= limit)]
-    if unknown.size:
+    if (unknown := tokens_L[(tokens_L < 0) | (tokens_L >= limit)]).size:
         raise InputError(
             f"token {unknown[0]} is outside the tokenizer's vocabulary, whose ids end at {limit - 1}; "
             "was the corpus pre-tokenised with another tokenizer?"
@@ -75,8 +73,11 @@ def _check_tokens(document: Document, limit: int) -> Tokens:
 
 
 def _tokenize_turns(parts: Sequence[Part], tokenizer) -> Tokens:
-    joined, end = [], tokenizer.eos_token_id
-    for ids, says in encode_parts(tokenizer, parts):
+    joined, end, before = [], tokenizer.eos_token_id, None
+    for text, says in parts:
+        # As the decoder meets it: no prompt knows its answer.
+        ids = encode_bare(tokenizer, text) if before is None else encode_more(tokenizer, text, before)
+        before = text
         # What the template writes after the end of a turn is never generated: decoding stops at the end.
         spoken = ids.index(end) + 1 if says and end in ids else len(ids) * says
         joined += [(ids[:spoken], 1), (ids[spoken:], 0)]

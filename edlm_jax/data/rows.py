@@ -8,7 +8,7 @@ import numpy as np
 
 from edlm_jax.data.documents import Document
 from edlm_jax.data.files import FileParts, find_files
-from edlm_jax.errors import InputError
+from edlm_jax.errors import InputError, refusing
 
 COLUMNS = (("messages",), ("prompt", "response"), ("text",))  # the first whose names a row has
 TOOLS = "tools"  # beside messages: the functions that the assistant may call, where a conversation has them
@@ -29,17 +29,12 @@ class Rows(Sequence):
         return len(self.table)
 
     def __getitem__(self, index: int) -> Document:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        try:
+        index = range(len(self))[index]  # tables know no IndexError
+        with refusing("not UTF-8", UnicodeError), refusing("too many brackets in brackets", RecursionError):
             row = self.read(index)
             wanted = {name: column for name, column in self.columns.items() if name != TOOLS or column in row}
             columns = choose_columns(wanted, row, "it")
             return {name: self._to_value(name, row[column]) for name, column in columns.items()}
-        except UnicodeError:
-            raise InputError("not UTF-8") from None
-        except RecursionError:
-            raise InputError("too many brackets in brackets") from None
 
     def locate(self, index: int) -> str:
         """Where a document stands, for messages."""
@@ -55,10 +50,8 @@ class Rows(Sequence):
             return _to_tools(value)
         if name == "messages":
             if isinstance(value, Mapping):  # a TFDS sequence of dicts comes as a dict of sequences
-                try:
+                with refusing("messages is an object of no lists of one length, not a list", TypeError, ValueError):
                     value = [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
-                except (TypeError, ValueError):
-                    raise InputError("messages is an object of no lists of one length, not a list") from None
             return [_to_message(number, message) for number, message in enumerate(_need(list, value, name))]
         return _need(str, value, name)
 

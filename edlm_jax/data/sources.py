@@ -29,7 +29,7 @@ from edlm_jax.data.files import FileParts, find_files
 from edlm_jax.data.rows import JsonLines, Rows, choose_columns
 from edlm_jax.data.stdlib import StdlibSource
 from edlm_jax.data.tasks import TaskSource
-from edlm_jax.errors import InputError
+from edlm_jax.errors import InputError, refusing
 
 
 class Texts(FileParts):
@@ -65,12 +65,10 @@ def open_parquet(path: str, columns: Mapping = {}) -> Sequence:  # noqa: B006 (n
 
     tables = []
     for file in find_files(path, ".parquet"):
-        try:
+        with refusing(f"cannot read {file}", pa.ArrowException, OSError):  # a damaged one is either
             names = pq.read_schema(file).names
             wanted = choose_columns(columns, names, str(file)).values()
             tables.append(pq.read_table(file, columns=[name for name in names if name in wanted]))
-        except (pa.ArrowException, OSError) as error:  # a damaged one is either
-            raise InputError(f"cannot read {file}: {str(error).splitlines()[0]}") from None
     return Rows(ArrowTable(tables), columns, path)
 
 
@@ -78,10 +76,8 @@ def open_hf_dataset(path: str, split: str = "train", columns: Mapping = {}) -> S
     """A dataset saved with save_to_disk, or one split of a saved DatasetDict, memory-mapped."""
     import datasets
 
-    try:
+    with refusing(f"no dataset saved with save_to_disk at {path}", OSError, ValueError):  # a damaged one is either
         dataset = datasets.load_from_disk(path)
-    except (OSError, ValueError) as error:  # damaged JSON or Arrow is the latter
-        raise InputError(f"no dataset saved with save_to_disk at {path}: {str(error).splitlines()[0]}") from None
     if isinstance(dataset, datasets.DatasetDict):
         _check_split(path, split, dataset)
         dataset = dataset[split]
@@ -94,10 +90,8 @@ def open_tfds(path: str, split: str = "train", columns: Mapping = {}) -> Sequenc
 
     if not (Path(path) / "dataset_info.json").is_file():
         raise InputError(f"no prepared TFDS version at {path}: dataset_info.json is missing")
-    try:
+    with refusing(f"cannot read {path}/dataset_info.json", Exception):  # whatever the parsers of its files raise
         builder = tfds.builder_from_directory(path)
-    except Exception as error:  # noqa: BLE001 (whatever the parsers of its files raise)
-        raise InputError(f"cannot read {path}/dataset_info.json: {str(error).splitlines()[0]}") from None
     _check_split(path, split.partition("[")[0], builder.info.splits)
     if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         raise InputError(f"{path} is not in the array_record format; prepare it with file_format='array_record'")

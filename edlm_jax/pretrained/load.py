@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from edlm_jax.errors import InputError
+from edlm_jax.errors import InputError, refusing
 from edlm_jax.models.lora import Lora
 from edlm_jax.models.spec import ModelSpec
 from edlm_jax.models.transformer import Transformer
@@ -27,10 +27,9 @@ FLOATS = ("float32", "bfloat16", "float16")
 def load_spec(path_or_repo: str | Path) -> ModelSpec:
     """What a model is, from its config.json: no tensor is read, of a hub id none is downloaded."""
     directory = find_directory(path_or_repo, weights=False).absolute()
-    try:
+    # A list where a name or an object belongs, say, is either error.
+    with refusing(f"{directory / 'config.json'} does not describe a model", TypeError, AttributeError):
         return ModelSpec.from_hf(read_config(directory), source=str(directory))
-    except (TypeError, AttributeError) as error:  # a list where a name or an object belongs, say
-        raise InputError(f"{directory / 'config.json'} does not describe a model: {error}") from None
 
 
 def load_pretrained(
@@ -89,22 +88,19 @@ def _read(place: Place, checkpoint: Checkpoint, dtype: str, mesh: Mesh | None) -
             shards[ranges] = _read_shard(place, checkpoint, np.dtype(dtype), ranges)
         return shards[ranges]
 
-    if mesh is None:
-        sharding = SingleDeviceSharding(jax.local_devices()[0])
-    else:
-        sharding = named_sharding(mesh, place.path[-1], place.shape)
+    alone = SingleDeviceSharding(jax.local_devices()[0])
+    sharding = alone if mesh is None else named_sharding(mesh, place.path[-1], place.shape)
     array = jax.make_array_from_callback(place.shape, sharding, shard, dtype=np.dtype(dtype))
     return array.block_until_ready()  # so that its host copy is gone before the next is read
 
 
 def _read_shard(place: Place, checkpoint: Checkpoint, dtype: np.dtype, ranges: tuple) -> np.ndarray:
+    index = tuple(slice(*r) for r in ranges)
     if not place.num_layers:
-        part = place.read(checkpoint[place.template], tuple(slice(*r) for r in ranges))
-        return np.ascontiguousarray(part, dtype)
-    layers, rest = range(*ranges[0]), tuple(slice(*r) for r in ranges[1:])
+        return np.ascontiguousarray(place.read(checkpoint[place.template], index), dtype)
     stacked = np.empty([stop - start for start, stop in ranges], dtype)
-    for row, layer in enumerate(layers):
-        stacked[row] = place.read(checkpoint[place.hf_names[layer]], rest)
+    for row, layer in enumerate(range(*ranges[0])):
+        stacked[row] = place.read(checkpoint[place.hf_names[layer]], index[1:])
     return stacked
 
 
@@ -113,8 +109,7 @@ def assemble(
 ) -> Transformer:
     """The model of a spec from its parameters by path."""
     build = lambda: Transformer(spec, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype, lora=lora)  # noqa: E731
-    skeleton = nnx.eval_shape(build)
-    graph, state = nnx.split(skeleton)
+    graph, state = nnx.split(nnx.eval_shape(build))
     flat = dict(nnx.to_flat_state(state))
     if flat.keys() != arrays.keys():
         raise AssertionError(f"layout.py and transformer.py disagree: {sorted(flat.keys() ^ arrays.keys())}")

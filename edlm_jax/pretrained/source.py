@@ -5,33 +5,21 @@ import re
 from pathlib import Path
 from typing import Any
 
-from edlm_jax.errors import InputError
+from edlm_jax.errors import InputError, refusing
 from edlm_jax.files import read_json
 from edlm_jax.pretrained import bundled
-from edlm_jax.pretrained.gguf.directory import directory_of
+from edlm_jax.pretrained.gguf import directory_of
 from edlm_jax.pretrained.gguf.file import is_gguf
 from edlm_jax.pretrained.released import translate
 
 # Beside config.json and the weights, what makes a checkpoint usable: copied on export, downloaded with a hub id. Never
 # a .py: no code of a model's directory runs.
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.*.json",  # of one version of transformers
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",  # .json, .txt, .bpe
-    "merges.txt",
-    "normalizer.json",
-    "tekken.json",
-    "*.model",  # of SentencePiece: tokenizer.model, spiece.model; or of tiktoken
-    "tokenizer.model.*",  # Mistral's versions
-    "*.spm",
-    "*.tiktoken",
-    "chat_template.json",
-    "*.jinja",
-    "additional_chat_templates/*.jinja",
-    "generation_config.json",
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.*.json"),  # the last: of one version of transformers
+    *("special_tokens_map.json", "added_tokens.json", "normalizer.json", "tekken.json", "generation_config.json"),
+    *("vocab*", "merges.txt"),  # vocab.json, .txt, .bpe
+    *("*.model", "tokenizer.model.*", "*.spm", "*.tiktoken"),  # of SentencePiece or tiktoken; Mistral's versions
+    *("chat_template.json", "*.jinja", "additional_chat_templates/*.jinja"),
 )
 _WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "adapter/adapter_*")  # the last: a drafter
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -89,11 +77,7 @@ def only_gguf(directory: Path) -> str:
 @functools.cache  # one snapshot for as long as the process runs: a run reads its first weights more than once
 def _download(repo: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     patterns = ["config.json", *(_WEIGHTS if weights else ()), *TOKENIZER_FILES]
-    try:
+    with refusing(f"{repo} is not a directory here, and downloading it failed", OSError):  # as all of the hub's are
         return Path(snapshot_download(repo, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{repo} is not a directory here, and downloading it failed: {reason}") from None

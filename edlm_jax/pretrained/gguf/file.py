@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edlm_jax.errors import InputError
+from edlm_jax.errors import InputError, refusing
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +43,10 @@ def _open(path: Path, size: int, changed: int) -> GgufFile:
         from gguf import GGUFReader
     except ImportError:
         raise InputError(f"reading {path} needs the gguf package: pip install 'edlm_jax[gguf]', or gguf") from None
-    try:
+    # Where the file ends decides what the reader trips over.
+    with refusing(f"{path} is truncated or not a GGUF file", Exception):
         reader = GGUFReader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
-    except Exception as error:  # noqa: BLE001 (what the reader trips over depends on where the file ends)
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} is truncated or not a GGUF file: {reason}") from None
     if reader.byte_order != "I":
         raise InputError(f"{path} was written for machines of the other byte order")
     if metadata.get("split.count", 1) > 1:
