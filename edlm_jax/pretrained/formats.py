@@ -30,19 +30,15 @@ def check_format(spec: ModelSpec, name: str) -> None:
     """Refuses what the format's servers would decode wrongly."""
     if name not in FORMATS:
         raise InputError(f"format {name!r} is unknown; choose one of {', '.join(FORMATS)}")
-    released, conversion = RELEASED[FORMATS[name]], spec.conversion
-    if conversion is None:
+    released = RELEASED[FORMATS[name]]
+    if spec.conversion is None:
         raise InputError(f"format {name!r} is for converted models; this one is autoregressive")
-    wanted = released.conversion
-    found = {"family": spec.family} | dataclasses.asdict(conversion)
-    needed = {"family": released.family} | dataclasses.asdict(wanted)
+    found, needed = ({"family": one.family, **dataclasses.asdict(one.conversion)} for one in (spec, released))
     for what in ("family", "alignment", "pattern", "prefill", "noise"):
         if found[what] != needed[what]:
             raise InputError(f"format {name!r} needs {what} {needed[what]!r}; this model has {found[what]!r}")
-    if spec.vocab_size <= wanted.mask_token_id:
-        raise InputError(
-            f"format {name!r} has its mask at {wanted.mask_token_id}; this vocabulary ends at {spec.vocab_size}"
-        )
+    if spec.vocab_size <= (mask := released.conversion.mask_token_id):
+        raise InputError(f"format {name!r} has its mask at {mask}; this vocabulary ends at {spec.vocab_size}")
 
 
 def prepare(model: Transformer, name: str) -> tuple[Transformer, dict[str, Any]]:
@@ -69,23 +65,13 @@ def prepare(model: Transformer, name: str) -> tuple[Transformer, dict[str, Any]]
 def _config(name, spec, block_length):
     """The family's fields in the form that these architectures' code reads (rope_theta, not rope_parameters)."""
     config = spec.to_hf()
-    rope = config.pop("rope_parameters", None)
-    if rope is not None:
-        config["rope_theta"] = rope["rope_theta"]
-        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
-        config["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
+    if (rope := config.pop("rope_parameters", None)) is not None:
+        config["rope_theta"] = rope.pop("rope_theta")
+        config["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else rope
     config |= {"architectures": [FORMATS[name]], "model_type": _MODEL_TYPES[name]}
     if name == "sdar":
-        mask = RELEASED[FORMATS[name]].conversion.mask_token_id
-        return config | {
-            "block_size": block_length,
-            "mask_token_id": mask,
-            "head_dim": spec.head_dim,
-            "sliding_window": None,  # absent means 4096 to the released code
-            "fuse_cross_entropy": True,  # the released code reads it
-        }
-    return config | {
-        "bd_size": block_length,
-        "layer_types": ["full_attention"] * spec.num_layers,
-        "conplemenrary_mask": True,  # as released
-    }
+        config |= dict(block_size=block_length, mask_token_id=RELEASED[FORMATS[name]].conversion.mask_token_id)
+        # The released code reads both; without the first windows are of 4096.
+        return config | dict(head_dim=spec.head_dim, sliding_window=None, fuse_cross_entropy=True)
+    layer_types = ["full_attention"] * spec.num_layers
+    return config | dict(bd_size=block_length, layer_types=layer_types, conplemenrary_mask=True)  # spelled as released

@@ -14,8 +14,8 @@ What the released samplers get wrong is not done here: Fast-dLLM v2 never reads 
 with a fixed number of tokens a step overwrites prompt tokens that share the first block.
 """
 
-import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from edlm_jax.errors import InputError
@@ -24,44 +24,38 @@ from edlm_jax.models.spec import Conversion
 from edlm_jax.pretrained.layout import Place
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Released:
     """One released architecture; `conversion` holds its defaults."""
 
     family: str
     conversion: Conversion
     block_key: str = ""  # where its config.json has the block length
-    fields: tuple[tuple[str, str], ...] = ()  # (our name, its name) of the config's fields
-    names: tuple[tuple[str, str], ...] = ()  # (part of our tensor name, its own), applied in order
+    fields: Mapping[str, str] = field(default_factory=dict)  # {our name: its name} of the config's fields
+    names: Mapping[str, str] = field(default_factory=dict)  # {part of our tensor name: its own}, applied in order
     tensors_vary: bool = False  # releases were seen with the family's own names, too
-    constants: tuple[tuple[str, Any], ...] = ()  # what this decoder needs to find in its config.json
-
-
-def _whole(mask: int, **fields: str) -> Conversion:
-    return Conversion(mask, 32, pattern="bidirectional", prefill="bidirectional", grid="position", **fields)
+    constants: Mapping[str, Any] = field(default_factory=dict)  # what this decoder needs to find in its config.json
 
 
 _EFFICIENT_DLM = Released(
     family="qwen3",
     conversion=Conversion(151662, 32, prefill="bidirectional"),
     block_key="block_size",
-    names=(("model.", "encoder."), ("lm_head.", "diffusion_head.")),
+    names={"model.": "encoder.", "lm_head.": "diffusion_head."},
     tensors_vary=True,
-    constants=(("disable_qk_norm", False),),
+    constants=dict(disable_qk_norm=False),
 )
+_DRAWN = dict(grid="position", confidence="drawn")
+_WHOLE = dict(pattern="bidirectional", prefill="bidirectional")
+_NOT_IN_LLADA = ("attention_layer_norm", "include_bias", "include_qkv_bias", "scale_logits", "input_emb_norm")
 RELEASED = {
     "EfficientDLM": _EFFICIENT_DLM,  # nvidia/Efficient-DLM-4B
     "DiffEncoderModel": _EFFICIENT_DLM,  # nvidia/Nemotron-Diffusion-Research-4B-v0
-    "SDARForCausalLM": Released(  # JetLM/SDAR-4B-Chat
-        family="qwen3",
-        conversion=Conversion(151669, 4, grid="position", confidence="drawn"),
-        block_key="block_size",
-    ),
+    # JetLM/SDAR-4B-Chat
+    "SDARForCausalLM": Released(family="qwen3", conversion=Conversion(151669, 4, **_DRAWN), block_key="block_size"),
     "Fast_dLLM_QwenForCausalLM": Released(  # Fast_dLLM_v2_7B
         family="qwen2",
-        conversion=Conversion(
-            151665, 32, alignment="shifted", grid="position", confidence="drawn", commit="first_token"
-        ),
+        conversion=Conversion(151665, 32, alignment="shifted", commit="first_token", **_DRAWN),
         block_key="bd_size",
     ),
     # dllm's bd3lm models, which add their mask token after the tokenizer's own.
@@ -69,47 +63,32 @@ RELEASED = {
     "A2DQwen2LMHeadModel": Released(family="qwen2", conversion=Conversion(151665, 32), block_key="block_size"),
     "A2DLlamaLMHeadModel": Released(family="llama", conversion=Conversion(128256, 32), block_key="block_size"),
     # Dream-v0-Instruct-7B
-    "DreamModel": Released(family="qwen2", conversion=_whole(151666, alignment="shifted", confidence="drawn")),
+    "DreamModel": Released(family="qwen2", conversion=Conversion(151666, 32, alignment="shifted", **_WHOLE, **_DRAWN)),
     "LLaDAModelLM": Released(  # GSAI-ML/LLaDA-8B-Instruct
         family="llama",
-        conversion=_whole(126336),
-        fields=(
-            ("hidden_size", "d_model"),
-            ("num_hidden_layers", "n_layers"),
-            ("num_attention_heads", "n_heads"),
-            ("num_key_value_heads", "n_kv_heads"),
-            ("intermediate_size", "mlp_hidden_size"),
-            ("vocab_size", "embedding_size"),
-            ("max_position_embeddings", "max_sequence_length"),
-            ("tie_word_embeddings", "weight_tying"),
-            ("hidden_act", "activation_type"),
-        ),
-        names=(
-            ("model.embed_tokens.", "model.transformer.wte."),
-            ("model.norm.", "model.transformer.ln_f."),
-            ("lm_head.", "model.transformer.ff_out."),
-            ("model.layers.", "model.transformer.blocks."),
-            ("self_attn.o_proj.", "attn_out."),
-            ("self_attn.", ""),
-            ("mlp.gate_proj.", "ff_proj."),
-            ("mlp.up_proj.", "up_proj."),
-            ("mlp.down_proj.", "ff_out."),
-            ("input_layernorm.", "attn_norm."),
-            ("post_attention_layernorm.", "ff_norm."),
-        ),
-        constants=(
-            ("rope", True),
-            ("block_type", "llama"),
-            ("layer_norm_type", "rms"),
-            ("attention_layer_norm", False),
-            ("include_bias", False),
-            ("include_qkv_bias", False),
-            ("scale_logits", False),
-            ("input_emb_norm", False),
-        ),
+        conversion=Conversion(126336, 32, grid="position", **_WHOLE),
+        fields=dict(hidden_size="d_model", num_hidden_layers="n_layers", num_attention_heads="n_heads")
+        | dict(num_key_value_heads="n_kv_heads", intermediate_size="mlp_hidden_size", vocab_size="embedding_size")
+        | dict(max_position_embeddings="max_sequence_length", tie_word_embeddings="weight_tying")
+        | dict(hidden_act="activation_type"),
+        names={
+            "model.embed_tokens.": "model.transformer.wte.",
+            "model.norm.": "model.transformer.ln_f.",
+            "lm_head.": "model.transformer.ff_out.",
+            "model.layers.": "model.transformer.blocks.",
+            "self_attn.o_proj.": "attn_out.",
+            "self_attn.": "",
+            "mlp.gate_proj.": "ff_proj.",
+            "mlp.up_proj.": "up_proj.",
+            "mlp.down_proj.": "ff_out.",
+            "input_layernorm.": "attn_norm.",
+            "post_attention_layernorm.": "ff_norm.",
+        },
+        constants=dict(rope=True, block_type="llama", layer_norm_type="rms", **dict.fromkeys(_NOT_IN_LLADA, False)),
     ),
 }
 _KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "torch_dtype", "dtype", "initializer_range")
+_KEPT += ("rms_norm_eps", "rope_theta")
 
 
 def architecture(config: Mapping[str, Any]) -> str | None:
@@ -123,38 +102,32 @@ def translate(config: Mapping[str, Any]) -> dict[str, Any]:
     if name is None:
         return dict(config)
     released = RELEASED[name]
-    for key, value in released.constants:
+    for key, value in released.constants.items():
         if config.get(key, value) != value:
             raise InputError(f"config.json: {name} with {key} = {config[key]!r} is not supported (only {value!r})")
     ours = dict(config)
     if released.fields:
-        missing = [theirs for _, theirs in released.fields if theirs not in config]
-        if missing:
+        if missing := [theirs for theirs in released.fields.values() if theirs not in config]:
             raise InputError(f"config.json: {name} needs {', '.join(missing)}")
-        renamed = {mine: config[theirs] for mine, theirs in released.fields}
-        ours = {key: config[key] for key in (*_KEPT, "rms_norm_eps", "rope_theta") if key in config} | renamed
-    conversion = dataclasses.replace(
-        released.conversion,
-        mask_token_id=config.get("mask_token_id", released.conversion.mask_token_id),
-        block_length=config.get(released.block_key) or released.conversion.block_length,
-    )
+        renamed = {mine: config[theirs] for mine, theirs in released.fields.items()}
+        ours = {key: config[key] for key in _KEPT if key in config} | renamed
+    mask = config.get("mask_token_id", released.conversion.mask_token_id)
+    block_length = config.get(released.block_key) or released.conversion.block_length
+    conversion = replace(released.conversion, mask_token_id=mask, block_length=block_length)
     ours.pop("auto_map", None)
     ours |= {"architectures": [FAMILIES[released.family].architecture], "model_type": released.family}
-    return ours | {"edlm": dataclasses.asdict(conversion)}
+    return ours | {"edlm": asdict(conversion)}
 
 
-def rename(places: Iterable[Place], config: Mapping[str, Any], found: Iterable[str]) -> list[Place]:
+def rename(places: Iterable[Place], config: Mapping[str, Any], found: Collection[str]) -> list[Place]:
     """Our parameters' places under the names that the release uses; `found` are the tensors that are there."""
-    name = architecture(config)
-    if name is None or not RELEASED[name].names:
-        return list(places)
-    released, found = RELEASED[name], set(found)
-    if released.tensors_vary and "model.embed_tokens.weight" in found:
+    released = RELEASED.get(architecture(config))
+    if released is None or released.tensors_vary and "model.embed_tokens.weight" in found:
         return list(places)
     renamed = []
     for place in places:
         template = place.template
-        for ours, theirs in released.names:
+        for ours, theirs in released.names.items():
             template = template.replace(ours, theirs, 1)
-        renamed.append(dataclasses.replace(place, template=template))
+        renamed.append(replace(place, template=template))
     return renamed
