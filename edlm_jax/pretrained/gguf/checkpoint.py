@@ -27,11 +27,9 @@ class GgufCheckpoint(Checkpoint):
 
     def rename(self, places: Iterable[Place]) -> list[Place]:
         """Our parameters' places under llama.cpp's names."""
-        from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+        from gguf import MODEL_ARCH, get_tensor_name_map
 
-        architecture = check_architecture(self.file)
-        known = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == architecture)
-        names, renamed = get_tensor_name_map(known, 1), []
+        names, renamed = get_tensor_name_map(MODEL_ARCH[check_architecture(self.file).upper()], 1), []
         for place in places:
             name = names.get_name(place.template.format(layer=0), try_suffixes=(".weight", ".bias"))
             renamed.append(dataclasses.replace(place, template=name.replace("blk.0.", "blk.{layer}.")))

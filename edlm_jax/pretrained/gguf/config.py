@@ -24,21 +24,12 @@ _SIZES = {
     "attention.head_count": "num_attention_heads",
     "context_length": "max_position_embeddings",
 }
+_HEAD_DIMS = ("attention.key_length", "attention.value_length", "rope.dimension_count")
 _READ = (
-    *_SIZES,
-    "vocab_size",  # the embedding's rows are the truth
-    "attention.head_count_kv",
-    "attention.key_length",
-    "attention.value_length",
-    "attention.layer_norm_rms_epsilon",
-    "rope.dimension_count",
-    "rope.freq_base",
-    "rope.scaling.type",
-    "rope.scaling.factor",
-    "rope.scaling.original_context_length",
-    "rope.scaling.finetuned",  # says nothing about the computation
+    *(*_SIZES, *_HEAD_DIMS, "attention.head_count_kv", "attention.layer_norm_rms_epsilon", "rope.freq_base"),
+    *("rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length"),
+    *("vocab_size", "rope.scaling.finetuned"),  # the embedding's rows are the truth; says nothing of the computation
 )
-_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
 def check_architecture(file: GgufFile) -> str:
@@ -46,21 +37,17 @@ def check_architecture(file: GgufFile) -> str:
     name = file["general.architecture"]
     if name not in KNOWN:
         raise InputError(f"{file.path}: architecture {name!r} is not supported; supported are {', '.join(KNOWN)}")
-    unknown = [key for key in file.metadata if key.startswith(f"{name}.") and key[len(name) + 1 :] not in _READ]
-    unknown = [key for key in unknown if file.metadata[key]]  # false and 0 ask for nothing
-    if unknown:
-        raise InputError(f"{file.path}: {unknown[0]} = {str(file.metadata[unknown[0]])[:40]} is not supported")
+    known = {f"{name}.{key}" for key in _READ}
+    for key, value in file.metadata.items():
+        if key.startswith(f"{name}.") and key not in known and value:  # false and 0 ask for nothing
+            raise InputError(f"{file.path}: {key} = {str(value)[:40]} is not supported")
     return name
 
 
 def head_dim(file: GgufFile) -> int:
     """The size of a head, all of which rotates."""
     name = check_architecture(file)
-    sizes = [
-        file.metadata[key]
-        for part in ("attention.key_length", "attention.value_length", "rope.dimension_count")
-        if (key := f"{name}.{part}") in file.metadata
-    ]
+    sizes = [file.metadata[key] for part in _HEAD_DIMS if (key := f"{name}.{part}") in file.metadata]
     if not sizes:
         sizes = [file[f"{name}.embedding_length"] // _whole(file, f"{name}.attention.head_count")]
     if len(set(sizes)) > 1:
@@ -71,18 +58,16 @@ def head_dim(file: GgufFile) -> int:
 def hf_config(file: GgufFile) -> dict[str, Any]:
     """The family's config.json; biases and tied heads as the tensors are there."""
     name = check_architecture(file)
-    embedding = file.tensors.get("token_embd.weight")
-    if embedding is None:
+    if "token_embd.weight" not in file.tensors:
         raise InputError(f"{file.path}: tensor token_embd.weight is missing")
     sizes = {hf_name: _whole(file, f"{name}.{key}") for key, hf_name in _SIZES.items()}
-    key_heads = f"{name}.attention.head_count_kv"
-    key_heads = key_heads if key_heads in file.metadata else f"{name}.attention.head_count"
+    grouped = f"{name}.attention.head_count_kv" in file.metadata
     config = {
         "architectures": [FAMILIES[name].architecture],
         "model_type": name,
-        "vocab_size": int(embedding.shape[-1]),
+        "vocab_size": int(file.tensors["token_embd.weight"].shape[-1]),
         **sizes,
-        "num_key_value_heads": _whole(file, key_heads),
+        "num_key_value_heads": _whole(file, f"{name}.attention.head_count{'_kv' if grouped else ''}"),
         "head_dim": head_dim(file),
         "hidden_act": "silu",
         "rms_norm_eps": _number(file[f"{name}.attention.layer_norm_rms_epsilon"]),
@@ -96,10 +81,10 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
 
 
 def _special_ids(file: GgufFile) -> dict[str, Any]:
-    ids = {name: file.metadata.get(f"tokenizer.ggml.{name}") for name in ("bos_token_id", *_ENDS)}
-    ends = list(dict.fromkeys(ids[name] for name in _ENDS if ids[name] is not None))
-    found = {"bos_token_id": ids["bos_token_id"], "eos_token_id": ends if len(ends) > 1 else (ends or [None])[0]}
-    found["pad_token_id"] = file.metadata.get("tokenizer.ggml.padding_token_id")
+    of = lambda name: file.metadata.get(f"tokenizer.ggml.{name}_token_id")  # noqa: E731
+    ends = list(dict.fromkeys(of(name) for name in ("eos", "eot", "eom") if of(name) is not None))
+    end = ends if len(ends) > 1 else next(iter(ends), None)
+    found = dict(bos_token_id=of("bos"), eos_token_id=end, pad_token_id=of("padding"))
     return {name: value for name, value in found.items() if value is not None}
 
 

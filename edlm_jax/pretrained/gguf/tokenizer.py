@@ -120,16 +120,13 @@ _BUILDERS = {"gpt2": _byte_level, "llama": _sentence_piece}
 
 
 def _add_begin_and_end(file: GgufFile, tokenizer: Tokenizer, special: dict[str, str], begins: bool) -> None:
-    wanted = {"bos_token": begins, "eos_token": False}
-    for name in wanted:
-        wanted[name] = file.metadata.get(f"tokenizer.ggml.add_{name}", wanted[name]) and name in special
-    if any(wanted.values()):
-        first = [special["bos_token"]] if wanted["bos_token"] else []
-        last = [special["eos_token"]] if wanted["eos_token"] else []
+    wanted = lambda name, default: file.metadata.get(f"tokenizer.ggml.add_{name}", default) and name in special  # noqa: E731
+    first = [special["bos_token"]] if wanted("bos_token", begins) else []
+    last = [special["eos_token"]] if wanted("eos_token", False) else []
+    if first or last:
         ids = [(token, tokenizer.token_to_id(token)) for token in first + last]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=[*first, "$A", *last], pair=[*first, "$A", *first, "$B:1", *last], special_tokens=ids
-        )
+        single, pair = [*first, "$A", *last], [*first, "$A", *first, "$B:1", *last]
+        tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
 
 
 def _token(file: GgufFile, key: str) -> Any:
