@@ -16,10 +16,7 @@ _NAMED = 10  # documents of a source that are named in the log; the others are c
 
 
 class Tally:
-    """What became of the documents of one source; threads may share it.
-
-    Of `unread` documents is known that they are not UTF-8: they were left out when the source was opened.
-    """
+    """What became of the documents of one source, of which `unread` were left out at once; threads may share it."""
 
     def __init__(self, name: str, size: int, max_skipped: float = MAX_SKIPPED, unread: int = 0):
         self.name, self.size, self.max_skipped, self.unread = name, size, max_skipped, unread

@@ -87,10 +87,7 @@ def _align_piece(tokens_L: np.ndarray, loss_mask_L: np.ndarray, left: int, grid:
 def pack_documents(
     pieces: grain.IterDataset, grid: Grid, *, seed: int, max_per_row: int | None = None
 ) -> grain.IterDataset:
-    """Rows of tokens, segment_ids, positions and loss_mask from aligned pieces, packed first-fit.
-
-    A piece is whole blocks long, so that the next one starts on a block boundary again.
-    """
+    """Rows of tokens, segment_ids, positions and loss_mask from aligned pieces, whole blocks each, packed first-fit."""
     rows = grain.experimental.FirstFitPackIterDataset(
         pieces.map(lambda piece_L3: dict(piece=piece_L3)),  # as one feature: packing costs by the feature
         length_struct=dict(piece=grid.length),

@@ -26,7 +26,7 @@ import numpy as np
 from edlm_jax.data.packing import FILLER, Grid, Row, align_document, pack_documents, padding_row, what_is_lost
 from edlm_jax.data.shards import BatchIterator, open_shards
 from edlm_jax.data.tokenized import Tokenized
-from edlm_jax.errors import InputError
+from edlm_jax.errors import InputError, check_range
 
 WITH_MASK_TOKEN = "with_mask_token"  # documents whose text holds what hides tokens
 MAX_PER_ROW = {"first_fit": None, "one_per_row": 1}
@@ -55,10 +55,7 @@ class Data:
 
 
 class Pieces(Tokenized):
-    """A source's documents as aligned pieces, of one document however many; None where nothing of it is left.
-
-    What is lost on the way is counted, and so are texts that hold the mask token, if there is one.
-    """
+    """A source's documents as aligned pieces, of one document however many; None where nothing of it is left."""
 
     def __init__(self, spec: Mapping[str, Any], tokenizer, data: Data, grid: Grid, mask_id: int | None):
         super().__init__(spec, tokenizer, data.max_skipped)
@@ -209,8 +206,7 @@ def _mix(packed: list[grain.IterDataset], sources: list[Pieces]) -> grain.IterDa
 
 
 def _make_grid(data: Data, tokenizer) -> Grid:
-    if data.block_length < 1:
-        raise InputError(f"block_length must be positive, not {data.block_length}")
+    check_range("block_length", data.block_length)
     if data.length < 1 or data.length % data.block_length:
         raise InputError(f"length {data.length} is not a positive multiple of block_length {data.block_length}")
     if data.shards < 1 or data.batch_size < 1 or data.batch_size % data.shards:

@@ -1,7 +1,4 @@
-"""Tasks for a chat model that knows English and little else: to say a sentence again, and what a short text says.
-
-Each gives (prompt, what the answer has to say). Which of two things is asked for is drawn.
-"""
+"""Tasks for a chat model that knows English and little else: to say a sentence again, and what a short text says."""
 
 import random
 from functools import partial
@@ -23,7 +20,7 @@ ASKED = {  # of two names with a value each: a sentence, what is asked about one
     "gift": ("{name} bought a {value}.", "What did {name} buy?", PEOPLE, THINGS),
 }
 
-Example = tuple[str, str]
+Example = tuple[str, str]  # the prompt, and what the answer has to say
 
 
 def _copy(rng: random.Random) -> Example:

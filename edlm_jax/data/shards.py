@@ -24,13 +24,10 @@ PREFETCHED = 4  # batches
 
 
 class BatchIterator:
-    """Batches one after the other, and where they stand: `get_state()` is {shard: numbers}, ready for JSON.
-
-    `tallies` count what becomes of the documents of each source, as far as this process reads them.
-    """
+    """Batches one after the other, and where they stand: `get_state()` is {shard: numbers}, ready for JSON."""
 
     def __init__(self, iterators: dict[str, grain.DatasetIterator], tallies: list[Tally]):
-        self._iterators, self.tallies = iterators, tallies
+        self._iterators, self.tallies = iterators, tallies  # of each source, as far as this process reads it
         self._failed: dict | None = None  # the state before a batch that could not be made
 
     def __iter__(self) -> Iterator[Row]:

@@ -108,8 +108,7 @@ class TaskSource(Sequence):
 
     def __init__(self, kinds: tuple = KINDS, seed: int = 0, size: int = 1_000_000, split: str = "train"):
         self.kinds, self.seed, self.size, self.split = tuple(kinds) or KINDS, seed, size, split
-        unknown = [kind for kind in self.kinds if kind not in GENERATORS]
-        if unknown:
+        if unknown := [kind for kind in self.kinds if kind not in GENERATORS]:
             raise InputError(f"unknown task kind {unknown[0]!r}; known kinds: {', '.join(GENERATORS)}")
         check_split(split, "task")
         if size < 1:
@@ -119,7 +118,5 @@ class TaskSource(Sequence):
         return self.size
 
     def __getitem__(self, index: int) -> dict[str, str]:
-        if not 0 <= index < self.size:
-            raise IndexError(index)
-        turn, which = divmod(index, len(self.kinds))
+        turn, which = divmod(range(self.size)[index], len(self.kinds))
         return generate_example(self.kinds[which], self.seed, turn, self.split)

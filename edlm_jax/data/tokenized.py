@@ -12,10 +12,7 @@ BLANK = "blank"  # documents without text; the formats in which most corpora are
 
 
 class Tokenized(Sequence):
-    """Random access to what each document of an entry of config.data.sources becomes.
-
-    That is nothing, its tokens, or several documents' (documents.py).
-    """
+    """Random access to what each document of an entry of config.data.sources becomes: none, one or more."""
 
     def __init__(self, spec: Mapping[str, Any], tokenizer, max_skipped: float = MAX_SKIPPED):
         self.source, self.tokenizer = open_source(spec), tokenizer

@@ -36,15 +36,6 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def save_tokenizer(tokenizer: Tokenizer, directory: Path, max_length: int) -> None:
-    """Write tokenizer.json and tokenizer_config.json so that transformers.AutoTokenizer reads them."""
-    directory.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(directory / "tokenizer.json"))
-    config = dict(tokenizer_class="PreTrainedTokenizerFast", model_max_length=max_length, eos_token=END, pad_token=END)
-    config |= dict(chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False)
-    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
 def corpus(task_examples: int) -> Iterator[str]:
     """The standard library's training files, then training examples of every task."""
     yield from (document["text"] for document in StdlibSource("train"))
@@ -52,11 +43,15 @@ def corpus(task_examples: int) -> Iterator[str]:
 
 
 def main(_: list[str]) -> None:
-    """Train and write the tokenizer."""
+    """Train the tokenizer and write its files as transformers.AutoTokenizer reads them."""
     asked = flags.FLAGS
-    tokenizer = train_tokenizer(corpus(asked.task_examples), asked.vocab_size)
-    save_tokenizer(tokenizer, Path(asked.out), asked.max_length)
-    print(f"{asked.out}: {tokenizer.get_vocab_size()} tokens")
+    tokenizer, directory = train_tokenizer(corpus(asked.task_examples), asked.vocab_size), Path(asked.out)
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    config = dict(tokenizer_class="PreTrainedTokenizerFast", model_max_length=asked.max_length)
+    config |= dict(eos_token=END, pad_token=END, chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False)
+    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    print(f"{directory}: {tokenizer.get_vocab_size()} tokens")
 
 
 if __name__ == "__main__":

@@ -25,10 +25,8 @@ _FINGERPRINT = "fingerprint of the base"
 
 def adapter_places(spec: ModelSpec, lora: Lora) -> list[Place]:
     """Every adapter and its tensors: `lora_A` is [R, in], `lora_B` [out, R]."""
-    found = []
-    for place in places(spec):
-        if place.path[-1] not in lora.adapters:
-            continue
+    found, adapted = [], [place for place in places(spec) if place.path[-1] in lora.adapters]
+    for place in adapted:
         out, into = place.groups
         module = "base_model.model." + place.template.removesuffix(".weight")
         sizes = {**place.sizes, "R": lora.rank}
@@ -42,17 +40,9 @@ def write_adapter(spec: ModelSpec, lora: Lora, arrays: dict[str, np.ndarray], di
     """Beside the model in `directory`; arrays by the names of `adapter_places`."""
     target = directory / DIRECTORY
     target.mkdir()
-    described = dict(
-        peft_type="LORA",
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=None,
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=0.0,
-        bias="none",
-        target_modules=list(lora.targets or TARGETS),
-        inference_mode=True,
-    )
+    described = dict(peft_type="LORA", task_type="CAUSAL_LM", base_model_name_or_path=None)
+    described |= dict(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, bias="none")
+    described |= dict(target_modules=list(lora.targets or TARGETS), inference_mode=True)
     (target / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     with Checkpoint(directory) as base:
         marks = {"format": "pt", "columns": lora.columns, _FINGERPRINT: fingerprint(base, spec)}

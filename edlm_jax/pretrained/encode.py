@@ -1,10 +1,5 @@
 """How text becomes ids: training, prompts, the harness and embeddings all read it here, and so alike.
 
-    encode_text   a text from its beginning: what the tokenizer puts before one (BOS), once, and never what it puts
-                  behind one: an end is placed by whoever knows that the text ends
-    encode_more   what follows other text: nothing before it, not even the space that some tokenizers begin a text with
-    begin_id      what stands before the first token of a text that is scored from its beginning
-
 A special token that is written out in a text is that token, so that rendered conversations can be trained on and
 prompted with. Where it must not be, because it is a quotation in what somebody says (chat.py), `quote` marks it.
 """
@@ -31,13 +26,16 @@ _ALIAS = f"\ufdd2{secrets.token_hex(8)}.{{}}\ufdd2"
 
 
 def encode_text(tokenizer: HFTokenizer, text: str) -> list[int]:
-    """The ids of a text from its beginning; one that begins with the start token already gets no second one."""
+    """The ids of a text from its beginning, with what the tokenizer puts before one (BOS), once.
+
+    What it puts behind one is never there: an end is placed by whoever knows that the text ends.
+    """
     start, ids = _start(tokenizer), encode_bare(tokenizer, text)
     return ids if ids[: len(start)] == start else [*start, *ids]
 
 
 def encode_more(tokenizer: HFTokenizer, text: str, before: str) -> list[int]:
-    """The ids of what follows a text that was encoded on its own."""
+    """The ids of what follows a text that was encoded on its own, without the space that some begin a text with."""
     if _begins_with_space(tokenizer):
         for other in (before, "\n"):  # the second where the two would be joined into one token
             head, both = encode_bare(tokenizer, other), encode_bare(tokenizer, other + text)
@@ -52,11 +50,11 @@ def encode_bare(tokenizer: HFTokenizer, text: str) -> list[int]:
 
 
 def begin_id(tokenizer: HFTokenizer) -> int:
-    """The start token, or, as documents follow each other's ends, the end token where there is none."""
-    known = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None]
-    if not known:
-        raise InputError("the tokenizer has neither a start nor an end token: nothing can stand before a text")
-    return known[0]
+    """What stands before a text that is scored from its beginning: the start token, or the end of another document."""
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    raise InputError("the tokenizer has neither a start nor an end token: nothing can stand before a text")
 
 
 @functools.lru_cache(maxsize=8)
@@ -126,9 +124,8 @@ def _aliased(tokenizer):
     if isinstance(model.get("unk_token"), str):
         model["unk_token"] = rename(model["unk_token"])
     twin = Tokenizer.from_str(json.dumps(spec | dict(post_processor=None, truncation=None, padding=None)))
-    flags = ("single_word", "lstrip", "rstrip")
     for token in special:
-        how = {flag: token[flag] for flag in flags}
+        how = {flag: token[flag] for flag in ("single_word", "lstrip", "rstrip")}
         twin.add_special_tokens([AddedToken(alias_of[token["content"]], normalized=False, special=True, **how)])
     id_of = {twin.token_to_id(rename(token["content"])): token["id"] for token in [*special, *spec["added_tokens"]]}
     return twin, alias_of, id_of

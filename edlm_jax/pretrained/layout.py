@@ -60,14 +60,10 @@ class Place:
         return letters(self.path[-1])
 
     @property
-    def layer_shape(self) -> tuple[int, ...]:
-        """The shape of one layer of our parameter."""
-        return tuple(self.sizes[letter] for letter in self.letters)
-
-    @property
     def shape(self) -> tuple[int, ...]:
         """The shape of our parameter."""
-        return ((self.num_layers,) if self.num_layers else ()) + self.layer_shape
+        layers = (self.num_layers,) if self.num_layers else ()
+        return (*layers, *(self.sizes[letter] for letter in self.letters))
 
     @property
     def hf_shape(self) -> tuple[int, ...]:

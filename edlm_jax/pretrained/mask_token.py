@@ -39,8 +39,7 @@ def choose_mask_token(tokenizer: HFTokenizer, spec: ModelSpec, override: int = -
         return override
     special = {token: token_id for token, token_id in tokenizer.get_added_vocab().items() if token_id not in taken}
     for slot in _SLOTS:
-        found = [token_id for token, token_id in special.items() if re.fullmatch(slot, token)]
-        if found:
+        if found := [token_id for token, token_id in special.items() if re.fullmatch(slot, token)]:
             return min(found)
     raise InputError("the tokenizer has no special token that is known to be unused: set init.mask_token_id to one")
 

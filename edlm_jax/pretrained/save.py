@@ -40,8 +40,8 @@ def save_pretrained(
     Adapters of noisy columns lie beside the model, which is as if there were none: see adapter.py.
 
     `dtype` casts on the way out (None: as the parameters are stored). `format` is a server's layout, by its name in
-    formats.py, instead of the family's own. The directory must not exist yet, or be empty:
-    the files are written beside it and renamed at the end. On several hosts every process calls this, the first writes.
+    formats.py, instead of the family's own. The directory must not exist yet, or be empty: the files are written beside
+    it and renamed at the end. On several hosts every process calls this, the first writes.
     """
     from huggingface_hub import split_state_dict_into_shards_factory  # slow to import
 
