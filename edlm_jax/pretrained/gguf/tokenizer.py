@@ -120,9 +120,9 @@ _BUILDERS = {"gpt2": _byte_level, "llama": _sentence_piece}
 
 
 def _add_begin_and_end(file: GgufFile, tokenizer: Tokenizer, special: dict[str, str], begins: bool) -> None:
-    wanted = lambda name, default: file.metadata.get(f"tokenizer.ggml.add_{name}", default) and name in special  # noqa: E731
-    first = [special["bos_token"]] if wanted("bos_token", begins) else []
-    last = [special["eos_token"]] if wanted("eos_token", False) else []
+    add = lambda name, unsaid: file.metadata.get(f"tokenizer.ggml.add_{name}", unsaid) and name in special  # noqa: E731
+    first = [special["bos_token"]] if add("bos_token", begins) else []
+    last = [special["eos_token"]] if add("eos_token", False) else []
     if first or last:
         ids = [(token, tokenizer.token_to_id(token)) for token in first + last]
         single, pair = [*first, "$A", *last], [*first, "$A", *first, "$B:1", *last]
