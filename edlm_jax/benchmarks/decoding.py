@@ -34,21 +34,14 @@ def transformers_way(directory: str, *, dtype: str, max_new_tokens: int, eos_id:
     how = dict(dtype=getattr(torch, dtype), trust_remote_code=False)  # no code of a model's directory runs
     model = AutoModelForCausalLM.from_pretrained(directory, **how).to(device).eval()
 
+    settings = dict(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=list(eos_id) or None, pad_token_id=0)
+
     def generate(prompts):
         longest = max(map(len, prompts))
-        ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
-        seen = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+        padded = lambda rows: torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)  # noqa: E731
+        seen = padded([[1] * len(prompt) for prompt in prompts])
         with torch.inference_mode():
-            out = model.generate(
-                input_ids=ids,
-                attention_mask=seen,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                eos_token_id=list(eos_id) or None,
-                pad_token_id=0,
-            )
-        rows = out[:, longest:].tolist()
+            rows = model.generate(input_ids=padded(prompts), attention_mask=seen, **settings)[:, longest:].tolist()
         return [row[: length_to_end(row, eos_id)] for row in rows]
 
     return generate
-

@@ -30,16 +30,12 @@ def forward_seconds(
 
     Each is a median over loops of at least some twentieth of a second.
     """
-    loops = {T: _loop(weights, rows, T, cached) for T in widths}
-    counts = {}
+    loops, counts = {T: _loop(weights, rows, T, cached) for T in widths}, {}
     for T, loop in loops.items():
         loop(1)
         counts[T] = min(max(int(0.05 / _seconds(loop, 1)), 1), 100)
-    times: dict[int, list[float]] = {T: [] for T in widths}
-    for _ in range(repeats):
-        for T, loop in loops.items():
-            times[T].append(_seconds(loop, counts[T]) / counts[T])
-    return {T: statistics.median(values) for T, values in times.items()}
+    turns = [{T: _seconds(loop, counts[T]) / counts[T] for T, loop in loops.items()} for _ in range(repeats)]
+    return {T: statistics.median(turn[T] for turn in turns) for T in widths}
 
 
 def measure_forward(
@@ -49,32 +45,27 @@ def measure_forward(
 
     The weights are numbers of `stored`, the checkpoint's dtype: where decoding keeps bfloat16 narrow, so does this.
     """
-    weights, cached = DecodingWeights.of(_random(spec, dtype, stored)), CACHED
+    weights = DecodingWeights.of(_random(spec, dtype, stored))
     stream, products = stream_rate(), product_rate(dtype)
-    matrices = [x for x in jax.tree.leaves((weights.layers, weights.head_DV)) if x.ndim > 1]
-    if weights.head_DV is None:
-        matrices.append(weights.embedding_VD)
-    read, parameters = sum(x.nbytes for x in matrices), matrix_parameters(spec)
-    found = {
+    head = weights.embedding_VD if weights.head_DV is None else weights.head_DV
+    read = sum(x.nbytes for x in jax.tree.leaves((weights.layers, head)) if x.ndim > 1)
+    found: dict[str, Any] = {
         "dtype": dtype,
         "products": describe(weights.backend, weights.dtype),
         "weight_bytes": read,
         "stream_bytes_per_second": stream,
         "product_flops_per_second": products,
-        "cached_columns": cached,
-        "forward_ms": {},
-        "forward_ratio": {},
-        "memory_ms": {},
-        "product_ms": {},
+        "cached_columns": CACHED,
+        **{name: {} for name in ("forward_ms", "forward_ratio", "memory_ms", "product_ms")},
     }
-    cache_bytes = 2 * spec.num_layers * cached * spec.num_kv_heads * spec.head_dim * weights.dtype.itemsize
-    scores = 4 * spec.num_layers * cached * spec.num_heads * spec.head_dim
+    cache_bytes = 2 * spec.num_layers * CACHED * spec.num_kv_heads * spec.head_dim * weights.dtype.itemsize
+    flops = 2 * matrix_parameters(spec) + 4 * spec.num_layers * CACHED * spec.num_heads * spec.head_dim  # of a column
     for rows in batch_sizes:
-        seconds = forward_seconds(weights, COLUMNS, cached=cached, rows=rows, repeats=repeats)
+        seconds = forward_seconds(weights, COLUMNS, cached=CACHED, rows=rows, repeats=repeats)
         found["forward_ms"][rows] = {T: 1e3 * value for T, value in seconds.items()}
         found["forward_ratio"][rows] = {T: value / seconds[1] for T, value in seconds.items()}
         found["memory_ms"][rows] = 1e3 * (read + rows * cache_bytes) / stream
-        found["product_ms"][rows] = {T: 1e3 * rows * T * (2 * parameters + scores) / products for T in COLUMNS}
+        found["product_ms"][rows] = {T: 1e3 * rows * T * flops / products for T in COLUMNS}
     return found
 
 
@@ -93,8 +84,7 @@ def product_rate(dtype: str) -> float:
 
 
 def _best(function, *args):
-    jax.block_until_ready(function(*args))
-    return min(_seconds(function, *args) for _ in range(10))
+    return min(_seconds(function, *args) for _ in range(11))  # the first one compiles
 
 
 def _seconds(function, *args):

@@ -5,7 +5,7 @@ are those of NVIDIA's "Ada GPU Architecture" white paper and of the compute capa
 Programming Guide. The versions are those of the wheels that jax[cuda13] brings.
 """
 
-from dataclasses import dataclass
+from typing import Any
 
 _TEXT = """
 gpu_device_info {{
@@ -34,29 +34,7 @@ dnn_version_info {{ major: 9 minor: 12 patch: 0 }}
 device_description_str: "{kind}"
 """
 
-
-@dataclass(frozen=True)
-class Gpu:
-    """One GPU; `kind` is jax's device_kind, by which parallel/devices.py knows it. Sizes in bytes, rates in bytes/s."""
-
-    kind: str
-    capability: tuple[int, int]
-    cores: int  # streaming multiprocessors; the next four are of each
-    units_per_core: int
-    threads_per_core: int
-    shared_per_core: int
-    shared_per_block: int  # the most that one block may ask for
-    memory_bytes: int
-    bandwidth: int
-    l2_bytes: int
-    clock_ghz: float
-
-    @property
-    def text(self) -> str:
-        """The description as the compiler reads it."""
-        return _TEXT.format(**vars(self))
-
-
+# Sizes in bytes, rates in bytes/s. Cores are streaming multiprocessors; a block may ask for `shared_per_block` at most.
 _HOPPER = dict(units_per_core=128, threads_per_core=2048, shared_per_core=233472, shared_per_block=232448)
 _AMPERE = dict(units_per_core=64, threads_per_core=2048, shared_per_core=167936, shared_per_block=166912)
 _ADA = dict(units_per_core=128, threads_per_core=1536, shared_per_core=102400, shared_per_block=101376)
@@ -65,16 +43,21 @@ _H100 = dict(capability=(9, 0), cores=132, l2_bytes=52428800, clock_ghz=1.98, **
 _B200 = dict(capability=(10, 0), cores=148, l2_bytes=132644864, clock_ghz=1.965, **_HOPPER)
 _4090 = dict(capability=(8, 9), cores=128, l2_bytes=75497472, clock_ghz=2.52, **_ADA)
 
-# By the name that --topology takes.
-GPUS = {
-    "a100": Gpu("NVIDIA A100-SXM4-80GB", memory_bytes=85100068864, bandwidth=2039040000000, **_A100),
-    "h100": Gpu("NVIDIA H100 80GB HBM3", memory_bytes=84942979072, bandwidth=3352320000000, **_H100),
-    "h200": Gpu("NVIDIA H200", memory_bytes=151397597184, bandwidth=4800000000000, **_H100),
-    "b200": Gpu("NVIDIA B200", memory_bytes=191514411008, bandwidth=7672320000000, **_B200),
-    "rtx4090": Gpu("NVIDIA GeForce RTX 4090", memory_bytes=25757220864, bandwidth=1008096000000, **_4090),
+# By the name that --topology takes; `kind` is jax's device_kind, by which parallel/devices.py knows one.
+GPUS: dict[str, dict[str, Any]] = {
+    "a100": dict(kind="NVIDIA A100-SXM4-80GB", memory_bytes=85100068864, bandwidth=2039040000000, **_A100),
+    "h100": dict(kind="NVIDIA H100 80GB HBM3", memory_bytes=84942979072, bandwidth=3352320000000, **_H100),
+    "h200": dict(kind="NVIDIA H200", memory_bytes=151397597184, bandwidth=4800000000000, **_H100),
+    "b200": dict(kind="NVIDIA B200", memory_bytes=191514411008, bandwidth=7672320000000, **_B200),
+    "rtx4090": dict(kind="NVIDIA GeForce RTX 4090", memory_bytes=25757220864, bandwidth=1008096000000, **_4090),
 }
+
+
+def target_config(name: str) -> str:
+    """The description of a GPU of the table as the compiler reads it."""
+    return _TEXT.format(**GPUS[name])
 
 
 def shared_limit(kind: str) -> int:
     """Bytes of shared memory that a block on a device of jax's `kind` may ask for."""
-    return next(gpu.shared_per_block for gpu in GPUS.values() if gpu.kind == kind)
+    return next(gpu["shared_per_block"] for gpu in GPUS.values() if gpu["kind"] == kind)

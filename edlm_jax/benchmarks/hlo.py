@@ -6,11 +6,9 @@ from collections import defaultdict
 from typing import NamedTuple
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_BITS = re.compile(r"\d+")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$")
-_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
-_PLACED = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")  # with its layout, which may name a memory: S(1)
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")  # with its layout, which may name a memory: S(1)
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 _CONTROL = {"while", "conditional", "call", "async-start"}  # whose computations run by themselves
@@ -47,15 +45,14 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
     bodies, entry = computations(text)
     found: dict[str, dict[str, int]] = defaultdict(lambda: dict(count=0, bytes=0))
     for name, times in runs(bodies, entry).items():
-        sizes = {i.result: _bytes(i.kind) for i in bodies[name]}
+        sizes = {i.result: array_bytes(i.kind, near=True) for i in bodies[name]}
         for i in bodies[name]:
-            op = i.op
-            base = op.removesuffix("-start")
+            op, base = i.op, i.op.removesuffix("-start")
             if base == "all-reduce" and "reduce-scatter" in name:  # TPUs have it as a fusion of that name
                 op = base = "reduce-scatter"
             if base in KINDS:
-                operands = [sizes.get(operand, 0) for operand in i.operands]
-                size = max(sizes[i.result], sum(operands)) if op == base else _started_bytes(base, i.kind)
+                taken = sum(sizes.get(operand, 0) for operand in i.operands)
+                size = max(sizes[i.result], taken) if op == base else _started_bytes(base, i.kind)
                 found[base]["count"] += times
                 found[base]["bytes"] += times * size
     return {kind: found[kind] for kind in KINDS if kind in found}
@@ -63,7 +60,7 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
 
 def shapes(text: str) -> set[tuple[int, ...]]:
     """Of every array in the program."""
-    return {tuple(map(int, dims.split(","))) for _, dims in _ARRAY.findall(text) if dims}
+    return {tuple(map(int, dims.split(","))) for _, dims, _ in _ARRAY.findall(text) if dims}
 
 
 def computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
@@ -103,14 +100,10 @@ def _turns(bodies, rest: str) -> int:
     return int(limits[0].split(")")[0]) if len(limits) == 1 else 1
 
 
-def array_bytes(kind: str, *, first: bool = False) -> int:
-    """Of a type's arrays (or the first) in the device's main memory."""
-    found = _PLACED.findall(kind)[: 1 if first else None]
-    return sum(_array_bytes((dtype, dims)) for dtype, dims, layout in found if "S(" not in layout)
-
-
-def _bytes(kind: str) -> int:
-    return sum(map(_array_bytes, _ARRAY.findall(kind)))
+def array_bytes(kind: str, *, first: bool = False, near: bool = False) -> int:
+    """Of a type's arrays (or the first) in the device's main memory, with `near` in its other memories, too."""
+    found = _ARRAY.findall(kind)[: 1 if first else None]
+    return sum(_bytes(dtype, dims) for dtype, dims, layout in found if near or "S(" not in layout)
 
 
 def _started_bytes(base: str, kind: str) -> int:
@@ -118,19 +111,13 @@ def _started_bytes(base: str, kind: str) -> int:
     combined; an all-reduce has results alone.
     """
     if base == "all-reduce":
-        return _bytes(kind)
+        return array_bytes(kind, near=True)
     parts = re.findall(r"\([^()]*\)|[a-z]\w*\[[\d,]*\]", re.sub(r"\{[^{}]*\}", "", kind)[1:-1])
-    return max(map(_bytes, parts))
+    return max(array_bytes(part, near=True) for part in parts)
 
 
-def _array_bytes(array: tuple[str, str]) -> int:
-    kind, sizes = array
-    return math.prod(map(int, filter(None, sizes.split(",")))) * _bits(kind) // 8
-
-
-def _bits(kind: str) -> int:
-    """Of one number: bf16, s4 and f8e4m3fn say how many; a truth value takes a byte."""
-    if kind == "pred":
-        return 8
-    found = _BITS.search(kind)
-    return int(found[0]) if found else 32
+def _bytes(dtype: str, dims: str) -> int:
+    """Of one array: bf16, s4 and f8e4m3fn say their numbers' bits; a truth value takes a byte."""
+    found = re.search(r"\d+", dtype)
+    bits = 8 if dtype == "pred" else int(found[0]) if found else 32
+    return math.prod(map(int, filter(None, dims.split(",")))) * bits // 8

@@ -30,12 +30,10 @@ def kernel_errors(length: int = 900, rows: int = 2) -> dict[str, Any]:
         "semi_block": (CleanContext(length, C, "token_causal"), 2 * length),
         "causal noisy blocks": (CleanContext(length, C, "token_causal", noisy="causal"), 2 * length),
     }
-    errors = {
-        dtype: {name: _errors(pattern, columns, rows, C, dtype) for name, (pattern, columns) in patterns.items()}
-        for dtype in BOUNDS
-    }
-    worst = {dtype: max(max(found.values()) for found in by_pattern.values()) for dtype, by_pattern in errors.items()}
-    right = {dtype: worst[dtype] <= BOUNDS[dtype] for dtype in BOUNDS}
+    errors, right = {}, {}
+    for dtype, bound in BOUNDS.items():
+        errors[dtype] = {name: _errors(*seen, rows, C, dtype) for name, seen in patterns.items()}
+        right[dtype] = max(max(found.values()) for found in errors[dtype].values()) <= bound
     return dict(length=length, bounds=BOUNDS, errors=errors, right=right, refused=refusal())
 
 
@@ -54,9 +52,8 @@ def _errors(pattern: Pattern, columns: int, rows: int, C: int, dtype: str) -> di
     exact = [x.astype(jnp.float32) for x in arrays]
     with jax.default_matmul_precision("highest"):
         wanted = forward_and_backward(dense)(*exact)
-    found = forward_and_backward(ours)(*arrays)
-    names = ("out", "dq", "dk", "dv")
-    return {name: _share(one, other) for name, one, other in zip(names, found, wanted, strict=True)}
+    shares = map(_share, forward_and_backward(ours)(*arrays), wanted)
+    return dict(zip(("out", "dq", "dk", "dv"), shares, strict=True))
 
 
 def _share(found, wanted) -> float:

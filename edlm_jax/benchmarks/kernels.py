@@ -12,11 +12,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-_LAUNCH = re.compile(
+_LAUNCH = (
     r"kCustomKernel .*\] (\w+?_kernel)((?:__\d+)?) grid: \[[\d, ]+\] threads: \[([\d, ]+)\]\s+shared_memory: (\d+)"
 )
 _TARGET = re.compile(r"^\.target\s+(\w+)", re.MULTILINE)
-_FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+_STORES = re.compile(r"stack frame, (\d+) bytes spill stores")
 _REGISTERS = re.compile(r"Used (\d+) registers")
 
 
@@ -26,7 +26,7 @@ def kernels(dump: Path) -> list[dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {}
     for file in sorted(dump.glob("*.thunk_sequence.txt")):
-        for name, copy, threads, shared in _LAUNCH.findall(file.read_text(encoding="utf-8")):
+        for name, copy, threads, shared in re.findall(_LAUNCH, file.read_text(encoding="utf-8")):
             x, y, z = map(int, threads.split(","))
             new = dict(name=name, calls=0, threads=x * y * z, shared_bytes=int(shared), program=name + copy)
             found.setdefault(name, new)["calls"] += 1
@@ -45,12 +45,12 @@ def _assembled(ptx: Path | None) -> dict[str, int | None]:
     target = _TARGET.search(ptx.read_text(encoding="utf-8"))[1]
     command = [ptxas, "--verbose", "--gpu-name", target, str(ptx), "--output-file", "/dev/null"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    return dict(registers=int(_REGISTERS.search(said)[1]), spill_bytes=int(_FRAME.search(said)[2]))
+    return dict(registers=int(_REGISTERS.search(said)[1]), spill_bytes=int(_STORES.search(said)[1]))
 
 
 def _ptxas() -> str | None:
     """Of the wheels beside this Python, else of the machine."""
     spec = importlib.util.find_spec("nvidia")
-    places = [Path(place) for place in spec.submodule_search_locations] if spec else []
-    inside = (file for place in places for file in sorted(place.glob("*/bin/ptxas")))
-    return next((str(file) for file in inside), None) or shutil.which("ptxas")
+    places = spec.submodule_search_locations if spec else ()
+    inside = (str(file) for place in places for file in sorted(Path(place).glob("*/bin/ptxas")))
+    return next(inside, None) or shutil.which("ptxas")

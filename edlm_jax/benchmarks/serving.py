@@ -38,7 +38,7 @@ def serve(engine: Engine, requests: Requests, clients: int) -> tuple[list[list[i
         while waiting and engine.live < clients:
             index = waiting.popleft()
             prompt, limit = requests[index]
-            asked[engine.insert(prompt, RequestSettings(limit))] = [index, time.perf_counter()]
+            asked[engine.insert(prompt, RequestSettings(limit))] = index, time.perf_counter()
         events, now = engine.step(), time.perf_counter()
         for event in events:
             index, last = asked[event.slot]
@@ -47,7 +47,7 @@ def serve(engine: Engine, requests: Requests, clients: int) -> tuple[list[list[i
             else:
                 firsts.append(now - last)
             answers[index] += event.tokens
-            asked[event.slot][1] = now
+            asked[event.slot] = index, now
             forwards += event.denoise_forwards + event.commit_forwards if event.finished else 0
     tokens, seconds = sum(map(len, answers)), time.perf_counter() - begun
     found = dict(tokens_per_second=tokens / seconds, tokens_per_forward=tokens / forwards)
@@ -62,7 +62,7 @@ def measure_serving(
     """clients -> way -> what `serve` finds, ways one after the other: at least `each` requests, and four a client."""
     for engine in engines.values():
         engine.warm()
-    found: dict[int, dict[str, dict[str, float]]] = {}
+    found = {}
     for clients in concurrency:
         some = [requests[i % len(requests)] for i in range(max(each, 4 * clients))]
         for engine in engines.values():

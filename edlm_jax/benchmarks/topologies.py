@@ -4,7 +4,7 @@ import os
 
 import jax
 
-from edlm_jax.benchmarks.gpus import GPUS
+from edlm_jax.benchmarks.gpus import GPUS, target_config
 from edlm_jax.errors import InputError
 
 
@@ -24,7 +24,7 @@ def topology_devices(topology: str, num_slices: int = 1, hosts: int = 1) -> list
     if not each.isdigit() or int(each) < 1:
         raise InputError(f"--topology={topology}: say how many of a machine, as in {gpu}:8")
     shape = f"1x{hosts}x{each}"  # NVLink domains x hosts x devices of a host
-    return _devices(topology, "cuda", "a GPU", topology=shape, target_config=GPUS[gpu].text)
+    return _devices(topology, "cuda", "a GPU", topology=shape, target_config=target_config(gpu))
 
 
 def _devices(name: str, platform: str, what: str, **settings) -> list[jax.Device]:
@@ -39,6 +39,6 @@ def _devices(name: str, platform: str, what: str, **settings) -> list[jax.Device
     except Exception as error:
         reason = " ".join(str(error).split())
         if platform in reason.lower() and ("plugin" in reason.lower() or "libtpu" in reason or "backend" in reason):
-            extra = f"pip install 'edlm_jax[{platform}]' brings it ({reason[:120]})"
-            raise InputError(f"no compiler for {what} here: {extra}") from None
+            brings = f"pip install 'edlm_jax[{platform}]' brings it ({reason[:120]})"
+            raise InputError(f"no compiler for {what} here: {brings}") from None
         raise InputError(f"--topology={name}: {reason[:200]}") from None

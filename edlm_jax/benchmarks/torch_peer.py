@@ -4,13 +4,14 @@
 SDPA and the whole mask on CPU. The peer knows the diffusion loss at the same position; noise is drawn before it starts.
 """
 
-import importlib.util
 import json
 import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -26,6 +27,12 @@ from edlm_jax.training.initial import planned_spec
 from edlm_jax.training.objective import Objective
 from edlm_jax.training.run import Run
 
+with suppress(ModuleNotFoundError):  # whoever measures asks `in_own_process`, which says so
+    import torch
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    from torch.nn.functional import cross_entropy, pad
+    from transformers import AutoConfig, AutoModelForCausalLM
+
 _WARM_UP = 3
 
 
@@ -34,10 +41,8 @@ def in_own_process(function: Callable, *args) -> dict[str, Any]:
 
     The process gives its memory back when it ends. Call this before jax has taken the GPU's.
     """
-    if importlib.util.find_spec("torch") is None:
+    if find_spec("torch") is None:
         return {"not_measured": "torch is not installed"}
-    import torch
-
     if torch.cuda.device_count() != 1:
         return {"not_measured": f"it runs on one GPU, and {torch.cuda.device_count()} are here"}
     try:
@@ -50,8 +55,6 @@ def in_own_process(function: Callable, *args) -> dict[str, Any]:
 def time_torch_step(run: Run, steps: int, attention: str, device: str) -> dict[str, Any]:
     """Median seconds of `steps` steps, and what follows from them. For a process that uses jax for nothing else."""
     jax.config.update("jax_platforms", "cpu")
-    import torch
-
     spec = planned_spec(run.start)
     batch = packed_batch(spec.vocab_size, run.data.batch_size, run.data.length, run.data.block_length)
     step = torch_step(run, spec, batch, attention=attention, device=device)
@@ -72,17 +75,12 @@ def flex_attention_time(run: Run, repeats: int, device: str) -> dict[str, Any]:
     For a process that uses jax for nothing else.
     """
     jax.config.update("jax_platforms", "cpu")
-    import torch
-    from torch.nn.attention.flex_attention import flex_attention
-
     spec = planned_spec(run.start)
     pattern, segments_BT, copies_BM = packed_row(run, spec)
     mask, T = _block_mask(pattern, segments_BT, copies_BM, device), segments_BT.shape[1]
     kind = dict(device=device, dtype=getattr(torch, run.start.dtype), requires_grad=True)
-    arrays = [
-        torch.randn(1, heads, T, spec.head_dim, **kind)
-        for heads in (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
-    ]
+    counts = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
+    arrays = [torch.randn(1, heads, T, spec.head_dim, **kind) for heads in counts]
     attention = torch.compile(flex_attention) if device == "cuda" else flex_attention
 
     def call() -> None:
@@ -110,9 +108,6 @@ def torch_step(run: Run, spec: ModelSpec, batch: Batch, *, attention: str, devic
       attention: transformers' name, "sdpa" (the whole mask) or "flex_attention" (tiles that nothing sees are skipped).
       device: "cpu" or "cuda"; on the latter everything is compiled.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     if run.start.lora:
         raise InputError("the peer trains all weights: it knows no adapters")
     objective = run.objective.of_model(spec)
@@ -167,17 +162,14 @@ def peer_inputs(
             mask = _block_mask(pattern, segments_BT[rows], copies_BM, device)
         else:
             mask = _tensor(whole_mask(pattern, segments_BT[rows], copies_BM), device)[:, None]
-        inputs = {"input_ids": tokens_BT[rows], "position_ids": positions_BT[rows]}
-        inputs = {name: _tensor(x_BT, device).long() for name, x_BT in inputs.items()}
-        targets, weights = _tensor(targets_BM[rows], device).long(), _tensor(weights_BM[rows], device).float()
-        parts.append((inputs, mask, targets, weights))
+        ids, positions, targets = (_tensor(x[rows], device).long() for x in (tokens_BT, positions_BT, targets_BM))
+        inputs = dict(input_ids=ids, position_ids=positions)
+        parts.append((inputs, mask, targets, _tensor(weights_BM[rows], device).float()))
     return parts
 
 
 def peer_loss(model, inputs, mask, targets_BM, weights_BM):
     """The sum of a micro-batch's weighted losses; the head runs on the noisy stream alone."""
-    from torch.nn.functional import cross_entropy
-
     hidden_BTD = model.model(**inputs, attention_mask=mask, use_cache=False).last_hidden_state
     logits_BMV = model.lm_head(hidden_BTD[:, : targets_BM.shape[1]])
     ce = cross_entropy(logits_BMV.flatten(0, 1).float(), targets_BM.flatten(), reduction="none")
@@ -186,16 +178,11 @@ def peer_loss(model, inputs, mask, targets_BM, weights_BM):
 
 def _tensor(array, device: str):
     """An array of numpy or jax as torch's, on the device."""
-    import torch
-
     return torch.from_numpy(np.array(array)).to(device)
 
 
 def _block_mask(pattern: Pattern, segments_BT, copies_BM, device: str):
     """FlexAttention's form of `whole_mask`."""
-    from torch.nn.attention.flex_attention import create_block_mask
-    from torch.nn.functional import pad
-
     B, T = segments_BT.shape
     segments_BT = _tensor(segments_BT, device)
     copies_BT = None if copies_BM is None else pad(_tensor(copies_BM, device), (0, T - copies_BM.shape[1]))

@@ -31,15 +31,14 @@ def time_train_step(run: Run, steps: int) -> dict[str, Any]:
     teacher = find_teacher(run, spec, mesh)
     start = dataclasses.replace(run.start, path="")  # no weights are read: which they are changes no time
     run = fit(dataclasses.replace(run, start=start), spec, mesh)
-    B, L = run.data.batch_size, run.data.length
-    objective, numbers = run.objective.of_model(spec), run.numbers
+    B, L, objective = run.data.batch_size, run.data.length, run.objective.of_model(spec)
     graphdef, abstract = abstract_state(start, run.optimizer, spec, mesh)
     rows = local_rows(mesh, B)
     batch = to_global(packed_batch(spec.vocab_size, len(rows), L, objective.layout.block_length), mesh, rows, B)
     with jax.set_mesh(mesh), Progress(_WARM_UP + steps + 1, "bench train") as progress:
         state = initial_state(start, run.optimizer, initial_params(start, spec, mesh), abstract)
         shardings = jax.tree.map(lambda x: x.sharding, abstract)
-        numbers = numbers._replace(teacher=teacher and teacher.weights())
+        numbers = run.numbers._replace(teacher=teacher and teacher.weights())
         how = dict(lora=start.lora, remat=run.remat, teacher=teacher)
         train_step = make_train_step(graphdef, objective, run.optimizer, shardings, **how)
         began = time.perf_counter()
@@ -47,15 +46,15 @@ def time_train_step(run: Run, steps: int) -> dict[str, Any]:
         compile_seconds = time.perf_counter() - began
         progress.done(1, f"compiled in {compile_seconds:.0f} s")
         seconds = []
-        for index in range(_WARM_UP + steps):
+        for step in range(1, _WARM_UP + steps + 1):
             began = time.perf_counter()
             state, metrics = compiled(state, batch, numbers)
             loss = float(metrics["loss"])  # waits for all of the step: its gradients' norm is a metric too
             jax.block_until_ready(state)
-            if index >= _WARM_UP:
-                seconds.append(time.perf_counter() - began)
-            progress.done(index + 2, f"step {index + 1}, {time.perf_counter() - began:.3f} s")
-    median, flops = statistics.median(seconds), step_flops(spec, objective, B, L, start.lora)
+            seconds.append(time.perf_counter() - began)
+            progress.done(step + 1, f"step {step}, {seconds[-1]:.3f} s")
+    seconds, flops = seconds[_WARM_UP:], step_flops(spec, objective, B, L, start.lora)
+    median = statistics.median(seconds)
     return dict(
         steps=steps,
         seconds_per_step=dict(median=median, min=min(seconds), max=max(seconds)),
@@ -78,15 +77,14 @@ def time_train_step(run: Run, steps: int) -> dict[str, Any]:
 
 def packed_batch(vocab_size: int, B: int, L: int, C: int) -> dict[str, np.ndarray]:
     """Rows of four documents each, the second half of each a response, which carries loss."""
-    rng = np.random.default_rng(0)
-    document_L = np.arange(L) // max(L // 4 // C * C, C)
-    start_L = np.array([np.argmax(document_L == document) for document in document_L])
+    length = max(L // 4 // C * C, C)
+    document_L, position_L = np.divmod(np.arange(L), length)
     rows = lambda row_L: np.tile(row_L.astype(np.int32), (B, 1))  # noqa: E731
     return dict(
-        tokens=rng.integers(min(8, vocab_size - 1), vocab_size, (B, L), dtype=np.int32),
+        tokens=np.random.default_rng(0).integers(min(8, vocab_size - 1), vocab_size, (B, L), dtype=np.int32),
         segment_ids=rows(document_L + 1),
-        positions=rows(np.arange(L) - start_L),
-        loss_mask=rows(np.arange(L) - start_L >= max(L // 4 // C * C, C) // 2 // C * C),
+        positions=rows(position_L),
+        loss_mask=rows(position_L >= length // 2 // C * C),
     )
 
 

@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from edlm_jax.benchmarks.bounds import link_bytes, speed_bound
-from edlm_jax.benchmarks.traffic import traffic
+from edlm_jax.benchmarks.traffic import link_bytes, speed_bound, traffic
 from edlm_jax.parallel.devices import Device
 
 
