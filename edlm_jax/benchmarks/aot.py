@@ -22,10 +22,9 @@ from edlm_jax.attention.splash import TILES, has_partial_tiles
 from edlm_jax.attention.triton import TILES as GPU_TILES
 from edlm_jax.benchmarks.forward import matrix_parameters
 from edlm_jax.benchmarks.gpus import shared_limit
-from edlm_jax.benchmarks.hlo import collectives, shapes
+from edlm_jax.benchmarks.hlo import collectives, link_bytes, shapes, speed_bound, traffic
 from edlm_jax.benchmarks.kernels import kernels
 from edlm_jax.benchmarks.topologies import topology_devices
-from edlm_jax.benchmarks.traffic import link_bytes, speed_bound, traffic
 from edlm_jax.decoding.ends import read_ends
 from edlm_jax.decoding.engine import decode_whole
 from edlm_jax.decoding.modes import Call, Diffusion
@@ -75,10 +74,8 @@ def train_step_report(run: Run, spec: ModelSpec, mesh: Mesh) -> dict[str, Any]:
     def under(room: Room) -> dict[str, Any]:
         return _compile(lambda: lower_step(room.of(run), spec, mesh), device) | room._asdict()
 
-    def leaves_room(room: Room) -> bool:
-        report = under(room)
-        return "reason" not in report and fits(report["peak_bytes"], describe(device.device_kind).memory_bytes)
-
+    memory = describe(device.device_kind).memory_bytes
+    leaves_room = lambda room: "reason" not in under(room) and fits(under(room)["peak_bytes"], memory)  # noqa: E731
     report = under(find_room(run, mesh, leaves_room))
     objective, B, L = run.objective.of_model(spec), run.data.batch_size, run.data.length
     flops = step_flops(spec, objective, B, L, run.start.lora)

@@ -30,16 +30,12 @@ def kernels(dump: Path) -> list[dict[str, Any]]:
             x, y, z = map(int, threads.split(","))
             new = dict(name=name, calls=0, threads=x * y * z, shared_bytes=int(shared), program=name + copy)
             found.setdefault(name, new)["calls"] += 1
-    return [kernel | _assembled(_program(dump, kernel.pop("program"))) for _, kernel in sorted(found.items())]
+    return [kernel | _assembled(dump, f".entry {kernel.pop('program')}(") for _, kernel in sorted(found.items())]
 
 
-def _program(dump: Path, name: str) -> Path | None:
-    entry = f".entry {name}("
-    return next((file for file in sorted(dump.glob("*.ptx")) if entry in file.read_text(encoding="utf-8")), None)
-
-
-def _assembled(ptx: Path | None) -> dict[str, int | None]:
-    ptxas = _ptxas()
+def _assembled(dump: Path, entry: str) -> dict[str, int | None]:
+    ptxas, files = _ptxas(), sorted(dump.glob("*.ptx"))
+    ptx = next((file for file in files if entry in file.read_text(encoding="utf-8")), None)
     if ptx is None or ptxas is None:
         return dict(registers=None, spill_bytes=None)
     target = _TARGET.search(ptx.read_text(encoding="utf-8"))[1]

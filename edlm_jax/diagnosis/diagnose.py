@@ -17,8 +17,7 @@ from edlm_jax.diffusion.masks import EvenCounts
 from edlm_jax.diffusion.streams import AUTOREGRESSIVE
 from edlm_jax.diffusion.terms import MaskedTokens
 from edlm_jax.evaluation.heldout import heldout_rows
-from edlm_jax.evaluation.tasks.scorers import decode_questions
-from edlm_jax.evaluation.tasks.task import Question
+from edlm_jax.evaluation.tasks.task import Question, decode_questions
 from edlm_jax.models.transformer import Transformer
 from edlm_jax.pretrained import Text
 from edlm_jax.reports.progress import Progress

@@ -28,27 +28,17 @@ def decode_batches(
     decoder: Decoder,
     prompts: Sequence[Sequence[int]],
     *,
-    batch_size: int,
-    seeds: Sequence[int] | None = None,
-    on_batch: Callable[[int], None] | None = None,
-    **decoding,
+    on_batch: Callable[[int], None] = lambda count: None,
+    **how,
 ) -> list[Decoded]:
-    """Every prompt's result, in the order of the prompts.
+    """Every prompt's result of `decode_each`, in the order of the prompts.
 
-    Args:
-      batch_size: rows decoded at a time; a batch is filled up with rows that count for nothing.
-      seeds: one a prompt (default: those of seed 0), so that a prompt draws the same noise in any batch.
-      on_batch: called now and then with the number of prompts that are finished.
-      decoding: the decoder's other arguments: mode, limit, ends ...
-
-    Raises:
-      InputError: a prompt that cannot be decoded, by its index in `prompts`.
+    `on_batch` is called now and then with the number of prompts that are finished.
     """
     decoded: dict[int, Decoded] = {}
-    for batch in decode_each(decoder, prompts, batch_size=batch_size, seeds=seeds, **decoding):
+    for batch in decode_each(decoder, prompts, **how):
         decoded |= batch
-        if on_batch is not None:
-            on_batch(len(decoded))
+        on_batch(len(decoded))
     return [decoded[i] for i in range(len(prompts))]
 
 
@@ -60,10 +50,18 @@ def decode_each(
     seeds: Sequence[int] | None = None,
     **decoding,
 ) -> Iterator[dict[int, Decoded]]:
-    """As `decode_batches`: yields results by their prompts' indices, as they come.
+    """Yields results by their prompts' indices, as they come.
 
     More prompts than rows go through the engine, where a row that ends makes room for the next prompt; fewer are one
     batch, which compiles less. The results are the same.
+
+    Args:
+      batch_size: rows decoded at a time; a batch is filled up with rows that count for nothing.
+      seeds: one a prompt (default: those of seed 0), so that a prompt draws the same noise in any batch.
+      decoding: the decoder's other arguments: mode, limit, ends ...
+
+    Raises:
+      InputError: a prompt that cannot be decoded, by its index in `prompts`.
     """
     for reason in decoder.refuse(prompts, **decoding).values():  # before the first row, and by its own index
         raise InputError(reason)
@@ -89,9 +87,9 @@ def decode_to_longest(
 
     A higher limit changes no earlier token, and each one would be compiled again.
     """
-    longest, decoded = max(limits, default=1), {}
-    fits = [len(prompt) + longest <= decoder.spec.max_length for prompt in prompts]
-    chosen = [longest if fit else limit for fit, limit in zip(fits, limits, strict=True)]
+    longest, most, decoded = max(limits, default=1), decoder.spec.max_length, {}
+    asked = zip(prompts, limits, strict=True)
+    chosen = [longest if len(prompt) + longest <= most else limit for prompt, limit in asked]
     for limit in sorted(set(chosen), reverse=True):
         members = [index for index in range(len(prompts)) if chosen[index] == limit]
         rows = decode_batches(decoder, [prompts[i] for i in members], limit=limit, **decoding)
@@ -116,13 +114,13 @@ def _in_slots(
     stop = check_stop(stop, detokenize)
     columns = min(bucket(max(map(len, prompts)) + limit, 64), decoder.spec.max_length)
     engine = Engine(decoder, mode, slots=slots, columns=columns, least=slots)
-    how = dict(temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
     ids = [int(token) for token in read_ends(ends) if token >= 0]
+    how = dict(ends=ids, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
     waiting, growing, ready = deque(range(len(prompts))), {}, {}
     while waiting or engine.live:
         while waiting and engine.free:
             index = waiting.popleft()
-            slot = engine.insert(prompts[index], RequestSettings(limit, seeds[index], ids, **how))
+            slot = engine.insert(prompts[index], RequestSettings(limit, seeds[index], **how))
             growing[slot] = index, Reader(stop, detokenize, [prompts[index]]) if detokenize else None, [], []
         for event in engine.step():
             index, reader, tokens, accepted_at = growing[event.slot]

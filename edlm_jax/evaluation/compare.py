@@ -90,15 +90,9 @@ def compare(
     """`results_by_mode` of accuracy and speed, measured as far as there is something to measure, and said meanwhile."""
     timed, measured = min(timed_prompts, len(decoded_questions(tasks))), itertools.count(1)
     with Progress(len(ways) + timed, "evaluate") as progress:
-
-        def on_way(way: Way, result: dict[str, Any]) -> None:
-            progress.done(next(measured), f"{way.mode}: {result['accuracy']:.3f} right")
-
-        def on_prompt(count: int) -> None:
-            progress.done(len(ways) + count, "timing")
-
-        accuracy = compare_accuracy(ways, tasks, text, batch_size, on_way)
-        speed = compare_speed(ways, tasks, text, timed_prompts, on_prompt)
+        say = lambda what: progress.done(next(measured), what)  # noqa: E731
+        accuracy = compare_accuracy(ways, tasks, text, batch_size, say)
+        speed = compare_speed(ways, tasks, text, timed_prompts, say)
     return results_by_mode([way.mode for way in ways], accuracy, speed)
 
 
@@ -107,29 +101,25 @@ def compare_accuracy(
     tasks: Sequence[Task],
     text: Text,
     batch_size: int,
-    on_way: Callable[[Way, dict[str, Any]], None] = lambda way, result: None,
+    say: Callable[[str], None] = lambda what: None,
 ) -> list[dict[str, Any]]:
-    """One dict per way: accuracy over all questions and by kind; of decoded ones tokens per forward and forwards.
-
-    `on_way` hears of each that is finished.
-    """
+    """One dict per way: accuracy over all questions and by kind; of decoded ones tokens per forward and forwards."""
     found: dict[Any, list[Outcome]] = {}  # what does not depend on a threshold is measured at one
-    results = []
+    kinds, results = [question.kind for task in tasks for question in task.questions], []
     for way in ways:
         outcomes = []
         for task in tasks:
             key = way.decoder, task.name, task.scorer, task.scorer.depends_on(way.mode)
             found[key] = found.get(key) or task.scorer.score(task.questions, way, text, batch_size)
             outcomes += found[key]
-        results.append(summarise([question.kind for task in tasks for question in task.questions], outcomes))
-        on_way(way, results[-1])
+        results.append(summarise(kinds, outcomes))
+        say(f"{way.mode}: {results[-1]['accuracy']:.3f} right")
     return results
 
 
 def summarise(kinds: Sequence[str], outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """What questions of these kinds came to."""
-    right = np.array([outcome.right for outcome in outcomes], float)
-    places = {kind: [i for i, other in enumerate(kinds) if other == kind] for kind in dict.fromkeys(kinds)}
+    right, kind_of = np.array([outcome.right for outcome in outcomes], float), np.array(kinds, object)
     rows = [outcome.row for outcome in outcomes if outcome.row]
     new_tokens, denoise = sum(len(row.tokens) for row in rows), sum(row.denoise_forwards for row in rows)
     decoded = {
@@ -139,7 +129,7 @@ def summarise(kinds: Sequence[str], outcomes: Sequence[Outcome]) -> dict[str, An
         "new_tokens": new_tokens,
         "forwards_by_tokens": forwards_by_tokens((row.accepted_at for row in rows), denoise),
     }
-    by_kind = {"kinds": {kind: float(right[members].mean()) for kind, members in places.items()}}
+    by_kind = {"kinds": {kind: float(right[kind_of == kind].mean()) for kind in dict.fromkeys(kinds)}}
     return {"accuracy": float(right.mean())} | (decoded if denoise else {}) | by_kind
 
 
@@ -148,7 +138,7 @@ def compare_speed(
     tasks: Sequence[Task],
     text: Text,
     timed_prompts: int,
-    on_prompt: Callable[[int], None] = lambda count: None,
+    say: Callable[[str], None] = lambda what: None,
 ) -> list[dict[str, float]]:
     """One dict per way: tokens per second at batch 1, over prompts drawn from all that is decoded; else nothing.
 
@@ -162,7 +152,7 @@ def compare_speed(
     limit = min(max(question.limit for question in questions), room)
     how = dict(limit=limit, ends=text.ends)
     calls = {str(way.mode): lambda batch, way=way: way.decoder(batch, way.mode, **how).tokens for way in ways}
-    rates = compare_rates(calls, prompts, 1, _REPEATS, on_prompt)
+    rates = compare_rates(calls, prompts, 1, _REPEATS, lambda count: say("timing"))
     return [{"tokens_per_second": rates[str(way.mode)]} for way in ways]
 
 

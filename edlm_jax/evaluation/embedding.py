@@ -4,6 +4,7 @@ import ast
 import functools
 import textwrap
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 
 import jax
@@ -67,11 +68,8 @@ def retrieval(model: Transformer, tokenizer, pairs: Sequence[tuple[str, str]], *
     if not np.isfinite(scores_QQ).all():
         raise InputError("the model's hidden states are not finite: there is nothing to compare")
     rank_Q = (scores_QQ >= np.diag(scores_QQ)[:, None]).sum(axis=1)  # its own is one of them; ties count against it
-    return {
-        "mean_reciprocal_rank": float((1 / rank_Q).mean()),
-        "recall_at_1": float((rank_Q <= 1).mean()),
-        "recall_at_10": float((rank_Q <= 10).mean()),
-    }
+    recalls = {f"recall_at_{count}": float((rank_Q <= count).mean()) for count in (1, 10)}
+    return {"mean_reciprocal_rank": float((1 / rank_Q).mean())} | recalls
 
 
 def normalise(vectors_BD: np.ndarray) -> np.ndarray:
@@ -85,11 +83,9 @@ def documented_functions(count: int) -> list[tuple[str, str]]:
     The line with the function's name is in neither. Of a docstring that occurs twice the last body counts; bodies that
     occur twice are left out.
     """
-    found: dict[str, str] = {}
-    for document in StdlibSource("test"):
-        found |= dict(_documented(document["text"]))
-    bodies = list(found.values())
-    pairs = [(docstring, body) for docstring, body in found.items() if bodies.count(body) == 1]
+    found = dict(pair for document in StdlibSource("test") for pair in _documented(document["text"]))
+    bodies = Counter(found.values())
+    pairs = [(docstring, body) for docstring, body in found.items() if bodies[body] == 1]
     if len(pairs) < count:
         raise InputError(f"the held-out standard library has {len(pairs)} documented functions; ask for no more")
     return [pairs[index * len(pairs) // count] for index in range(count)]
@@ -102,8 +98,7 @@ def _documented(text: str):
         return
     lines = text.split("\n")
     for node in ast.walk(tree):
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or len(node.body) < 2:
-            continue
-        docstring, body = ast.get_docstring(node), lines[node.body[1].lineno - 1 : node.end_lineno]
-        if docstring and len(docstring.split()) >= _LEAST_WORDS and len(body) >= _LEAST_LINES:
-            yield docstring, textwrap.dedent("\n".join(body)).strip()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and len(node.body) > 1:
+            docstring, body = ast.get_docstring(node) or "", lines[node.body[1].lineno - 1 : node.end_lineno]
+            if len(docstring.split()) >= _LEAST_WORDS and len(body) >= _LEAST_LINES:
+                yield docstring, textwrap.dedent("\n".join(body)).strip()

@@ -9,9 +9,10 @@ a multiple-choice score has their noise; `mode=ar` takes the same weights' exact
 
 import json
 import logging
+import operator
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lm_eval.__main__ import cli_evaluate
@@ -70,7 +71,7 @@ class EdlmLM(TemplateLM):
                 raise InputError(f"{name} must be a positive number, not {given!r}")
         self.num_samples, self.batch_size = (32 if given is None else int(given) for given in counts.values())
         self.seed, spec = seed or 0, load_spec(pretrained)
-        options = {name: value for name, value in _without_none(options).items() if name not in _NOT_OURS}
+        options = _without_none(options | dict.fromkeys(_NOT_OURS))
         self.decoding = make_mode(mode or default_mode(spec).name, **options)
         self.likelihood = "ar" if self.decoding.causal else "diffusion"
         # All that can be refused is, before a weight is read.
@@ -108,36 +109,35 @@ class EdlmLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Completions up to the first stop string. Too long contexts lose their beginning, and are counted."""
-        cut_before = self.contexts_cut
+        kwargs = [normalize_gen_kwargs(_without_none(request.args[1]), _NEW_TOKENS) for request in requests]
+        contexts = [self.tok_encode(request.args[0]) or [self.prefix_token_id] for request in requests]
+        prompts = self._cut(contexts, [given["max_gen_toks"] for given in kwargs])
         groups: dict[tuple[str, bool], list[int]] = defaultdict(list)
         for index, request in enumerate(requests):
             chat = request.args[0].startswith(RENDERED)
             groups[json.dumps(request.args[1], sort_keys=True), chat].append(index)
         texts, new_tokens, forwards = [""] * len(requests), 0, 0
+        seeds = row_seeds(self.seed, len(requests)).tolist()
         with tqdm(total=len(requests), desc="generate_until", disable=disable_tqdm) as bar:
             for (_, chat), members in groups.items():
-                begun = bar.n
-                kwargs = normalize_gen_kwargs(_without_none(requests[members[0]].args[1]), _NEW_TOKENS)
-                seeds = row_seeds(self.seed, len(requests)).tolist()
-                contexts = {i: self.tok_encode(requests[i].args[0]) or [self.prefix_token_id] for i in members}
-                prompts = {i: self._cut(context, kwargs["max_gen_toks"]) for i, context in contexts.items()}
-                members = self._decodable(prompts, requests, kwargs)
+                begun, given = bar.n, kwargs[members[0]]
+                decoding = self._decoding(given)
+                members = self._decodable(members, prompts, requests, decoding)
                 decoded = decode_batches(
                     self.decoder,
                     [prompts[i] for i in members],
                     batch_size=self.batch_size,
                     seeds=[seeds[i] for i in members],
                     on_batch=lambda done, begun=begun: bar.update(begun + done - bar.n),
-                    stop=[text for text in [*kwargs["until"], self.text.turn_stop if chat else ""] if text],
+                    stop=[text for text in [*given["until"], self.text.turn_stop if chat else ""] if text],
                     detokenize=self.text,
-                    **self._decoding(kwargs),
+                    **decoding,
                 )
                 for i, row in zip(members, decoded, strict=True):
                     texts[i] = row.text
                     self.cache_hook.add_partial("generate_until", requests[i].args, texts[i])
                 new_tokens += sum(len(row.tokens) for row in decoded)
                 forwards += sum(row.denoise_forwards for row in decoded)
-        self._say_cut(self.contexts_cut - cut_before, len(requests))
         _LOGGER.info("edlm_jax: %d new tokens, %.2f per forward", new_tokens, new_tokens / max(forwards, 1))
         return texts
 
@@ -155,12 +155,11 @@ class EdlmLM(TemplateLM):
 
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs) -> list[tuple[float, bool]]:
         """(nats, whether greedy decoding gives exactly this) of each continuation."""
-        requests, cut_before = list(requests), self.contexts_cut
-        pairs = [(self._cut(context, len(new)), new) for _, context, new in requests]
-        self._say_cut(self.contexts_cut - cut_before, len(requests))
-        scores = []
-        for context, new in tqdm(pairs, desc="loglikelihood", disable=disable_tqdm):
-            scores.append(self._score(context, new, seed=len(scores)))
+        requests = list(requests)
+        news = [new for _, _, new in requests]
+        pairs = list(zip(self._cut([context for _, context, _ in requests], map(len, news)), news, strict=True))
+        shown = tqdm(pairs, desc="loglikelihood", disable=disable_tqdm)
+        scores = [self._score(*pair, seed=index) for index, pair in enumerate(shown)]
         greedy = [score.greedy for score in scores] if self.likelihood == "ar" else self._is_greedy(pairs)
         results = [(score.log_likelihood, exact) for score, exact in zip(scores, greedy, strict=True)]
         for (texts, _, _), result in zip(requests, results, strict=True):
@@ -174,38 +173,37 @@ class EdlmLM(TemplateLM):
     def _is_greedy(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[bool]:
         """Whether greedy block decoding begins with the continuation; what cannot be decoded is not greedy."""
         refused = self.decoder.refuse([context for context, _ in pairs], self.decoding, limit=1)
-        members = [i for i in range(len(pairs)) if i not in refused]
-        prompts, limits = [pairs[i][0] for i in members], [len(pairs[i][1]) for i in members]
+        asked = [pair for i, pair in enumerate(pairs) if i not in refused]
+        prompts, limits = [context for context, _ in asked], [len(new) for _, new in asked]
         how = dict(batch_size=self.batch_size, mode=self.decoding)
-        rows = dict(zip(members, decode_to_longest(self.decoder, prompts, limits, **how), strict=True))
-        return [i in rows and rows[i].tokens[: len(new)] == list(new) for i, (_, new) in enumerate(pairs)]
+        rows = iter(decode_to_longest(self.decoder, prompts, limits, **how))
+        return [i not in refused and next(rows).tokens[: len(new)] == list(new) for i, (_, new) in enumerate(pairs)]
 
-    def _decodable(self, prompts: Mapping[int, list[int]], requests: Sequence[Instance], kwargs) -> list[int]:
+    def _decodable(self, members: Sequence[int], prompts, requests: Sequence[Instance], decoding) -> list[int]:
         """The requests that can be decoded; what cannot is answered by nothing, and named."""
-        places = list(prompts)
-        names = [f"the prompt of document {requests[i].doc_id} of {requests[i].task_name}" for i in places]
-        refused = self.decoder.refuse(list(prompts.values()), names=names, **self._decoding(kwargs))
+        names = [f"the prompt of document {requests[i].doc_id} of {requests[i].task_name}" for i in members]
+        refused = self.decoder.refuse([prompts[i] for i in members], names=names, **decoding)
         for reason in refused.values():
             _LOGGER.warning("edlm_jax: answered by nothing: %s", reason)
-        return [place for index, place in enumerate(places) if index not in refused]
+        return [i for index, i in enumerate(members) if index not in refused]
 
     def _decoding(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         top_k = max(kwargs.get("top_k", 0), 0)  # -1, as others write it: all of them
         sampling = Sampling(kwargs.get("temperature", 0.0), top_k, kwargs.get("top_p", 1.0))
         return dict(mode=self.decoding, limit=kwargs["max_gen_toks"], sampling=sampling, ends=self.text.ends)
 
-    def _cut(self, context: list[int], new_tokens: int) -> list[int]:
-        """The end of the context that the model's cache has room for."""
-        room = self.model.spec.max_length - new_tokens
-        if room < 1:
-            raise InputError(f"{new_tokens} new tokens leave no room for a prompt in {self.model.spec.max_length}")
-        self.contexts_cut += len(context) > room
-        return context[-room:]
-
-    def _say_cut(self, cut: int, requests: int) -> None:
-        if cut:
+    def _cut(self, contexts: Sequence[list[int]], new_tokens: Iterable[int]) -> list[list[int]]:
+        """The ends of contexts that the model's cache has room for beside so many new tokens each."""
+        most, kept = self.model.spec.max_length, []
+        for context, count in zip(contexts, new_tokens, strict=True):
+            if count >= most:
+                raise InputError(f"{count} new tokens leave no room for a prompt in {most}")
+            kept.append(context[-(most - count) :])
+        if cut := sum(map(operator.ne, kept, contexts)):
             what = "edlm_jax: %d of %d contexts lost their beginning: the model holds %d tokens, new ones included"
-            _LOGGER.warning(what, cut, requests, self.model.spec.max_length)
+            _LOGGER.warning(what, cut, len(contexts), most)
+        self.contexts_cut += cut
+        return kept
 
 
 def _without_none(arguments: Mapping[str, Any]) -> dict[str, Any]:

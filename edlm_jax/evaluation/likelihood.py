@@ -52,16 +52,13 @@ def log_likelihood(
     Diffusion is a lower bound's estimate by `num_samples` samples, with its standard error; exact at block length 1.
     Its context is block-causal, as trained, also where a checkpoint is decoded with another prefill.
     """
-    conversion = model.spec.conversion
     mode = mode or ("diffusion" if model.spec.diffuses else "ar")
     check_likelihood(model.spec, mode)
     check_range("num_samples", num_samples)
-    layout = conversion.layout if conversion and mode == "diffusion" else AUTOREGRESSIVE
-    objective = heldout_objective(model, layout)
-    C = objective.layout.block_length
+    objective = heldout_objective(model, model.spec.conversion.layout if mode == "diffusion" else AUTOREGRESSIVE)
+    C, results = objective.layout.block_length, []
     num_samples = 1 if C == 1 else num_samples
     graphdef, state = nnx.split(model)
-    results = []
     for index, (context, continuation) in enumerate(pairs):
         if not len(context) or not len(continuation):
             raise InputError(f"pair {index}: context and continuation need at least one token each")
@@ -88,20 +85,14 @@ def check_likelihood(spec: ModelSpec, mode: str) -> None:
 
 def _row(context, continuation, C, pad) -> Batch:
     """One row with `pad` columns before the context; the continuation carries the loss."""
-    used = pad + len(context) + len(continuation)
+    start, used = pad + len(context), pad + len(context) + len(continuation)
     L = bucket(used, _SHORTEST)
     L += -L % C
-    columns_L = np.arange(L)
-    tokens_L = np.zeros(L, np.int32)
-    tokens_L[pad:used] = [*context, *continuation]
-    inside_L = (columns_L >= pad) & (columns_L < used)
-    row = dict(
-        tokens=tokens_L,
-        positions=np.maximum(columns_L - pad, 0).astype(np.int32),
-        segment_ids=inside_L.astype(np.int32),
-        loss_mask=(inside_L & (columns_L >= pad + len(context))).astype(np.int32),
-    )
-    return {name: x_L[None] for name, x_L in row.items()}
+    row = {name: np.zeros((1, L), np.int32) for name in ("tokens", "positions", "segment_ids", "loss_mask")}
+    row["tokens"][0, pad:used] = [*context, *continuation]
+    row["positions"][0, pad:] = np.arange(L - pad)
+    row["segment_ids"][0, pad:used] = row["loss_mask"][0, start:used] = 1
+    return row
 
 
 @partial(jax.jit, static_argnames=("graphdef", "objective"))

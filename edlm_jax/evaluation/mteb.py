@@ -44,13 +44,11 @@ class Encoder:
 
     def similarity(self, embeddings1, embeddings2):
         """Cosines of all pairs, as a torch tensor."""
-        ones, others = _normalised(embeddings1, embeddings2)
-        return ones @ others.T
+        return _normalised(embeddings1) @ _normalised(embeddings2).T
 
     def similarity_pairwise(self, embeddings1, embeddings2):
         """Cosines of one by one, as a torch tensor."""
-        ones, others = _normalised(embeddings1, embeddings2)
-        return (ones * others).sum(axis=-1)
+        return (_normalised(embeddings1) * _normalised(embeddings2)).sum(axis=-1)
 
     @property
     def mteb_model_meta(self):
@@ -60,8 +58,8 @@ class Encoder:
         return ModelMeta.create_empty({"name": f"edlm_jax/{self.name.strip('/').replace('/', '_')}"})
 
 
-def _normalised(*embeddings):
-    """Each as float32 of torch, of rows of length one."""
+def _normalised(embeddings):
+    """As float32 of torch, of rows of length one."""
     import torch
 
-    return (torch.from_numpy(normalise(np.atleast_2d(np.asarray(x, np.float32)))) for x in embeddings)
+    return torch.from_numpy(normalise(np.atleast_2d(np.asarray(embeddings, np.float32))))

@@ -5,9 +5,8 @@
 
 `index` is the document's place in its source; `ended` is false where the limit cut the response, which training would
 take for its end; `accepted_at` has the forward that accepted each token, from 1. A batch is appended by one write, so
-that a file that somebody reads or a kill leaves has whole lines.
-Beside FILE lies FILE.record.json, what the responses were made with: the same call goes on behind the last line,
-another one is refused.
+that a file that somebody reads or a kill leaves has whole lines. Beside FILE lies FILE.record.json, what the responses
+were made with: the same call goes on behind the last line, another one is refused.
 """
 
 import errno
@@ -33,22 +32,22 @@ _READ = ("*.safetensors", "*.gguf", "*.json", *TOKENIZER_FILES)
 
 def question_of(document: Document, chat: bool) -> dict[str, Any]:
     """A document without its response; with `chat` a prompt is what a user says. InputError if nothing is asked."""
-    if "messages" in document:
-        asked = document["messages"]
-        if asked and asked[-1]["role"] == "assistant":
-            asked = asked[:-1]
-        if not asked:
-            raise InputError("the conversation asks for nothing")
-        tools = document.get("tools")
-        question = dict(messages=asked) | (dict(tools=tools) if tools else {})
-        try:
-            json.dumps(question)
-        except TypeError as error:  # of a table: its dates, say
-            raise InputError(f"its messages can't be written as JSON: {error}") from None
-        return question
-    if "prompt" not in document:
-        raise InputError(f"it has no prompt but {', '.join(document)}; prompt, or messages, are answered")
-    return dict(messages=[dict(role="user", content=document["prompt"])]) if chat else dict(prompt=document["prompt"])
+    if "messages" not in document:
+        if "prompt" not in document:
+            raise InputError(f"it has no prompt but {', '.join(document)}; prompt, or messages, are answered")
+        prompt = document["prompt"]
+        return dict(messages=[dict(role="user", content=prompt)]) if chat else dict(prompt=prompt)
+    asked = document["messages"]
+    if asked and asked[-1]["role"] == "assistant":
+        asked = asked[:-1]
+    if not asked:
+        raise InputError("the conversation asks for nothing")
+    question = dict(messages=asked) | (dict(tools=document["tools"]) if document.get("tools") else {})
+    try:
+        json.dumps(question)
+    except TypeError as error:  # of a table: its dates, say
+        raise InputError(f"its messages can't be written as JSON: {error}") from None
+    return question
 
 
 def encode_question(question: Mapping[str, Any], tokenizer) -> list[int]:
@@ -60,16 +59,16 @@ def encode_question(question: Mapping[str, Any], tokenizer) -> list[int]:
 
 def answered(question: Mapping[str, Any], text: str) -> dict[str, Any]:
     """The question's document with this response."""
-    if "messages" in question:
-        return dict(question) | dict(messages=[*question["messages"], dict(role="assistant", content=text.strip())])
-    return dict(question) | dict(response=text)
+    if "messages" not in question:
+        return dict(question, response=text)
+    return dict(question, messages=[*question["messages"], dict(role="assistant", content=text.strip())])
 
 
 def fingerprint(directory: Path) -> str:
     """Of a model's files: its weights, its configs, its tokenizer and chat template."""
     digest = hashlib.sha256()
     for path in sorted({path for pattern in _READ for path in directory.rglob(pattern) if path.is_file()}):
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(f"{path.relative_to(directory)} {content}\n".encode())
     return digest.hexdigest()
@@ -83,11 +82,11 @@ class ResponseFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(path.name + ".record.json")
         self._check(beside, record)
-        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        self._file = path.open("ab+", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(self._file)
+            self._file.close()
             raise InputError(f"another process writes {path}; wait for it, or choose another --out") from None
         if not beside.exists():
             write_whole(beside, json.dumps(record, indent=2) + "\n")
@@ -97,23 +96,21 @@ class ResponseFile:
         return self
 
     def __exit__(self, *exception):
-        os.close(self._file)
+        self._file.close()
 
     def check_questions(self, questions: Mapping[int, Mapping[str, Any]]) -> None:
         """Raises InputError if a line answers another question than the one that now has its index."""
         for index, question in self.done.items():
             if json.dumps(question) != json.dumps(questions.get(index)):  # by text: no NaN is another's equal
-                raise InputError(
-                    f"{self.path} answers another prompt {index} than the one that is there now: the prompts have "
-                    "changed; choose another --out"
-                )
+                what = f"{self.path} answers another prompt {index} than the one that is there now"
+                raise InputError(f"{what}: the prompts have changed; choose another --out")
 
     def append(self, documents: Sequence[Mapping[str, Any]]) -> None:
         """Whole lines, in one write; what a full disk took of them is taken back."""
         lines = "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents).encode()
-        end = os.fstat(self._file).st_size
-        if os.write(self._file, lines) < len(lines):
-            os.ftruncate(self._file, end)
+        end = self.path.stat().st_size
+        if self._file.write(lines) < len(lines):
+            self._file.truncate(end)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         os.fsync(self._file)
 
@@ -132,7 +129,7 @@ class ResponseFile:
         """Which lines are there; one that a broken machine left in part is cut off."""
         content = self.path.read_bytes()
         whole = content.rfind(b"\n") + 1
-        os.ftruncate(self._file, whole)
+        self._file.truncate(whole)
         for number, line in enumerate(content[:whole].splitlines(), 1):
             try:
                 document = json.loads(line)
@@ -157,11 +154,9 @@ def respond(
     """Answers the questions at these indices, whose tokens `prompts` are; yields each batch when it is in the file."""
     indices = list(prompts)
     for batch in decode_each(decoder, list(prompts.values()), limit=limit, ends=ends, **decoding):
-        documents = [
-            dict(index=indices[i])
-            | answered(questions[indices[i]], row.text)
-            | dict(ended=len(row.tokens) < limit or row.tokens[-1] in ends, accepted_at=row.accepted_at)
-            for i, row in sorted(batch.items())
-        ]
+        documents = []
+        for i, row in sorted(batch.items()):
+            how = dict(ended=len(row.tokens) < limit or row.tokens[-1] in ends, accepted_at=row.accepted_at)
+            documents.append(dict(index=indices[i]) | answered(questions[indices[i]], row.text) | how)
         out.append(documents)
         yield list(batch.values())

@@ -24,8 +24,7 @@ def compare_rates(
     batches = [list(prompts[i : i + batch_size]) for i in range(0, len(prompts) - batch_size + 1, batch_size)]
     tokens, seconds, dice = dict.fromkeys(ways, 0), dict.fromkeys(ways, 0.0), random.Random(0)
     for count, batch in enumerate(batches, 1):
-        times: dict[str, list[float]] = {name: [] for name in ways}
-        made: dict[str, int] = {}
+        times, made = {name: [] for name in ways}, {}
         for _ in range(repeats):
             for name in dice.sample(list(ways), len(ways)):
                 ways[name](batch)

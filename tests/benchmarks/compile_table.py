@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from edlm_jax.benchmarks.traffic import link_bytes
+from edlm_jax.benchmarks.hlo import link_bytes
 
 _HEAD = """# What compiles and fits
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from edlm_jax.benchmarks.traffic import link_bytes, speed_bound, traffic
+from edlm_jax.benchmarks.hlo import link_bytes, speed_bound, traffic
 from edlm_jax.parallel.devices import Device
 
 

@@ -3,8 +3,7 @@
 from edlm_jax.decoding.generation import Generation
 from edlm_jax.decoding.modes import Diffusion
 from edlm_jax.evaluation import compare, speed
-from edlm_jax.evaluation.tasks.scorers import ExactMatch
-from edlm_jax.evaluation.tasks.task import Question, Task, Way
+from edlm_jax.evaluation.tasks.task import ExactMatch, Question, Task, Way
 from edlm_jax.pretrained import Text
 
 

@@ -8,6 +8,7 @@ A new one is a file beside this and a line here.
 
 import inspect
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,14 +28,8 @@ from edlm_jax.evaluation.tasks.reading import reading
 from edlm_jax.evaluation.tasks.task import Question, Task
 from edlm_jax.models import ModelSpec
 
-TASKS: dict[str, Callable[..., Task]] = {
-    "tasks": exact_match,
-    "humaneval": humaneval,
-    "mbpp": mbpp,
-    "multiple_choice": multiple_choice,
-    "reach": reach,
-    "reading": reading,
-}
+TASKS: dict[str, Callable[..., Task]] = {"tasks": exact_match, "humaneval": humaneval, "mbpp": mbpp}
+TASKS |= {"multiple_choice": multiple_choice, "reach": reach, "reading": reading}
 
 
 def check_task(entry: Mapping[str, Any]) -> None:
@@ -73,17 +68,16 @@ def parse_task(text: str) -> dict[str, Any]:
 
 def load_tasks(entries: Sequence[Mapping[str, Any]], tokenizer) -> list[Task]:
     """The tasks of all entries. Those of one name and scorer are one task, whose questions share batches."""
-    tasks: dict[Any, Task] = {}
+    questions: dict[Any, tuple[Question, ...]] = defaultdict(tuple)
     for entry in entries:
         check_task(entry)
         name, fields = _split(entry)
         task = TASKS[name](tokenizer, **fields)
-        before = tasks.get((name, task.scorer), replace(task, questions=()))
-        tasks[name, task.scorer] = replace(task, questions=before.questions + task.questions)
-    tasks = {key: task for key, task in tasks.items() if task.questions}
+        questions[name, task.scorer] += task.questions
+    tasks = [Task(name, asked, scorer) for (name, scorer), asked in questions.items() if asked]
     if not tasks:
         raise InputError("no tasks to evaluate: the task sources hold no document")
-    return list(tasks.values())
+    return tasks
 
 
 def choose_questions(

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from edlm_jax.data.documents import Document
 from edlm_jax.data.tokenized import Tokenized
 from edlm_jax.errors import InputError
-from edlm_jax.evaluation.tasks.scorers import ExactMatch
-from edlm_jax.evaluation.tasks.task import Question, Task
+from edlm_jax.evaluation.tasks.task import ExactMatch, Question, Task
 from edlm_jax.pretrained.text import Text, read_after
 
 

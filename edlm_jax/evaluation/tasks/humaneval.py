@@ -5,8 +5,7 @@
 """
 
 from edlm_jax.data.sources import read_objects
-from edlm_jax.evaluation.tasks.scorers import PassesTests
-from edlm_jax.evaluation.tasks.task import Question, Task, get_field
+from edlm_jax.evaluation.tasks.task import PassesTests, Question, Task, get_field
 from edlm_jax.pretrained.encode import encode_text
 
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # what begins after a function, as in the paper

@@ -7,8 +7,7 @@ The prompt is InCoder's (arXiv 2204.05999): the words and the first assertion, i
 
 from edlm_jax.data.sources import read_objects
 from edlm_jax.errors import InputError
-from edlm_jax.evaluation.tasks.scorers import PassesTests
-from edlm_jax.evaluation.tasks.task import Question, Task, get_field
+from edlm_jax.evaluation.tasks.task import PassesTests, Question, Task, get_field
 from edlm_jax.pretrained.encode import encode_text
 
 STOP = ("\nclass", "\nassert", '\n"""', "\nprint", "\nif", "\n```")

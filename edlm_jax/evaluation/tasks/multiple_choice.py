@@ -8,8 +8,7 @@ The answer is the index of the right choice (the first is 0) or its text. A choi
 
 from edlm_jax.data.sources import read_objects
 from edlm_jax.errors import InputError
-from edlm_jax.evaluation.tasks.scorers import LikeliestChoice
-from edlm_jax.evaluation.tasks.task import Question, Task, get_field
+from edlm_jax.evaluation.tasks.task import LikeliestChoice, Question, Task, get_field
 from edlm_jax.pretrained.encode import encode_more, encode_text
 
 

@@ -14,8 +14,7 @@ from edlm_jax.data.reach import hand, read_actions, read_prompt, simulate, write
 from edlm_jax.data.sources import read_objects
 from edlm_jax.errors import InputError
 from edlm_jax.evaluation.batches import Decoded
-from edlm_jax.evaluation.tasks.scorers import Scorer, answer_text, decode_questions
-from edlm_jax.evaluation.tasks.task import Outcome, Question, Task, Way, get_field
+from edlm_jax.evaluation.tasks.task import Outcome, Question, Scorer, Task, Way, decode_questions, get_field, text_of
 from edlm_jax.pretrained.encode import encode_more, encode_text
 from edlm_jax.pretrained.text import Text
 
@@ -31,8 +30,7 @@ class Reaches(Scorer):
     metres: float  # that are near
 
     def score(self, questions: Sequence[Question], way: Way, text: Text, batch_size: int) -> list[Outcome]:
-        outcomes, _ = self.attempt(questions, way, text, batch_size)
-        return outcomes
+        return self.attempt(questions, way, text, batch_size)[0]
 
     def attempt(
         self, questions: Sequence[Question], way: Way, text: Text, batch_size: int
@@ -47,7 +45,7 @@ class Reaches(Scorer):
             for i, prompt, row in zip(list(going), seen, rows, strict=True):
                 outcomes[i] = Outcome(False, _joined(outcomes[i].row, row))
                 try:
-                    velocity_TJ = read_actions(answer_text(row.tokens, prompt, text))
+                    velocity_TJ = read_actions(text_of(row.tokens, prompt, text))
                 except InputError:
                     going.remove(i)
                     continue

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edlm_jax.data.tasks import READING, TaskSource
-from edlm_jax.evaluation.tasks.scorers import decode_questions
-from edlm_jax.evaluation.tasks.task import Outcome, Question, Scorer, Task, Way
+from edlm_jax.evaluation.tasks.task import Outcome, Question, Scorer, Task, Way, decode_questions
 from edlm_jax.pretrained.chat import encode_prompt
 from edlm_jax.pretrained.text import Text
 
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s|\n")  # a line's end, or white space that follows a full stop
 _LIMIT = 32  # tokens of an answer: what has to be said comes in its first sentence
 
 
@@ -22,13 +22,8 @@ class Says(Scorer):
 
     def score(self, questions: Sequence[Question], way: Way, text: Text, batch_size: int) -> list[Outcome]:
         rows = decode_questions(way.decoder, way.mode, questions, text, batch_size, detokenize=text)
-        pairs = zip(questions, rows, strict=True)
-        return [Outcome(q.answer.lower() in first_sentence(row.text).lower(), row) for q, row in pairs]
-
-
-def first_sentence(text: str) -> str:
-    """Up to the first line's end, or the first full stop that white space follows."""
-    return re.split(r"(?<=[.!?])\s|\n", text.strip(), maxsplit=1)[0]
+        said = [_SENTENCE_END.split(row.text.strip(), maxsplit=1)[0].lower() for row in rows]
+        return [Outcome(q.answer.lower() in first, row) for q, first, row in zip(questions, said, rows, strict=True)]
 
 
 def reading(tokenizer, size: int = 300) -> Task:
