@@ -55,7 +55,8 @@ def log_likelihood(
     mode = mode or ("diffusion" if model.spec.diffuses else "ar")
     check_likelihood(model.spec, mode)
     check_range("num_samples", num_samples)
-    objective = heldout_objective(model, model.spec.conversion.layout if mode == "diffusion" else AUTOREGRESSIVE)
+    conversion = model.spec.conversion
+    objective = heldout_objective(model, conversion.layout if conversion and mode == "diffusion" else AUTOREGRESSIVE)
     C, results = objective.layout.block_length, []
     num_samples = 1 if C == 1 else num_samples
     graphdef, state = nnx.split(model)
@@ -88,7 +89,7 @@ def _row(context, continuation, C, pad) -> Batch:
     start, used = pad + len(context), pad + len(context) + len(continuation)
     L = bucket(used, _SHORTEST)
     L += -L % C
-    row = {name: np.zeros((1, L), np.int32) for name in ("tokens", "positions", "segment_ids", "loss_mask")}
+    row: dict = {name: np.zeros((1, L), np.int32) for name in ("tokens", "positions", "segment_ids", "loss_mask")}
     row["tokens"][0, pad:used] = [*context, *continuation]
     row["positions"][0, pad:] = np.arange(L - pad)
     row["segment_ids"][0, pad:used] = row["loss_mask"][0, start:used] = 1
