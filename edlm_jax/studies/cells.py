@@ -28,7 +28,6 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its directory."""
         return f"{re.sub(r'[^a-z0-9.]+', '-', self.arm.lower()).strip('-')}-seed{self.seed}"
 
 
@@ -152,8 +151,7 @@ def _check(c: ConfigDict, base: Run) -> None:
         if any(not isinstance(value, int) or value < 1 for value in c[name]):
             raise InputError(f"config.{name} must be positive numbers, not {tuple(c[name])}")
     if not c.eval_modes or set(c.eval_modes) - set(MODES):
-        known = ", ".join(MODES)
-        raise InputError(f"config.eval_modes are one or more of {known}, not {tuple(c.eval_modes)}")
+        raise InputError(f"config.eval_modes are one or more of {', '.join(MODES)}, not {tuple(c.eval_modes)}")
     for x, measured in (("step", "eval_steps"), ("block_length", "eval_block_lengths")):
         if c.x == x and not c[measured]:
             raise InputError(f"config.x={x} needs config.{measured}")
@@ -171,13 +169,10 @@ def _check(c: ConfigDict, base: Run) -> None:
 
 def cell_range(text: str, cells: Sequence[Cell]) -> range:
     """The indices that `--cells=3`, `--cells=0:7` (the end is left out) or nothing asks for."""
-    count = len(cells)
-    if not text:
-        return range(count)
-    first, colon, last = text.partition(":")
+    first, colon, last = (text or ":").partition(":")
     try:
-        start = int(first or 0)
-        stop = (int(last) if last else count) if colon else start + 1
+        start, count = int(first or 0), len(cells)
+        stop = int(last or count) if colon else start + 1
     except ValueError:
         raise InputError(f"--cells takes a number or a range such as 0:7, not {text!r}") from None
     if not 0 <= start < stop <= count:

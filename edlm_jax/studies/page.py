@@ -5,7 +5,7 @@ from typing import Any
 
 from edlm_jax.decoding.modes import options_of
 from edlm_jax.reports.report import Rows, markdown_table
-from edlm_jax.studies.results import PLACE, Results, before
+from edlm_jax.studies.results import PLACE, Results, before, by_place
 
 _SHOWN = {"step": "step {}", "mode": "{}", "block_length": "block {}", "threshold": "threshold {:g}"}
 _THRESHOLD = PLACE.index("threshold")
@@ -24,8 +24,8 @@ def accuracy_rows(results: Results) -> Rows:
     header = ["arm", "seeds", *(place_name(place, columns) for place in columns)]
     rows = [[before(results), "", *([_value(results["ar"]["accuracy"])] * len(columns))]]
     for arm in results["arms"]:
-        points = {_place(point): point for point in arm["points"]}
-        cells = [_accuracy_at_speed(points[place]) if place in points else "" for place in columns]
+        points = by_place(arm["points"])
+        cells = [_accuracy_at_speed(*points[place]) if place in points else "" for place in columns]
         rows.append([arm["arm"], str(len(arm["seeds"])), *cells])
     return _upright(header, rows)
 
@@ -47,7 +47,8 @@ def measure_rows(results: Results) -> Rows:
 def settled_rows(results: Results) -> Rows:
     """Arms down, modes that draft across with the number of tokens: the share of forwards that settle that many."""
     drafts = [place for place in places(results) if "drafts" in options_of(place[PLACE.index("mode")])]
-    settled = [{_place(point): point.get("settled", []) for point in arm["points"]} for arm in results["arms"]]
+    points = [by_place(arm["points"]).items() for arm in results["arms"]]
+    settled = [{place: point.get("settled", []) for place, (point,) in of_arm} for of_arm in points]
     columns = [(p, n) for p in drafts for n in range(2, 1 + max(len(of_arm.get(p, [])) for of_arm in settled))]
     header = ["arm", *(f"{place_name(place, drafts)}, {count} or more" for place, count in columns)]
     rows = []
@@ -59,17 +60,20 @@ def settled_rows(results: Results) -> Rows:
 
 def page(results: Results) -> str:
     """The whole page in Markdown."""
-    name = results["study"]
-    parts = [_head(name, results["doc"])]
+    name, hardware, jax_version = results["study"], results["hardware"], results["versions"]["jax"]
     quick = "a quick form (one seed, two steps: no result), " if results["quick"] else ""
     minutes = sum(cell["seconds"] for cell in results["cells"]) / 60
     cells = f"{results['finished']} of {results['cells_in_all']} cells in {minutes:.0f} minutes"
-    parts.append(f"Run: {quick}{cells}; {_machine(results)}\n")
+    devices = f"{len(hardware['devices'])} x {hardware['devices'][0]}, {hardware['processor']}"
+    cores = f"{hardware['cpu_cores']} core{'s' * (hardware['cpu_cores'] != 1)}"
+    parts = [_head(name, results["doc"]), f"Run: {quick}{cells}; {devices}, {cores}; jax {jax_version}.\n"]
     exact = all("kind" in task for task in results["config"]["evaluation"]["tasks"])  # a source of right responses
     right = "Exact match on held-out tasks" if exact else "Held-out tasks solved"
     caption = f"{right}, mean ± standard error over seeds; after @, tokens per forward.\n"
     parts += [caption, markdown_table(*accuracy_rows(results)), f"![{name}]({name}.png)\n"]
-    parts += [_explain(results), markdown_table(*measure_rows(results))]
+    names = {name for arm in results["arms"] for measures in arm["measures"] for name in measures}
+    meanings = [text for word, text in _MEANING.items() if any(word in name for name in names)]
+    parts += [" ".join(meanings) + "\n", markdown_table(*measure_rows(results))]
     header, rows = settled_rows(results)
     if header[1:]:
         parts += ["Share of forwards that settle so many tokens or more.\n", markdown_table(header, rows)]
@@ -83,7 +87,7 @@ def empty_page(name: str, doc: str) -> str:
 
 def places(results: Results) -> list[tuple]:
     """Every (step, mode, block length, threshold) of any arm, in the order of measurement; None: each arm's own."""
-    return list(dict.fromkeys(_place(point) for arm in results["arms"] for point in arm["points"]))
+    return list(by_place(point for arm in results["arms"] for point in arm["points"]))
 
 
 def place_name(place: tuple, columns: Sequence[tuple]) -> str:
@@ -99,10 +103,6 @@ def _upright(header: list[str], rows: list[list[str]]) -> Rows:
         return header, rows
     first, *others = zip(header, *rows, strict=True)
     return list(first), [list(row) for row in others]
-
-
-def _place(point: dict[str, Any]) -> tuple:
-    return tuple(point[name] for name in PLACE)
 
 
 def _accuracy_at_speed(point: dict[str, Any]) -> str:
@@ -123,19 +123,6 @@ def _measure_name(step: int | None, name: str) -> str:
     return words if step is None else f"step {step}, {words}"
 
 
-def _explain(results: Results) -> str:
-    """The measures that the page has."""
-    names = {name for arm in results["arms"] for measures in arm["measures"] for name in measures}
-    return " ".join(text for word, text in _MEANING.items() if any(word in name for name in names)) + "\n"
-
-
 def _head(name: str, doc: str) -> str:
     title, _, text = doc.strip().partition("\n")
     return f"# {name.replace('_', ' ')}: {title}\n{text}\n"
-
-
-def _machine(results: Results) -> str:
-    hardware, versions = results["hardware"], results["versions"]
-    devices = f"{len(hardware['devices'])} x {hardware['devices'][0]}"
-    cores = f"{hardware['cpu_cores']} core{'s' * (hardware['cpu_cores'] != 1)}"
-    return f"{devices}, {hardware['processor']}, {cores}; jax {versions['jax']}."

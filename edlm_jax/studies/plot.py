@@ -1,5 +1,6 @@
 """NAME.png: accuracy of every arm over what the study is about, with standard errors; weight drift beside it."""
 
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,11 @@ from matplotlib.lines import Line2D
 from edlm_jax.reports.picture import AR_COLOUR, DRIFT_COLOURS, picture
 from edlm_jax.studies.results import PLACE, Results, before
 
-LABELS = {
-    "tokens_per_forward": "tokens per denoising forward",
-    "step": "training step",
-    "block_length": "block length of decoding",
+_AXES = {  # their labels, and what they take of a point's place
+    "tokens_per_forward": ("tokens per denoising forward", "threshold"),
+    "step": ("training step", "step"),
+    "block_length": ("block length of decoding", "block_length"),
 }
-_AXIS_TAKES = {"tokens_per_forward": "threshold", "step": "step", "block_length": "block_length"}
 # {(arm, whatever else varies beside the axis): points}
 Curves = dict[tuple[str, str], list[dict[str, Any]]]
 _INSIDE = 10  # entries of a legend that curves leave room for
@@ -44,8 +44,9 @@ def plot_study(results: Results, path: Path) -> None:
 def curves(results: Results) -> Curves:
     """Points with "x", in its order: a curve for each arm and for each place where arms are measured."""
     axis = results["x"]
+    _, taken = _AXES.get(axis, (axis, "arm"))
     flat = [{"arm": arm["arm"], **arm["changes"], **point} for arm in results["arms"] for point in arm["points"]]
-    names = [name for name in ("arm", *PLACE) if name != _AXIS_TAKES.get(axis, "arm")]
+    names = [name for name in ("arm", *PLACE) if name != taken]
     varying = [name for name in names if len({point[name] for point in flat}) > 1]
     found: Curves = {}
     for point in flat:
@@ -60,33 +61,29 @@ def _accuracy(axes, results: Results) -> list[Artist]:
     """Colours are arms where there are several, markers and lines the rest; returns what the legend explains."""
     found = curves(results)
     arms, places = (list(dict.fromkeys(labels)) for labels in zip(*found, strict=True))
-    several = len(arms) > 1
+    label, _ = _AXES.get(results["x"], (results["x"], "arm"))
+    several, ticks = len(arms) > 1, sorted({p["x"] for points in found.values() for p in points})
     coloured = arms if several else places
     palette = matplotlib.colormaps["tab10" if len(coloured) < 10 else "tab20"].colors
     palette = [rgb for rgb in palette if len(set(rgb)) > 1]  # grey is no arm: it explains the markers
-    colours = {name: palette[index % len(palette)] for index, name in enumerate(coloured)}
-    styles = {
-        place: dict(marker=_MARKERS[index % len(_MARKERS)], linestyle=_LINES[index % len(_LINES)])
-        for index, place in enumerate(places)
-    }
+    colours = dict(zip(coloured, cycle(palette), strict=False))
+    looks = zip(places, cycle(_MARKERS), cycle(_LINES), strict=False)
+    styles = {place: dict(marker=marker, linestyle=line) for place, marker, line in looks}
     for (arm, place), points in found.items():
         errors = [point["accuracy"]["standard_error"] or 0.0 for point in points]
         values = [point["accuracy"]["mean"] for point in points]
         colour = colours[arm if several else place]
         axes.errorbar([p["x"] for p in points], values, errors, capsize=2, color=colour, **styles[place])
     ar = axes.axhline(results["ar"]["accuracy"], color=AR_COLOUR, linestyle="--", linewidth=1, label=before(results))
-    if results["x"] != "tokens_per_forward" and min(p["x"] for points in found.values() for p in points) > 0:
-        axes.set_xscale("log", base=10 if results["x"] not in LABELS else 2)
-        axes.set_xticks(sorted({p["x"] for points in found.values() for p in points}))
+    if results["x"] != "tokens_per_forward" and ticks[0] > 0:
+        axes.set_xscale("log", base=2 if results["x"] in _AXES else 10)
+        axes.set_xticks(ticks)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
-    axes.set(title="Accuracy", xlabel=LABELS.get(results["x"], results["x"]), ylabel="share that is right")
+    axes.set(title="Accuracy", xlabel=label, ylabel="share that is right")
     lines = [Line2D([], [], color=colours[arm], linewidth=3, label=arm) for arm in arms if several]
-    lines += [
-        Line2D([], [], color="grey" if several else colours[place], label=place, **style)
-        for place, style in styles.items()
-        if place
-    ]
+    of_places = dict.fromkeys(places, "grey") if several else colours
+    lines += [Line2D([], [], color=of_places[place], label=place, **styles[place]) for place in places if place]
     return [ar, *lines]
 
 

@@ -2,32 +2,44 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 PLACE = ("step", "mode", "block_length", "threshold")  # where an arm is measured
-METRICS = ("accuracy", "tokens_per_forward")
 Results = dict[str, Any]
 
 
 def summarise(arm: str, runs: Sequence[dict]) -> dict[str, Any]:
-    """One arm over its seeds."""
-    by_place: dict[tuple, list[dict]] = {}
-    for run in runs:
-        for point in run["points"]:
-            by_place.setdefault(tuple(point[name] for name in PLACE), []).append(point)
+    """One arm over its seeds: its points, and at each step the mean of every measure that is a number."""
+    points, measures = ([found for run in runs for found in run[name]] for name in ("points", "measures"))
     return {
         "arm": arm,
         "changes": runs[0]["changes"],
         "seeds": [run["seed"] for run in runs],
         "points": [
             dict(zip(PLACE, place, strict=True))
-            | {name: mean_and_error([p[name] for p in points]) for name in METRICS}
-            | {"settled": _settled([p["forwards_by_tokens"] for p in points if "forwards_by_tokens" in p])}
-            for place, points in by_place.items()
+            | {name: mean_and_error([p[name] for p in alike]) for name in ("accuracy", "tokens_per_forward")}
+            | {"settled": _settled([p["forwards_by_tokens"] for p in alike if "forwards_by_tokens" in p])}
+            for place, alike in by_place(points).items()
         ],
-        "measures": _summarise_measures([measures for run in runs for measures in run["measures"]]),
+        "measures": [
+            {"step": step}
+            | {
+                name: mean_and_error([measures[name] for measures in alike])
+                for name, value in alike[0].items()
+                if name != "step" and isinstance(value, int | float)
+            }
+            for (step,), alike in by_place(measures, ("step",)).items()
+        ],
     }
+
+
+def by_place(found: Iterable[dict], names: Sequence[str] = PLACE) -> dict[tuple, list[dict]]:
+    """What was measured at each place, in the order of measurement; None in a place: each arm's own."""
+    places: dict[tuple, list[dict]] = {}
+    for entry in found:
+        places.setdefault(tuple(entry[name] for name in names), []).append(entry)
+    return places
 
 
 def _settled(forwards_by_tokens: Sequence[Sequence[int]]) -> list[dict[str, float | None]]:
@@ -35,22 +47,6 @@ def _settled(forwards_by_tokens: Sequence[Sequence[int]]) -> list[dict[str, floa
     most = max(map(len, forwards_by_tokens), default=0)
     shares = ([sum(counts[least:]) / sum(counts) for counts in forwards_by_tokens] for least in range(1, most))
     return [mean_and_error(of_runs) for of_runs in shares]
-
-
-def _summarise_measures(found: Sequence[dict]) -> list[dict[str, Any]]:
-    """Of each step, the mean of every measure that is a number."""
-    by_step: dict[Any, list[dict]] = {}
-    for measures in found:
-        by_step.setdefault(measures["step"], []).append(measures)
-    return [
-        {"step": step}
-        | {
-            name: mean_and_error([measures[name] for measures in alike])
-            for name, value in alike[0].items()
-            if name != "step" and isinstance(value, int | float)
-        }
-        for step, alike in by_step.items()
-    ]
 
 
 def mean_and_error(values: Sequence[float]) -> dict[str, float | None]:

@@ -1,9 +1,12 @@
 """Runs the cells of a study: train, measure, keep the result; what is finished is not repeated."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,8 @@ from edlm_jax.training.run import Run
 from edlm_jax.training.train import train
 
 _MEASURED = ("accuracy", "tokens_per_forward", "forwards_by_tokens")
+_INFINITE = math.inf, -math.inf  # which JSON has not
+_PREPARED, _REUSED = "/jax/core/compile/backend_compile_duration", "/jax/compilation_cache/cache_hits"
 
 
 class Study:
@@ -58,28 +63,21 @@ class Study:
 
     def finished(self, index: int) -> dict[str, Any] | None:
         """The result of a cell that was measured, here or on another machine."""
-        cell = self.cells[index]
-        path = self._directory(cell) / "cell.json"
-        if not path.exists():
-            return None
-        result = read_json(path)
-        if result["config"] != self._measured_config(cell.run):
-            raise InputError(f"{path} was made under another config; choose another --workdir or remove that directory")
-        return result
+        path = self._directory(self.cells[index]) / "cell.json"
+        return self._read(path, self.cells[index].run, "directory") if path.exists() else None
 
     def baseline(self) -> dict[str, Any]:
         """The model that all cells start from, on the same tasks, AR or as it was converted; measured once."""
-        path, config = self.workdir / "ar.json", self._measured_config(self.base)
+        path = self.workdir / "ar.json"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self.workdir.mkdir(parents=True, exist_ok=True)
             ar = self.origin.ar
-            measured = measure_model(self.measures, self.base, ar, self.origin.text.tokenizer) | {"config": config}
+            measured = measure_model(self.measures, self.base, ar, self.origin.text.tokenizer)
             measured |= {"name": "converted before"} if ar.spec.conversion else {}
-            write_report(self._score(Way(Decoder(ar), default_mode(ar.spec), ar)) | measured, path)
-        result = read_json(path)
-        if result.pop("config", None) != config:
-            raise InputError(f"{path} was made under another config; choose another --workdir or remove that file")
-        return result
+            score = self._score(Way(Decoder(ar), default_mode(ar.spec), ar))
+            write_report(score | measured | {"config": self._measured_config(self.base)}, path)
+        result = self._read(path, self.base, "file")
+        return {name: value for name, value in result.items() if name != "config"}
 
     def results(self, name: str, doc: str, baseline: dict[str, Any]) -> Results:
         """Of all cells that are finished so far; `doc` is that of the study's file."""
@@ -101,30 +99,28 @@ class Study:
 
     def _run_cell(self, cell: Cell) -> dict[str, Any]:
         directory, began = self._directory(cell), time.perf_counter()
-        with Compilations() as compilations:
+        with _hear_compilations() as heard:
             summary = train(cell.run, directory)
             if not summary["completed"]:
                 raise StoppedError(f"stopped in {cell.name} at step {summary['step']}; the same command continues")
-            training_compiled = compilations.compiled
+            training_compiled = heard[_PREPARED] - heard[_REUSED]
             measured = [self._measure(cell, directory, step) for step in self.measures.eval_steps or (None,)]
             cost = measure_training(self.measures, cell.run)
+        compiled = dict(training=training_compiled, all=heard[_PREPARED] - heard[_REUSED], reused=heard[_REUSED])
         return {
             "arm": cell.arm,
             "seed": cell.seed,
-            "changes": {name: _finite(value) for name, value in cell.changes.items()},
+            "changes": {name: str(value) if value in _INFINITE else value for name, value in cell.changes.items()},
             "points": [point for points, _ in measured for point in points],
             "measures": [measures | cost for _, measures in measured],
             "training": {name: value for name, value in summary.items() if name in ("step", "loss", "eval_loss")},
             "seconds": time.perf_counter() - began,
-            "compiled": {"training": training_compiled, "all": compilations.compiled, "reused": compilations.reused},
+            "compiled": compiled,
             "config": self._measured_config(cell.run),
         }
 
     def _measure(self, cell: Cell, directory: Path, step: int | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """(every way of decoding one checkpoint, what else it is measured by).
-
-        Step and block length are None where each cell has its own.
-        """
+        """(ways of decoding one checkpoint, what else it is measured by); a step or length of None: each cell's own."""
         model = load_trained(directory, step=step, dtype=cell.run.start.dtype)
         way = Way(Decoder(model), AR, model)
         points = [
@@ -144,19 +140,21 @@ class Study:
     def _modes(self, cell: Cell) -> list[tuple[Mode, int]]:
         """Every mode, in blocks of every length if it has blocks, at every threshold if it has one."""
         lengths = self.measures.eval_block_lengths or (cell.run.data.block_length,)
-        modes = []
-        for name, length in itertools.product(self.measures.eval_modes, lengths):
-            own = options_of(name)
-            blocks = {"block_length": length} if "block_length" in own else {}
-            thresholds = cell.run.evaluation.thresholds if "threshold" in own else (None,)
-            for threshold in thresholds:
-                chosen = {} if threshold is None else {"threshold": threshold}
-                modes.append((make_mode(name, **blocks, **chosen), length))
-        return modes
+        thresholds, modes = cell.run.evaluation.thresholds, []
+        for name, length, threshold in itertools.product(self.measures.eval_modes, lengths, thresholds):
+            options, own = dict(block_length=length, threshold=threshold), options_of(name)
+            modes.append((make_mode(name, **{option: options[option] for option in options if option in own}), length))
+        return list(dict.fromkeys(modes))  # those without a threshold once
 
     def _score(self, way: Way) -> dict[str, float]:
         (score,) = compare_accuracy([way], self.origin.tasks[0], self.origin.text, self.base.evaluation.batch_size)
         return {name: score[name] for name in _MEASURED}
+
+    def _read(self, path: Path, run: Run, what: str) -> dict[str, Any]:
+        result = read_json(path)
+        if result.get("config") != self._measured_config(run):
+            raise InputError(f"{path} was made under another config; choose another --workdir or remove that {what}")
+        return result
 
     def _directory(self, cell: Cell) -> Path:
         return self.workdir / "cells" / cell.name
@@ -166,37 +164,20 @@ class Study:
         return json.loads(json.dumps(dict(training=_plain(run)) | dataclasses.asdict(self.measures)))
 
 
-class Compilations:
-    """Counts, while it is open, the programs that XLA compiled and those that the persistent cache had."""
-
-    def __init__(self):
-        self._prepared, self.reused = 0, 0
-
-    @property
-    def compiled(self) -> int:
-        """Programs that had to be compiled so far."""
-        return self._prepared - self.reused
-
-    def __enter__(self) -> "Compilations":
-        monitoring.register_event_duration_secs_listener(self._hear_prepared)
-        monitoring.register_event_listener(self._hear_reused)
-        return self
-
-    def __exit__(self, *exception):
-        monitoring.unregister_event_duration_listener(self._hear_prepared)
-        monitoring.unregister_event_listener(self._hear_reused)
-
-    def _hear_prepared(self, event: str, *_, **__) -> None:
-        self._prepared += event == "/jax/core/compile/backend_compile_duration"
-
-    def _hear_reused(self, event: str, **_) -> None:
-        self.reused += event == "/jax/compilation_cache/cache_hits"
+@contextlib.contextmanager
+def _hear_compilations() -> Iterator[Counter]:
+    """Counts, while it is open, jax's events: programs that were prepared, and those that the persistent cache had."""
+    heard: Counter = Counter()
+    hear = lambda event, *_, **__: heard.update([event])  # noqa: E731
+    monitoring.register_event_duration_secs_listener(hear)
+    monitoring.register_event_listener(hear)
+    try:
+        yield heard
+    finally:
+        monitoring.unregister_event_duration_listener(hear)
+        monitoring.unregister_event_listener(hear)
 
 
 def _plain(run: Run) -> dict[str, Any]:
     """Its config as JSON, infinities as text."""
     return json.loads(run.config, parse_constant=str)
-
-
-def _finite(value: Any) -> Any:
-    return str(value) if isinstance(value, float) and abs(value) == float("inf") else value
