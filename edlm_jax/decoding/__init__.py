@@ -8,17 +8,5 @@ from edlm_jax.decoding.modes import MODES, Mode, parse_mode
 from edlm_jax.decoding.requests import RequestSettings
 from edlm_jax.decoding.sampling import Sampling
 
-__all__ = [
-    "MODES",
-    "Decoder",
-    "Engine",
-    "Event",
-    "Generation",
-    "Mode",
-    "RequestSettings",
-    "Sampling",
-    "check_settings",
-    "generate",
-    "parse_mode",
-    "refuse_prompts",
-]
+__all__ = ["MODES", "Decoder", "Engine", "Event", "Generation", "Mode", "RequestSettings", "Sampling", "check_settings"]
+__all__ += ["generate", "parse_mode", "refuse_prompts"]

@@ -23,23 +23,20 @@ from edlm_jax.models.lora import Lora
 from edlm_jax.parallel.devices import platform
 from edlm_jax.pretrained.text import Read, Text
 
+Prompts = Sequence[Sequence[int]]
+_GREEDY = Sampling()
 _DECODERS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # model: (its parameters, its decoder)
 
 
-def check_settings(spec: ModelSpec, mode: Mode | None = None, **settings) -> None:
+def check_settings(spec: ModelSpec, mode: Mode | None = None, *, stop=(), detokenize=None, **settings) -> None:
     """Raises what a `Decoder` of this spec would in a call with these settings: before its weights are read."""
     with warnings.catch_warnings(action="ignore"):  # the decoding itself says them
-        _read_call(spec, 0, mode, **settings)
+        _read_call(spec, False, 0, mode, **settings)
+    check_stop(stop, detokenize)
 
 
 def refuse_prompts(
-    spec: ModelSpec,
-    prompts: Sequence[Sequence[int]],
-    mode: Mode | None = None,
-    *,
-    limit: int,
-    names: Sequence[str] | None = None,
-    **_,
+    spec: ModelSpec, prompts: Prompts, mode: Mode | None = None, *, limit: int, names: Sequence[str] | None = None, **_
 ) -> dict[int, str]:
     """index -> reason, one line, of the prompts that a call with these settings refuses; `names`: what to call them."""
     mask_id = (mode or default_mode(spec)).completed(spec).banned_id
@@ -63,9 +60,7 @@ class Decoder:
     def planned(cls, spec: ModelSpec, dtype: str, lora: Lora | None = None, *, alone: bool = True) -> "Decoder":
         """Of a model that nobody has read yet: it decodes nothing, but an `Engine` of it refuses what it always would.
 
-        Args:
-          lora: the adapters of noisy columns that lie beside the model.
-          alone: whether the model will lie on one device.
+        `lora` are the adapters of noisy columns beside it; `alone`: it will lie on one device.
         """
         decoder = cls.__new__(cls)
         decoder.spec, decoder.weights = spec, DecodingWeights.planned(spec, dtype, lora, alone=alone)
@@ -83,7 +78,7 @@ class Decoder:
             _DECODERS[model] = [weakref.ref(x) for x in parameters], decoder
         return decoder
 
-    def refuse(self, prompts: Sequence[Sequence[int]], mode: Mode | None = None, **settings) -> dict[int, str]:
+    def refuse(self, prompts: Prompts, mode: Mode | None = None, **settings) -> dict[int, str]:
         """index -> reason of the prompts that a call with these settings would refuse."""
         return refuse_prompts(self.spec, prompts, mode, **settings)
 
@@ -91,23 +86,22 @@ class Decoder:
         """The mode as this model decodes by it (default: its own); InputError where it cannot."""
         return self._call(1, mode, limit=1)[0]
 
-    def _call(self, count: int, mode: Mode | None, **settings) -> tuple[Mode, Call, tuple[str, ...]]:
-        mode, call, stop = _read_call(self.spec, count, mode, **settings)
-        _check_verified(mode, self.weights.gated)  # which config.json may not say
-        return mode, call, stop
+    def _call(self, count: int, mode: Mode | None, **settings) -> tuple[Mode, Call]:
+        return _read_call(self.spec, self.weights.gated, count, mode, **settings)
 
     def columns(self, mode: Mode) -> int:
         """Of a row in the widest forward of a turn."""
-        mode, call, _ = _read_call(self.spec, 1, mode, limit=1)
-        return mode.start(self.weights, [[0]], call).columns
+        mode, call = self._call(1, mode, limit=1)
+        run = mode.start(self.weights, [[0]], call)
+        return run.settings.program(run.weights, run.request).width
 
     def __call__(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Prompts,
         mode: Mode | None = None,
         *,
         limit: int,
-        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        sampling: Sampling = _GREEDY,
         seed: int | Sequence[int] = 0,
         ends: int | Sequence[int] | None = None,
         stop: str | Sequence[str] = (),
@@ -128,8 +122,9 @@ class Decoder:
           on_block: called with every row's settled tokens whenever a block has finished, or every few tokens in the
             modes without blocks, for a person who watches; tokens that may begin a stop string wait.
         """
-        count, settings = len(prompts), dict(sampling=sampling, seed=seed, ends=ends, stop=stop, detokenize=detokenize)
-        mode, call, stop = self._call(count, mode, limit=limit, **settings)
+        count = len(prompts)
+        mode, call = self._call(count, mode, limit=limit, sampling=sampling, seed=seed, ends=ends)
+        stop = check_stop(stop, detokenize)
         for reason in self.refuse(prompts, mode, limit=limit).values():
             raise InputError(reason)
         if not count:
@@ -154,33 +149,18 @@ class Decoder:
 
 
 def _read_call(
-    spec: ModelSpec,
-    count: int,
-    mode: Mode | None,
-    *,
-    limit,
-    sampling=Sampling(),  # noqa: B008 (frozen)
-    seed=0,
-    ends=None,
-    stop=(),
-    detokenize=None,
-    on_block=None,
-) -> tuple[Mode, Call, tuple[str, ...]]:
-    """(mode, call, stop strings) of a call with so many prompts: all that can be refused without weights or prompts."""
+    spec: ModelSpec, gated: bool, count: int, mode: Mode | None, *, limit: int, sampling=_GREEDY, seed=0, ends=None
+) -> tuple[Mode, Call]:
+    """A call with so many prompts: all that can be refused without prompts. `gated`: config.json may not say it."""
     check_range("max_new_tokens", limit)
     sampling.check()
     mode = (mode or default_mode(spec)).completed(spec)
     mode.check(spec, sampling)
-    _check_verified(mode, spec.conversion is not None and not spec.diffuses)
-    limit_B = np.full(count, min(limit, spec.max_length), np.int32)  # one beyond is refused with its prompt
-    call = Call(spec, limit_B, sampling, read_ends(ends), row_seeds(seed, count))
-    return mode, call, check_stop(stop, detokenize)
-
-
-def _check_verified(mode: Mode, gated: bool) -> None:
-    if gated and not mode.lossless:
+    if (gated or spec.conversion is not None and not spec.diffuses) and not mode.lossless:
         known = ", ".join(name for name, kind in MODES.items() if kind.lossless)
         raise InputError(f"{mode.name} verifies no drafts, but adapters act on drafts alone; use {known}")
+    limit_B = np.full(count, min(limit, spec.max_length), np.int32)  # one beyond is refused with its prompt
+    return mode, Call(spec, limit_B, sampling, read_ends(ends), row_seeds(seed, count))
 
 
 def _in_pieces(run: Run, count: int, reader: Reader | None, on_block) -> Generation:

@@ -8,7 +8,7 @@ what is left when nobody reads more. A state's `done_B` says which rows have end
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import jax
@@ -46,11 +46,6 @@ class Run:
     request: Any
     settings: Any
 
-    @property
-    def columns(self) -> int:
-        """Of a row in the widest forward of a turn."""
-        return self.settings.program(self.weights, self.request).width
-
     def whole(self) -> Generation:
         """All of it, in parts beside one another where the machine has cores for them.
 
@@ -58,43 +53,37 @@ class Run:
         mesh, which each part enters, none of what the caller has set by them (as a precision of products) reaches them.
         """
         first, *others = parts = self.parts()
-        states = [first._whole()]  # compiles for all of them, and does not wait
-        states += beside([part._whole for part in others])
+        states = [first._call(decode_whole)]  # compiles for all of them, and does not wait
+        states += beside([functools.partial(part._call, decode_whole) for part in others])
         return Generation.joined([part.collect(state) for part, state in zip(parts, states, strict=True)])
 
     def parts(self) -> list[Self]:
         """The same decoding by rows, as many a part: a row's bits do not depend on the rows beside it."""
-        rows = len(self.request.pad_B)
+        rows, given = len(self.request.pad_B), vars(self.request)
         count = self.weights.backend.parts(rows, self.weights.nbytes)
         if count == 1:
             return [self]
+        # What has rows says so by its name, as limit_B1 does and ends_E does not.
+        of_rows = [name for name in given if name.rpartition("_")[2].startswith("B") and given[name] is not None]
         cuts = [slice(i * rows // count, (i + 1) * rows // count) for i in range(count)]
-        return [replace(self, request=_rows(self.request, cut)) for cut in cuts]
-
-    def _whole(self):
-        with on_mesh(self.weights.mesh):
-            return decode_whole(self.weights, self.request, self.settings)
+        requests = [replace(self.request, **{name: given[name][cut] for name in of_rows}) for cut in cuts]
+        return [replace(self, request=request) for request in requests]
 
     def begin(self):
         """The state after the prefill."""
-        with on_mesh(self.weights.mesh):
-            return begin(self.weights, self.request, self.settings)
+        return self._call(begin)
 
     def advance(self, state):
         """The next state worth a look; the old one is gone."""
+        return self._call(advance, state)
+
+    def _call(self, program: Callable, *state):
         with on_mesh(self.weights.mesh):
-            return advance(self.weights, self.request, self.settings, state)
+            return program(self.weights, self.request, self.settings, *state)
 
     def collect(self, state) -> Generation:
         """What a state holds so far."""
         return self.request.settled(state).generation()
-
-
-def _rows(request, cut: slice):
-    """Some of a request's rows: what has them says so by its name, as limit_B1 does and ends_E does not."""
-    of_rows = [field.name for field in fields(request) if field.name.rpartition("_")[2].startswith("B")]
-    values = {name: getattr(request, name) for name in of_rows}
-    return replace(request, **{name: value[cut] for name, value in values.items() if value is not None})
 
 
 def beside(calls: Sequence[Callable[[], Any]]) -> list[Any]:

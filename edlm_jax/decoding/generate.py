@@ -1,11 +1,12 @@
 """`generate`: prompts in, tokens and honest counts out, whatever the mode. A thin front of the mode values."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from edlm_jax.decoding.acceptance import Rule
 from edlm_jax.decoding.decoder import Decoder
 from edlm_jax.decoding.generation import Generation
-from edlm_jax.decoding.modes import MODES, make_mode, options_of, parse_mode
+from edlm_jax.decoding.modes import make_mode, options_of, parse_mode
 from edlm_jax.decoding.modes.mode import Mode
 from edlm_jax.decoding.sampling import Sampling
 from edlm_jax.errors import InputError
@@ -44,13 +45,10 @@ def generate(
     Args:
       max_new_tokens: the most new tokens of a row.
       mode: a name, or a mode with its own options, as value or as text ("psd:depth=3"); the options below are then left
-        out. "diffusion"; "ar", one token a forward on the same weights, causally; "self_speculation" and
-        "quadratic_speculation", the text of "ar", greedy or drawn, from drafted blocks that are verified causally, in
-        two forwards a cycle or in one wide one; "prompt_lookup", the same from drafts that stand earlier in the row;
-        "mars", from left to right while confident, causally; "psd", diffusion with
-        guesses `draft_depth` tokens deep that the next forward verifies; "multi_block", diffusion with several blocks
-        in flight; "edit", diffusion that replaces tokens; "dmax", soft tokens that are revised until they agree. Files
-        of edlm_jax/decoding/modes/ say more.
+        out. "diffusion"; "ar", one token a forward on the same weights, causally; the text of "ar" from drafts that are
+        verified: "self_speculation", "quadratic_speculation", "prompt_lookup"; "mars", from left to right while
+        confident; "psd", with guesses `draft_depth` tokens deep; "multi_block"; "edit"; "dmax". Their files in
+        edlm_jax/decoding/modes/ say how each decodes.
       block_length, prefill, grid, mask_id: default to what the checkpoint was converted with. `prefill` is how the
         prompt attends to itself: "block_causal", "bidirectional" or "causal". `grid` is where blocks are counted from:
         "response", the prompt's end, or "position", position 0, so that the last tokens of a prompt may share their
@@ -77,30 +75,13 @@ def generate(
         (named by index), a stop string without `detokenize`, what a mode cannot do, or any mode but "ar" from a model
         that was never converted.
     """
-    options = dict(
-        block_length=block_length,
-        threshold=threshold,
-        rule=rule,
-        prefill=prefill,
-        grid=grid,
-        commit=commit,
-        mask_id=mask_id,
-        depth=draft_depth,
-        sub_block_length=sub_block_length,
-        dual_cache=dual_cache,
-    )
+    options = dict(block_length=block_length, threshold=threshold, rule=rule, prefill=prefill, grid=grid, commit=commit)
+    options |= dict(mask_id=mask_id, depth=draft_depth, sub_block_length=sub_block_length, dual_cache=dual_cache)
     decoder = model if isinstance(model, Decoder) else Decoder.of(model)
-    return decoder(
-        prompts,
-        mode if isinstance(mode, Mode) else _named(mode, options),
-        limit=max_new_tokens,
-        sampling=Sampling(temperature, top_k, top_p, confidence),
-        seed=seed,
-        ends=eos_id,
-        stop=stop,
-        detokenize=detokenize,
-        on_block=on_block,
-    )
+    mode = mode if isinstance(mode, Mode) else _named(mode, options)
+    sampling = Sampling(temperature, top_k, top_p, confidence)
+    how: dict[str, Any] = dict(seed=seed, ends=eos_id, stop=stop, detokenize=detokenize, on_block=on_block)
+    return decoder(prompts, mode, limit=max_new_tokens, sampling=sampling, **how)
 
 
 # Given to a mode that has no such option, these are mistakes; the others are defaults that it does not need.
@@ -108,7 +89,7 @@ _REFUSED = ("rule", "commit", "sub_block_length", "dual_cache")
 
 
 def _named(name: str, options: dict) -> Mode:
-    if ":" in name or name not in MODES:
+    if ":" in name:
         return parse_mode(name)
     own = options_of(name)
     for option in _REFUSED:

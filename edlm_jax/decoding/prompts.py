@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edlm_jax.errors import InputError
+from edlm_jax.errors import InputError, check_range
 from edlm_jax.models import ModelSpec
 
 _SHORTEST = 8  # columns of the smallest prompt bucket: buckets double from here, so mixed lengths compile few programs
@@ -39,8 +39,7 @@ def split_prompts(prompts: Sequence[Sequence[int]], block_length: int) -> tuple[
 def row_seeds(seed: int | Sequence[int], count: int) -> np.ndarray:
     """uint32[count]: one a row, so that a row draws the same noise in any batch, however many follow it."""
     alone = isinstance(seed, int | np.integer)
-    if least := [value for value in ([seed] if alone else seed) if value < 0]:
-        raise InputError(f"seed must not be negative, not {least[0]}")
+    check_range("seed", min([seed] if alone else seed, default=0), 0)
     if alone:
         return np.random.SeedSequence(seed).generate_state(count)
     if len(seed) != count:
@@ -55,10 +54,8 @@ def refuse_prompt(spec: ModelSpec, prompt: Sequence[int], max_new_tokens: int, m
     if not len(prompt):
         return "is empty; give at least one token"
     if len(prompt) + max_new_tokens > spec.max_length:
-        return (
-            f"is too long: {len(prompt)} tokens and {max_new_tokens} new ones exceed the model's cache of "
-            f"{spec.max_length}; shorten it or ask for fewer"
-        )
+        asked = f"{len(prompt)} tokens and {max_new_tokens} new ones"
+        return f"is too long: {asked} exceed the model's cache of {spec.max_length}; shorten it or ask for fewer"
     if mask_id is not None and mask_id in prompt:
         return f"holds the mask token {mask_id}; remove it"
     if not all(0 <= token < spec.vocab_size for token in prompt):
