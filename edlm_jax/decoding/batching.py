@@ -6,25 +6,25 @@
         for event in engine.step():
             print(event.slot, event.tokens, event.finished)
 
-The engine's state is the mode's own (lane.py), told each row's limit, ends, threshold and sampling apart. A row's
-tokens are those that a `Decoder` gives for it alone. With several modes a row is decoded by the one that gives most
-tokens a second with as many rows as are live when its turn comes (load.py): one that has begun goes on as it began, for
-what its cache holds is what its mode put there.
+The engine's state is the mode's own (lane.py), told each row's limit, ends, threshold and sampling apart. With several
+modes a row is decoded by the one that gives most tokens a second with as many rows as are live when its turn comes
+(load.py): one that has begun goes on as it began, for what its cache holds is what its mode put there.
 """
 
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
+from typing import Any
 
 from edlm_jax.decoding.decoder import Decoder
 from edlm_jax.decoding.ends import read_ends
 from edlm_jax.decoding.engine import beside, thread
 from edlm_jax.decoding.generation import Settled
 from edlm_jax.decoding.lane import Lane
-from edlm_jax.decoding.load import Pace, Yield, choose
+from edlm_jax.decoding.load import Pace, Yields, choose
 from edlm_jax.decoding.modes import Mode
 from edlm_jax.decoding.pages import Pool
-from edlm_jax.decoding.requests import RequestSettings, refuse
+from edlm_jax.decoding.requests import RequestSettings, check_request
 from edlm_jax.errors import InputError
 from edlm_jax.models import Transformer
 from edlm_jax.models.cache import DecodingWeights
@@ -55,8 +55,9 @@ class Event:
 class _Side:
     """A lane for each mode, whose programs run in order, beside those of other sides; their caches are in one pool."""
 
-    def __init__(self, pool: Pool | None, lanes: Sequence[Lane]):
-        self.pool, self.lanes = pool, lanes
+    def __init__(self, weights: DecodingWeights, modes: Sequence[Mode], cache_columns: int | None, **size: int):
+        self.pool = Pool(weights, modes, cache_columns) if weights.backend.pages else None
+        self.lanes = [Lane(weights, mode, pool=self.pool, **size) for mode in modes]
         self.running: Future | None = None  # a step
         self.left: list[_Live] = []  # rows that were released, to be forgotten when no step runs
 
@@ -69,8 +70,7 @@ class _Side:
         """Rows that were released, unless a step runs."""
         while self.left and self.running is None:
             row = self.left.pop()
-            for lane in self.lanes:
-                lane.drop(row)
+            row.lane.drop(row)
 
     def go_on(self) -> list[tuple[int, Lane, Settled]]:
         """(mode, lane, what its step has brought) of the lanes with rows."""
@@ -85,7 +85,8 @@ class _Live:
     slot: int
     prompt: Sequence[int]
     settings: RequestSettings
-    side: _Side | None = None  # None: one of the next steps finds it one
+    side: _Side | None = None  # None: one of the next steps finds it one, and a lane
+    lane: Any = None
     told: int = 0  # tokens
 
 
@@ -123,23 +124,24 @@ class Engine:
         decoder = model if isinstance(model, Decoder) else Decoder.of(model)
         if slots < 1 or columns < 2:
             raise InputError(f"slots must be positive and columns at least 2, not {slots} and {columns}")
-        if decoder.weights.groups > 1:
+        weights = decoder.weights
+        if weights.groups > 1:
             raise InputError("the engine's rows lie on one device, or on several that share its matrices: data=1")
+        if cache_columns is not None and not weights.backend.pages:
+            raise InputError("cache_columns are for caches in pages: float32 on CPU, with the kernels; leave them out")
         modes = [mode] if mode is None or isinstance(mode, Mode) else list(mode)
         self.spec, self.slots, self.columns = decoder.spec, slots, columns
         self.paces: list[Pace] = []  # of several modes, what their forwards cost, once it is warm
         self.modes = [decoder.completed(mode) for mode in modes]
-        weights = decoder.weights
         sides = weights.backend.parts(slots, weights.nbytes)  # of the rows, each with a program, beside one another
         size = dict(least=-(-least // sides), slots=slots // sides, columns=columns)
         share = None if cache_columns is None else cache_columns // sides
-        self._sides = [_side(weights, self.modes, share, size) for _ in range(sides)]
-        self._yields = [Yield(lane.most) for lane in self._sides[0].lanes]
+        self._sides = [_Side(weights, self.modes, share, **size) for _ in range(sides)]
+        self._yields = Yields([lane.most for lane in self._sides[0].lanes])
         self._live: dict[int, _Live] = {}
 
     @property
     def mode(self) -> Mode:
-        """The first of the modes."""
         return self.modes[0]
 
     @property
@@ -176,8 +178,12 @@ class Engine:
             return f"{', '.join(map(str, self.modes))} can't be told which tokens may come; ar can"
         if settings.threshold is not None and not any(mode.has_threshold for mode in modes):
             return f"{', '.join(map(str, modes))} accepts by no threshold; leave the request's out"
-        reasons = (refuse(self.spec, mode, prompt, settings, self.columns) for mode in modes)
-        return next(filter(None, reasons), None)
+        try:
+            for mode in modes:
+                check_request(self.spec, mode, prompt, settings, self.columns)
+        except InputError as error:
+            return str(error)
+        return None
 
     def insert(self, prompt: Sequence[int], settings: RequestSettings) -> int:
         """The slot of a new row. The next steps prefill it, in its turn, beside the decoding of others.
@@ -227,8 +233,8 @@ class Engine:
         """Gives it its share of the rows, of those that have no side yet."""
         for row in self._live.values():
             if row.side is None and side.taken * len(self._sides) < self.live:
-                row.side = side
-                side.lanes[self._choose(row.settings)].put(row, row.prompt, row.settings)
+                row.side, row.lane = side, side.lanes[self._choose(row.settings)]
+                row.lane.put(row, row.prompt, row.settings)
 
     def _finish(self, side: _Side, step: Future) -> list[Event]:
         """What its step has brought; of one that failed it raises why, and the next begins anew."""
@@ -245,9 +251,8 @@ class Engine:
             return 0
         if not self.paces:
             self.warm()  # for a guided row, too: none may live yet
-        able = self._able(settings)
         rows = -(-self.live // len(self._sides))
-        return able[choose(rows, [self.paces[i] for i in able], [self._yields[i].mean for i in able])]
+        return choose(self._able(settings), rows, self.paces, self._yields.means)
 
     def _told(self, index: int, lane: Lane, settled: Settled) -> list[Event]:
         """What a step of a lane has brought, which decodes by the mode of this index."""
@@ -265,21 +270,9 @@ class Engine:
                 finished = "end" if last in read_ends(row.settings.ends) else "limit"
                 lane.drop(row)
                 del self._live[row.slot]
-                for i, found in enumerate(self._yields):
-                    if i == index:
-                        found.add(row.told, sum(counts))
-                    else:
-                        found.add()
+                self._yields.add(index, row.told, sum(counts))
             if finished or tokens:
                 wanted = settled.logprobs if row.settings.logprobs else None
                 logprobs = wanted.at(at, new) if wanted else []
                 events.append(Event(row.slot, tokens, accepted_at, finished, *counts, logprobs))
         return events
-
-
-def _side(weights: DecodingWeights, modes: Sequence[Mode], cache_columns: int | None, size: dict[str, int]) -> _Side:
-    paged = weights.backend.pages
-    if cache_columns is not None and not paged:
-        raise InputError("cache_columns are for caches in pages: in float32 on CPU, with the kernels; leave them out")
-    pool = Pool.of(weights, modes, cache_columns) if paged else None
-    return _Side(pool, [Lane(weights, mode, pool=pool, **size) for mode in modes])

@@ -9,9 +9,8 @@ A prompt is prefilled alone, in pieces of two lengths, and then its row is put a
     P P P P P P P P P P P P        large pieces, and a small one if that holds the rest; the last piece ends with the
     |large| |large| |. s s|        prompt, and its columns that the cache has already are not computed again
 
-Where the rows' caches lie is the store's business: in pages, some of them in common, where attention reads tables of
-pages (pages.py), else each in a stretch (stretches.py). Either knows what earlier prompts have left, by whole blocks or
-pages, so that one that begins alike is prefilled from there on alone.
+Where the rows' caches lie is the store's business: in pages (pages.py) or in stretches (stretches.py), by the backend.
+Either knows what earlier prompts have left: one that begins alike is prefilled from there on alone.
 """
 
 import time
@@ -59,8 +58,8 @@ class Lane:
         probe = make_row(weights, mode, [0], RequestSettings(1), least=1, columns=room)
         C = self.unit = unit(probe.settings)
         self.pieces = [-(-length // C) * C for length in _PIECES]
-        # Is a prompt prefilled in one piece? Both ways, all of it sees all of it.
-        self.whole = isinstance(probe.settings, BlockSettings) and isinstance(probe.settings.prefill, Bidirectional)
+        prefill = probe.settings.prefill if isinstance(probe.settings, BlockSettings) else Causal()
+        self.whole = isinstance(prefill, Bidirectional)  # all of a prompt sees all of it: it is prefilled in one piece
         # A prompt is padded to a small piece, or to its last block; the last new block may go beyond the limit.
         self.settings = probe.settings.spanning(-(-columns // C) * C + self.pieces[0] + C)
         program = self.settings.program(weights, probe.request)
@@ -73,11 +72,15 @@ class Lane:
         self._guides: dict[Hashable, Guide] = {}
         self._waiting: deque[tuple[Hashable, Iterator[int]]] = deque()  # slots, and what is left of their prefills
         self._spare_steps = 0
-        self.store = self._store(program.S, pool)
+        if weights.backend.pages:
+            size = dict(rows=slots, columns=(program.S, columns), beyond=self.width + C, unit=C)
+            pattern = None if self.whole else prefill
+            self.store: Pages | Stretches = Pages(pool or Pool(weights, [mode]), pattern=pattern, **size)
+        else:
+            self.store = Stretches(weights, columns=program.S, unit=C, least=self.pieces[0])
 
     @property
     def live(self) -> int:
-        """Rows in use."""
         return sum(slot is not None for slot in self.rows)
 
     @property
@@ -90,10 +93,8 @@ class Lane:
         self._waiting.append((slot, self.prefill(slot, prompt, settings)))
 
     def go_on(self) -> Settled | None:
-        """Prefills a little of what waits, then takes all rows a turn or a few further, if there are any.
-
-        Where many wait, slots that nothing fills cost more than a step that takes longer.
-        """
+        """Prefills a little of what waits, then takes all rows a turn or a few further, if there are any."""
+        # Where many wait, slots that nothing fills cost more than a step that takes longer.
         room = max(self.live * self.width, _WAITS * min(len(self._waiting), _MOST_WAIT))
         while self._waiting and (room > 0 or not self.live):
             slot, pieces = self._waiting[0]
@@ -121,35 +122,31 @@ class Lane:
 
     def rehearse(self, threshold: float | None = None) -> dict[int, float]:
         """Compiles all that the lane may need, by rows that it then forgets: seconds of a forward by rows."""
-        with self.store.rehearsal():
-            return self._rehearse(threshold)
-
-    def _rehearse(self, threshold: float | None) -> dict[int, float]:
         longest, seconds = self.room - 1, {}
         lengths = {1, min(longest, sum(self.pieces))}
         if self.whole:  # a piece has the length of its prompt's bucket
             lengths = {min(bucket(length, self.pieces[0]), longest) for length in range(1, self.room)}
-        for length in sorted(lengths):
-            self._begin(0, [0] * length, RequestSettings(1))
-            self.drop(0)
         length = min(sum(self.pieces), self.room // 2)
         row = [0] * length, RequestSettings(self.room - length, threshold=threshold)
-        for slot in range(self.slots):
-            self._begin(slot, *row)
-            if self.live == len(self.rows):
-                seconds[self.live] = self._time()
-                for gone_on in range(slot + 1):  # begins again, or it would have ended before the last one is there
-                    self.drop(gone_on)
-                    self._begin(gone_on, *row)
-        for slot in range(self.slots):
-            self.drop(slot)
+        with self.store.rehearsal():
+            for length in sorted(lengths):
+                self._begin_again(0, [0] * length, RequestSettings(1))
+            self.drop(0)
+            for slot in range(self.slots):
+                self._begin_again(slot, *row)
+                if self.live == len(self.rows):
+                    seconds[self.live] = self._time()
+                    for gone_on in range(slot + 1):  # or it would have ended before the last one is there
+                        self._begin_again(gone_on, *row)
+            for slot in range(self.slots):
+                self.drop(slot)
         while len(self.rows) > self.least:
-            self._resize(self._fewer())
+            self._resize(self._fewer)
         return seconds
 
     def pace(self) -> Pace:
         """What forwards cost, measured; compiles all that the lane may need."""
-        block = self.unit if isinstance(self.settings, BlockSettings) and self.mode.has_threshold else 0
+        block = self.unit if self.mode.has_threshold else 0
         if block < 2:
             seconds = self.rehearse()
             return Pace(seconds, seconds, 0)
@@ -157,22 +154,8 @@ class Lane:
         plain = {rows: (block * mixed[rows] - commits[rows]) / (block - 1) for rows in mixed}
         return Pace(plain, commits, block)
 
-    def _store(self, columns: int, pool: Pool | None) -> Pages | Stretches:
-        """The rows' caches, as the backend has them; a program computes with so many columns."""
-        if not self.weights.backend.pages:
-            return Stretches(self.weights, columns=columns, unit=self.unit, least=self.pieces[0])
-        blocks = isinstance(self.settings, BlockSettings)
-        pattern = self.settings.prefill if blocks else Causal()
-        return Pages(
-            pool or Pool.of(self.weights, [self.mode]),
-            rows=self.slots,
-            columns=(columns, self.room),
-            beyond=self.width + self.unit,
-            unit=self.unit,
-            pattern=None if self.whole else pattern,
-        )
-
-    def _begin(self, slot: Hashable, prompt: Sequence[int], settings: RequestSettings) -> None:
+    def _begin_again(self, slot: Hashable, prompt: Sequence[int], settings: RequestSettings) -> None:
+        self.drop(slot)
         deque(self.prefill(slot, prompt, settings), maxlen=0)
 
     def _time(self) -> float:
@@ -188,12 +171,12 @@ class Lane:
 
     def step(self) -> Settled:
         """Takes all rows a turn or a few further, as far as few of them end."""
-        self._shrink()
-        turns = self.turns
+        self._spare_steps = self._spare_steps + 1 if self.live <= self._fewer < len(self.rows) else 0
+        if self._spare_steps > _PATIENCE:
+            self._resize(self._fewer)
         if self._guides:
-            turns = 1
             self._guide()
-        begun = time.perf_counter()
+        turns, begun = 1 if self._guides else self.turns, time.perf_counter()
         with on_mesh(self.weights.mesh):
             requests, state = self.state
             state = replace(state, done_B=self.done_B)
@@ -255,18 +238,10 @@ class Lane:
         if row.guide is not None:
             self._guides[slot] = row.guide
 
+    @property
     def _fewer(self) -> int:
         """The next lower number of rows."""
-        rows = self.least
-        while 2 * rows < len(self.rows):
-            rows *= 2
-        return rows
-
-    def _shrink(self) -> None:
-        fewer = self._fewer()
-        self._spare_steps = self._spare_steps + 1 if self.live <= fewer < len(self.rows) else 0
-        if self._spare_steps > _PATIENCE:
-            self._resize(fewer)
+        return bucket(-(-len(self.rows) // 2), self.least)
 
     def _resize(self, size: int) -> None:
         """To so many rows, those in use first."""

@@ -8,6 +8,8 @@ two. With many rows some row always does.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 _DOUBT = 16  # forwards whose tokens were guessed stand beside those that were seen
 _MEMORY = 0.998  # of what was seen, at each row's end: a mode that is never chosen is tried again at last
 
@@ -27,22 +29,24 @@ class Pace:
         return (1 - share) * self.plain[measured] + share * self.commits[measured]
 
 
-def choose(rows: int, paces: Sequence[Pace], tokens: Sequence[float]) -> int:
-    """The index of the mode with the most tokens a second; `tokens` are those of a row's forward."""
-    return max(range(len(paces)), key=lambda i: tokens[i] / paces[i].seconds(rows, tokens[i]))
+def choose(modes: Sequence[int], rows: int, paces: Sequence[Pace], tokens: Sequence[float]) -> int:
+    """Of these modes that with the most tokens a second; `tokens` are those of a row's forward."""
+    return max(modes, key=lambda mode: tokens[mode] / paces[mode].seconds(rows, tokens[mode]))
 
 
-class Yield:
-    """Tokens of a row's forward, as rows have shown them; before that, half of what a forward could give at most."""
+class Yields:
+    """Tokens of a row's forward by mode, as rows have shown them; before that, half of what one could give at most."""
 
-    def __init__(self, most: int):
-        self._guess, self._tokens, self._forwards = (most + 1) / 2, 0.0, 0.0
+    def __init__(self, most: Sequence[int]):
+        self._guess_M, self._seen_2M = (np.array(most) + 1) / 2, np.zeros((2, len(most)))
 
     @property
-    def mean(self) -> float:
-        """The estimate."""
-        return (_DOUBT * self._guess + self._tokens) / (_DOUBT + self._forwards)
+    def means(self) -> list[float]:
+        """The estimates."""
+        tokens_M, forwards_M = self._seen_2M
+        return ((_DOUBT * self._guess_M + tokens_M) / (_DOUBT + forwards_M)).tolist()
 
-    def add(self, tokens: int = 0, forwards: int = 0) -> None:
-        """What a row came to, of this mode or, with nothing, of another."""
-        self._tokens, self._forwards = _MEMORY * self._tokens + tokens, _MEMORY * self._forwards + forwards
+    def add(self, mode: int, tokens: int, forwards: int) -> None:
+        """What a row of this mode came to."""
+        self._seen_2M *= _MEMORY
+        self._seen_2M[:, mode] += tokens, forwards

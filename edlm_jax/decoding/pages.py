@@ -13,6 +13,7 @@ was left longest ago goes first, and of one row the last, for without what is be
 that were written of late lie in a processor's cache: free ones, too, are taken by who comes next after they were left.
 """
 
+import functools
 import hashlib
 import itertools
 import math
@@ -20,7 +21,6 @@ from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -41,14 +41,13 @@ _KEPT = 4  # rows: as many pages are kept for others, and are there beside those
 class Pool:
     """The pages of one program's rows, of all its modes: who has them, and which are known.
 
-    Args:
-      weights: whose cache they are.
-      page: columns of each.
-      columns: of all together; default: enough for all rows at once, whatever they are, and a few kept ones.
+    `columns` are those of all together; default: enough for all rows at once, whatever they are, and a few kept ones.
     """
 
-    def __init__(self, weights: DecodingWeights, page: int, columns: int | None = None):
-        self.weights, self.page, self.fixed = weights, page, columns is not None
+    def __init__(self, weights: DecodingWeights, modes: Sequence[Mode], columns: int | None = None):
+        blocks = [mode.block_length or 1 for mode in modes if isinstance(mode, BlockMode)]
+        unit = math.lcm(_AT_ONCE, *blocks)  # each mode's blocks fill pages
+        self.weights, self.page, self.fixed = weights, -(-_LEAST // unit) * unit, columns is not None
         self.shared = 0  # pages of prompts that were there already, so far
         self.users: list[int] = []  # of each page
         self.free: deque[int] = deque()
@@ -57,20 +56,10 @@ class Pool:
         self._key: dict[int, bytes] = {}
         self._most_kept = 0
         self._first: Hashable | None = None  # who lacked pages, and gets them first
-        self._cache: KVCache | None = None
-        if columns is not None:
-            self._grow(columns // page)
-
-    @classmethod
-    def of(cls, weights: DecodingWeights, modes: Sequence[Mode], columns: int | None = None) -> Self:
-        """Of pages that each mode's blocks fill."""
-        blocks = [mode.block_length or 1 for mode in modes if isinstance(mode, BlockMode)]
-        unit = math.lcm(_AT_ONCE, *blocks)
-        return cls(weights, -(-_LEAST // unit) * unit, columns)
+        self._grow((columns or 0) // self.page)
 
     @property
     def pages(self) -> int:
-        """All of them."""
         return len(self.users)
 
     @property
@@ -78,17 +67,10 @@ class Pool:
         """Pages of rows."""
         return self.pages - len(self.free) - len(self.kept)
 
-    @property
+    @functools.cached_property
     def cache(self) -> KVCache:
-        """All pages."""
-        if self._cache is None:
-            empty = KVCache.empty(self.weights.spec, self.pages, self.page, self.weights.dtype)
-            self._cache = jax.tree.map(jnp.zeros_like, empty)  # each layer's its own, or none could be given away
-        return self._cache
-
-    @cache.setter
-    def cache(self, cache: KVCache) -> None:
-        self._cache = cache
+        empty = KVCache.empty(self.weights.spec, self.pages, self.page, self.weights.dtype)
+        return jax.tree.map(jnp.zeros_like, empty)  # each layer's its own, or none could be given away
 
     def open(self, rows: int, pages: int) -> None:
         """Before its first use: a mode has so many rows of at most so many pages."""
@@ -131,23 +113,20 @@ class Pool:
                     self.kept[page] = None
                 else:
                     self.free.append(page)
-        while len(self.kept) > self._most_kept:
-            self.free.append(self._oldest())
+        self.trim(self._most_kept)
 
     def forget(self, slot: Hashable) -> None:
         """It waits no more."""
         if self._first == slot:
             self._first = None
 
-    def free_kept(self) -> None:
-        """No row is there, and any page may be written to: none is known any more."""
-        while self.kept:
+    def trim(self, most: int) -> None:
+        """Keeps no more pages than so many."""
+        while len(self.kept) > most:
             self.free.append(self._oldest())
 
     def _next(self) -> int:
-        if self.free:
-            return self.free.pop()
-        return self._oldest()
+        return self.free.pop() if self.free else self._oldest()
 
     def _oldest(self) -> int:
         page, _ = self.kept.popitem(last=False)
@@ -162,13 +141,9 @@ class Pool:
 class Pages:
     """The caches of one lane's rows, in a pool.
 
-    Args:
-      pool: where the pages are.
-      rows: the most of them.
-      columns: those that a program computes with, and the most that a prompt and its new tokens have.
-      beyond: columns behind its last token that a row may write.
-      unit: a row writes none of its prompt but the last `unit` columns again.
-      pattern: the prefill's; None: it can't go on from what other rows have.
+    `columns` are those that a program computes with, and the most that a prompt and its new tokens have. A row may
+    write so many `beyond` its last token, and of its prompt the last `unit` again. `pattern` is the prefill's; None: it
+    can't go on from what other rows have.
     """
 
     def __init__(
@@ -177,26 +152,25 @@ class Pages:
         self.pool, self.beyond, self.unit, self.pattern = pool, beyond, unit, pattern
         self.most = -(-columns[0] // pool.page)  # pages of a row's table
         pool.open(rows, min(self.most, -(-(columns[1] + beyond) // pool.page) + 1))
-        self._pages: dict[Hashable, list[int]] = {}  # that a slot has
-        self._keys: dict[Hashable, list[bytes]] = {}
-        self._tables: dict[Hashable, np.ndarray] = {}
-        self._none_G = np.full(self.most, -1, np.int32)
+        # By slot: its table, pages and keys; None is nobody.
+        self._held: dict[Hashable, tuple] = {None: (np.full(self.most, -1, np.int32), [], [])}
         self._rehearsed: Iterator[int] | None = None
 
     def begin(self, slot: Hashable, row: Row) -> int | None:
         """The columns of its prompt that a row has already; None: it has to wait."""
         P, limit = self.pool.page, int(row.request.limit_B1[0, 0])
         first, stop = row.pad // P, min(-(-(row.start + limit + self.beyond) // P), self.most)
+        table_G = self._held[None][0].copy()
         if self._rehearsed:
-            self._enter(slot, first, list(itertools.islice(self._rehearsed, stop - first)))
+            table_G[first:stop] = list(itertools.islice(self._rehearsed, stop - first))
+            self._held[slot] = table_G, [], []
             return 0
         keys = self._prompt_keys(row)
-        taken = self.pool.take(slot, keys, stop - first)
-        if taken is None:
+        if (taken := self.pool.take(slot, keys, stop - first)) is None:
             return None
-        self._pages[slot], known = taken
-        self._keys[slot] = keys
-        self._enter(slot, first, self._pages[slot])
+        pages, known = taken
+        table_G[first:stop] = pages
+        self._held[slot] = table_G, pages, keys
         return (first + known) * P if known else 0
 
     def lend(self, slot: Hashable) -> KVCache:
@@ -211,12 +185,12 @@ class Pages:
 
     def put(self, slot: Hashable, index: int, rows: int) -> None:
         """A row is prefilled: others may begin as it does."""
-        keys = self._keys.pop(slot, [])
-        self.pool.know(keys, self._pages.get(slot, [])[: len(keys)])
+        _, pages, keys = self._held[slot]
+        self.pool.know(keys, pages[: len(keys)])
 
     def rows(self, slots: Sequence[Hashable | None]) -> KVCache:
         """The cache of all rows; None is nobody's."""
-        return replace(self.pool.cache, table_BG=np.stack([self._tables.get(slot, self._none_G) for slot in slots]))
+        return replace(self.pool.cache, table_BG=np.stack([self._held[slot][0] for slot in slots]))
 
     def resize(self, index: np.ndarray) -> None:
         """The rows at these indices alone; nothing moves, for pages are a slot's."""
@@ -224,21 +198,16 @@ class Pages:
     def drop(self, slot: Hashable) -> None:
         """Forgets a row, or one that waits."""
         self.pool.forget(slot)
-        self.pool.leave(self._pages.pop(slot, []))
-        self._keys.pop(slot, None)
-        self._tables.pop(slot, None)
+        _, pages, _ = self._held.pop(slot, (None, [], []))
+        self.pool.leave(pages)
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
         """Rows have any pages meanwhile, some perhaps the same, while there are no others: there are always enough."""
-        self.pool.free_kept()
+        self.pool.trim(0)  # any page may be written to: none is known any more
         self._rehearsed = itertools.cycle(range(self.pool.pages))
         yield
         self._rehearsed = None
-
-    def _enter(self, slot: Hashable, first: int, pages: Sequence[int]) -> None:
-        self._tables[slot] = self._none_G.copy()
-        self._tables[slot][first : first + len(pages)] = pages
 
     def _prompt_keys(self, row: Row) -> list[bytes]:
         """Of the pages of a prompt that no row will write again, from the first on that holds any of it."""

@@ -14,7 +14,7 @@ from edlm_jax.decoding.ends import read_ends
 from edlm_jax.decoding.modes import Call, Mode
 from edlm_jax.decoding.prompts import refuse_prompt
 from edlm_jax.decoding.sampling import RowDraw, RowSampling, Sampling
-from edlm_jax.errors import InputError
+from edlm_jax.errors import InputError, check_range
 from edlm_jax.models import ModelSpec
 from edlm_jax.models.cache import DecodingWeights
 
@@ -66,24 +66,31 @@ def unit(settings: Any) -> int:
     return settings.block_length if isinstance(settings, BlockSettings) else 1
 
 
-def refuse(spec: ModelSpec, mode: Mode, prompt: Sequence[int], settings: RequestSettings, columns: int) -> str | None:
-    """Why a request can't be decoded in so many columns, in one line."""
-    try:
-        _check(spec, mode, settings)
-    except InputError as error:
-        return str(error)
+def check_request(spec: ModelSpec, mode: Mode, prompt: Sequence[int], settings: RequestSettings, columns: int) -> None:
+    """Raises InputError for a request that can't be decoded in so many columns."""
+    check_range("the limit of new tokens", settings.limit)
+    if not 0 <= settings.seed < 2**32:
+        raise InputError(f"a seed must lie in [0, 2**32), not {settings.seed}")
+    if len(read_ends(settings.ends)) > MOST_ENDS:
+        raise InputError(f"a row may end at {MOST_ENDS} tokens, not {np.size(settings.ends)}")
+    with warnings.catch_warnings(action="ignore"):
+        settings.sampling.check()
+        mode.check(spec, settings.sampling)
+    if settings.threshold is not None:
+        Threshold(settings.threshold).check()
+    if settings.logprobs and not mode.lossless:
+        raise InputError(f"{mode} has no log-probabilities of its tokens; ar and the lossless modes have")
     if reason := refuse_prompt(spec, prompt, settings.limit, mode.banned_id):
-        return f"the prompt {reason}"
+        raise InputError(f"the prompt {reason}")
     if len(prompt) + settings.limit > columns:
         asked = f"{len(prompt)} tokens and {settings.limit} new ones"
-        return f"the prompt is too long: {asked} exceed the {columns} of a slot; shorten it or ask for fewer"
-    return None
+        raise InputError(f"the prompt is too long: {asked} exceed the {columns} of a slot; shorten it or ask for fewer")
 
 
 def make_row(
     weights: DecodingWeights, mode: Mode, prompt: Sequence[int], settings: RequestSettings, *, least: int, columns: int
 ) -> Row:
-    """The row of a request that `refuse` has nothing against.
+    """The row of a request that `check_request` has nothing against.
 
     Its prompt ends in column `start`, a multiple of the mode's unit and at least `least`: as little padding as that
     takes stands before it. `columns` are those of the row.
@@ -102,17 +109,14 @@ def make_row(
     if isinstance(request, Request):
         tokens_1X[0, start : start + C] = request.first_block_BC[0]
         request = replace(request, first_B=request.first_B + start - request.prompts_BP.shape[1])
-    number = lambda value, kind: np.full((1, 1, 1), value, kind)  # noqa: E731
-    sampling = RowSampling(
-        number(settings.temperature, np.float32), number(settings.top_k, np.int32), number(settings.top_p, np.float32)
-    )
+    numbers = np.float32(settings.temperature), np.int32(settings.top_k), np.float32(settings.top_p)
     request = replace(
         request,
         prompts_BP=np.zeros((1, 0), np.int32),
         pad_B=np.array([start - len(prompt_T)], np.int32),
         ends_E=request.ends_E[None, None],
         rule=jax.tree.map(lambda x: np.full((1, 1), x, np.float32), request.rule),
-        temperature=sampling,
+        temperature=RowSampling(*(np.reshape(number, (1, 1, 1)) for number in numbers)),
     )
     if mode.guided:
         allowed_W = settings.guide([]) if settings.guide else np.full(-(-weights.spec.vocab_size // 32), -1, np.int32)
@@ -120,23 +124,6 @@ def make_row(
     if mode.lossless:
         request = replace(request, logprobs_B=np.array([settings.logprobs]))
     if not mode.greedy:
-        conversion = weights.spec.conversion
-        drawn = conversion is not None and conversion.confidence == "drawn"
-        program = replace(program, draw=RowDraw(drawn_confidence=drawn))
+        drawn = Sampling(temperature=1.0).draw(weights.spec.conversion)
+        program = replace(program, draw=RowDraw(drawn_confidence=drawn.drawn_confidence))
     return Row(request, program, tokens_1X, start, settings.guide)
-
-
-def _check(spec: ModelSpec, mode: Mode, settings: RequestSettings) -> None:
-    if settings.limit < 1:
-        raise InputError(f"the limit of new tokens must be positive, not {settings.limit}")
-    if not 0 <= settings.seed < 2**32:
-        raise InputError(f"a seed must lie in [0, 2**32), not {settings.seed}")
-    if len(read_ends(settings.ends)) > MOST_ENDS:
-        raise InputError(f"a row may end at {MOST_ENDS} tokens, not {np.size(settings.ends)}")
-    with warnings.catch_warnings(action="ignore"):
-        settings.sampling.check()
-        mode.check(spec, settings.sampling)
-    if settings.threshold is not None:
-        Threshold(settings.threshold).check()
-    if settings.logprobs and not mode.lossless:
-        raise InputError(f"{mode} has no log-probabilities of its tokens; ar and the lossless modes have")

@@ -8,7 +8,6 @@ request.
 
 from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -22,85 +21,68 @@ from edlm_jax.models.kv_cache import KVCache
 _KEPT = 4  # caches of prompts that others may begin as
 
 
-@dataclass
-class _Kept:
-    """A cache of one row and the prompt that it holds."""
-
-    cache: KVCache | None
-    row: Row | None = None
-
-
 class Stretches:
-    """The caches of one lane's rows.
+    """The caches of one lane's rows, of so many columns each, with the methods of `Pages`.
 
-    Args:
-      weights: whose caches they are.
-      columns: of each.
-      unit: a prompt's last so many columns are always prefilled.
-      least: columns worth going on from.
+    A prompt's last `unit` columns are always prefilled; `least` columns are worth going on from.
     """
 
     def __init__(self, weights: DecodingWeights, *, columns: int, unit: int, least: int):
         self.weights, self.columns, self.unit, self.least = weights, columns, unit, least
         self._rows: KVCache | None = None
-        self._kept = [_Kept(None) for _ in range(_KEPT)]  # the last one is prefilled, or was
+        # Caches of one row, and the prompts that they hold; the last one is prefilled, or was.
+        self._kept: list[tuple[KVCache | None, Row | None]] = [(None, None)] * _KEPT
         self._row: Row | None = None  # whose prefill that is
 
     def begin(self, slot: Hashable, row: Row) -> int | None:
-        """The columns of its prompt that a row has already."""
-        kept, known = self._nearest(row)
-        if kept.cache is None:
+        index, known = self._nearest(row)
+        cache, _ = self._kept.pop(index)
+        if cache is None:
             empty = KVCache.empty(self.weights.spec, 1, self.columns, self.weights.dtype)
-            kept.cache = jax.tree.map(jnp.zeros_like, empty)  # each layer's its own, or none could be given away
-        self._kept = [other for other in self._kept if other is not kept] + [kept]
-        kept.row, self._row = None, row
+            cache = jax.tree.map(jnp.zeros_like, empty)  # each layer's its own, or none could be given away
+        self._kept.append((cache, None))
+        self._row = row
         return known
 
     def lend(self, slot: Hashable) -> KVCache:
-        """The cache of a row that is prefilled."""
-        return self._kept[-1].cache
+        return self._kept[-1][0]
 
     def take_back(self, cache: KVCache) -> None:
-        """What became of it."""
-        self._kept[-1].cache = cache
+        self._kept[-1] = cache, None
 
     def put(self, slot: Hashable, index: int, rows: int) -> None:
         """A row is prefilled, and is that of this index among so many."""
-        kept = self._kept[-1]
-        kept.row = self._row
+        cache, _ = self._kept.pop()
+        self._kept.append((cache, self._row))
         if self._rows is None:
-            self._rows = take_rows(kept.cache, np.zeros(rows, np.int32))
-        self._rows = put_row(self._rows, kept.cache, np.int32(index))
+            self._rows = take_rows(cache, np.zeros(rows, np.int32))
+        self._rows = put_row(self._rows, cache, np.int32(index))
 
     def rows(self, slots: Sequence[Hashable | None]) -> KVCache:
-        """The cache of all rows."""
         return self._rows
 
     def keep(self, cache: KVCache) -> None:
-        """What became of it."""
         self._rows = cache
 
     def resize(self, index: np.ndarray) -> None:
-        """The rows at these indices alone."""
         self._rows = take_rows(self._rows, index)
 
     def drop(self, slot: Hashable) -> None:
-        """Forgets a row, or one that waits: its memory is that of its place."""
+        """Its memory is that of its place."""
 
     def rehearsal(self) -> AbstractContextManager[None]:
-        """Rows are like any others."""
         return nullcontext()
 
-    def _nearest(self, row: Row) -> tuple[_Kept, int]:
-        """(the cache that holds most of this prompt, else the oldest; so many columns of it), the last unit apart."""
-        best = self._kept[0], 0
-        for kept in self._kept:
-            if kept.row is not None and kept.row.pad == row.pad:
-                most = min(kept.row.start, row.start - self.unit)
-                same = kept.row.tokens_1X[0, :most] == row.tokens_1X[0, :most]
+    def _nearest(self, row: Row) -> tuple[int, int]:
+        """(which cache holds most of this prompt, else the oldest; so many columns of it), the last unit apart."""
+        best = 0, 0
+        for index, (_, kept) in enumerate(self._kept):
+            if kept is not None and kept.pad == row.pad:
+                most = min(kept.start, row.start - self.unit)
+                same = kept.tokens_1X[0, :most] == row.tokens_1X[0, :most]
                 shared = (most if same.all() else int(np.argmin(same))) // self.unit * self.unit
                 if shared - row.pad >= self.least and shared > best[1]:
-                    best = kept, shared
+                    best = index, shared
         return best
 
 

@@ -64,7 +64,7 @@ def run(rng, steps=400):
     """Rows that begin alike come, wait, are cancelled half-way and end, in a pool that is too small for all of them."""
     decoder, mode = Decoder(make_model()), parse_mode("diffusion:threshold=0.5")
     weights, mode = decoder.weights, decoder.completed(mode)
-    pool = Pool.of(weights, [mode], int(rng.integers(4, 20)) * 64)
+    pool = Pool(weights, [mode], int(rng.integers(4, 20)) * 64)
     pages = Pages(pool, rows=9, columns=(240, 150), beyond=12, unit=4, pattern=Causal())
     model, parts, waiting = Model(pool, pages), [prompts(rng, [64, 64]) for _ in range(3)], []
     for slot in range(steps):

@@ -241,8 +241,8 @@ FAULTS = [
     Fault(
         "the load chooses the slowest mode",
         "edlm_jax/decoding/load.py",
-        "return max(range(len(paces))",
-        "return min(range(len(paces))",
+        "return max(modes, key",
+        "return min(modes, key",
     ),
     Fault(
         "rows that fill a batch up are decoded",
