@@ -30,32 +30,29 @@ class Form:
 
     def whole(self, pieces: Sequence[Piece], usage: dict[str, Any]) -> dict[str, Any]:
         """An answer in one piece, of one for each choice."""
-        said = lambda text: {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}  # noqa: E731
-        choices = [self._choice(index, said(piece.text), piece) for index, piece in enumerate(pieces)]
-        return self._object("chat.completion" if self.chat else "text_completion", choices) | {"usage": usage}
+        messages = [{"message": {"role": "assistant", "content": piece.text}} for piece in pieces]
+        choices = [self._choice(index, *said) for index, said in enumerate(zip(messages, pieces, strict=True))]
+        return self._object(choices, "chat.completion") | {"usage": usage}
 
     def begin(self, index: int) -> dict[str, Any]:
         """The chunk that a choice of a conversation begins with."""
-        return self._chunk([self._choice(index, {"delta": {"role": "assistant", "content": ""}})])
+        return self._object([self._choice(index, {"delta": {"role": "assistant", "content": ""}})])
 
     def piece(self, index: int, piece: Piece) -> dict[str, Any]:
         """A chunk with what is new of a choice."""
-        text = piece.text
-        said = {"delta": {"content": text} if text else {}} if self.chat else {"text": text}
-        return self._chunk([self._choice(index, said, piece)])
+        return self._object([self._choice(index, {"delta": {"content": piece.text} if piece.text else {}}, piece)])
 
     def counted(self, usage: dict[str, Any]) -> dict[str, Any]:
         """The chunk that ends a stream which is asked for its usage."""
-        return self._chunk([]) | {"usage": usage}
+        return self._object([]) | {"usage": usage}
 
-    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return self._object("chat.completion.chunk" if self.chat else "text_completion", choices)
-
-    def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        name = ("chatcmpl-" if self.chat else "cmpl-") + self.number
+    def _object(self, choices: list[dict[str, Any]], kind: str = "chat.completion.chunk") -> dict[str, Any]:
+        name, kind = (f"chatcmpl-{self.number}", kind) if self.chat else (f"cmpl-{self.number}", "text_completion")
         return {"id": name, "object": kind, "created": self.created, "model": self.model, "choices": choices}
 
     def _choice(self, index: int, said: dict[str, Any], piece: Piece | None = None) -> dict[str, Any]:
+        """`said` is the form of a conversation; a completion has the text alone."""
+        said = {"text": piece.text} if piece and not self.chat else said
         logprobs = None if self.best is None or piece is None else self._logprobs(piece, self.best)
         return {"index": index, **said, "logprobs": logprobs, "finish_reason": piece and piece.finished}
 
@@ -98,15 +95,13 @@ def _offsets(text: Text, tokens: Sequence[int], begin: int) -> list[int]:
 
 def usage(rows: Sequence[Row], n: int) -> dict[str, Any]:
     """OpenAI's counts, and the forwards that the rows took; a prompt's `n` rows lie together."""
-    results: list[Generation] = [row.result for row in rows]
-    prompt_tokens = sum(len(row.prompt) for row in rows[::n])
-    tokens = sum(len(result.tokens[0]) for result in results)
-    denoise_forwards = sum(result.denoise_forwards for result in results)
+    total = Generation.joined([row.result for row in rows])
+    prompt_tokens, tokens = sum(len(row.prompt) for row in rows[::n]), sum(map(len, total.tokens))
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": tokens,
         "total_tokens": prompt_tokens + tokens,
-        "denoise_forwards": denoise_forwards,
-        "commit_forwards": sum(result.commit_forwards for result in results),
-        "tokens_per_forward": tokens / max(denoise_forwards, 1),
+        "denoise_forwards": total.denoise_forwards,
+        "commit_forwards": total.commit_forwards,
+        "tokens_per_forward": total.tokens_per_forward,
     }

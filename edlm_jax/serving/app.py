@@ -6,13 +6,15 @@ import hmac
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any
 
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -28,12 +30,9 @@ Pieces = AsyncIterator[tuple[int, Piece]]
 def make_app(loop: Loop, name: str, key: str | None = None) -> Starlette:
     """The application of a model; its life begins and ends the loop's.
 
-    Args:
-      name: what requests may name as their model.
-      key: what clients must send as their bearer token; None: nothing.
+    `name` is what requests may name as their model, `key` what clients must send as their bearer token; None: nothing.
     """
-    made = int(time.time())
-    model = {"id": name, "object": "model", "created": made, "owned_by": "edlm_jax"}
+    model = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "edlm_jax"}
 
     async def models(request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [model]})
@@ -44,18 +43,10 @@ def make_app(loop: Loop, name: str, key: str | None = None) -> Starlette:
             raise ApiError(404, f"the model {asked!r} is not served here, {name!r} is", "model", "model_not_found")
         return JSONResponse(model)
 
-    async def completions(request: Request) -> Response:
-        return await _answer(request, loop, name, chat=False)
-
-    async def chat_completions(request: Request) -> Response:
-        return await _answer(request, loop, name, chat=True)
-
     async def health(request: Request) -> Response:
         return JSONResponse({"status": loop.failed or "ok"}, 503 if loop.failed else 200)
 
     async def metrics(request: Request) -> Response:
-        from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-
         return Response(generate_latest(loop.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     @contextlib.asynccontextmanager
@@ -64,11 +55,12 @@ def make_app(loop: Loop, name: str, key: str | None = None) -> Starlette:
         yield
         await run_in_threadpool(loop.close)
 
+    complete = partial(_answer, loop=loop, name=name)
     routes = [
         ("/v1/models", models, "GET"),
         ("/v1/models/{name:path}", one_model, "GET"),
-        ("/v1/completions", completions, "POST"),
-        ("/v1/chat/completions", chat_completions, "POST"),
+        ("/v1/completions", partial(complete, chat=False), "POST"),
+        ("/v1/chat/completions", partial(complete, chat=True), "POST"),
     ]
     guarded = [Route(path, _guarded(endpoint, path, loop, key), methods=[how]) for path, endpoint, how in routes]
     open_to_all = [Route("/health", health), Route("/metrics", metrics)]
@@ -111,18 +103,16 @@ async def _answer(request: Request, loop: Loop, name: str, chat: bool) -> Respon
     ask = await run_in_threadpool(read_ask, body, chat, loop.engine, loop.text, name, loop.most)
     pieces: asyncio.Queue[tuple[int, Piece] | None] = asyncio.Queue()
     here = asyncio.get_running_loop()
-
-    def tell(index: int) -> Callable[[Piece], None]:
-        return lambda piece: here.call_soon_threadsafe(pieces.put_nowait, (index, piece))
-
+    tell = lambda index, piece: here.call_soon_threadsafe(pieces.put_nowait, (index, piece))  # noqa: E731
     rows = [
-        Row(prompt, settings, ask.stop, ask.stream, chat, tell(index))
+        Row(prompt, settings, ask.stop, ask.stream, chat, partial(tell, index))
         for index, (prompt, settings) in enumerate(zip(ask.prompts, ask.settings, strict=True))
     ]
     loop.submit(rows)
     form, told = Form(chat, name, loop.text, ask.best), _pieces(request.receive, loop, rows, pieces)
     if ask.stream:
-        return _Stream(told, form, ask, rows)
+        how = dict(media_type="text/event-stream", headers={"cache-control": "no-cache"})
+        return _Stream(_events(told, form, ask, rows), **how)
     async with contextlib.aclosing(told):
         whole = {index: piece async for index, piece in told}
     return JSONResponse(form.whole([whole[index] for index in range(len(rows))], usage(rows, ask.n)))
@@ -168,37 +158,27 @@ async def _pieces(receive: Receive, loop: Loop, rows: list[Row], pieces: asyncio
             loop.cancel(rows)
 
 
-class _Stream(Response):
-    """Server-sent events: chunks as their text is settled, the counts where they are asked for, then [DONE]."""
-
-    def __init__(self, told: Pieces, form: Form, ask: Ask, rows: list[Row]):
-        super().__init__(media_type="text/event-stream", headers={"cache-control": "no-cache"})
-        del self.headers["content-length"]
-        self.told, self.form, self.ask, self.rows = told, form, ask, rows
+class _Stream(StreamingResponse):
+    """Sends its events; to a client that has gone nothing more."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends them; to a client that has gone nothing more."""
-        body = dict(type="http.response.body", more_body=True)
-        await send(dict(type="http.response.start", status=200, headers=self.raw_headers))
         with contextlib.suppress(ClientDisconnect):
-            async with contextlib.aclosing(self._events()) as events:
-                async for event in events:
-                    text = event if isinstance(event, str) else json.dumps(event)  # ASCII: some split lines at U+2028
-                    await send(body | dict(body=f"data: {text}\n\n".encode()))
-            await send(dict(type="http.response.body", body=b""))
+            async with contextlib.aclosing(self.body_iterator):
+                await self.stream_response(send)
 
-    async def _events(self) -> AsyncIterator[dict[str, Any] | str]:
-        form, ask = self.form, self.ask
-        uncounted = {"usage": None} if ask.tell_usage else {}
-        try:
-            async with contextlib.aclosing(self.told):
-                for index in range(len(self.rows) if form.chat else 0):
-                    yield form.begin(index) | uncounted
-                async for index, piece in self.told:
-                    yield form.piece(index, piece) | uncounted
-            if ask.tell_usage:
-                yield form.counted(usage(self.rows, ask.n))
-        except ApiError as error:
-            yield error.body
-            return
-        yield "[DONE]"
+
+async def _events(told: Pieces, form: Form, ask: Ask, rows: list[Row]) -> AsyncIterator[str]:
+    """Server-sent events: chunks as their text is settled, the counts where they are asked for, then [DONE]."""
+    event = lambda said: f"data: {json.dumps(said)}\n\n"  # noqa: E731 (ASCII: some split lines at U+2028)
+    uncounted = {"usage": None} if ask.tell_usage else {}
+    try:
+        async with contextlib.aclosing(told):
+            for index in range(len(rows) if form.chat else 0):
+                yield event(form.begin(index) | uncounted)
+            async for index, piece in told:
+                yield event(form.piece(index, piece) | uncounted)
+        if ask.tell_usage:
+            yield event(form.counted(usage(rows, ask.n)))
+        yield "data: [DONE]\n\n"
+    except ApiError as error:
+        yield event(error.body)

@@ -1,7 +1,4 @@
-"""Answers that must be JSON: which tokens may come next, by llguidance.
-
-A `JsonGuide` follows one row. Once its text is whole, only what ends a row may come.
-"""
+"""Answers that must be JSON: which tokens may come next, by llguidance; behind a whole text what ends a row alone."""
 
 import functools
 import json
@@ -44,13 +41,11 @@ class JsonGuide:
 
 def guide_maker(text: Text, vocab_size: int, schema: Any) -> Callable[[], JsonGuide]:
     """What makes a guide for each row whose text must match a JSON schema; InputError says why there can be none."""
-    tokenizer = _tokenizer(text, vocab_size)
-    options = {"whitespace_pattern": _SPACE}
     try:
-        grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options)
+        grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides={"whitespace_pattern": _SPACE})
     except ValueError as error:  # numbers that JSON has not, brackets in brackets
         raise InputError(f"the schema cannot be followed: {_line(error)}") from None
-    matcher = LLMatcher(tokenizer, grammar, log_level=0)
+    matcher = LLMatcher(_tokenizer(text, vocab_size), grammar, log_level=0)
     if matcher.is_error():
         raise InputError(f"the schema cannot be followed: {_line(matcher.get_error())}")
     make = lambda: JsonGuide(matcher.deep_copy(), vocab_size, text.ends)  # noqa: E731

@@ -46,12 +46,6 @@ class Row:
     logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
     result: Generation = field(default_factory=lambda: Generation([[]], [[]], [0], [0]))
 
-    def grow(self, event: Event) -> None:
-        """Takes what a step brought."""
-        tokens, at = self.result.tokens[0] + event.tokens, self.result.accepted_at[0] + event.accepted_at
-        self.result = Generation([tokens], [at], [event.denoise_forwards], [event.commit_forwards])
-        self.logprobs += event.logprobs
-
     def read(self, text: Text, finished: bool) -> tuple[str, list[int], bool]:
         """(text that nothing takes back, its tokens, whether a stop string was found)."""
         reader = Reader(self.stop, text, [self.prompt])
@@ -72,11 +66,7 @@ class Row:
 
 
 class Loop:
-    """The engine, its queue and its thread.
-
-    Args:
-      queue: the most rows that wait for a slot.
-    """
+    """The engine, its thread, and its queue, of at most so many rows that wait for a slot."""
 
     def __init__(self, engine: Engine, text: Text, metrics: Metrics, queue: int):
         self.engine, self.text, self.metrics = engine, text, metrics
@@ -99,7 +89,6 @@ class Loop:
         metrics.waiting.set_function(lambda: len(self._waiting))
 
     def start(self) -> None:
-        """Begins to decode."""
         self._thread.start()
 
     def submit(self, rows: Sequence[Row]) -> None:
@@ -168,7 +157,9 @@ class Loop:
 
     def _grow(self, event: Event) -> None:
         row, before = self._live[event.slot], self._live[event.slot].result
-        row.grow(event)
+        tokens, at = before.tokens[0] + event.tokens, before.accepted_at[0] + event.accepted_at
+        row.result = Generation([tokens], [at], [event.denoise_forwards], [event.commit_forwards])
+        row.logprobs += event.logprobs
         if not before.tokens[0]:
             self.metrics.first.observe(time.monotonic() - row.arrived)
         self.metrics.tokens.inc(len(event.tokens))

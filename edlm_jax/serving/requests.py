@@ -1,14 +1,15 @@
 """What a request of OpenAI's interface asks for, read strictly: what it cannot have is refused by name.
 
-A field that OpenAI does not know is refused, as OpenAI refuses it: a misspelt option would change nothing and nobody
-would hear of it. A field that OpenAI knows and this server does not is taken with the value that asks for nothing, so
-that clients that send their defaults are served. Fields that change no answer (`user`, `metadata`) are passed over.
+A field that OpenAI does not know is refused, too: a misspelt option would change nothing and nobody would hear of it.
+One that OpenAI knows and this server does not is taken with the value that asks for nothing, which some clients send.
+Fields that change no answer (`user`, `metadata`) are passed over.
 """
 
 import json
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from edlm_jax.decoding import Engine, RequestSettings
@@ -26,20 +27,12 @@ _PASSED_OVER = (
 # Of OpenAI's fields: the values that ask for nothing, beside null.
 _NOTHING: dict[str, tuple] = {"frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},)}
 _NOTHING_TO_COMPLETE: dict[str, tuple] = {"best_of": (1,), "echo": (False,), "suffix": ("",)}
-_NOTHING_TO_SAY: dict[str, tuple] = {
-    "audio": (),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "modalities": (["text"],),
-    "prediction": (),
-    "reasoning_effort": ("none",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "verbosity": ("medium",),
-    "web_search_options": (),
-}
-_OWN = ("top_k", "threshold")  # the engine's, that OpenAI has not
+_NOTHING_TO_SAY: dict[str, tuple] = dict.fromkeys(["audio", "prediction", "web_search_options"], ())
+_NOTHING_TO_SAY |= dict.fromkeys(["functions", "tools"], ([],))
+_NOTHING_TO_SAY |= dict.fromkeys(["function_call", "tool_choice"], ("none", "auto"))
+_NOTHING_TO_SAY |= {"modalities": (["text"],), "reasoning_effort": ("none",), "verbosity": ("medium",)}
 _READ = ("model", "n", "stop", "stream", "stream_options", "seed", "temperature", "top_p", "max_tokens", "logprobs")
+_READ += ("top_k", "threshold")  # the engine's, that OpenAI has not
 _MOST_CHOICES, _MOST_STOPS, _COMPLETION_TOKENS, _COMPLETION_BEST = 128, 4, 16, 5  # OpenAI's
 
 
@@ -58,7 +51,6 @@ class ApiError(Exception):
 class Ask:
     """What a request asks for: a row for each choice of each prompt, in the order of the answer's choices."""
 
-    chat: bool
     n: int  # choices of a prompt
     prompts: list[list[int]]  # of the rows
     settings: list[RequestSettings]
@@ -83,11 +75,7 @@ def read_body(raw: bytes) -> dict[str, Any]:
 
 
 def read_ask(body: Mapping[str, Any], chat: bool, engine: Engine, text: Text, name: str, most: int) -> Ask:
-    """Reads what a request asks of this model, or raises the ApiError that says why it cannot be.
-
-    Args:
-      most: rows that can ever be there at once.
-    """
+    """What a request asks of this model, or an ApiError that says why not; `most` rows can ever be there at once."""
     body = {field: value for field, value in body.items() if value is not None}
     _check_fields(body, chat)
     if body.get("model", name) != name:
@@ -106,16 +94,9 @@ def read_ask(body: Mapping[str, Any], chat: bool, engine: Engine, text: Text, na
     except InputError as error:  # of the chat template
         raise ApiError(400, str(error), "messages") from None
     prompts, best = [prompt for prompt in prompts for _ in range(n)], _best(body, chat, engine)
-    return Ask(
-        chat=chat,
-        n=n,
-        prompts=prompts,
-        settings=_settings(body, chat, prompts, engine, text, best is not None),
-        stop=(*stop, *([text.turn_stop] if chat and text.turn_stop else [])),
-        stream=_flag(body, "stream"),
-        tell_usage=_flag(options, "include_usage"),
-        best=best,
-    )
+    settings = _settings(body, chat, prompts, engine, text, best is not None)
+    stop = (*stop, *([text.turn_stop] if chat and text.turn_stop else []))
+    return Ask(n, prompts, settings, stop, _flag(body, "stream"), _flag(options, "include_usage"), best)
 
 
 def _check_fields(body: Mapping[str, Any], chat: bool) -> None:
@@ -124,26 +105,20 @@ def _check_fields(body: Mapping[str, Any], chat: bool) -> None:
     for field, value in body.items():
         if field in nothing and value not in nothing[field]:
             raise ApiError(400, f"{field} is not supported by this server; leave it out", field, "unsupported_value")
-        if field not in (*_READ, *_OWN, *_PASSED_OVER, *of_kind, *nothing):
+        if field not in (*_READ, *_PASSED_OVER, *of_kind, *nothing):
             raise ApiError(400, f"unrecognized request argument supplied: {field}", field, "unknown_parameter")
 
 
 def _settings(body, chat: bool, prompts, engine: Engine, text: Text, logprobs: bool) -> list[RequestSettings]:
     """Of each row; where the engine would refuse one, an ApiError with its reason."""
-    names = ("max_completion_tokens", "max_tokens") if chat else ("max_tokens",)
-    limit = next((_whole(body, field, 1, 1, 2**31) for field in names if field in body), None)
+    limits = (field for field in ("max_completion_tokens", "max_tokens") if field in body)
+    limit = next((_whole(body, field, 1, 1, 2**31) for field in limits), None)
     seed = _whole(body, "seed", None, -(2**63), 2**64 - 1)
+    shared: dict[str, Any] = dict(ends=text.ends, logprobs=logprobs, top_k=_whole(body, "top_k", 0, 0, 2**31 - 1))
+    shared |= dict(top_p=_number(body, "top_p", 1.0, 0, 1), threshold=_number(body, "threshold", None, 0, 1))
     # OpenAI draws by default; so does this, where the mode can.
-    temperature = _number(body, "temperature", 0.0 if engine.mode.greedy else 1.0, 0, 2)
+    shared |= dict(temperature=_number(body, "temperature", 0.0 if engine.mode.greedy else 1.0, 0, 2))
     guide = _guide(body, engine, text)
-    shared: dict[str, Any] = dict(
-        ends=text.ends,
-        temperature=temperature,
-        top_k=_whole(body, "top_k", 0, 0, 2**31 - 1),
-        top_p=_number(body, "top_p", 1.0, 0, 1),
-        threshold=_number(body, "threshold", None, 0, 1),
-        logprobs=logprobs,
-    )
     seeds = row_seeds(secrets.randbits(64) if seed is None else seed % 2**64, len(prompts))
     made = []
     for prompt, row_seed in zip(prompts, seeds.tolist(), strict=True):
@@ -162,9 +137,7 @@ def _prompts(body: Mapping[str, Any]) -> list[Any]:
     given = _required(body, "prompt")
     if isinstance(given, str) or _is_ids(given):
         given = [given]
-    if not isinstance(given, list) or not given:
-        given = [None]
-    if not all(isinstance(prompt, str) for prompt in given) and not all(_is_ids(prompt) for prompt in given):
+    if not isinstance(given, list) or not given or {*map(type, given)} != {str} and not all(map(_is_ids, given)):
         raise ApiError(400, "prompt must be a text, a list of texts, a list of ids or a list of those", "prompt")
     return given
 
@@ -174,22 +147,17 @@ def _messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
     given = _required(body, "messages")
     if not isinstance(given, list) or not given or not all(isinstance(message, dict) for message in given):
         raise ApiError(400, "messages must be a list of at least one object", "messages")
-    return [{**message, "content": _content(number, message)} for number, message in enumerate(given)]
+    return [{**message, "content": _content(f"messages[{number}]", message)} for number, message in enumerate(given)]
 
 
-def _content(number: int, message: Mapping[str, Any]) -> str:
-    where = f"messages[{number}]"
+def _content(where: str, message: Mapping[str, Any]) -> str:
     if not isinstance(message.get("role"), str):
         raise ApiError(400, f"{where} needs a role, a text", f"{where}.role")
     content = message.get("content")
-    for part in content if isinstance(content, list) else ():
+    for part in content if isinstance(content, list) else [{"type": "text", "text": content}]:
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise ApiError(400, f"{where}.content has a part that is no text", f"{where}.content")
-    if isinstance(content, list):
-        return "".join(part["text"] for part in content)
-    if not isinstance(content, str):
-        raise ApiError(400, f"{where}.content must be a text or a list of text parts", f"{where}.content")
-    return content
+            raise ApiError(400, f"{where}.content must be a text or a list of text parts", f"{where}.content")
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 def _guide(body: Mapping[str, Any], engine: Engine, text: Text) -> Callable[[], JsonGuide] | None:
@@ -248,14 +216,12 @@ def _flag(body: Mapping[str, Any], field: str) -> bool:
     return _read(body, field, False, "true or false", lambda value: isinstance(value, bool))
 
 
-def _whole(body: Mapping[str, Any], field: str, default: int | None, low: int, high: int) -> Any:
-    fits = lambda value: type(value) is int and low <= value <= high  # noqa: E731
-    return _read(body, field, default, f"a whole number from {low} to {high}", fits)
+def _number(body, field: str, default: float | None, low: float, high: float, kinds=(int, float), what="a number"):
+    fits = lambda value: type(value) in kinds and low <= value <= high  # noqa: E731
+    return _read(body, field, default, f"{what} from {low} to {high}", fits)
 
 
-def _number(body: Mapping[str, Any], field: str, default: float | None, low: float, high: float) -> Any:
-    fits = lambda value: type(value) in (int, float) and low <= value <= high  # noqa: E731
-    return _read(body, field, default, f"a number from {low} to {high}", fits)
+_whole = partial(_number, kinds=(int,), what="a whole number")
 
 
 def _read(body: Mapping[str, Any], field: str, default: Any, wanted: str, fits: Callable[[Any], bool]) -> Any:
