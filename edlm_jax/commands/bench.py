@@ -1,20 +1,20 @@
 """Measure speed.
 
-  decode    tokens/s of AR and diffusion in one engine, and of transformers' generate where torch is installed: same
-            prompts, whole calls, warm, generated tokens only; and seconds of one forward of 1, C and 2C columns. Or of
-            --modes beside AR: columns of a forward, tokens per forward, and how many prompts get AR's tokens
-  serve     an engine under load, by --concurrency: tokens/s, seconds to the first token and of each further one; AR,
-            diffusion in whole and half blocks, by load the best of these, self-speculation; or of --modes, and by load
-            where they are several. A picture of it goes to --out
-  forward   milliseconds of a forward by columns and rows, with random weights (config.json alone is enough), beside
-            what memory and what products allow on this machine
-  train     the jitted training step of a config on the devices that are here, with random weights and packed rows:
-            median seconds of a step, tokens/s, MFU by formula, memory; attention alone against a whole mask; and the
-            same step by torch, transformers and FlexAttention where torch and one GPU are
-  attention that of one layer alone, in tiles of several sizes, and torch's FlexAttention where torch and one GPU are
-  kernels   the error of attention's kernels on this machine, forward and backward; exit code 1: one is wrong
-  device    what is here, and its versions
-  all       these and the quickstart, each in a process of its own with a time limit, results as JSON in --out"""
+decode    tokens/s of AR and diffusion in one engine, and of transformers' generate where torch is installed: same
+          prompts, whole calls, warm, generated tokens only; and seconds of one forward of 1, C and 2C columns. Or of
+          --modes beside AR: columns of a forward, tokens per forward, and how many prompts get AR's tokens
+serve     an engine under load, by --concurrency: tokens/s, seconds to the first token and of each further one; AR,
+          diffusion in whole and half blocks, by load the best of these, self-speculation; or of --modes, and by load
+          where they are several. A picture of it goes to --out
+forward   milliseconds of a forward by columns and rows, with random weights (config.json alone is enough), beside
+          what memory and what products allow on this machine
+train     the jitted training step of a config on the devices that are here, with random weights and packed rows:
+          median seconds of a step, tokens/s, MFU by formula, memory; attention alone against a whole mask; and the
+          same step by torch, transformers and FlexAttention where torch and one GPU are
+attention that of one layer alone, in tiles of several sizes, and torch's FlexAttention where torch and one GPU are
+kernels   the error of attention's kernels on this machine, forward and backward; exit code 1: one is wrong
+device    what is here, and its versions
+all       these and the quickstart, each in a process of its own with a time limit, results as JSON in --out"""
 
 import argparse
 import operator

@@ -48,8 +48,11 @@ class Threshold(Rule):
     threshold: float
 
     def __call__(self, proposal: Proposal, masked_BC):
-        sure_BC = (proposal.confidence_BC >= self.threshold) & (self.threshold < 1)
-        return masked_BC & (sure_BC | _best(proposal.confidence_BC, masked_BC))
+        return masked_BC & (self.sure(proposal) | _best(proposal.confidence_BC, masked_BC))
+
+    def sure(self, proposal: Proposal) -> jax.Array:
+        """bool[B, C]: the positions with at least this confidence."""
+        return (proposal.confidence_BC >= self.threshold) & (self.threshold < 1)
 
 
 @jax.tree_util.register_dataclass
@@ -113,9 +116,7 @@ class Prefix(Rule):
     prefix: float
 
     def __call__(self, proposal: Proposal, masked_BC):
-        first_BC = masked_BC & (jnp.cumsum(masked_BC, axis=-1) == 1)
-        goes_on_BC = first_BC | ~masked_BC | (proposal.confidence_BC >= self.prefix)
-        return masked_BC & (jnp.cumsum(~goes_on_BC, axis=-1) == 0)
+        return leftmost(proposal.confidence_BC >= self.prefix, masked_BC)
 
 
 RULES: dict[str, Callable[..., Rule]] = {
@@ -145,6 +146,13 @@ def _best(score_BC, masked_BC):
     """bool[B, C]: the masked position with the highest score, the first of equals."""
     best_B1 = jnp.argmax(jnp.where(masked_BC, score_BC, -jnp.inf), axis=-1, keepdims=True)
     return jnp.arange(score_BC.shape[-1])[None] == best_B1
+
+
+def leftmost(sure_BC, masked_BC):
+    """bool[B, C]: the first masked position, and those after it as far as all are sure."""
+    first_BC = masked_BC & (jnp.cumsum(masked_BC, axis=-1) == 1)
+    goes_on_BC = first_BC | ~masked_BC | sure_BC
+    return masked_BC & (jnp.cumsum(~goes_on_BC, axis=-1) == 0)
 
 
 def rank(score_BC, masked_BC):

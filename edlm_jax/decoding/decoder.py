@@ -12,7 +12,8 @@ from flax import nnx
 from edlm_jax.decoding.ends import read_ends
 from edlm_jax.decoding.engine import Run
 from edlm_jax.decoding.generation import Generation
-from edlm_jax.decoding.modes import MODES, Call, Mode, default_mode
+from edlm_jax.decoding.modes import MODES, Mode, default_mode
+from edlm_jax.decoding.modes.mode import Call
 from edlm_jax.decoding.prompts import bucket, refuse_prompt, row_seeds
 from edlm_jax.decoding.sampling import Sampling
 from edlm_jax.decoding.stopping import Reader, check_stop

@@ -1,6 +1,6 @@
 """The loop around every mode's program: prefill, go on until every row is done, whole or in pieces.
 
-A program is the traced functions of one decoding (blocks.py, left_to_right.py): `begin() -> state`; `turn(state)`
+A program is the traced functions of one decoding (program.py): `begin() -> state`; `turn(state)`
 settles something in each row that goes on; `advance(state)` is what someone who watches waits for; `outcome(state)` is
 what is left when nobody reads more. A state's `done_B` says which rows have ended.
 """
@@ -83,7 +83,7 @@ class Run:
 
     def collect(self, state) -> Generation:
         """What a state holds so far."""
-        return self.request.settled(state).generation()
+        return state.settled(self.request).generation()
 
 
 def beside(calls: Sequence[Callable[[], Any]]) -> list[Any]:

@@ -22,15 +22,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from edlm_jax.attention import Bidirectional, Causal
-from edlm_jax.decoding.blocks import BlockSettings
+from edlm_jax.attention import Bidirectional
 from edlm_jax.decoding.compiled import compiled
 from edlm_jax.decoding.generation import Settled
 from edlm_jax.decoding.load import Pace
 from edlm_jax.decoding.modes import Mode
 from edlm_jax.decoding.pages import Pages, Pool
 from edlm_jax.decoding.prompts import bucket
-from edlm_jax.decoding.requests import Guide, RequestSettings, Row, make_row, unit
+from edlm_jax.decoding.requests import Guide, RequestSettings, Row, make_row
 from edlm_jax.decoding.stretches import Stretches, put_row, take_rows
 from edlm_jax.models.cache import DecodingWeights
 from edlm_jax.parallel.mesh import on_mesh
@@ -56,15 +55,15 @@ class Lane:
         self.room = columns
         room = columns + 4 * (mode.block_length or 1)
         probe = make_row(weights, mode, [0], RequestSettings(1), least=1, columns=room)
-        C = self.unit = unit(probe.settings)
+        C = self.unit = mode.unit
         self.pieces = [-(-length // C) * C for length in _PIECES]
-        prefill = probe.settings.prefill if isinstance(probe.settings, BlockSettings) else Causal()
-        self.whole = isinstance(prefill, Bidirectional)  # all of a prompt sees all of it: it is prefilled in one piece
+        pattern = mode.prompt_pattern
+        self.whole = isinstance(pattern, Bidirectional)  # all of a prompt sees all of it: it is prefilled in one piece
         # A prompt is padded to a small piece, or to its last block; the last new block may go beyond the limit.
-        self.settings = probe.settings.spanning(-(-columns // C) * C + self.pieces[0] + C)
+        self.settings = replace(probe.settings, room=-(-columns // C) * C + self.pieces[0] + C)
         program = self.settings.program(weights, probe.request)
         self.X, self.width = program.X, program.width
-        self.most = min(self.width, self.settings.block_length or self.width)  # tokens of a row's forward
+        self.most = min(self.width, mode.block_length or self.width)  # tokens of a row's forward
         self.rows: list[Any] = []  # whose each row is, by slots or what stands for them
         self.done_B = np.zeros(0, bool)
         self.requests: Any = None  # of all rows, on the host
@@ -74,8 +73,8 @@ class Lane:
         self._spare_steps = 0
         if weights.backend.pages:
             size = dict(rows=slots, columns=(program.S, columns), beyond=self.width + C, unit=C)
-            pattern = None if self.whole else prefill
-            self.store: Pages | Stretches = Pages(pool or Pool(weights, [mode]), pattern=pattern, **size)
+            size |= dict(pattern=None if self.whole else pattern)
+            self.store: Pages | Stretches = Pages(pool or Pool(weights, [mode]), **size)
         else:
             self.store = Stretches(weights, columns=program.S, unit=C, least=self.pieces[0])
 
@@ -184,7 +183,7 @@ class Lane:
             state, cache = _proceed(self.weights, requests, self.settings, state, cache, np.int32(turns))
         self.store.keep(cache)
         self.state = requests, state
-        settled, self.done_B = self.requests.settled(state), np.array(state.done_B)
+        settled, self.done_B = state.settled(self.requests), np.array(state.done_B)
         seconds = time.perf_counter() - begun
         if seconds < _SHORT:
             self.turns = min(2 * self.turns, _MOST_TURNS)
@@ -204,7 +203,7 @@ class Lane:
     def _guide(self) -> None:
         """Tells the rows that are guided what may come next."""
         requests, state = self.state
-        settled = requests.settled(state)
+        settled = state.settled(requests)
         for index, slot in enumerate(self.rows):
             if slot in self._guides and not self.done_B[index]:
                 tokens = settled.tokens_BX[index, settled.columns[index]].tolist()

@@ -28,7 +28,6 @@ import numpy as np
 
 from edlm_jax.attention import Pattern
 from edlm_jax.decoding.modes import Mode
-from edlm_jax.decoding.modes.block_mode import BlockMode
 from edlm_jax.decoding.requests import Row
 from edlm_jax.errors import InputError
 from edlm_jax.models.cache import DecodingWeights
@@ -45,8 +44,7 @@ class Pool:
     """
 
     def __init__(self, weights: DecodingWeights, modes: Sequence[Mode], columns: int | None = None):
-        blocks = [mode.block_length or 1 for mode in modes if isinstance(mode, BlockMode)]
-        unit = math.lcm(_AT_ONCE, *blocks)  # each mode's blocks fill pages
+        unit = math.lcm(_AT_ONCE, *(mode.unit for mode in modes))  # each mode's blocks fill pages
         self.weights, self.page, self.fixed = weights, -(-_LEAST // unit) * unit, columns is not None
         self.shared = 0  # pages of prompts that were there already, so far
         self.users: list[int] = []  # of each page

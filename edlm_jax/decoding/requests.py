@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from edlm_jax.decoding.acceptance import Threshold
-from edlm_jax.decoding.blocks import BlockSettings, Request
 from edlm_jax.decoding.ends import read_ends
-from edlm_jax.decoding.modes import Call, Mode
+from edlm_jax.decoding.modes import Mode
+from edlm_jax.decoding.modes.mode import Call
 from edlm_jax.decoding.prompts import refuse_prompt
 from edlm_jax.decoding.sampling import RowDraw, RowSampling, Sampling
 from edlm_jax.errors import InputError, check_range
@@ -61,11 +61,6 @@ class Row:
         return int(self.request.pad_B[0])
 
 
-def unit(settings: Any) -> int:
-    """What a row's prompt ends at a multiple of: the columns of a block, of a program of blocks."""
-    return settings.block_length if isinstance(settings, BlockSettings) else 1
-
-
 def check_request(spec: ModelSpec, mode: Mode, prompt: Sequence[int], settings: RequestSettings, columns: int) -> None:
     """Raises InputError for a request that can't be decoded in so many columns."""
     check_range("the limit of new tokens", settings.limit)
@@ -102,18 +97,17 @@ def make_row(
     run = mode.start(weights, [list(prompt)], call)
     request, program = run.request, run.settings
     prompt_T = request.prompts_BP[0, request.pad_B[0] :]  # less what the first block is given
-    C = unit(program)
+    C = mode.unit
     start = max(-(-len(prompt_T) // C) * C, least)
     tokens_1X = np.full((1, columns), program.mask_id or 0, np.int32)
     tokens_1X[0, start - len(prompt_T) : start] = prompt_T
-    if isinstance(request, Request):
-        tokens_1X[0, start : start + C] = request.first_block_BC[0]
-        request = replace(request, first_B=request.first_B + start - request.prompts_BP.shape[1])
+    tokens_1X[0, start : start + C] = request.first_block_BC[0]
     numbers = np.float32(settings.temperature), np.int32(settings.top_k), np.float32(settings.top_p)
     request = replace(
         request,
         prompts_BP=np.zeros((1, 0), np.int32),
         pad_B=np.array([start - len(prompt_T)], np.int32),
+        first_B=request.first_B + start - request.prompts_BP.shape[1],
         ends_E=request.ends_E[None, None],
         rule=jax.tree.map(lambda x: np.full((1, 1), x, np.float32), request.rule),
         temperature=RowSampling(*(np.reshape(number, (1, 1, 1)) for number in numbers)),

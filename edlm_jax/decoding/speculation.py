@@ -19,14 +19,15 @@ What is random depends on the row's seed and on the number of the new token alon
 that stands or falls there; drafts behind one that fell were never looked at, so theirs is used again.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edlm_jax.decoding.left_to_right import Grown, LeftToRight
+from edlm_jax.decoding.left_to_right import LeftToRight
+from edlm_jax.decoding.program import State
 from edlm_jax.decoding.sampling import best_token, gumbel
 from edlm_jax.decoding.windows import window
 
@@ -93,21 +94,21 @@ class Speculation(LeftToRight):
             return Drafts(tokens_BD)
         return Drafts(tokens_BD, jnp.log(jax.nn.one_hot(tokens_BD, self.weights.spec.vocab_size)))
 
-    def verify(self, rows: Grown, drafts: Drafts) -> Grown:
+    def verify(self, rows: State, drafts: Drafts) -> State:
         """One causal forward over the window; what stands is settled, and a token more."""
         last_B, T = rows.start_B - 1, self.D + 1
         window_BT = jnp.concatenate([window(rows.tokens_BX, last_B, 1), drafts.tokens_BD], axis=1)
         wanted_BT = jnp.pad(drafts.there_BD, ((0, 0), (1, 0)), constant_values=True)
-        x_BTD, cache = self.forward(rows, window_BT, last_B, np.tri(T, dtype=bool)[None], wanted_BT=wanted_BT)
-        return self.settle_verified(replace(rows, cache=cache), drafts, self.logits(x_BTD))[0]
+        x_BTD, rows = self.forward_window(rows, window_BT, last_B, np.tri(T, dtype=bool), wanted_BT=wanted_BT)
+        return self.settle_verified(rows, drafts, self.logits(x_BTD))[0]
 
-    def settle_verified(self, rows: Grown, drafts: Drafts, logits_BTV) -> tuple[Grown, jax.Array]:
+    def settle_verified(self, rows: State, drafts: Drafts, logits_BTV) -> tuple[State, jax.Array]:
         """(rows with what stands and a token more, int32[B] drafts that stand), by the logits of the window."""
-        same = lambda: self._compare(rows.count_B, drafts, logits_BTV)  # noqa: E731
+        same = lambda: self._compare(self.count(rows), drafts, logits_BTV)  # noqa: E731
         if drafts.log_q_BDV is None:
             new_BT, right_B = same()
         else:
-            reject = lambda: self._reject(rows.count_B, drafts, logits_BTV)  # noqa: E731
+            reject = lambda: self._reject(self.count(rows), drafts, logits_BTV)  # noqa: E731
             new_BT, right_B = self.settings.draw.if_drawn(self.request.temperature, reject, same)
         return self.settle(rows, new_BT, right_B + 1, 1, logits_BTV), right_B
 

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from edlm_jax.decoding import Decoder
-from edlm_jax.decoding.blocks import BlockProgram, BlockState
+from edlm_jax.decoding.blocks import BlockProgram
 from edlm_jax.decoding.modes import Diffusion, MultiBlock
 from edlm_jax.decoding.modes.mode import option
+from edlm_jax.decoding.program import State
 from edlm_jax.decoding.windows import window
 from edlm_jax.evaluation.compare import compare_accuracy
 from edlm_jax.evaluation.tasks import decoded_questions
@@ -26,10 +27,10 @@ from edlm_jax.evaluation.tasks.task import Way
 from tests.benchmarks.modes import asked
 
 
-class _Knowing(MultiBlock().program):
+class _Knowing(MultiBlock.program):
     """A row's seed is its number: greedy decoding needs no other."""
 
-    def accept(self, s: BlockState, logits_BTV) -> BlockState:
+    def accept(self, s: State, logits_BTV) -> State:
         mode, C, T = self.mode, self.C, logits_BTV.shape[1]
         proposal, s = self.propose(s, logits_BTV)
         masked_BT = self.open(window(s.tokens_BX, s.start_B, T))
@@ -38,7 +39,7 @@ class _Knowing(MultiBlock().program):
         settled_BX = jnp.asarray(mode.settled)[self.request.seeds_B]
         room_BX = jnp.pad(settled_BX, ((0, 0), (0, self.X)), constant_values=-1)
         stands_BT = proposal.tokens_BC == window(room_BX, s.start_B - self.request.first_B, T)
-        active_BT = jnp.arange(T)[None] < s.aside.active_B[:, None] * C
+        active_BT = jnp.arange(T)[None] < s.aside[:, None] * C
         return self.keep(s, proposal.tokens_BC, masked_BT & active_BT & stands_BT.at[:, :C].set(own_BC))
 
 
@@ -47,11 +48,8 @@ class Knowing(MultiBlock):
     """Told what stands."""
 
     name: ClassVar[str] = "knowing"
+    program: ClassVar[type[BlockProgram]] = _Knowing
     settled: tuple[tuple[int, ...], ...] = option((), str, "what diffusion settles in each row")
-
-    @property
-    def program(self) -> type[BlockProgram]:
-        return _Knowing
 
 
 def main(path: str, size: str, *thresholds: str) -> None:

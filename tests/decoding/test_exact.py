@@ -118,15 +118,12 @@ def test_frequencies_are_the_models_own_probabilities(mode, sampling, optimized)
 def test_a_wrong_test_of_drafts_is_found(mode, optimized):
     kind, alignment = DRAFTERS[mode]
 
+    class Faulty(kind.program):
+        def accept(self, log_p_BD, log_q_BD, u_BD):
+            return log_p_BD >= log_q_BD  # what AR finds likelier, always
+
     class FaultyMode(kind):
-        def start(self, weights, prompts, call):
-            run = super().start(weights, prompts, call)
-
-            class Faulty(run.settings.kind):
-                def accept(self, log_p_BD, log_q_BD, u_BD):
-                    return log_p_BD >= log_q_BD  # what AR finds likelier, always
-
-            return dataclasses.replace(run, settings=dataclasses.replace(run.settings, kind=Faulty))
+        program = Faulty
 
     (decoder, model), sampling = make_tiny(alignment), Sampling(1.0)
     counts, _ = count_texts(decoder, FaultyMode(), sampling, DRAWS // 4)

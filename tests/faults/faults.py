@@ -157,14 +157,14 @@ FAULTS = [
     Fault(
         "the cache's padding is looked at",
         "edlm_jax/decoding/blocks.py",
-        "(columns_11S >= self.pad_B[:, None, None]) & (columns_11S < block_end_BT1)",
+        "self.inside(columns_11S, block_end_BT1)",
         "columns_11S < block_end_BT1",
     ),
     Fault(
         "padding shifts the positions",
         "edlm_jax/decoding/blocks.py",
-        "first_B[:, None] + columns_T[None] - self.pad_B[:, None], 0",
-        "first_B[:, None] + columns_T[None], 0",
+        "self.at(first_B[:, None] + columns_T[None])",
+        "self.rotary.at(first_B[:, None] + columns_T[None])",
     ),
     Fault(
         "a threshold of one accepts rounded ones",
@@ -210,7 +210,7 @@ FAULTS = [
     ),
     Fault(
         "a prompt's last piece goes beyond its end",
-        "edlm_jax/decoding/windows.py",
+        "edlm_jax/decoding/program.py",
         "at_B = new_B if whole else jnp.minimum(new_B, end_B - length)",
         "at_B = new_B",
     ),

@@ -9,7 +9,7 @@ from edlm_jax.decoding.modes.diffusion import Diffusion
 from edlm_jax.decoding.modes.dmax import DMax
 from edlm_jax.decoding.modes.edit import Edit
 from edlm_jax.decoding.modes.mars import Mars
-from edlm_jax.decoding.modes.mode import Call, Mode, read_switch
+from edlm_jax.decoding.modes.mode import Mode, read_switch
 from edlm_jax.decoding.modes.multi_block import MultiBlock
 from edlm_jax.decoding.modes.prompt_lookup import PromptLookup
 from edlm_jax.decoding.modes.psd import PSD
@@ -23,27 +23,6 @@ _MODES: tuple[type[Mode], ...] = (Diffusion, Autoregressive, SelfSpeculation, Qu
 _MODES += (PSD, MultiBlock, Edit, DMax, Mars)
 MODES = {mode.name: mode for mode in _MODES}
 _WANTED = {int: "a whole number", float: "a number", read_switch: "yes or no"}
-__all__ = [
-    "MODES",
-    "PSD",
-    "Autoregressive",
-    "Call",
-    "DMax",
-    "Diffusion",
-    "Edit",
-    "Mars",
-    "Mode",
-    "MultiBlock",
-    "QuadraticSpeculation",
-    "SelfSpeculation",
-    "add_mode_arguments",
-    "default_mode",
-    "make_mode",
-    "mode_of",
-    "options_of",
-    "parse_mode",
-    "trained_mode",
-]
 
 
 def default_mode(spec: ModelSpec) -> Mode:

@@ -11,8 +11,9 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from edlm_jax.decoding.left_to_right import Grown, LeftToRight
-from edlm_jax.decoding.modes.mode import RowMode
+from edlm_jax.decoding.left_to_right import LeftToRight
+from edlm_jax.decoding.modes.mode import Mode
+from edlm_jax.decoding.program import State
 from edlm_jax.decoding.windows import window
 from edlm_jax.models.cache import forward_cached
 
@@ -22,24 +23,20 @@ class _Autoregressive(LeftToRight):
 
     width = 1  # the last token
 
-    def turn(self, rows: Grown) -> Grown:
+    def turn(self, rows: State) -> State:
         last_B1 = window(rows.tokens_BX, rows.start_B - 1, 1)
         if not self.P:  # they began alone
-            x_B1D, cache = self.forward(rows, last_B1, rows.start_B - 1, np.ones((1, 1, 1), bool))
-            return self._add(rows, x_B1D, cache)
+            x_B1D, rows = self.forward_window(rows, last_B1, rows.start_B - 1, np.ones((1, 1), bool))
+            return self.enter(rows, x_B1D)
         last = rows.start_B.max() - 1
-        columns_S = jnp.arange(self.S)[None]
-        mask_B1S = ((columns_S >= self.pad_B[:, None]) & (columns_S <= last))[:, None]
-        rotary_B1 = self.rotary.at((last - self.pad_B)[:, None])
-        at = (last_B1, rotary_B1, last, mask_B1S)
-        return self._add(rows, *forward_cached(self.weights, rows.cache, *at, wanted_BT=~rows.done_B[:, None]))
-
-    def _add(self, rows: Grown, x_B1D, cache) -> Grown:
+        columns_11S = jnp.arange(self.S)[None, None]
+        new = last_B1, self.at(last[None, None]), last, self.inside(columns_11S, last + 1)
+        x_B1D, cache = forward_cached(self.weights, rows.cache, *new, wanted_BT=~rows.done_B[:, None])
         return self.enter(replace(rows, cache=cache), x_B1D)
 
 
 @dataclass(frozen=True)
-class Autoregressive(RowMode):
+class Autoregressive(Mode):
     """Decodes one token a forward on the same weights, causally."""
 
     name: ClassVar[str] = "ar"

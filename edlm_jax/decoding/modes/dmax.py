@@ -24,9 +24,10 @@ from typing import ClassVar, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 
-from edlm_jax.decoding.blocks import BlockProgram, BlockState
-from edlm_jax.decoding.modes.block_mode import BlockMode
-from edlm_jax.decoding.modes.mode import option
+from edlm_jax.decoding.acceptance import leftmost
+from edlm_jax.decoding.blocks import BlockProgram
+from edlm_jax.decoding.modes.mode import BlockMode, option
+from edlm_jax.decoding.program import State
 from edlm_jax.decoding.sampling import Sampling
 from edlm_jax.decoding.windows import put, put_whole, window
 from edlm_jax.errors import InputError
@@ -44,10 +45,10 @@ class _DMax(BlockProgram):
 
     mode: "DMax"
 
-    def start(self, s: BlockState) -> BlockState:
+    def start(self, s: State) -> State:
         return replace(s, aside=_Aside(jnp.ones(s.tokens_BX.shape), jnp.zeros_like(s.start_B)))
 
-    def inputs(self, s: BlockState, first_B, T):
+    def inputs(self, s: State, first_B, T):
         tokens_BT, p_BT1 = window(s.tokens_BX, first_B, T), window(s.aside.p_BX, first_B, T)[..., None]
         hard_BTD = self.weights.embed(tokens_BT).astype(jnp.float32)
         mask_11D = self.weights.embed(jnp.full((1, 1), self.settings.mask_id)).astype(jnp.float32)
@@ -56,20 +57,20 @@ class _DMax(BlockProgram):
         soft_BTD = soft_BTD * length_BT1 / jnp.maximum(_norm(soft_BTD), 1e-6)
         return jnp.where(p_BT1 < 1, soft_BTD, hard_BTD).astype(self.weights.dtype)
 
-    def accept(self, s: BlockState, logits_BCV) -> BlockState:
-        C, is_noise, steps_B = self.C, self.settings.is_noise, s.aside.steps_B + 1
+    def accept(self, s: State, logits_BCV) -> State:
+        C, steps_B = self.C, s.aside.steps_B + 1
         proposal, s = self.propose(s, logits_BCV)
         block_BC = window(s.tokens_BX, s.start_B, C)
-        masked_BC = is_noise(block_BC)
+        masked_BC = self.is_noise(block_BC)
         active_BC = (self.index(s.start_B, C) >= 0) & ~s.done_B[:, None]
-        written_BC = active_BC & (~masked_BC | _run(proposal.confidence_BC, masked_BC, self.request.rule.threshold))
+        written_BC = active_BC & (~masked_BC | leftmost(self.request.rule.sure(proposal), masked_BC))
         changed_BC = written_BC & (proposal.tokens_BC != block_BC)
         block_BC = jnp.where(written_BC, proposal.tokens_BC, block_BC)
         end_BC = self.ends(block_BC, s.start_B)
         counts_BC = jnp.cumsum(end_BC, axis=1) - end_BC == 0  # up to the first end
         sure_B = ((proposal.confidence_BC >= self.mode.sure) | ~active_BC | ~counts_BC).all(axis=1)
         over_B = ~(changed_BC & counts_BC).any(axis=1) | sure_B | (steps_B >= C)
-        full_B = ~(is_noise(block_BC) & counts_BC).any(axis=1) & over_B & ~s.done_B
+        full_B = ~(self.is_noise(block_BC) & counts_BC).any(axis=1) & over_B & ~s.done_B
         finished_B = full_B & end_BC.any(axis=1)
         moves_B = full_B & ~finished_B
         p_BC = jnp.where(written_BC & ~full_B[:, None], proposal.confidence_BC, 1.0)
@@ -90,6 +91,7 @@ class DMax(BlockMode):
     """Feeds soft tokens back and revises them until they agree."""
 
     name: ClassVar[str] = "dmax"
+    program: ClassVar[type[BlockProgram]] = _DMax
     greedy: ClassVar[bool] = True
     threshold: float = option(
         0.9, float, "accept from the left while tokens have at least this confidence", compiled=False
@@ -99,10 +101,6 @@ class DMax(BlockMode):
     )
     commit: str | None = option(None, str, "how a finished block enters the cache: fused or separate")
 
-    @property
-    def program(self) -> type[BlockProgram]:
-        return _DMax
-
     def completed(self, spec) -> Self:
         # Not the checkpoint's own way: what decodes it plainly need not suit revisions.
         return BlockMode.completed(self if self.commit else replace(self, commit="fused"), spec)
@@ -111,13 +109,6 @@ class DMax(BlockMode):
         super().check(spec, sampling)
         if self.commit == "first_token":
             raise InputError("dmax may revise any token, a block's first, too; set commit to 'fused' or 'separate'")
-
-
-def _run(confidence_BC, masked_BC, threshold):
-    """The first mask, and those after it as far as all are sure."""
-    first_BC = masked_BC & (jnp.cumsum(masked_BC, axis=1) == 1)
-    sure_BC = (confidence_BC >= threshold) & (threshold < 1)
-    return masked_BC & (jnp.cumsum(masked_BC & ~first_BC & ~sure_BC, axis=1) == 0)
 
 
 def _norm(x_BTD):

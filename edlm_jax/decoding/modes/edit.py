@@ -14,32 +14,25 @@ inside a block looks no further: a lower limit may change tokens before it, in i
 
 from dataclasses import dataclass, replace
 from math import inf
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 
-from edlm_jax.decoding.blocks import BlockProgram, BlockState
-from edlm_jax.decoding.modes.block_mode import BlockMode
-from edlm_jax.decoding.modes.mode import option
+from edlm_jax.decoding.blocks import BlockProgram
+from edlm_jax.decoding.modes.mode import BlockMode, option
+from edlm_jax.decoding.program import State
 from edlm_jax.decoding.windows import window
 
 
-class _Aside(NamedTuple):
-    """What its states carry."""
-
-    looks_B: jax.Array  # how often a full block was looked at
-
-
 class _Edit(BlockProgram):
-    """Edits beside what is accepted; the request's rule is a threshold."""
+    """Edits beside what is accepted. `aside` counts how often a full block was looked at."""
 
     mode: "Edit"
 
-    def start(self, s: BlockState) -> BlockState:
-        return replace(s, aside=_Aside(jnp.zeros_like(s.start_B)))
+    def start(self, s: State) -> State:
+        return replace(s, aside=jnp.zeros_like(s.start_B))
 
-    def accept(self, s: BlockState, logits_BCV) -> BlockState:
+    def accept(self, s: State, logits_BCV) -> State:
         """Keeps what the rule accepts, and edits."""
         mode = self.mode
         proposal, s = self.propose(s, logits_BCV)
@@ -49,11 +42,11 @@ class _Edit(BlockProgram):
         edited_BC = ~masked_BC & ~given_BC & (proposal.tokens_BC != block_BC) & (proposal.confidence_BC > mode.edit)
         full_B, finished_B = self.progress(block_BC, s.start_B)
         looked_B = full_B | finished_B
-        looks_B = jnp.where(looked_B, s.aside.looks_B + 1, 0)
+        looks_B = jnp.where(looked_B, s.aside + 1, 0)
         over_B = (looks_B >= mode.looks) | looked_B & ~edited_BC.any(axis=1)
         accepted_BC = self.request.rule(proposal, masked_BC) | edited_BC
         s = self.keep(s, proposal.tokens_BC, accepted_BC, over_B)
-        return replace(s, aside=_Aside(jnp.where(s.pending_B, 0, looks_B)))
+        return replace(s, aside=jnp.where(s.pending_B, 0, looks_B))
 
 
 @dataclass(frozen=True)
@@ -61,10 +54,7 @@ class Edit(BlockMode):
     """Replaces tokens of the block where it has become sure of others."""
 
     name: ClassVar[str] = "edit"
+    program: ClassVar[type[BlockProgram]] = _Edit
     greedy: ClassVar[bool] = True
     edit: float = option(0.9, float, "replace a token by one of more than this confidence", within=(0, 1))
     looks: int = option(1, int, "forwards of a full block, which may still edit it", within=(0, inf))
-
-    @property
-    def program(self) -> type[BlockProgram]:
-        return _Edit

@@ -19,72 +19,59 @@ ends the fast rows wait; here each row fills its own in every step.
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from edlm_jax.attention import Causal
-from edlm_jax.decoding.acceptance import Rule, Threshold
-from edlm_jax.decoding.left_to_right import Grown, LeftToRight
-from edlm_jax.decoding.modes.mode import MaskMode, RowMode, option
+from edlm_jax.decoding.left_to_right import LeftToRight
+from edlm_jax.decoding.modes.mode import MaskMode, option
+from edlm_jax.decoding.program import State
 from edlm_jax.decoding.sampling import Sampling
 from edlm_jax.decoding.windows import window
 from edlm_jax.errors import check_range
 from edlm_jax.models import ModelSpec
 
 
-class _Aside(NamedTuple):
-    """What its rows carry."""
-
-    cached_B: jax.Array  # the first column that is not in the cache
-
-
 class _Mars(LeftToRight):
-    """Masks that slide; the request's rule is a threshold."""
+    """Masks that slide; the request's rule is a threshold. `aside` is the first column that is not in the cache."""
 
     mode: "Mars"
 
     @property
     def width(self) -> int:
-        return self.mode.window or 2 * self.settings.block_length - self.settings.shifted
+        return self.mode.window or 2 * self.C - self.settings.shifted
 
-    def begin(self) -> Grown:
-        C, first = self.settings.block_length, self.P - self.settings.shifted
-        rows, x_BTD = self.prefill(Causal(), jnp.full((len(self.pad_B), C), self.settings.mask_id))
-        return self._accept(rows, x_BTD[:, first : first + C], C)
+    def begin(self) -> State:
+        first = self.P - self.settings.shifted
+        rows, x_BTD = self.prefill(Causal(), jnp.full((len(self.pad_B), self.C), self.settings.mask_id))
+        return self._accept(rows, x_BTD[:, first : first + self.C], self.C)
 
-    def enter(self, rows: Grown, x_B1D) -> Grown:
+    def enter(self, rows: State, x_B1D) -> State:
         # The first turn reads the first tokens; shifted, behind the prompt's last column.
-        return replace(rows, aside=_Aside(rows.start_B - self.settings.shifted))
+        return replace(rows, aside=rows.start_B - self.settings.shifted)
 
-    def turn(self, rows: Grown) -> Grown:
-        C, cached_B = self.settings.block_length, rows.aside.cached_B
-        tokens_BT = window(rows.tokens_BX, cached_B, self.width)
-        causal_1TT = np.tri(self.width, dtype=bool)[None]
+    def turn(self, rows: State) -> State:
+        C, cached_B, index_1T = self.C, rows.aside, np.arange(self.width)[None]
         first_B = rows.start_B - cached_B - self.settings.shifted
-        wanted_BT = np.arange(self.width)[None] < first_B[:, None] + C
-        x_BTD, cache = self.forward(rows, tokens_BT, cached_B, causal_1TT, wanted_BT=wanted_BT)
+        tokens_BT, wanted_BT = window(rows.tokens_BX, cached_B, self.width), index_1T < first_B[:, None] + C
+        causal_TT = np.tri(self.width, dtype=bool)
+        x_BTD, rows = self.forward_window(rows, tokens_BT, cached_B, causal_TT, wanted_BT=wanted_BT)
         own_BC = jnp.minimum(first_B[:, None] + jnp.arange(C)[None], self.width - 1)
-        x_BCD = jnp.take_along_axis(x_BTD, own_BC[..., None], axis=1)
-        return self._accept(replace(rows, cache=cache), x_BCD, self.width - first_B)
+        return self._accept(rows, jnp.take_along_axis(x_BTD, own_BC[..., None], axis=1), self.width - first_B)
 
-    def _accept(self, rows: Grown, x_BCD, most_B) -> Grown:
+    def _accept(self, rows: State, x_BCD, most_B) -> State:
         """Keeps the first token, and at most so many in all, while they are sure; what was settled before is cached."""
-        request, c = self.request, self.settings
-        logits_BCV, count_B = self.weights.logits(x_BCD), rows.forwards_B + 1
-        proposal = c.draw.propose(logits_BCV, self.keys_B, count_B, request.temperature, banned_id=c.mask_id)
-        # As for the rule of that name, 1 is one token a forward: float32 may round a probability to it.
-        threshold = request.rule.threshold
-        sure_BC = (proposal.confidence_BC >= threshold) & (threshold < 1)
+        proposal, rows = self.propose(rows, self.weights.logits(x_BCD))
+        sure_BC = self.request.rule.sure(proposal)
         sure_BC &= jnp.arange(sure_BC.shape[1])[None] < jnp.reshape(most_B, (-1, 1))
         settled_B = 1 + jnp.cumprod(sure_BC[:, 1:], axis=1).sum(axis=1)
-        return self.settle(replace(rows, aside=_Aside(rows.start_B)), proposal.tokens_BC, settled_B, forwards=1)
+        return self.settle(replace(rows, aside=rows.start_B), proposal.tokens_BC, settled_B, forwards=0)
 
 
 @dataclass(frozen=True)
-class Mars(RowMode, MaskMode):
+class Mars(MaskMode):
     """Goes from left to right while confident."""
 
     name: ClassVar[str] = "mars"
@@ -96,14 +83,6 @@ class Mars(RowMode, MaskMode):
     window: int | None = option(
         None, int, "columns of a forward, the last one's tokens and masks; default: as many as leave a block of masks"
     )
-
-    @property
-    def acceptance(self) -> Rule:
-        return Threshold(self.threshold)
-
-    @property
-    def has_threshold(self) -> bool:
-        return True
 
     def check(self, spec: ModelSpec, sampling: Sampling) -> None:
         super().check(spec, sampling)

@@ -3,8 +3,7 @@
     Diffusion(rule=Threshold(0.9))  =  "diffusion:rule=threshold:0.9"        PSD(depth=3)  =  "psd:depth=3"
 
 A field that is None is taken from the checkpoint's conversion (`completed`). A new mode is one file here and one line
-in the registry (modes/__init__.py); commands read its options from the fields' metadata. Here are the bases of modes
-that settle tokens from left to right (left_to_right.py); those that finish block after block are in block_mode.py.
+in the registry (modes/__init__.py); commands read its options from the fields' metadata.
 """
 
 import warnings
@@ -16,15 +15,16 @@ from typing import Any, ClassVar, Self
 import jax
 import numpy as np
 
-from edlm_jax.decoding.acceptance import Rule, Threshold
+from edlm_jax.attention import PLAIN, Causal, Pattern
+from edlm_jax.decoding.acceptance import Rule, Threshold, parse_rule
 from edlm_jax.decoding.engine import Run
-from edlm_jax.decoding.left_to_right import LeftToRight, RowRequest, RowSettings
-from edlm_jax.decoding.prompts import bucket, pad_prompts
-from edlm_jax.decoding.sampling import Draw, Sampling
+from edlm_jax.decoding.program import Program, Request, Settings
+from edlm_jax.decoding.prompts import bucket, pad_prompts, split_prompts
+from edlm_jax.decoding.sampling import Sampling
 from edlm_jax.errors import InputError, check_range
 from edlm_jax.models import ModelSpec
 from edlm_jax.models.cache import DecodingWeights
-from edlm_jax.models.spec import CHOICES
+from edlm_jax.models.spec import CHOICES, PREFILLS
 
 _LEAST_ROOM = 32  # columns for new tokens: few, for a cache to hold, and enough for the answers that are short
 
@@ -61,22 +61,13 @@ class Call:
         """Columns for new tokens, of few numbers: each is a program."""
         return min(bucket(self.limit_B.max(), _LEAST_ROOM), self.spec.max_length)
 
-    @property
-    def shifted(self) -> bool:
-        """Does logit i predict token i + 1?"""
-        return self.spec.conversion is not None and self.spec.conversion.alignment == "shifted"
-
-    @property
-    def draw(self) -> Draw:
-        """The part of the sampling that a program depends on."""
-        return self.sampling.draw(self.spec.conversion)
-
 
 @dataclass(frozen=True)
 class Mode:
     """The base of all modes."""
 
     name: ClassVar[str]
+    program: ClassVar[type[Program]]  # its traced functions
     greedy: ClassVar[bool] = False  # it compares tokens with its own best ones: no sampling
     lossless: ClassVar[bool] = False  # its text is AR's, greedy or drawn
     guided: ClassVar[bool] = False  # each new token can be told which it may be
@@ -93,14 +84,24 @@ class Mode:
         return None
 
     @property
+    def unit(self) -> int:
+        """What a prompt ends at a multiple of: the columns of a block, where blocks are finished one after another."""
+        return 1
+
+    @property
+    def prompt_pattern(self) -> Pattern:
+        """How a prompt attends to itself."""
+        return Causal()
+
+    @property
     def acceptance(self) -> Rule:
-        """The rule that accepts; without one, a token a forward."""
-        return Threshold(1.0)
+        """The rule that accepts, as the options `rule` and `threshold` say; without them, a token a forward."""
+        return vars(self).get("rule") or Threshold(vars(self).get("threshold", 1.0))
 
     @property
     def has_threshold(self) -> bool:
         """Does its option `threshold` say what is accepted?"""
-        return False
+        return "threshold" in vars(self) and vars(self).get("rule") is None
 
     @property
     def compiled_in(self) -> Self:
@@ -138,46 +139,37 @@ class Mode:
 
     def start(self, weights: DecodingWeights, prompts: Sequence[Sequence[int]], call: Call) -> Run:
         """The decoding of these prompts."""
-        raise NotImplementedError
-
-    def _request_fields(self, call: Call) -> dict[str, Any]:
-        """What every program's request has beside its prompts."""
-        return dict(
+        C, mask_id, conversion = self.unit, self.banned_id, call.spec.conversion
+        if mask_id is None and conversion is not None:
+            mask_id = conversion.mask_token_id  # no token of a converted model, though this mode puts none in
+        # Counted from position 0, up to C - 1 tokens of the prompt lie in the first block.
+        shared = C - 1 if vars(self).get("grid") == "position" else 0
+        prompts, given = split_prompts(prompts, shared + 1)
+        prompts_BP, pad_B = pad_prompts(prompts, C, call.spec.max_length)
+        request = Request(
+            prompts_BP=prompts_BP,
+            pad_B=pad_B,
+            first_block_BC=np.array([row + [mask_id or 0] * (C - len(row)) for row in given], np.int32),
+            first_B=np.array([prompts_BP.shape[1] + len(row) for row in given], np.int32),
             seeds_B=call.seeds_B,
             ends_E=call.ends_E,
             limit_B1=call.limit_B[:, None],
             rule=jax.tree.map(np.float32, self.acceptance),  # of one type always, or an int would compile again
             temperature=float(call.sampling.temperature),
         )
+        settings = Settings(
+            mode=self.compiled_in,
+            room=-(-(call.room + shared) // C) * C,
+            mask_id=mask_id,
+            shifted=conversion is not None and conversion.alignment == "shifted",
+            draw=call.sampling.draw(conversion),
+        )
+        return Run(weights, request, settings)
 
     def __str__(self) -> str:
         """The mode as text; fields that have their default are left out."""
         given = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
         return self.name + (":" + ",".join(f"{name}={value}" for name, value in given) if given else "")
-
-
-@dataclass(frozen=True)
-class RowMode(Mode):
-    """A mode that settles tokens from left to right (left_to_right.py)."""
-
-    program: ClassVar[type[LeftToRight]]  # its traced functions
-
-    def start(self, weights: DecodingWeights, prompts: Sequence[Sequence[int]], call: Call) -> Run:
-        """The decoding of these prompts by a program that settles tokens from left to right."""
-        prompts_BP, pad_B = pad_prompts(prompts, 1, call.spec.max_length)
-        conversion, mask_id = call.spec.conversion, self.banned_id
-        if mask_id is None and conversion is not None:
-            mask_id = conversion.mask_token_id  # no token of a converted model, though this mode puts none in
-        settings = RowSettings(
-            kind=self.program,
-            mode=self.compiled_in,
-            block_length=self.block_length,
-            room=call.room,
-            mask_id=mask_id,
-            shifted=call.shifted,
-            draw=call.draw,
-        )
-        return Run(weights, RowRequest(prompts_BP, pad_B, **self._request_fields(call)), settings)
 
 
 @dataclass(frozen=True)
@@ -209,7 +201,60 @@ class MaskMode(Mode):
 
 
 @dataclass(frozen=True)
-class DraftMode(RowMode, MaskMode):
+class BlockMode(MaskMode):
+    """A mode that finishes block after block (blocks.py)."""
+
+    prefill: str | None = option(None, str, f"how the prompt attends to itself: {', '.join(PREFILLS)}")
+    grid: str | None = option(None, str, "where blocks are counted from: response (the prompt's end) or position (0)")
+    threshold: float = option(
+        0.9, float, "accept tokens of at least this confidence, and always the best one", compiled=False
+    )
+
+    @property
+    def unit(self) -> int:
+        assert self.block_length  # it is completed
+        return self.block_length
+
+    @property
+    def prompt_pattern(self) -> Pattern:
+        assert self.prefill  # as above
+        return PLAIN[self.prefill](self.unit)
+
+    @property
+    def commit(self) -> str | None:
+        """How a finished block enters the cache (blocks.py): an option of some modes."""
+        return "fused"
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that are denoised at a time: an option of multi_block."""
+        return 1
+
+    def completed(self, spec: ModelSpec) -> Self:
+        mode = super().completed(spec)
+        return replace(mode, prefill=mode.prefill or "block_causal", grid=mode.grid or "response")
+
+    def check(self, spec: ModelSpec, sampling: Sampling) -> None:
+        super().check(spec, sampling)
+        for name in ("prefill", "grid"):
+            value, trained = getattr(self, name), getattr(spec.conversion, name, None)
+            if trained is not None and value != trained:
+                converted = f"the {trained!r} this checkpoint was converted for"
+                what = f"{name} {value!r} is not {converted}: its prompts will look unlike those of training"
+                warnings.warn(what, stacklevel=4)
+
+
+@dataclass(frozen=True)
+class RuleMode(BlockMode):
+    """A block mode that accepts by any rule."""
+
+    rule: Rule | None = option(
+        None, parse_rule, "another rule: factor:1, fixed:2, entropy:0.1, margin:0.5, prefix:0.9", compiled=False
+    )
+
+
+@dataclass(frozen=True)
+class DraftMode(MaskMode):
     """A mode whose masks draft what a causal forward verifies (speculation.py): the text is AR's."""
 
     lossless: ClassVar[bool] = True

@@ -24,37 +24,31 @@ they stand (`anywhere`), and the block before it then contradicts some (docs/dec
 
 from dataclasses import dataclass, replace
 from math import inf
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from edlm_jax.decoding.blocks import BlockProgram, BlockState
-from edlm_jax.decoding.modes.block_mode import BlockMode
-from edlm_jax.decoding.modes.mode import option, read_switch
+from edlm_jax.decoding.blocks import BlockProgram
+from edlm_jax.decoding.modes.mode import BlockMode, option, read_switch
+from edlm_jax.decoding.program import State
 from edlm_jax.decoding.windows import window
 
 _ALMOST = 0.9  # the paper's share of a block behind which the next one takes its best token
 
 
-class _Aside(NamedTuple):
-    """What its states carry."""
-
-    active_B: jax.Array  # how many blocks are active
-
-
 class _MultiBlock(BlockProgram):
-    """Several blocks in flight; the request's rule is a threshold."""
+    """Several blocks in flight; the request's rule is a threshold. `aside` counts the active blocks of each row."""
 
     mode: "MultiBlock"
 
-    def start(self, s: BlockState) -> BlockState:
-        return replace(s, aside=_Aside(jnp.ones_like(s.start_B)))
+    def start(self, s: State) -> State:
+        return replace(s, aside=jnp.ones_like(s.start_B))
 
-    def wanted(self, s: BlockState, block_BT, where_B):
-        return super().wanted(s, block_BT, where_B) & (block_BT < s.aside.active_B[:, None])
+    def wanted(self, s: State, block_BT, where_B):
+        return super().wanted(s, block_BT, where_B) & (block_BT < s.aside[:, None])
 
-    def accept(self, s: BlockState, logits_BTV) -> BlockState:
+    def accept(self, s: State, logits_BTV) -> State:
         """Keeps what the rule accepts in every row's active blocks."""
         rule, C = self.request.rule, self.C
         proposal, s = self.propose(s, logits_BTV)
@@ -62,23 +56,23 @@ class _MultiBlock(BlockProgram):
         by_block = lambda x_BT: x_BT.reshape(x_BT.shape[0], -1, C)  # noqa: E731
         masked_BNC = by_block(masked_BT)
         chosen_BNC = jax.vmap(rule, 1, 1)(jax.tree.map(by_block, proposal), masked_BNC)
-        sure_BNC = by_block((proposal.confidence_BC >= rule.threshold) & (rule.threshold < 1))
+        sure_BNC = by_block(rule.sure(proposal))
         if not self.mode.anywhere:
             sure_BNC &= jnp.cumsum(masked_BNC & ~sure_BNC, axis=2) == 0
         almost_BN = (~masked_BNC).sum(axis=2) > _ALMOST * C
         leads_BN = jnp.pad(almost_BN[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-        active_BN = jnp.arange(leads_BN.shape[1])[None] < s.aside.active_B[:, None]
+        active_BN = jnp.arange(leads_BN.shape[1])[None] < s.aside[:, None]
         accepted_BNC = chosen_BNC & active_BN[..., None] & (leads_BN[..., None] | sure_BNC)
         return self.keep(s, proposal.tokens_BC, accepted_BNC.reshape(masked_BT.shape))
 
-    def keep(self, s: BlockState, tokens_BT, accepted_BT, over_B=True) -> BlockState:
+    def keep(self, s: State, tokens_BT, accepted_BT, over_B=True) -> State:
         """And opens another block, where it is time."""
         mode, C = self.mode, self.C
         s = super().keep(s, tokens_BT, accepted_BT, over_B)
-        active_B = jnp.maximum(s.aside.active_B - s.pending_B, 1)
+        active_B = jnp.maximum(s.aside - s.pending_B, 1)
         last_BC = window(s.tokens_BX, s.start_B + (active_B - 1) * C, C)
-        opens_B = ((~self.settings.is_noise(last_BC)).sum(axis=1) > mode.opens * C) & (active_B < mode.blocks)
-        return replace(s, aside=_Aside(active_B + opens_B))
+        opens_B = ((~self.is_noise(last_BC)).sum(axis=1) > mode.opens * C) & (active_B < mode.blocks)
+        return replace(s, aside=active_B + opens_B)
 
 
 @dataclass(frozen=True)
@@ -86,12 +80,9 @@ class MultiBlock(BlockMode):
     """Denoises several blocks at a time."""
 
     name: ClassVar[str] = "multi_block"
+    program: ClassVar[type[BlockProgram]] = _MultiBlock
     blocks: int = option(2, int, "blocks that are denoised at a time", within=(1, inf))
     opens: float = option(
         0.1, float, "open the next block when more than this share of the last one is there", within=(0, 1)
     )
     anywhere: bool = option(False, read_switch, "take sure tokens of later blocks out of turn, too, as its paper does")
-
-    @property
-    def program(self) -> type[BlockProgram]:
-        return _MultiBlock

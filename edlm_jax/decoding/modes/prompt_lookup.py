@@ -17,8 +17,9 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from edlm_jax.decoding.left_to_right import Grown, LeftToRight
-from edlm_jax.decoding.modes.mode import RowMode, option
+from edlm_jax.decoding.left_to_right import LeftToRight
+from edlm_jax.decoding.modes.mode import Mode, option
+from edlm_jax.decoding.program import State
 from edlm_jax.decoding.speculation import Drafts, Speculation
 from edlm_jax.decoding.windows import window
 
@@ -28,13 +29,13 @@ class _PromptLookup(Speculation):
 
     mode: "PromptLookup"
 
-    def turn(self, rows: Grown) -> Grown:
+    def turn(self, rows: State) -> State:
         tokens_BD, found_B = look_up(rows, self.pad_B, self.mode.lookup, self.D)
         return self.verify(rows, Drafts(tokens_BD, count_B=jnp.where(found_B, self.D, 0)))
 
 
 @dataclass(frozen=True)
-class PromptLookup(RowMode):
+class PromptLookup(Mode):
     """Drafts what followed the last tokens earlier in the row, and verifies it causally."""
 
     name: ClassVar[str] = "prompt_lookup"
@@ -45,7 +46,7 @@ class PromptLookup(RowMode):
     lookup: int = option(2, int, "last tokens that are looked for", within=(1, inf))
 
 
-def look_up(rows: Grown, pad_B, N: int, D: int):
+def look_up(rows: State, pad_B, N: int, D: int):
     """(int32[B, D] what followed the latest earlier place of the last N tokens, bool[B] whether there is one)."""
     columns_X = jnp.arange(rows.tokens_BX.shape[1])
     N = min(N, len(columns_X))  # of more tokens than a row has room for none stood earlier

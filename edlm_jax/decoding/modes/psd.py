@@ -25,11 +25,11 @@ import jax
 import jax.numpy as jnp
 
 from edlm_jax.decoding.acceptance import rank
-from edlm_jax.decoding.blocks import BlockProgram, BlockState
-from edlm_jax.decoding.modes.block_mode import RuleMode
-from edlm_jax.decoding.modes.mode import option
+from edlm_jax.decoding.blocks import BlockProgram
+from edlm_jax.decoding.modes.mode import RuleMode, option
+from edlm_jax.decoding.program import State
 from edlm_jax.decoding.sampling import best_token
-from edlm_jax.decoding.windows import forward_window, put, window
+from edlm_jax.decoding.windows import put, window
 
 
 class _Aside(NamedTuple):
@@ -50,24 +50,24 @@ class _PSD(BlockProgram):
         self.width = self.G * self.C
         self.S += self.width
 
-    def start(self, s: BlockState) -> BlockState:
+    def start(self, s: State) -> State:
         # Nothing is guessed before the first forward: a mask that masks would fill stays one.
         shape_BC = s.start_B.shape[0], self.C
         return replace(s, aside=_Aside(jnp.full(shape_BC, self.settings.mask_id, jnp.int32), jnp.zeros(shape_BC)))
 
-    def turn(self, s: BlockState) -> BlockState:
+    def turn(self, s: State) -> State:
         """At least one cycle, until some row has finished a block."""
         goes_on = lambda carry: carry[0] | self.goes_on(carry[1])  # noqa: E731
         cycle = lambda carry: (jnp.zeros((), bool), self._cycle(carry[1]))  # noqa: E731
         return jax.lax.while_loop(goes_on, cycle, (jnp.ones((), bool), s))[1]
 
-    def accept(self, s: BlockState, logits_BCV) -> BlockState:
+    def accept(self, s: State, logits_BCV) -> State:
         """As in diffusion mode; what was proposed is kept for the guesses."""
         proposal, _ = self.propose(s, logits_BCV)
         s = super().accept(s, logits_BCV)
         return replace(s, aside=_Aside(proposal.tokens_BC, proposal.confidence_BC))
 
-    def _cycle(self, s: BlockState) -> BlockState:
+    def _cycle(self, s: State) -> State:
         guesses_BGC = self._guesses(s)
         added_BGC = guesses_BGC[:, 1:] != guesses_BGC[:, :-1]
         # Where no mask is left to fill, deeper guesses are the same once more; of a pending row two windows are used.
@@ -87,10 +87,10 @@ class _PSD(BlockProgram):
         )
         return self.accept(s, logits_BCV)
 
-    def _guesses(self, s: BlockState):
+    def _guesses(self, s: State):
         """int32[B, G, C]: the block and ever deeper guesses at it; of a pending row the full block, then masks."""
         block_B1C = window(s.tokens_BX, s.start_B, self.C)[:, None]
-        masked_B1C = self.settings.is_noise(block_B1C)
+        masked_B1C = self.is_noise(block_B1C)
         rank_B1C = rank(s.aside.confidence_BC, masked_B1C[:, 0])[:, None]
         depth_1G1 = jnp.minimum(jnp.arange(self.G), self.mode.depth)[None, :, None]
         guesses_BGC = jnp.where(masked_B1C & (rank_B1C < depth_1G1), s.aside.proposed_BC[:, None], block_B1C)
@@ -98,7 +98,7 @@ class _PSD(BlockProgram):
         two_BGC = jnp.where(jnp.arange(self.G)[None, :, None] == 0, full_B1C, block_B1C)
         return jnp.where(s.pending_B[:, None, None], two_BGC, guesses_BGC)
 
-    def _forward_all(self, s: BlockState, guesses_BGC, wanted_BG):
+    def _forward_all(self, s: State, guesses_BGC, wanted_BG):
         """(logits_BGCV, s): each guess sees the cache and itself; the windows of a pending row also its full block."""
         B, G, C = guesses_BGC.shape
         group_T = jnp.arange(G * C) // C
@@ -106,18 +106,16 @@ class _PSD(BlockProgram):
         seen_BTT = (group_T[None, :, None] == group_T[None, None]) | pending_B11 & (group_T == 0)[None, None]
         next_BT = s.pending_B[:, None] & (group_T > 0)[None]
         offset_BT = jnp.arange(G * C)[None] % C + jnp.where(next_BT, C, 0)
-        rows = (self.rotary, self.pad_B, s.start_B - jnp.where(s.pending_B, C, 0))
-        tokens_BT = guesses_BGC.reshape(B, G * C)
-        wanted_BT = jnp.repeat(wanted_BG & ~s.done_B[:, None], C, axis=1)
-        how = dict(seen_BTT=seen_BTT, offset_BT=offset_BT, wanted_BT=wanted_BT)
-        x_BTD, cache = forward_window(self.weights, s.cache, tokens_BT, *rows, **how)
+        first_B = s.start_B - jnp.where(s.pending_B, C, 0)
+        how = dict(offset_BT=offset_BT, wanted_BT=jnp.repeat(wanted_BG, C, axis=1))
+        x_BTD, s = self.forward_window(s, guesses_BGC.reshape(B, G * C), first_B, seen_BTT, **how)
         logits_BGCV = self.weights.logits(x_BTD).reshape(B, G, C, -1)
         if self.settings.shifted:
             before_BV = jnp.where(s.pending_B[:, None], logits_BGCV[:, 0, -1], s.before_BV)
             first_BG1V = jnp.broadcast_to(before_BV[:, None, None], (B, G, 1, before_BV.shape[-1]))
             logits_BGCV = jnp.concatenate([first_BG1V, logits_BGCV[:, :, :-1]], axis=2)
             s = replace(s, before_BV=before_BV)
-        return logits_BGCV, replace(s, cache=cache)
+        return logits_BGCV, s
 
 
 @dataclass(frozen=True)
@@ -125,9 +123,6 @@ class PSD(RuleMode):
     """Diffusion with guesses several tokens deep, which the next forward verifies side by side."""
 
     name: ClassVar[str] = "psd"
+    program: ClassVar[type[BlockProgram]] = _PSD
     greedy: ClassVar[bool] = True
     depth: int = option(3, int, "tokens that are guessed", flag="--draft-depth", within=(0, inf))
-
-    @property
-    def program(self) -> type[BlockProgram]:
-        return _PSD

@@ -31,9 +31,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from edlm_jax.attention.pattern import Causal, PromptThenBlock
-from edlm_jax.decoding.left_to_right import Grown, LeftToRight
+from edlm_jax.decoding.left_to_right import LeftToRight
 from edlm_jax.decoding.modes.mode import DraftMode, option
 from edlm_jax.decoding.modes.prompt_lookup import look_up
+from edlm_jax.decoding.program import State
 from edlm_jax.decoding.speculation import Drafts, SelfDrafting
 from edlm_jax.decoding.windows import window
 from edlm_jax.errors import InputError
@@ -57,30 +58,33 @@ class _Quadratic(SelfDrafting):
     def width(self) -> int:
         return (self.D + 1) * (self.noisy + 1)
 
-    def begin(self) -> Grown:
+    def begin(self) -> State:
         pattern = Causal() if self.causal else PromptThenBlock(self.P, Causal())
         rows, x_BTD = self.prefill(pattern, self.noise(jnp.zeros_like(self.pad_B), self.noisy))
-        behind = x_BTD.shape[1] - self.noisy
-        rows = super().enter(rows, x_BTD[:, behind - 1 : behind])
-        return replace(rows, aside=self._drafts(self.logits(self.read(x_BTD[:, behind:], self.mode.ahead)), rows))
+        return self._enter(rows, x_BTD[:, self.P - 1 : self.P], x_BTD[:, self.P :])
 
-    def enter(self, rows: Grown, x_B1D) -> Grown:
+    def enter(self, rows: State, x_B1D) -> State:
         last_B, (seen_TT, offset_T, _) = rows.start_B - 1, _window_of(1, self.noisy, self.causal)
-        tokens_BT = jnp.concatenate([window(rows.tokens_BX, last_B, 1), self.noise(rows.count_B, self.noisy)], axis=1)
-        x_BTD, cache = self.forward(rows, tokens_BT, last_B, seen_TT[None], offset_T, drafts=self.noisy)
-        rows = super().enter(replace(rows, cache=cache), x_B1D)
-        return replace(rows, aside=self._drafts(self.logits(self.read(x_BTD[:, 1:], self.mode.ahead)), rows))
+        noise_BT = self.noise(self.count(rows), self.noisy)
+        tokens_BT = jnp.concatenate([window(rows.tokens_BX, last_B, 1), noise_BT], axis=1)
+        x_BTD, rows = self.forward_window(rows, tokens_BT, last_B, seen_TT, offset_T, drafts=self.noisy)
+        return self._enter(rows, x_B1D, x_BTD[:, 1:])
 
-    def turn(self, rows: Grown) -> Grown:
+    def _enter(self, rows: State, x_B1D, noise_BMD) -> State:
+        """With the first token and, by this noise behind it, the first drafts."""
+        rows = super().enter(rows, x_B1D)
+        return replace(rows, aside=self._drafts(self.logits(self.read(noise_BMD, self.mode.ahead)), rows))
+
+    def turn(self, rows: State) -> State:
         C, M, last_B, drafts = self.D + 1, self.noisy, rows.start_B - 1, rows.aside
         known_B1 = window(rows.tokens_BX, last_B, 1)
-        noise_BT = jnp.concatenate([self.noise(rows.count_B + place, M) for place in range(C)], axis=1)
+        noise_BT = jnp.concatenate([self.noise(self.count(rows) + place, M) for place in range(C)], axis=1)
         tokens_BT = jnp.concatenate([known_B1, drafts.tokens_BD, noise_BT], axis=1)
         seen_TT, offset_T, last_draft_T = _window_of(C, M, self.causal)
         there_BC = jnp.pad(drafts.there_BD, ((0, 0), (1, 0)), constant_values=True)
         how = dict(drafts=C * M, wanted_BT=there_BC[:, last_draft_T])
-        x_BTD, cache = self.forward(rows, tokens_BT, last_B, seen_TT[None], offset_T, **how)
-        rows, (B, _, D) = replace(rows, cache=cache), x_BTD.shape
+        x_BTD, rows = self.forward_window(rows, tokens_BT, last_B, seen_TT, offset_T, **how)
+        B, _, D = x_BTD.shape
         after_BCAD = self.read(x_BTD[:, C:].reshape(B, C, M, D), self.mode.ahead)
         if (read := C * self.mode.ahead) <= _AT_ONCE:
             after_BTD = after_BCAD.reshape(B, read, D)
@@ -92,9 +96,9 @@ class _Quadratic(SelfDrafting):
             logits_BAV = self.logits(_at(after_BCAD, right_B))
         return replace(rows, aside=self._drafts(logits_BAV, rows))
 
-    def _drafts(self, logits_BAV, rows: Grown) -> Drafts:
+    def _drafts(self, logits_BAV, rows: State) -> Drafts:
         """The next drafts: those that noise gives, then padding; where the last tokens stood before, what followed."""
-        drafts, more = self.draw(logits_BAV, rows.count_B), self.D - self.mode.ahead
+        drafts, more = self.draw(logits_BAV, self.count(rows)), self.D - self.mode.ahead
         count_B = jnp.full(len(self.pad_B), self.mode.ahead)
         if more:
             drafts = drafts.followed(self.given(jnp.zeros((len(self.pad_B), more), jnp.int32)))

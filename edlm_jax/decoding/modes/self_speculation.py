@@ -23,9 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edlm_jax.decoding.left_to_right import Grown, LeftToRight
+from edlm_jax.decoding.left_to_right import LeftToRight
 from edlm_jax.decoding.modes.mode import DraftMode, option
 from edlm_jax.decoding.modes.prompt_lookup import look_up
+from edlm_jax.decoding.program import State
 from edlm_jax.decoding.speculation import Drafts, SelfDrafting
 from edlm_jax.decoding.windows import window
 
@@ -45,7 +46,7 @@ class _Linear(SelfDrafting):
     def width(self) -> int:
         return self.noisy + 1
 
-    def turn(self, rows: Grown) -> Grown:
+    def turn(self, rows: State) -> State:
         N = self.mode.lookup
         if not N:
             return self.verify(*self._draft(rows, ~rows.done_B))
@@ -60,19 +61,18 @@ class _Linear(SelfDrafting):
         carry = (needed_B.any(), rows, self.given(tokens_BD))
         return self.verify(*jax.lax.while_loop(lambda carry: carry[0], draft, carry)[1:])
 
-    def _draft(self, rows: Grown, needed_B) -> tuple[Grown, Drafts]:
+    def _draft(self, rows: State, needed_B) -> tuple[State, Drafts]:
         """(rows that paid for the forward, with the next token where AR has said it; drafts of what follows)."""
-        last_B, first_B = rows.start_B - 1, rows.count_B
+        last_B, first_B = rows.start_B - 1, self.count(rows)
         window_BT = jnp.concatenate([window(rows.tokens_BX, last_B, 1), self.noise(first_B, self.noisy)], axis=1)
-        x_BTD, cache = self.forward(rows, window_BT, last_B, self._seen()[None], drafts=self.noisy)
-        rows, shifted = replace(rows, cache=cache), self.settings.shifted
+        x_BTD, rows = self.forward_window(rows, window_BT, last_B, self._seen(), drafts=self.noisy)
         if self.apart:
             logits_BTV = self.logits(jnp.concatenate([x_BTD[:, :1], self.read(x_BTD[:, 1:], self.D)], axis=1))
             next_B1 = self.choose(logits_BTV[:, :1], first_B)
             rows = self.settle(rows, next_B1, needed_B.astype(jnp.int32), needed_B, logits_BTV[:, :1])
             return rows, self.draw(logits_BTV[:, 1:], first_B + 1)
-        rows = replace(rows, forwards_B=rows.forwards_B + needed_B)
-        return rows, self.draw(self.logits(x_BTD[:, :-1] if shifted else x_BTD[:, 1:]), first_B)
+        rows = replace(rows, denoise_B=rows.denoise_B + needed_B)
+        return rows, self.draw(self.logits(x_BTD[:, :-1] if self.settings.shifted else x_BTD[:, 1:]), first_B)
 
     def _seen(self):
         """bool[T, T]: who sees whom in a window of the known token and noise."""
