@@ -9,6 +9,8 @@ from typing import Any
 
 from edlm_jax.files import read_json, write_whole
 
+Work = Callable[[], Any]
+
 
 class Stages:
     """Named stages, their results (JSON) and seconds in one file of the work directory.
@@ -20,14 +22,11 @@ class Stages:
 
     def __init__(self, path: Path, config: str, names: tuple[str, ...]):
         self.path, self.names = path, names
-        self._record: dict[str, Any] = {"config": config, "stages": {}}
-        if path.exists():
-            record = read_json(path)
-            same = record["config"] == config
-            self._record["stages"] = {
-                name: stage if same else {"seconds": stage["seconds"], "done": False}
-                for name, stage in record["stages"].items()
-            }
+        record = read_json(path) if path.exists() else {"config": config, "stages": {}}
+        if record["config"] != config:
+            left = {name: {"seconds": stage["seconds"], "done": False} for name, stage in record["stages"].items()}
+            record = {"config": config, "stages": left}
+        self._record: dict[str, Any] = record
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -35,14 +34,7 @@ class Stages:
         stages = self._record["stages"]
         return {name: stages[name]["seconds"] for name in self.names if name in stages}
 
-    def run(
-        self,
-        name: str,
-        work: Callable[[], Any],
-        resumes: bool = False,
-        given: Any = None,
-        clear: Callable[[], None] | None = None,
-    ) -> Any:
+    def run(self, name: str, work: Work, resumes: bool = False, given: Any = None, clear: Work | None = None) -> Any:
         """The stage's result: from the file if it is finished, else by doing the work.
 
         Args:

@@ -79,10 +79,8 @@ def _show_train(result):
     print(f"{result['device_kind']}, {shape}: {result['batch_size']} x {result['length']} tokens a step")
     print(f"  seconds of a step  {seconds['median']:.4f} ({seconds['min']:.4f} to {seconds['max']:.4f})")
     print(f"  tokens/s           {result['tokens_per_second']:.1f}")
-    print(
-        f"  model FLOP/s       {result['model_flops_per_second']:.3e}"
-        + (f", {100 * result['mfu']:.1f} % of the peak" if "mfu" in result else "")
-    )
+    share = f", {100 * result['mfu']:.1f} % of the peak" if "mfu" in result else ""
+    print(f"  model FLOP/s       {result['model_flops_per_second']:.3e}{share}")
     for what, size in result["peak_bytes"].items():
         print(f"  memory, {what:10} {size / 2**30:.2f} GiB a device")
     attention, peer = result["attention"], result["peer"]

@@ -31,14 +31,8 @@ def describe_machine() -> dict[str, Any]:
     for name in VERSIONED:
         with contextlib.suppress(metadata.PackageNotFoundError):  # libtpu is where TPUs are, or compiled for
             versions[name] = metadata.version(name)
-    return {
-        "hardware": {
-            "devices": [device.device_kind for device in jax.devices()],
-            "processor": _processor(),
-            "cpu_cores": usable_cores(),
-        },
-        "versions": versions,
-    }
+    devices = [device.device_kind for device in jax.devices()]
+    return dict(hardware=dict(devices=devices, processor=_processor(), cpu_cores=usable_cores()), versions=versions)
 
 
 def _processor() -> str:
@@ -64,11 +58,11 @@ def read_losses(metrics: Path) -> list[tuple[int, float]]:
 
 def print_report(report: Report, markdown: bool = False) -> None:
     """Print the tables of whatever parts the report has: for a terminal, or in Markdown for a README."""
-    if not markdown:
+    if markdown:
+        for header, rows in _all_rows(report):
+            print(markdown_table(header, rows))
+    else:
         print_tables(_all_rows(report))
-        return
-    for header, rows in _all_rows(report):
-        print(markdown_table(header, rows))
 
 
 def print_tables(tables: Iterable[Rows], stderr: bool = False) -> None:
@@ -133,22 +127,19 @@ def _all_rows(report: Report) -> Iterator[Rows]:
         yield ["measure", "value"], facts
 
 
-def _result_rows(columns: dict[str, dict]) -> Rows:
+def _result_rows(named: dict[str, dict]) -> Rows:
     """The AR model, then the converted one at each threshold, with what is kept and gained."""
-    ar, decoded = columns.get("AR"), all("tokens_per_second" in entry for entry in columns.values())
-    rows = []
-    for name, entry in columns.items():
-        accuracy = entry["accuracy"]
-        row = [name, f"{accuracy:.3f}"]
+    ar, found = named.get("AR"), list(named.values())
+    columns = {"decoding": list(named), "accuracy": [f"{entry['accuracy']:.3f}" for entry in found]}
+    if ar is not None:
+        share = lambda entry: f"{100 * entry['accuracy'] / ar['accuracy']:.1f} %" if ar["accuracy"] else "-"  # noqa: E731
+        columns["of AR"] = [share(entry) for entry in found]
+    if all("tokens_per_second" in entry for entry in found):
+        columns["tokens/forward"] = [f"{entry['tokens_per_forward']:.2f}" for entry in found]
+        columns["tokens/s"] = [f"{entry['tokens_per_second']:.0f}" for entry in found]
         if ar is not None:
-            row.append(f"{100 * accuracy / ar['accuracy']:.1f} %" if ar["accuracy"] else "-")
-        if decoded:
-            speed = entry["tokens_per_second"]
-            row += [f"{entry['tokens_per_forward']:.2f}", f"{speed:.0f}"]
-            row += [f"{speed / ar['tokens_per_second']:.2f}x"] if ar is not None else []
-        rows.append(row)
-    header = ["decoding", "accuracy", *["of AR"] * (ar is not None), *["tokens/forward", "tokens/s"] * decoded]
-    return [*header, *["speed-up"] * (decoded and ar is not None)], rows
+            columns["speed-up"] = [f"{entry['tokens_per_second'] / ar['tokens_per_second']:.2f}x" for entry in found]
+    return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
 
 
 def _lossless_rows(ways: dict[str, dict], prompts: int) -> Rows:
