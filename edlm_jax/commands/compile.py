@@ -8,13 +8,13 @@ import os
 from typing import Any
 
 from edlm_jax.benchmarks.gpus import GPUS
-from edlm_jax.commands.config import add_config_argument, load_run
+from edlm_jax.commands.arguments import add_shared
+from edlm_jax.commands.config import load_run
 from edlm_jax.errors import check_range
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    add_config_argument(parser)
+    add_shared(parser, "config")
     what = f"TPU chips, for example v5e:4x4 or v5p:4x4x4, or the GPUs of a machine: {', '.join(GPUS)}, as in h100:8"
     parser.add_argument("--topology", required=True, metavar="NAME", help=what)
     parser.add_argument("--num_slices", type=int, default=1, metavar="N", help="of TPUs: so many, over a network (1)")
@@ -22,7 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Compile; returns the report."""
     check_range("--num_slices", args.num_slices)
     check_range("--hosts", args.hosts)
     os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: a device that is here stays free for others
@@ -30,15 +29,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from edlm_jax.benchmarks.aot import compile_report
     from edlm_jax.reports.report import describe_machine
 
-    command = [f"--config={args.config}", f"--topology={args.topology}"]
-    command += [f"--{name}={vars(args)[name]}" for name in ("num_slices", "hosts") if vars(args)[name] > 1]
-    command = " ".join(["edlm compile", *command, *args.overrides])
+    several = [f"--{name}={vars(args)[name]}" for name in ("num_slices", "hosts") if vars(args)[name] > 1]
+    command = ["edlm compile", f"--config={args.config}", f"--topology={args.topology}", *several, *args.overrides]
     report = compile_report(run, args.topology, args.num_slices, args.hosts)
-    return dict(command=command, **report, **describe_machine())
+    return dict(command=" ".join(command), **report, **describe_machine())
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
-    """Print what fits where."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in result["mesh"].items() if size > 1)
     memory = result["memory_per_device"]
     print(f"{result['chips']} chips, {result['devices']} devices ({result['device_kind']}) as {mesh}")

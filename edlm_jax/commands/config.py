@@ -1,31 +1,12 @@
 """Config files: find one, load it, apply the overrides of the command line, say in one line what is wrong with them."""
 
-import argparse
-import contextlib
 import difflib
 import runpy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from edlm_jax.errors import InputError
-
-OVERRIDES_HELP = """
-Any field of the config file can be set on the command line:
-  --config.steps=100 --config.optimizer.learning_rate=3e-5
-edlm_jax/training/config.py lists every field with its meaning."""
-
-
-def add_config_argument(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Declare --config; its overrides are gathered by the caller."""
-    what = "a recorded config by its name (quickstart, studies/masking), or a Python file with get_config()"
-    parser.add_argument("--config", required=required, metavar="NAME", help=what)
-    parser.epilog = OVERRIDES_HELP
-
-
-def add_processes_argument(parser: argparse.ArgumentParser) -> None:
-    """Declare --wait."""
-    what = "how long to wait at the start for the other processes of the run, if it has any (300)"
-    parser.add_argument("--wait", type=float, default=300.0, metavar="SECONDS", help=what)
 
 
 def recorded_configs() -> dict[str, Path]:
@@ -38,7 +19,7 @@ def recorded_configs() -> dict[str, Path]:
 def load_config(path: str, overrides: Sequence[str] = ()):
     """The locked ConfigDict of NAME, FILE or either with :ARGUMENT, with each override, --config.a.b=value, applied."""
     file, _, argument = path.partition(":")
-    return _apply(_get_config(file, _run_file(file), *filter(None, [argument])), overrides)
+    return _apply(_read(file, *filter(None, [argument]))[1], overrides)
 
 
 def load_run(path: str, overrides: Sequence[str] = ()):
@@ -50,32 +31,22 @@ def load_run(path: str, overrides: Sequence[str] = ()):
 
 def load_study(path: str, overrides: Sequence[str] = ()):
     """(name, docstring, locked ConfigDict, sweep) of a study; its sweep(add) calls add(arm, changes) for each arm."""
-    namespace = _run_file(path)
+    namespace, config = _read(path)
     if "sweep" not in namespace:
         raise InputError(f"{path} is not a study: it has no sweep(add), see configs/studies/")
-    config = _apply(_get_config(path, namespace), overrides)
-    return Path(path).stem, namespace["__doc__"] or "", config, namespace["sweep"]
+    return Path(path).stem, namespace["__doc__"] or "", _apply(config, overrides), namespace["sweep"]
 
 
-def _run_file(path: str) -> dict:
+def _read(path: str, *arguments: str) -> tuple[dict[str, Any], Any]:
+    """(what a config file defines, what its get_config() returns)."""
     file = Path(path) if Path(path).is_file() else recorded_configs().get(path)
     if file is None:
         raise InputError(f"no config {path}: it is neither a file nor one of {', '.join(recorded_configs())}")
-    with _loading(path):
-        return runpy.run_path(str(file))
-
-
-def _get_config(path: str, namespace: dict, *arguments: str):
-    with _loading(path):
+    try:
+        namespace = runpy.run_path(str(file))
         if "get_config" not in namespace:
             raise NameError("it has no get_config()")
-        return namespace["get_config"](*arguments)
-
-
-@contextlib.contextmanager
-def _loading(path: str):
-    try:
-        yield
+        return namespace, namespace["get_config"](*arguments)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(f"config file {path} does not load: {reason}") from error
@@ -98,6 +69,7 @@ def _apply(config, overrides: Sequence[str]):
 def _set_none(config, override: str) -> bool:
     """Sets a number to None, as config_flags cannot, if that is asked for; refuses a field that the config does not
     have, naming the nearest one."""
+    from flax.traverse_util import flatten_dict
     from ml_collections import config_dict
     from ml_collections.config_flags import config_path
 
@@ -107,18 +79,10 @@ def _set_none(config, override: str) -> bool:
     try:
         field_type = config_path.get_type(name, config)
     except (AttributeError, KeyError, IndexError, TypeError, ValueError):
-        near = difflib.get_close_matches(name, _field_names(config), n=1)
+        near = difflib.get_close_matches(name, flatten_dict(config.to_dict(), sep="."), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise InputError(f"unknown config key {name}{hint}") from None
     if (field_type, value) != (float, "None"):
         return False
     config_path.set_value(name, config, config_dict.placeholder(float))  # `Run.of` knows which of them may be None
     return True
-
-
-def _field_names(config) -> list[str]:
-    return [
-        f"{key}.{inner}" if inner else key
-        for key, value in config.items()
-        for inner in (_field_names(value) if hasattr(value, "items") else [""])
-    ]

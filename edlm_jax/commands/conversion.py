@@ -14,22 +14,14 @@ from edlm_jax.decoding import Decoder
 from edlm_jax.diagnosis.drift import drift_from
 from edlm_jax.diffusion.streams import AUTOREGRESSIVE
 from edlm_jax.errors import InputError, StoppedError
-from edlm_jax.evaluation.compare import (
-    AR,
-    Origin,
-    check_evaluation,
-    compare_accuracy,
-    compare_speed,
-    modes_at,
-    results_by_mode,
-)
+from edlm_jax.evaluation import compare
 from edlm_jax.evaluation.heldout import heldout_loss
 from edlm_jax.evaluation.tasks.task import Way
 from edlm_jax.models import Transformer
 from edlm_jax.parallel.mesh import decoding_mesh
 from edlm_jax.pretrained import load_pretrained, open_parameters, save_pretrained
 from edlm_jax.pretrained.load import FLOATS
-from edlm_jax.reports.plot_report import plot_report
+from edlm_jax.reports.picture import plot_report
 from edlm_jax.reports.report import describe_machine, read_losses, write_report
 from edlm_jax.training.checkpoint import check_workdir, load_trained
 from edlm_jax.training.run import Run
@@ -45,7 +37,7 @@ def convert(run: Run, workdir: Path, name: str) -> dict[str, Any]:
             "config.lora.columns='noisy' converts nothing: use edlm train and edlm export; drafts are for modes such "
             "as self_speculation"
         )
-    check_evaluation(run)
+    compare.check_evaluation(run)
     if not run.objective.layout.noisy:
         raise InputError("config.objective.pattern='causal' trains an AR model and converts nothing: use `edlm train`")
     if not run.start.path:
@@ -57,32 +49,23 @@ def convert(run: Run, workdir: Path, name: str) -> dict[str, Any]:
     training = stages.run("train", job.train, resumes=True)
     stages.run("export", job.export)
     asked = lambda: (job.ways, job.tasks[0], job.text)  # noqa: E731
-    accuracy = stages.run("accuracy", lambda: compare_accuracy(*asked(), run.evaluation.batch_size))
-    speed = stages.run("speed", lambda: compare_speed(*asked(), run.evaluation.timed_prompts))
+    accuracy = stages.run("accuracy", lambda: compare.compare_accuracy(*asked(), run.evaluation.batch_size))
+    speed = stages.run("speed", lambda: compare.compare_speed(*asked(), run.evaluation.timed_prompts))
     heldout, drift = stages.run("held-out loss", job.heldout), stages.run("drift", job.drift)
-    report = {
-        "name": name,
-        "ported": ported,
-        **results_by_mode(job.modes, accuracy, speed),
-        "heldout_loss": heldout,
-        "weight_drift": drift,
-        "training": training,
-        "seconds": sum(stages.seconds.values()),
-        "stage_seconds": stages.seconds,
-        **describe_machine(),
-        "config": json.loads(run.config),
-    }
+    report = dict(name=name, ported=ported, **compare.results_by_mode(job.modes, accuracy, speed), heldout_loss=heldout)
+    report |= dict(weight_drift=drift, training=training, seconds=sum(stages.seconds.values()))
+    report |= dict(stage_seconds=stages.seconds, **describe_machine(), config=json.loads(run.config))
     plot_report(report, read_losses(workdir / "metrics.jsonl"), workdir / "report.png")
     write_report(report, workdir / "report.json")
     print(f"report: {workdir / 'report.json'}, {workdir / 'report.png'}; model: {job.exported}", file=sys.stderr)
     return report
 
 
-class _Job(Origin):
+class _Job(compare.Origin):
     """The work of each stage; what it needs from an earlier one it reads from disk, so a job can begin anywhere."""
 
     def __init__(self, run: Run, workdir: Path):
-        super().__init__(run, [AR, *modes_at(run.objective.layout, run.evaluation.thresholds)])
+        super().__init__(run, [compare.AR, *compare.modes_at(run.objective.layout, run.evaluation.thresholds)])
         self.workdir, self.exported = workdir, workdir / "model"
 
     def port(self) -> dict[str, Any]:
@@ -91,17 +74,10 @@ class _Job(Origin):
         tasks, refused = self.tasks  # before the weights
         with open_parameters(self.run.start.path, self.run.start.dtype, self.trained_on) as readers:
             parameters = sum(read().size for read in readers.values())  # none of which stands beside training
-        return {
-            "source": self.run.start.path,
-            "family": spec.family,
-            "parameters": parameters,
-            "layers": spec.num_layers,
-            "width": spec.width,
-            "vocabulary": spec.vocab_size,
-            "mask_token": tokenizer.convert_ids_to_tokens(spec.conversion.mask_token_id),
-            "tasks": sum(len(task.questions) for task in tasks),
-            "refused_tasks": refused,
-        }
+        found = dict(source=self.run.start.path, family=spec.family, parameters=parameters, layers=spec.num_layers)
+        mask_token = tokenizer.convert_ids_to_tokens(spec.conversion.mask_token_id)
+        found |= dict(width=spec.width, vocabulary=spec.vocab_size, mask_token=mask_token)
+        return found | dict(tasks=sum(len(task.questions) for task in tasks), refused_tasks=refused)
 
     def train(self) -> dict[str, Any]:
         summary = train(self.run, self.workdir)
@@ -150,10 +126,10 @@ class _Job(Origin):
 
         def way(path: str | Path) -> Way:
             model = self._load(path, mesh)
-            return Way(Decoder(model, take=take), AR, None if take else model)
+            return Way(Decoder(model, take=take), compare.AR, None if take else model)
 
         ar, converted = way(self.run.start.path), way(self.exported)
-        return [(ar if mode == AR else converted)._replace(mode=mode) for mode in self.modes]
+        return [(ar if mode == compare.AR else converted)._replace(mode=mode) for mode in self.modes]
 
     def _load(self, path: str | Path, mesh: Mesh | None) -> Transformer:
         return load_pretrained(path, dtype=self.run.start.dtype, mesh=mesh)

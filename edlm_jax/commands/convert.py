@@ -7,21 +7,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from edlm_jax.commands.config import add_config_argument, add_processes_argument, load_run
+from edlm_jax.commands.arguments import add_shared
+from edlm_jax.commands.config import load_run
 from edlm_jax.commands.evaluate import show  # noqa: F401 (the same tables)
 from edlm_jax.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    add_config_argument(parser)
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="where the run keeps its files")
-    add_processes_argument(parser)
-    parser.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
+    add_shared(parser, "config", "workdir", "wait", "markdown")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Convert; returns the report."""
     run = load_run(args.config, args.overrides)
     from edlm_jax.parallel.processes import connect
 

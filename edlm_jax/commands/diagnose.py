@@ -17,28 +17,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edlm_jax.commands.devices import add_dtype_argument, check_numbers, chosen_dtype
+from edlm_jax.commands.arguments import add_shared, check_numbers, chosen_dtype
 from edlm_jax.commands.evaluate import choose_source, load_common_tokenizer, whole
 from edlm_jax.errors import InputError, check_range
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument("--model", required=True, metavar="PATH", help="Hugging Face directory, GGUF file or hub id")
+    add_shared(parser, "model")
     parser.add_argument("--baseline", metavar="DIR", help="AR model that it was made from")
     parser.add_argument("--data", metavar="SOURCE", help="tasks, stdlib, or a .txt, .jsonl or .parquet file (tasks)")
     parser.add_argument("--count", type=int, default=256, metavar="N", help="generated tasks, prompts decoded (256)")
     parser.add_argument("--threshold", type=float, default=0.9, metavar="P", help="of the order of decoding (0.9)")
     parser.add_argument("--draws", type=int, default=32, metavar="N", help="gradients of each way to draw noise (32)")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="rows at a time (8)")
-    add_dtype_argument(parser)
+    add_shared(parser, "dtype")
     parser.add_argument("--out", default="diagnosis", metavar="DIR", help="where the two files go (diagnosis)")
     parser.add_argument("--states", metavar="FILE", help="residual streams of that decoding, a .safetensors file")
     parser.set_defaults(task="tasks")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure, write the files; returns the report."""
     check_numbers(args, "count", "batch_size")
     check_numbers(args, "draws", least=0)
     if args.draws == 1:
@@ -47,7 +45,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     source = choose_source(args)
     from edlm_jax.diagnosis.diagnose import diagnose
     from edlm_jax.pretrained import load_pretrained
-    from edlm_jax.reports.plot_diagnosis import plot_diagnosis
+    from edlm_jax.reports.picture import plot_diagnosis
     from edlm_jax.reports.report import describe_machine, write_report
 
     text, questions, refused = _prepare(args, source)
@@ -59,17 +57,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for directory in [out, *([states.parent] if states else [])]:  # before hours of measuring
         directory.mkdir(parents=True, exist_ok=True)
     load = lambda path: load_pretrained(path, dtype=dtype, param_dtype="float32")  # noqa: E731
-    found = diagnose(
-        load(args.model),
-        load(args.baseline) if args.baseline else None,
-        source,
-        questions,
-        text,
-        threshold=args.threshold,
-        draws=args.draws,
-        batch_size=args.batch_size,
-        states=states,
-    )
+    baseline = load(args.baseline) if args.baseline else None
+    how = dict(threshold=args.threshold, draws=args.draws, batch_size=args.batch_size, states=states)
+    found = diagnose(load(args.model), baseline, source, questions, text, **how)
     report = {"model": args.model, "dtype": dtype, **found, "refused": refused, **describe_machine()}
     write_report(report, out / "diagnosis.json")
     plot_diagnosis(report, out / "diagnosis.png")
@@ -107,7 +97,6 @@ def _prepare(args, source):
 
 
 def show(report: dict[str, Any], args: argparse.Namespace) -> None:
-    """Print the tables."""
     from edlm_jax.diagnosis.diagnose import diagnosis_rows
     from edlm_jax.reports.report import print_tables
 

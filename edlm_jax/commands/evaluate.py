@@ -13,13 +13,12 @@ every threshold in blocks of every length: sweep.json and sweep.png show accurac
 tokens/s."""
 
 import argparse
-import math
 import sys
 from pathlib import Path
 from typing import Any
 
-from edlm_jax.commands.devices import add_dtype_argument, add_tensor_argument, check_numbers, chosen_dtype, chosen_mesh
-from edlm_jax.errors import InputError, PartlyRefusedError, check_range
+from edlm_jax.commands.arguments import add_shared, check_numbers, chosen_dtype, chosen_mesh, read_numbers
+from edlm_jax.errors import InputError, PartlyRefusedError
 
 MEASURES = ("heldout", "retrieval")  # beside tasks
 GENERATED = ("tasks", "stdlib")  # held-out splits of sources that need no file
@@ -27,62 +26,63 @@ KIND_OF_SUFFIX = {".txt": "text", ".jsonl": "jsonl", ".parquet": "parquet"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument("--model", required=True, metavar="PATH", help="Hugging Face directory, GGUF file or hub id")
     from edlm_jax.evaluation.tasks import TASKS
 
+    add = parser.add_argument
+    add_shared(parser, "model")
     names = "{" + ",".join([*TASKS, *MEASURES]) + "}"
     what = "what to measure; a task of a file may be told more: humaneval:max_new_tokens=256,seconds=5 (tasks)"
-    parser.add_argument("--task", default="tasks", metavar=names, help=what)
-    parser.add_argument("--baseline", metavar="DIR", help="AR model to compare with")
+    add("--task", default="tasks", metavar=names, help=what)
+    add("--baseline", metavar="DIR", help="AR model to compare with")
     what = f"{', '.join(GENERATED)} (the defaults of tasks and heldout), or a file ({', '.join(KIND_OF_SUFFIX)})"
-    parser.add_argument("--data", metavar="SOURCE", help=f"{what}; tasks need prompt and response columns")
-    parser.add_argument("--count", type=int, default=256, metavar="N", help="generated tasks, or functions (256)")
-    parser.add_argument("--rows", type=int, metavar="N", help="of --task=heldout, of up to 512 tokens each (512)")
-    parser.add_argument("--thresholds", default="1,0.9,0.8", metavar="P,P", help="of a converted model (1,0.9,0.8)")
-    parser.add_argument("--sweep", action="store_true", help="measure thresholds x block lengths")
-    parser.add_argument("--block-lengths", metavar="C,C", help="of a sweep (half, once and twice the model's own)")
-    parser.add_argument("--out", default="sweep", metavar="DIR", help="where a sweep writes its two files (sweep)")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows decoded at a time (32)")
-    parser.add_argument("--timed-prompts", type=int, default=8, metavar="N", help="prompts timed at batch 1 (8)")
-    add_dtype_argument(parser)
-    add_tensor_argument(parser)
-    parser.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
+    add("--data", metavar="SOURCE", help=f"{what}; tasks need prompt and response columns")
+    add("--count", type=int, default=256, metavar="N", help="generated tasks, or functions (256)")
+    add("--rows", type=int, metavar="N", help="of --task=heldout, of up to 512 tokens each (512)")
+    add("--thresholds", default="1,0.9,0.8", metavar="P,P", help="of a converted model (1,0.9,0.8)")
+    add("--sweep", action="store_true", help="measure thresholds x block lengths")
+    add("--block-lengths", metavar="C,C", help="of a sweep (half, once and twice the model's own)")
+    add("--out", default="sweep", metavar="DIR", help="where a sweep writes its two files (sweep)")
+    add("--batch-size", type=int, default=32, metavar="N", help="rows decoded at a time (32)")
+    add("--timed-prompts", type=int, default=8, metavar="N", help="prompts timed at batch 1 (8)")
+    add_shared(parser, "dtype", "tensor", "markdown")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure; returns the parts of a report that were measured."""
-    thresholds = read_numbers(args.thresholds, float, "thresholds", 0, 1)
+    """Returns the parts of a report that were measured."""
+    args.thresholds = read_numbers(args, "thresholds", float, 0, 1)
     check_numbers(args, "count", "batch_size", "timed_prompts", "rows")
     if args.rows and args.task != "heldout":
         raise InputError(f"--rows is for --task=heldout; --task={args.task} takes --count")
-    source = choose_source(args)
-    block_lengths = _check_sweep(args)
+    source, out = choose_source(args), Path(args.out)
+    if args.block_lengths and not args.sweep:
+        raise InputError("--block-lengths is for --sweep; without it the model's own block length is measured")
+    if args.sweep and args.task in MEASURES:
+        raise InputError("--sweep measures task accuracy; use it with --task=tasks")
+    if args.sweep and out.exists() and not out.is_dir():
+        raise InputError(f"--out={out} is not a directory")
+    args.block_lengths = read_numbers(args, "block_lengths", int) if args.block_lengths else []
     from edlm_jax.pretrained import Text, load_pretrained
-    from edlm_jax.reports.report import describe_machine
+    from edlm_jax.reports.report import describe_machine, write_report
 
     paths, specs = _choose_models(args)
     text = Text.of(next(reversed(specs.values())), load_common_tokenizer(args.model, specs.get("ar"), args.baseline))
     prepare = {"heldout": _heldout, "retrieval": _retrieval}.get(args.task, _tasks)
-    # All that can be refused is, before a weight is read.
-    measure, refused, on_all = prepare(args, specs, source, text, thresholds, block_lengths)
+    measure, refused, on_all = prepare(args, specs, source, text)  # what can be refused is, before a weight is read
     if args.tensor is not None and not on_all:
         raise InputError(f"--tensor is for heldout and what is decoded; --task={args.task} runs on one device")
     dtype, mesh = chosen_dtype(args), chosen_mesh(args) if on_all else None
     models = {mode: load_pretrained(path, dtype=dtype, mesh=mesh) for mode, path in paths.items()}
     result = {"model": args.model, "dtype": dtype, **measure(models), "refused": refused, **describe_machine()}
     if args.sweep:
-        from edlm_jax.reports.plot_sweep import plot_sweep
-        from edlm_jax.reports.report import write_report
+        from edlm_jax.reports.picture import plot_sweep
 
-        write_report(result, Path(args.out, "sweep.json"))
-        plot_sweep(result, Path(args.out, "sweep.png"))
-        print(f"sweep: {args.out}/sweep.json, {args.out}/sweep.png", file=sys.stderr)
+        write_report(result, out / "sweep.json")
+        plot_sweep(result, out / "sweep.png")
+        print(f"sweep: {out}/sweep.json, {out}/sweep.png", file=sys.stderr)
     return whole(result)
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
-    """Print the tables."""
     from edlm_jax.reports.report import print_report
 
     print_report(result, markdown=args.markdown)
@@ -121,14 +121,15 @@ def _choose_models(args) -> tuple[dict[str, str], dict[str, Any]]:
             raise InputError(f"{args.model} {why}; --{option} is for a converted model")
     if not spec.diffuses:
         return {"ar": args.model}, {"ar": spec}
-    paths = ({"ar": args.baseline} if args.baseline else {}) | {"diffusion": args.model}
-    return paths, {mode: spec if mode == "diffusion" else load_spec(path) for mode, path in paths.items()}
+    if not args.baseline:
+        return {"diffusion": args.model}, {"diffusion": spec}
+    return {"ar": args.baseline, "diffusion": args.model}, {"ar": load_spec(args.baseline), "diffusion": spec}
 
 
 # --- Each: what is checked and read before the models are, then (what measures, those refused, on all devices?) ---
 
 
-def _tasks(args, specs, source, text, thresholds, block_lengths):
+def _tasks(args, specs, source, text):
     from edlm_jax.decoding import Decoder
     from edlm_jax.evaluation.compare import AR, compare, modes_at
     from edlm_jax.evaluation.tasks import choose_questions, decoded_questions, load_tasks, need_decoded
@@ -138,12 +139,12 @@ def _tasks(args, specs, source, text, thresholds, block_lengths):
     spec, side = specs.get("diffusion"), lambda mode: "ar" if mode == AR else "diffusion"
     if args.sweep:
         own = spec.conversion.block_length
-        block_lengths = block_lengths or sorted({max(own // 2, 1), own, 2 * own})
-        if max(block_lengths) > spec.max_length:
-            raise InputError(f"--block-lengths: {max(block_lengths)} is longer than the model's {spec.max_length}")
+        args.block_lengths = args.block_lengths or sorted({max(own // 2, 1), own, 2 * own})
+        if (longest := max(args.block_lengths)) > spec.max_length:
+            raise InputError(f"--block-lengths: {longest} is longer than the model's {spec.max_length}")
         tasks = need_decoded(tasks)
     modes = [AR] if "ar" in specs else []
-    modes += modes_at(spec.conversion.layout, thresholds, block_lengths or [None]) if spec else []
+    modes += modes_at(spec.conversion.layout, args.thresholds, args.block_lengths or [None]) if spec else []
     tasks, refused = choose_questions(tasks, [(specs[side(mode)], mode) for mode in modes])
     decodes = bool(decoded_questions(tasks))
     if args.sweep:  # what cannot be written to is told before hours of measuring
@@ -160,7 +161,7 @@ def _tasks(args, specs, source, text, thresholds, block_lengths):
     return measure, refused, decodes
 
 
-def _heldout(args, specs, source, text, thresholds, block_lengths):
+def _heldout(args, specs, source, text):
     from edlm_jax.data.sources import open_source
     from edlm_jax.diffusion.streams import AUTOREGRESSIVE
     from edlm_jax.evaluation.heldout import ROWS, heldout_data, heldout_loss, heldout_rows
@@ -178,41 +179,19 @@ def _heldout(args, specs, source, text, thresholds, block_lengths):
     return measure, [], True
 
 
-def _retrieval(args, specs, source, text, thresholds, block_lengths):
+def _retrieval(args, specs, source, text):
     from edlm_jax.evaluation.embedding import attentions, documented_functions, retrieval
 
     pairs, ways = documented_functions(args.count), {mode: attentions(spec) for mode, spec in specs.items()}
 
     def measure(models):
-        found = lambda model, way: retrieval(model, text.tokenizer, pairs, pattern=way)  # noqa: E731
-        named = {mode: ways[mode].items() for mode in models}
-        return {"retrieval": {mode: {name: found(models[mode], way) for name, way in named[mode]} for mode in models}}
+        found: dict[str, dict] = {mode: {} for mode in models}
+        for mode, model in models.items():
+            for name, way in ways[mode].items():
+                found[mode][name] = retrieval(model, text.tokenizer, pairs, pattern=way)
+        return {"retrieval": found}
 
     return measure, [], False
-
-
-def read_numbers(text: str, kind: type, name: str, least: float = 1, most: float = math.inf) -> list:
-    """The numbers of an option, separated by commas, all of them in [least, most]."""
-    try:
-        numbers = [kind(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"--{name} takes numbers separated by commas, not {text!r}") from None
-    for number in numbers:
-        check_range(f"--{name}", number, least, most)
-    return numbers
-
-
-def _check_sweep(args: argparse.Namespace) -> list[int]:
-    """The block lengths of a sweep, empty where they are left to the model; refuses what does not go together."""
-    if not args.sweep:
-        if args.block_lengths:
-            raise InputError("--block-lengths is for --sweep; without it the model's own block length is measured")
-        return []
-    if args.task in MEASURES:
-        raise InputError("--sweep measures task accuracy; use it with --task=tasks")
-    if Path(args.out).exists() and not Path(args.out).is_dir():
-        raise InputError(f"--out={args.out} is not a directory")
-    return read_numbers(args.block_lengths, int, "block-lengths") if args.block_lengths else []
 
 
 def choose_source(args: argparse.Namespace) -> dict[str, Any]:
@@ -230,18 +209,16 @@ def choose_source(args: argparse.Namespace) -> dict[str, Any]:
             raise InputError(f"--task={args.task} needs --data=FILE, its JSON lines")
         return entry
     name = args.data or ("tasks" if args.task == "tasks" else "stdlib")
-    if name == "tasks":
-        return {"kind": "tasks", "split": "test", "size": args.count}
-    if name == "stdlib":
-        return {"kind": "stdlib", "split": "test"}
-    if source := file_source(name):
-        return source
-    raise InputError(f"--data={name} is neither {' nor '.join(GENERATED)} nor a {', '.join(KIND_OF_SUFFIX)} file")
+    if name in GENERATED:
+        return {"kind": name, "split": "test"} | ({"size": args.count} if name == "tasks" else {})
+    return file_source("--data", name, " nor ".join(GENERATED))
 
 
-def file_source(path: str) -> dict[str, str] | None:
-    """The data source that a file is by its name, compressed or not; None for another name."""
+def file_source(option: str, path: str, others: str) -> dict[str, str]:
+    """The data source that a file is by its name, compressed or not; refuses another name, which is none of others."""
     from edlm_jax.data.files import COMPRESSED
 
     bare = Path(path).with_suffix("") if Path(path).suffix in COMPRESSED else Path(path)
-    return {"kind": KIND_OF_SUFFIX[bare.suffix], "path": path} if bare.suffix in KIND_OF_SUFFIX else None
+    if bare.suffix not in KIND_OF_SUFFIX:
+        raise InputError(f"{option}={path} is neither a {', '.join(KIND_OF_SUFFIX)} file nor {others}")
+    return {"kind": KIND_OF_SUFFIX[bare.suffix], "path": path}

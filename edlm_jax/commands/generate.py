@@ -13,35 +13,34 @@ import time
 from pathlib import Path
 from typing import Any
 
-from edlm_jax.commands.devices import add_dtype_argument, add_tensor_argument, check_numbers, chosen_dtype, chosen_mesh
+from edlm_jax.commands.arguments import add_shared, check_numbers, chosen_dtype, chosen_mesh
 from edlm_jax.errors import InputError, PartlyRefusedError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
     from edlm_jax.decoding.modes import add_mode_arguments  # the options are the modes' own
 
-    parser.add_argument("--model", required=True, metavar="PATH", help="Hugging Face directory, GGUF file or hub id")
-    parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a prompt; may be repeated")
-    parser.add_argument("--prompts-file", metavar="FILE", help="prompts, one a line; - reads stdin")
+    add = parser.add_argument
+    add_shared(parser, "model")
+    add("--prompt", action="append", default=[], metavar="TEXT", help="a prompt; may be repeated")
+    add("--prompts-file", metavar="FILE", help="prompts, one a line; - reads stdin")
     what = "with --out: a .jsonl or .parquet file of prompts or messages, or an entry of config.data.sources"
-    parser.add_argument("--source", metavar="SOURCE", help=what)
-    parser.add_argument("--out", metavar="FILE", help="write prompts with their responses to it, as JSON lines")
-    parser.add_argument("--chat", action="store_true", help="put each prompt into the tokenizer's chat template")
+    add("--source", metavar="SOURCE", help=what)
+    add("--out", metavar="FILE", help="write prompts with their responses to it, as JSON lines")
+    add("--chat", action="store_true", help="put each prompt into the tokenizer's chat template")
     add_mode_arguments(parser)
-    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="at most this many a prompt (128)")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before it; may be repeated")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="prompts decoded at a time (32)")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 takes the best token (0)")
-    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="sample among the K best tokens (0: all)")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="and the smallest set that holds P (1)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling (0)")
-    add_dtype_argument(parser)
-    add_tensor_argument(parser)
+    add("--max-new-tokens", type=int, default=128, metavar="N", help="at most this many a prompt (128)")
+    add("--stop", action="append", default=[], metavar="TEXT", help="end before it; may be repeated")
+    add("--batch-size", type=int, default=32, metavar="N", help="prompts decoded at a time (32)")
+    add("--temperature", type=float, default=0.0, metavar="T", help="0 takes the best token (0)")
+    add("--top-k", type=int, default=0, metavar="K", help="sample among the K best tokens (0: all)")
+    add("--top-p", type=float, default=1.0, metavar="P", help="and the smallest set that holds P (1)")
+    add("--seed", type=int, default=0, help="of the sampling (0)")
+    add_shared(parser, "dtype", "tensor")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Decode the prompts; returns the texts and the counts."""
+    """Returns the texts and the counts."""
     check_numbers(args, "batch_size")
     if args.out:
         from edlm_jax.commands.responses import write_responses
@@ -50,39 +49,43 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.source:
         raise InputError("--source is for --out=FILE, which takes its prompts with their responses")
     prompts = read_prompts(args)
-    from edlm_jax.decoding import Decoder, check_settings, refuse_prompts
+    from edlm_jax.decoding import Decoder, refuse_prompts
     from edlm_jax.decoding.prompts import row_seeds
+    from edlm_jax.evaluation.batches import decode_batches
     from edlm_jax.pretrained import Text, load_pretrained, load_spec, load_tokenizer
     from edlm_jax.pretrained.chat import encode_prompt
+    from edlm_jax.reports.progress import Progress
 
     spec, tokenizer = load_spec(args.model), load_tokenizer(args.model)
-    decoding = settings(args, spec, Text.of(spec, tokenizer), args.chat)
-    check_settings(spec, seed=args.seed, **decoding)
-    mesh = chosen_mesh(args)
+    decoding, mesh = settings(args, spec, Text.of(spec, tokenizer), args.chat), chosen_mesh(args)
     tokens = [encode_prompt(tokenizer, prompt, args.chat) for prompt in prompts]
     said = [row if prompt.strip() else [] for prompt, row in zip(prompts, tokens, strict=True)]  # blank: empty
     reasons = refuse_prompts(spec, said, **decoding)
     refused = [{"index": index, "prompt": prompts[index], "reason": reason} for index, reason in reasons.items()]
     if len(prompts) == 1 and refused:
         raise InputError(refused[0]["reason"])
-    kept = [index for index in range(len(prompts)) if index not in reasons]
-    seeds = row_seeds(args.seed, len(prompts)).tolist()
-    if len(prompts) == 1 and sys.stdout.isatty() and not args.json:
+    kept, seeds = [i for i in range(len(prompts)) if i not in reasons], row_seeds(args.seed, len(prompts)).tolist()
+    streamed = len(prompts) == 1 and sys.stdout.isatty() and not args.json
+    if streamed:
         decoding["on_block"] = _Printer(decoding["detokenize"], tokens[0], args.chat)
         if not args.chat:
             print(prompts[0], end="", flush=True)
-    tokens, seeds = [tokens[i] for i in kept], [seeds[i] for i in kept]
-    decoded, seconds = [], 0.0
+    decoded, seconds, several = [], 0.0, len(kept) > args.batch_size
     if kept:  # what can be refused has been: only now the weights are read
         decoder = Decoder(load_pretrained(args.model, dtype=chosen_dtype(args), mesh=mesh), take=True)
-        decoded, seconds = _decode(decoder, tokens, seeds, decoding, args.batch_size)
-    if "on_block" in decoding:  # with a stop string the text may go on where its last token is left out
+        how = dict(batch_size=min(args.batch_size, len(kept)), seeds=[seeds[i] for i in kept], **decoding)
+        start = time.perf_counter()
+        with Progress(len(kept), "prompts", live=several) as progress:
+            how |= dict(on_batch=progress.done) if several else {}
+            decoded = decode_batches(decoder, [tokens[i] for i in kept], **how)
+        seconds = time.perf_counter() - start
+    if streamed:  # with a stop string the text may go on where its last token is left out
         decoding["on_block"].show(_answer(decoded[0].text, args.chat))
     completions = [
         {"index": i, "prompt": prompts[i], "text": _answer(row.text, args.chat), "new_tokens": len(row.tokens)}
         for i, row in zip(kept, decoded, strict=True)
     ]
-    result = {"mode": decoding["mode"].name, "completions": completions, "streamed": "on_block" in decoding}
+    result = {"mode": decoding["mode"].name, "completions": completions, "streamed": streamed}
     return with_refused(result | counts(decoded, seconds), refused, len(prompts))
 
 
@@ -107,7 +110,6 @@ def with_refused(result: dict[str, Any], refused: list[dict[str, Any]], count: i
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
-    """Print each prompt with its completion, or the answer to it, then what was refused and the counts."""
     if args.out:
         cut = f", {result['cut']} of them cut at --max-new-tokens={args.max_new_tokens}" if result["cut"] else ""
         print(f"{result['responses']} responses in {args.out}, {result['written']} of them new{cut}", file=sys.stderr)
@@ -149,11 +151,11 @@ def _answer(text: str, chat: bool) -> str:
 
 
 def settings(args, spec, text, chat: bool) -> dict[str, Any]:
-    """The decoder's arguments."""
-    from edlm_jax.decoding import Sampling
+    """The decoder's arguments, checked."""
+    from edlm_jax.decoding import Sampling, check_settings
     from edlm_jax.decoding.modes import mode_of
 
-    return dict(
+    decoding = dict(
         mode=mode_of(args, spec),
         limit=args.max_new_tokens,
         sampling=Sampling(args.temperature, args.top_k, args.top_p),
@@ -161,19 +163,8 @@ def settings(args, spec, text, chat: bool) -> dict[str, Any]:
         stop=[*args.stop, *([text.turn_stop] if chat and text.turn_stop else [])],
         detokenize=text,
     )
-
-
-def _decode(decoder, tokens, seeds, decoding, batch_size):
-    """(results, seconds)."""
-    from edlm_jax.evaluation.batches import decode_batches
-    from edlm_jax.reports.progress import Progress
-
-    size = min(batch_size, len(tokens))
-    how, start = dict(batch_size=size, seeds=seeds, **decoding), time.perf_counter()
-    if len(tokens) <= size:
-        return decode_batches(decoder, tokens, **how), time.perf_counter() - start
-    with Progress(len(tokens), "prompts") as progress:
-        return decode_batches(decoder, tokens, on_batch=progress.done, **how), time.perf_counter() - start
+    check_settings(spec, seed=args.seed, **decoding)
+    return decoding
 
 
 def read_prompts(args: argparse.Namespace) -> list[str]:

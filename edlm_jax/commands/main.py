@@ -46,20 +46,13 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
         epilog="`edlm COMMAND --help` tells more about one command.",
         allow_abbrev=False,
     )
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
-    common.add_argument("--debug", action="store_true", help="show a traceback when something fails")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         module = importlib.import_module(f"edlm_jax.commands.{name}")
-        subparser = commands.add_parser(
-            name,
-            help=summary,
-            description=module.__doc__,
-            parents=[common],
-            allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        how = dict(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+        subparser = commands.add_parser(name, help=summary, description=module.__doc__, **how)
+        subparser.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
+        subparser.add_argument("--debug", action="store_true", help="show a traceback when something fails")
         if name == command:  # others are not asked: their options may cost an import
             module.add_arguments(subparser)
         subparser.set_defaults(module=module, subparser=subparser)
@@ -85,10 +78,7 @@ def run(args: argparse.Namespace) -> int:
     warnings.formatwarning = lambda message, *_, **__: f"edlm: warning: {message}\n"
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is missing: we do not need it
     try:
-        if args.json:
-            with _chatter_to_stderr():  # stdout carries the JSON object and nothing else
-                result = args.module.run(args)
-        else:
+        with _chatter_to_stderr() if args.json else contextlib.nullcontext():  # stdout carries the JSON object alone
             result = args.module.run(args)
     except PartlyRefusedError as error:
         _show(error.result, args)

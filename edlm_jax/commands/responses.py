@@ -6,14 +6,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from edlm_jax.commands.devices import chosen_dtype, chosen_mesh
+from edlm_jax.commands.arguments import chosen_dtype, chosen_mesh
+from edlm_jax.commands.evaluate import file_source
 from edlm_jax.commands.generate import counts, read_prompts, settings, with_refused
 from edlm_jax.errors import InputError
 
 
 def write_responses(args: argparse.Namespace) -> dict[str, Any]:
     """Decode what --out does not have yet; returns the counts."""
-    from edlm_jax.decoding import Decoder, check_settings, refuse_prompts
+    from edlm_jax.decoding import Decoder, refuse_prompts
     from edlm_jax.decoding.prompts import row_seeds
     from edlm_jax.evaluation.responses import ResponseFile, encode_question, fingerprint, respond
     from edlm_jax.pretrained import Text, load_pretrained, load_spec, load_tokenizer
@@ -24,7 +25,6 @@ def write_responses(args: argparse.Namespace) -> dict[str, Any]:
     questions, reasons, count = _read_questions(args)
     text, chat = Text.of(spec, tokenizer), any("messages" in question for question in questions.values())
     decoding, mesh = settings(args, spec, text, chat), chosen_mesh(args)
-    check_settings(spec, seed=args.seed, **decoding)
     sampling = {name: vars(args)[name] for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "chat")}
     record = dict(model=fingerprint(find_directory(args.model)), mode=str(decoding["mode"]), **sampling)
     record |= dict(stop=decoding["stop"], dtype=chosen_dtype(args))
@@ -80,13 +80,9 @@ def _read_questions(args) -> tuple[dict[int, dict[str, Any]], dict[int, str], in
 
 
 def _source(text: str) -> dict[str, Any]:
-    from edlm_jax.commands.evaluate import KIND_OF_SUFFIX, file_source
-
-    if text.startswith("{"):
-        try:
-            return ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            raise InputError(f"--source={text} is no dict such as {{'kind': 'jsonl', 'path': 'a.jsonl'}}") from None
-    if source := file_source(text):
-        return source
-    raise InputError(f"--source={text} is neither a {', '.join(KIND_OF_SUFFIX)} file nor {{'kind': ...}}")
+    if not text.startswith("{"):
+        return file_source("--source", text, "{'kind': ...}")
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        raise InputError(f"--source={text} is no dict such as {{'kind': 'jsonl', 'path': 'a.jsonl'}}") from None

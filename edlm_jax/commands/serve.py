@@ -16,16 +16,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edlm_jax.commands.devices import add_dtype_argument, chosen_dtype
+from edlm_jax.commands.arguments import add_shared, chosen_dtype
 from edlm_jax.errors import InputError, check_range
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
     from edlm_jax.decoding.modes import add_mode_arguments  # the options are the modes' own
 
     what = "Hugging Face directory, GGUF file or hub id (default: the quickstart's AR model)"
-    parser.add_argument("--model", metavar="PATH", help=what)
+    add_shared(parser, "model", required=False, help=what)
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="to bind to (127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="0: a free one (8000)")
     parser.add_argument("--slots", type=int, default=32, metavar="N", help="rows decoded at once (32)")
@@ -34,9 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache-columns", type=int, metavar="N", help=what)
     parser.add_argument("--queue", type=int, default=128, metavar="N", help="rows that may wait; then comes 429 (128)")
     add_mode_arguments(parser)
-    add_dtype_argument(parser)
+    add_shared(parser, "dtype")
     what = "share the weights out to all N devices of this machine (default: one device decodes)"
-    parser.add_argument("--tensor", type=int, metavar="N", help=what)
+    add_shared(parser, "tensor", help=what)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -74,7 +73,6 @@ def _serve(args: argparse.Namespace, uvicorn, make_app, address: socket.socket) 
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
-    """Say what was served."""
     print("served {requests} requests, {rows} rows, {tokens} tokens".format(**result), file=sys.stderr)
 
 

@@ -12,14 +12,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edlm_jax.commands.config import add_config_argument, load_study
+from edlm_jax.commands.arguments import add_shared
+from edlm_jax.commands.config import load_study
 from edlm_jax.errors import InputError
 from edlm_jax.files import read_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    add_config_argument(parser)
+    add_shared(parser, "config")
     parser.epilog += "\nOf a study itself: --config.quick=True --config.seeds=(0,1); of its runs: --config.base.steps=9"
     parser.add_argument("--workdir", metavar="DIR", help="where the study keeps its files")
     parser.add_argument("--cells", default="", metavar="A:B", help="only these cells, counted from 0, B left out")
@@ -27,7 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Run the cells, or write the page; returns the results."""
     name, doc, config, sweep = load_study(args.config, args.overrides)
     if bool(args.workdir) == bool(args.report):
         raise InputError("give --workdir=DIR to run the study, or --report=DIR to write its page")
@@ -41,10 +40,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return _run(Study(plan, Path(args.workdir)), name, doc, wanted)
 
 
-def show(results: dict[str, Any], args: argparse.Namespace) -> None:
-    """Print the table."""
+def show(results: dict[str, Any], args: argparse.Namespace | None, stderr: bool = False) -> None:
+    from edlm_jax.reports.report import print_tables
+    from edlm_jax.studies.page import accuracy_rows
+
     if results["arms"]:
-        _print_table(results)
+        print_tables([accuracy_rows(results)], stderr)
 
 
 def _run(study, name: str, doc: str, wanted: range) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def _run(study, name: str, doc: str, wanted: range) -> dict[str, Any]:
             fresh += 1
             programs = f"{result['compiled']['all']} programs compiled, {result['compiled']['reused']} reused"
             progress.done(fresh, f"{cell.name} in {result['seconds']:.0f} s, {programs}")
-            _print_table(study.results(name, doc, baseline), stderr=True)
+            show(study.results(name, doc, baseline), None, stderr=True)
     results = study.results(name, doc, baseline)
     write_report(results, study.workdir / "results.json")
     _write_page(study.workdir, name, results)
@@ -81,7 +82,7 @@ def _report(directory: Path, name: str, doc: str) -> dict[str, Any]:
         (directory / f"{name}.md").write_text(empty_page(name, doc), encoding="utf-8")
         return {"study": name, "arms": []}
     results = read_json(path)
-    if not isinstance(results, dict) or "arms" not in results:
+    if "arms" not in results:
         raise InputError(f"{path} is not the results.json of a study")
     results["doc"] = doc  # the file may have learned since what the run found
     _write_page(directory, name, results)
@@ -94,10 +95,3 @@ def _write_page(directory: Path, name: str, results: dict[str, Any]) -> None:
 
     (directory / f"{name}.md").write_text(page(results), encoding="utf-8")
     plot_study(results, directory / f"{name}.png")
-
-
-def _print_table(results: dict[str, Any], stderr: bool = False) -> None:
-    from edlm_jax.reports.report import print_tables
-    from edlm_jax.studies.page import accuracy_rows
-
-    print_tables([accuracy_rows(results)], stderr)

@@ -6,19 +6,17 @@ each runs this command, and the work directory is one that all of them share."""
 import argparse
 from typing import Any
 
-from edlm_jax.commands.config import add_config_argument, add_processes_argument, load_run
+from edlm_jax.commands.arguments import add_shared
+from edlm_jax.commands.config import load_run
 from edlm_jax.errors import StoppedError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    add_config_argument(parser)
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="where the run keeps its files")
-    add_processes_argument(parser)
+    add_shared(parser, "config", "workdir", "wait")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Train; returns the run's summary, in process 0 alone."""
+    """Returns the run's summary, in process 0 alone."""
     run = load_run(args.config, args.overrides)
     import jax
 
@@ -26,7 +24,6 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     from edlm_jax.training.train import train
 
     connect(args.wait)
-
     summary = train(run, args.workdir)
     if not summary["completed"]:
         raise StoppedError(f"stopped at step {summary['step']} of {run.steps}; the same command continues")
@@ -34,6 +31,5 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
-    """Print the summary, one field a line."""
     for key, value in result.items():
         print(f"{key}: {value}")

@@ -41,7 +41,7 @@ def test_the_whole_job_and_its_repetition(tiny_config, tmp_path, monkeypatch, ca
     assert (model.spec.conversion.mask_token_id, model.spec.conversion.block_length) == (258, 4)
 
     monkeypatch.setattr(conversion, "train", lambda *_: pytest.fail("trained again"))
-    monkeypatch.setattr(conversion, "compare_speed", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(conversion.compare, "compare_speed", lambda *_: pytest.fail("measured again"))
     assert main([*argv, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == report
 

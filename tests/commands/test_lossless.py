@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from edlm_jax.commands import drafter, lossless_job
+from edlm_jax.commands import lossless_job
 from edlm_jax.commands.config import recorded_configs
 from edlm_jax.commands.main import main
 from edlm_jax.data.questions import questions
@@ -41,8 +41,8 @@ def test_the_report_has_every_mode_with_ars_text(tiny_ar_dir, tmp_path, capsys):
 @pytest.fixture
 def command(tiny_ar_dir, tmp_path, monkeypatch):
     """One that trains a drafter of three steps."""
-    monkeypatch.setattr(drafter, "time_train_step", lambda run, steps: PACE)
-    monkeypatch.setattr(drafter, "product_rate", lambda dtype: 4e9)
+    monkeypatch.setattr(lossless_job, "time_train_step", lambda run, steps: PACE)
+    monkeypatch.setattr(lossless_job, "product_rate", lambda dtype: 4e9)
     where = ["lossless", f"--model={tiny_ar_dir}", f"--workdir={tmp_path}"]
     return [*where, "--prompts=1", "--max-new-tokens=6", "--minutes=0.1", *TINY]
 
@@ -67,7 +67,7 @@ def test_a_drafter_is_trained_beside_the_model(command, tmp_path, capsys):
 
 
 def test_a_changed_setting_runs_its_stages_again_and_no_others(command, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(lossless_job, "_speed", lambda directory, timing: {})
+    monkeypatch.setattr(lossless_job, "_speed", lambda directory, args: {})
     monkeypatch.setattr(lossless_job, "plot_lossless", lambda report, path: None)
     record, recipe = tmp_path / "stages.json", recorded_configs()["smollm2_lossless"].read_text()
     (tmp_path / "same.py").write_text(recipe)
@@ -80,7 +80,7 @@ def test_a_changed_setting_runs_its_stages_again_and_no_others(command, tmp_path
         ran = [line.split()[1] for line in said if line.startswith("[") and line.endswith(" ...")]
         return ran, json.loads((tmp_path / "report.json").read_text())["drafter"]
 
-    names = ["port", *drafter.STAGES, "speed"]
+    names = ["port", *lossless_job.DRAFTER, "speed"]
     ran, first = run()
     assert ran == names and run() == ([], first)
     assert run(f"--config={tmp_path / 'same.py'}", "--config.seed=0") == ([], first)

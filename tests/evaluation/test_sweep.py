@@ -11,7 +11,7 @@ from edlm_jax.evaluation.compare import compare_accuracy, modes_at
 from edlm_jax.evaluation.tasks import load_tasks
 from edlm_jax.evaluation.tasks.task import Way
 from edlm_jax.pretrained import Text, load_pretrained, load_tokenizer
-from edlm_jax.reports.plot_sweep import plot_sweep
+from edlm_jax.reports.picture import plot_sweep
 
 
 def test_every_point_of_a_sweep_is_measured(tiny_converted_dir, tiny_ar_dir, tmp_path, capsys):

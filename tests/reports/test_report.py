@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from edlm_jax.reports.plot_report import plot_report
+from edlm_jax.reports.picture import plot_report
 from edlm_jax.reports.progress import Progress
 from edlm_jax.reports.report import (
     describe_machine,

@@ -9,7 +9,7 @@ from flax import nnx
 
 from edlm_jax.attention import Causal
 from edlm_jax.commands.conversion import convert
-from edlm_jax.commands.drafter import DrafterJob
+from edlm_jax.commands.lossless_job import DrafterJob
 from edlm_jax.errors import InputError
 from edlm_jax.models.lora import ADAPTER_NAMES, ADAPTERS
 from edlm_jax.parallel.sharding import letters
