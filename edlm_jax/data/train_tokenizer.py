@@ -1,6 +1,6 @@
 """Train the quickstart's byte-level BPE tokenizer, in the Qwen manner, on the standard library and the generated tasks.
 
-python -m edlm_jax.data.train_tokenizer --out=edlm_jax/pretrained/quickstart_ar --vocab_size=1024
+    python -m edlm_jax.data.train_tokenizer --out=edlm_jax/pretrained/quickstart_ar --vocab_size=1024
 """
 
 import dataclasses

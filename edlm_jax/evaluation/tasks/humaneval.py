@@ -1,7 +1,7 @@
 """HumanEval (arXiv 2107.03374) and files of its shape: a function to be completed, and a test of it.
 
-{"prompt": "def add(a, b):\\n", "entry_point": "add",
- "test": "def check(candidate):\\n    assert candidate(1, 2) == 3"}
+    {"prompt": "def add(a, b):\\n", "entry_point": "add",
+     "test": "def check(candidate):\\n    assert candidate(1, 2) == 3"}
 """
 
 from edlm_jax.data.sources import read_objects
