@@ -27,7 +27,8 @@ from edlm_jax.benchmarks.kernels import kernels
 from edlm_jax.benchmarks.topologies import topology_devices
 from edlm_jax.decoding.ends import read_ends
 from edlm_jax.decoding.engine import decode_whole
-from edlm_jax.decoding.modes import Call, Diffusion
+from edlm_jax.decoding.modes import Diffusion
+from edlm_jax.decoding.modes.mode import Call
 from edlm_jax.decoding.sampling import Sampling
 from edlm_jax.diffusion import Layout
 from edlm_jax.models.cache import DecodingWeights

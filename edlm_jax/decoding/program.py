@@ -19,7 +19,7 @@ from edlm_jax.decoding.generation import Settled, on_host
 from edlm_jax.decoding.logprobs import Logprobs
 from edlm_jax.decoding.sampling import Draw, Proposal
 from edlm_jax.decoding.windows import window
-from edlm_jax.models.cache import Columns, DecodingWeights, KVCache, Rotary, forward_cached, prefill
+from edlm_jax.models.cache import DecodingWeights, KVCache, Rotary, forward_cached, prefill
 
 if TYPE_CHECKING:
     from edlm_jax.decoding.modes.mode import Mode
@@ -179,7 +179,7 @@ class Program:
         x_BTD, cache = forward_cached(self.weights, s.cache, *new, drafts=drafts, wanted_BT=wanted_BT)
         return x_BTD, replace(s, cache=cache)
 
-    def at(self, columns_BT) -> Columns:
+    def at(self, columns_BT) -> Rotary:
         """Where columns stand: positions begin behind the padding."""
         return self.rotary.at(jnp.maximum(columns_BT - self.pad_B[:, None], 0))
 
