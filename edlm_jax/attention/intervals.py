@@ -70,9 +70,9 @@ def may_look(runs, columns, q_segments, k_segments) -> Bool[Array, "..."]:
 
 def visits(runs_BRT, q_segments_BT, k_segments_BS, tile_q: int, tile_k: int) -> Visits:
     """Tiles that the runs reach, but for those without a document in common; a few more than that do no harm."""
-    first_J = np.arange(0, k_segments_BS.shape[1], tile_k, dtype=np.int32)
-    start_BRTJ = jnp.maximum(runs_BRT[:, ::2, :, None], first_J)
-    stop_BRTJ = jnp.minimum(runs_BRT[:, 1::2, :, None], first_J + tile_k)
+    first_111J = np.arange(0, k_segments_BS.shape[1], tile_k, dtype=np.int32)[None, None, None]
+    start_BRTJ = jnp.maximum(runs_BRT[:, ::2, :, None], first_111J)
+    stop_BRTJ = jnp.minimum(runs_BRT[:, 1::2, :, None], first_111J + tile_k)
     some_BTJ, all_BTJ = _documents(q_segments_BT, k_segments_BS.reshape(len(k_segments_BS), -1, tile_k))
     by_tile = lambda x_BTJ: x_BTJ.reshape(len(x_BTJ), -1, tile_q, x_BTJ.shape[2])  # noqa: E731
     seen_BIJ = by_tile((start_BRTJ < stop_BRTJ).any(1) & some_BTJ).any(2)

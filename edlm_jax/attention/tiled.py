@@ -105,11 +105,6 @@ def _visit_all(tour: Tour, visit, carry):
     return carry
 
 
-@jax.custom_vjp
-def _attend(q_BIKGQH, k_BJKSH, v_BJKSH, tour):
-    return _forward(q_BIKGQH, k_BJKSH, v_BJKSH, tour)[0]
-
-
 def _forward(q_BIKGQH, k_BJKSH, v_BJKSH, tour):
     def visit(row, tile, keys_W, carry):
         scores_KGQX = _scores(_at(q_BIKGQH, row, tile), _gather(k_BJKSH, row, keys_W), row, tile, keys_W, tour)
@@ -157,6 +152,7 @@ def _backward(residuals, g_BIKGQH):
     return *(grad.astype(x.dtype) for grad, x in zip(grads, residuals, strict=False)), None
 
 
+_attend = jax.custom_vjp(lambda *arrays: _forward(*arrays)[0])
 _attend.defvjp(_forward, _backward)
 
 

@@ -79,11 +79,6 @@ def attend_visits(tiles: Tiles, interpret: bool, q_BTNH, k_BSKH, v_BSKH, plan: _
     return _attention(q_BTNH, k_BSKH, v_BSKH, plan, _Settings(tiles, H**-0.5, interpret))[:, :T, :, :H]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attention(q_BTNH, k_BSKH, v_BSKH, plan, settings):
-    return _forward(q_BTNH, k_BSKH, v_BSKH, plan, settings)[0]
-
-
 @partial(jax.jit, static_argnames="settings")
 def _forward(q_BTNH, k_BSKH, v_BSKH, plan, settings):
     """(attention, log2 of the sum of exp2 of each query's scaled scores)
@@ -119,6 +114,7 @@ def _backward(settings, residuals, dout_BTNH):
     return dq_BTNH, *call(_dkv_kernel, by_k, plan.by_key, **outs), None
 
 
+_attention = jax.custom_vjp(lambda *told: _forward(*told)[0], nondiff_argnums=(4,))
 _attention.defvjp(_forward_saving, _backward)
 
 
