@@ -18,8 +18,10 @@ class UniformTokens(FullMasks):
     vocabulary: int
 
     def prior(self, keys_B, tokens_BM, level_BM):
-        draw = lambda key, row_M: jax.random.randint(key, row_M.shape, 0, self.vocabulary - 1, row_M.dtype)  # noqa: E731
-        drawn_BM = jax.vmap(draw)(jax.vmap(jax.random.fold_in, (0, None))(keys_B, _PRIOR), tokens_BM)
+        draw = lambda key, row_M: jax.random.randint(  # noqa: E731
+            jax.random.fold_in(key, _PRIOR), row_M.shape, 0, self.vocabulary - 1, row_M.dtype
+        )
+        drawn_BM = jax.vmap(draw)(keys_B, tokens_BM)
         return drawn_BM + (drawn_BM >= self.mask_id)
 
 
