@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 
 from edlm_jax.decoding.ends import length_to_end
-from edlm_jax.evaluation.speed import Call
+from edlm_jax.evaluation.compare import Call
 from edlm_jax.models import ModelSpec
 
 

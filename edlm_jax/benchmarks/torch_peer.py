@@ -46,35 +46,26 @@ def in_own_process(function: Callable, *args) -> dict[str, Any]:
     if torch.cuda.device_count() != 1:
         return {"not_measured": f"it runs on one GPU, and {torch.cuda.device_count()} are here"}
     try:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        how = dict(initializer=jax.config.update, initargs=("jax_platforms", "cpu"))  # the GPU is torch's
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), **how) as process:
             return process.submit(function, *args).result()
     except Exception as error:  # noqa: BLE001 (out of memory, a compiler that is missing: ours still counts)
         return {"not_measured": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
 
 
 def time_torch_step(run: Run, steps: int, attention: str, device: str) -> dict[str, Any]:
-    """Median seconds of `steps` steps, and what follows from them. For a process that uses jax for nothing else."""
-    jax.config.update("jax_platforms", "cpu")
+    """Median seconds of `steps` steps, and what follows from them."""
     spec = planned_spec(run.start)
     batch = packed_batch(spec.vocab_size, run.data.batch_size, run.data.length, run.data.block_length)
     step = torch_step(run, spec, batch, attention=attention, device=device)
     median, loss = _median_seconds(step, steps)
-    return dict(
-        seconds_per_step=median,
-        tokens_per_second=run.data.batch_size * run.data.length / median,
-        micro_batches=_micro_batches(run),
-        loss=loss,
-        attention=attention,
-        torch=torch.__version__,
-    )
+    rate = run.data.batch_size * run.data.length / median
+    found = dict(seconds_per_step=median, tokens_per_second=rate, micro_batches=_micro_batches(run), loss=loss)
+    return found | dict(attention=attention, torch=torch.__version__)
 
 
 def flex_attention_time(run: Run, repeats: int, device: str) -> dict[str, Any]:
-    """The median of `repeats` calls, forward and backward, on what `time_attention` times.
-
-    For a process that uses jax for nothing else.
-    """
-    jax.config.update("jax_platforms", "cpu")
+    """The median of `repeats` calls, forward and backward, on what `time_attention` times."""
     spec = planned_spec(run.start)
     pattern, segments_BT, copies_BM = packed_row(run, spec)
     mask, T = _block_mask(pattern, segments_BT, copies_BM, device), segments_BT.shape[1]

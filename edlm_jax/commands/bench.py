@@ -149,7 +149,7 @@ def _decode(args):
     from edlm_jax.benchmarks.decoding import random_prompts, waiting
     from edlm_jax.benchmarks.forward import forward_seconds
     from edlm_jax.decoding import Decoder, check_settings, refuse_prompts
-    from edlm_jax.evaluation.speed import compare_rates
+    from edlm_jax.evaluation.compare import compare_rates
     from edlm_jax.evaluation.tasks import load_tasks
     from edlm_jax.models.backend import describe
     from edlm_jax.pretrained import Text, load_pretrained, load_spec

@@ -29,7 +29,7 @@ from edlm_jax.decoding import Decoder, Mode, check_settings, refuse_prompts
 from edlm_jax.decoding.generation import Generation, forwards_by_tokens
 from edlm_jax.decoding.modes import Autoregressive, PromptLookup, QuadraticSpeculation, SelfSpeculation
 from edlm_jax.errors import InputError, StoppedError
-from edlm_jax.evaluation.speed import compare_rates
+from edlm_jax.evaluation.compare import compare_rates
 from edlm_jax.files import write_whole
 from edlm_jax.models.lora import ADAPTER_NAMES
 from edlm_jax.pretrained import Text, load_pretrained, load_spec, load_tokenizer, save_pretrained

@@ -5,12 +5,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from edlm_jax.decoding import Decoder, Engine, Generation, Mode, RequestSettings, Sampling
+from edlm_jax.decoding import Decoder, Engine, Generation, RequestSettings, Sampling
 from edlm_jax.decoding.ends import read_ends
 from edlm_jax.decoding.prompts import bucket, row_seeds
 from edlm_jax.decoding.requests import MOST_ENDS
 from edlm_jax.decoding.stopping import Reader, check_stop
 from edlm_jax.errors import InputError
+
+Prompts = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -25,16 +27,9 @@ class Decoded:
 
 
 def decode_batches(
-    decoder: Decoder,
-    prompts: Sequence[Sequence[int]],
-    *,
-    on_batch: Callable[[int], None] = lambda count: None,
-    **how,
+    decoder: Decoder, prompts: Prompts, *, on_batch: Callable[[int], None] = lambda count: None, **how
 ) -> list[Decoded]:
-    """Every prompt's result of `decode_each`, in the order of the prompts.
-
-    `on_batch` is called now and then with the number of prompts that are finished.
-    """
+    """Of `decode_each`, in the prompts' order; `on_batch` hears now and then how many prompts are finished."""
     decoded: dict[int, Decoded] = {}
     for batch in decode_each(decoder, prompts, **how):
         decoded |= batch
@@ -43,14 +38,9 @@ def decode_batches(
 
 
 def decode_each(
-    decoder: Decoder,
-    prompts: Sequence[Sequence[int]],
-    *,
-    batch_size: int,
-    seeds: Sequence[int] | None = None,
-    **decoding,
+    decoder: Decoder, prompts: Prompts, *, batch_size: int, seeds: Sequence[int] | None = None, **decoding
 ) -> Iterator[dict[int, Decoded]]:
-    """Yields results by their prompts' indices, as they come.
+    """Yields results by their prompts' indices, as they come; InputError names one that cannot be decoded by its index.
 
     More prompts than rows go through the engine, where a row that ends makes room for the next prompt; fewer are one
     batch, which compiles less. The results are the same.
@@ -59,9 +49,6 @@ def decode_each(
       batch_size: rows decoded at a time; a batch is filled up with rows that count for nothing.
       seeds: one a prompt (default: those of seed 0), so that a prompt draws the same noise in any batch.
       decoding: the decoder's other arguments: mode, limit, ends ...
-
-    Raises:
-      InputError: a prompt that cannot be decoded, by its index in `prompts`.
     """
     for reason in decoder.refuse(prompts, **decoding).values():  # before the first row, and by its own index
         raise InputError(reason)
@@ -70,7 +57,7 @@ def decode_each(
     # The engine's rows lie on one device, end at few tokens, and are as sure as the checkpoint's own code says.
     suits_the_engine = decoder.weights.groups == 1 and len(ends) <= MOST_ENDS and sampling.confidence is None
     if len(prompts) > batch_size and suits_the_engine:
-        yield from _in_slots(decoder, prompts, seeds, batch_size, **decoding)
+        yield from _in_slots(decoder, prompts, seeds, batch_size, **decoding | dict(sampling=sampling, ends=ends))
         return
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths together: little padding
     for start in range(0, len(order), batch_size):
@@ -80,9 +67,7 @@ def decode_each(
         yield dict(zip(chosen, _rows(result), strict=False))
 
 
-def decode_to_longest(
-    decoder: Decoder, prompts: Sequence[Sequence[int]], limits: Sequence[int], **decoding
-) -> list[Decoded]:
+def decode_to_longest(decoder: Decoder, prompts: Prompts, limits: Sequence[int], **decoding) -> list[Decoded]:
     """`decode_batches` with the longest limit for every prompt that leaves room for it, and its own for the others.
 
     A higher limit changes no earlier token, and each one would be compiled again.
@@ -97,24 +82,12 @@ def decode_to_longest(
     return [decoded[index] for index in range(len(prompts))]
 
 
-def _in_slots(
-    decoder: Decoder,
-    prompts: Sequence[Sequence[int]],
-    seeds: Sequence[int],
-    slots: int,
-    *,
-    mode: Mode | None = None,
-    limit: int,
-    sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
-    ends=None,
-    stop=(),
-    detokenize=None,
-) -> Iterator[dict[int, Decoded]]:
+def _in_slots(decoder, prompts: Prompts, seeds, slots, *, limit, sampling, ends, mode=None, stop=(), detokenize=None):
     """The results, about as many at a time as there are slots."""
     stop = check_stop(stop, detokenize)
     columns = min(bucket(max(map(len, prompts)) + limit, 64), decoder.spec.max_length)
     engine = Engine(decoder, mode, slots=slots, columns=columns, least=slots)
-    ids = [int(token) for token in read_ends(ends) if token >= 0]
+    ids = [int(token) for token in ends if token >= 0]
     how = dict(ends=ids, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
     waiting, growing, ready = deque(range(len(prompts))), {}, {}
     while waiting or engine.live:

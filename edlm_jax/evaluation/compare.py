@@ -3,7 +3,9 @@
 import functools
 import itertools
 import random
-from collections.abc import Callable, Sequence
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,6 @@ from edlm_jax.decoding.generation import forwards_by_tokens
 from edlm_jax.decoding.modes import Autoregressive, Diffusion, Mars, trained_mode
 from edlm_jax.diffusion import Layout
 from edlm_jax.errors import InputError, check_range
-from edlm_jax.evaluation.speed import compare_rates
 from edlm_jax.evaluation.tasks import check_task, choose_questions, decoded_questions, load_tasks, need_decoded
 from edlm_jax.evaluation.tasks.task import Outcome, Task, Way
 from edlm_jax.models import Transformer
@@ -24,6 +25,8 @@ from edlm_jax.training.initial import read_spec
 from edlm_jax.training.run import Run
 
 AR = Autoregressive()
+Call = Callable[[list[list[int]]], list[list[int]]]  # prompts -> new tokens of each
+Say = Callable[[str], None]  # of a part that is measured
 _REPEATS = 3  # timings of each prompt
 
 
@@ -97,11 +100,7 @@ def compare(
 
 
 def compare_accuracy(
-    ways: Sequence[Way],
-    tasks: Sequence[Task],
-    text: Text,
-    batch_size: int,
-    say: Callable[[str], None] = lambda what: None,
+    ways: Sequence[Way], tasks: Sequence[Task], text: Text, batch_size: int, say: Say = lambda what: None
 ) -> list[dict[str, Any]]:
     """One dict per way: accuracy over all questions and by kind; of decoded ones tokens per forward and forwards."""
     found: dict[Any, list[Outcome]] = {}  # what does not depend on a threshold is measured at one
@@ -134,11 +133,7 @@ def summarise(kinds: Sequence[str], outcomes: Sequence[Outcome]) -> dict[str, An
 
 
 def compare_speed(
-    ways: Sequence[Way],
-    tasks: Sequence[Task],
-    text: Text,
-    timed_prompts: int,
-    say: Callable[[str], None] = lambda what: None,
+    ways: Sequence[Way], tasks: Sequence[Task], text: Text, timed_prompts: int, say: Say = lambda what: None
 ) -> list[dict[str, float]]:
     """One dict per way: tokens per second at batch 1, over prompts drawn from all that is decoded; else nothing.
 
@@ -154,6 +149,37 @@ def compare_speed(
     calls = {str(way.mode): lambda batch, way=way: way.decoder(batch, way.mode, **how).tokens for way in ways}
     rates = compare_rates(calls, prompts, 1, _REPEATS, lambda count: say("timing"))
     return [{"tokens_per_second": rates[str(way.mode)]} for way in ways]
+
+
+def compare_rates(
+    ways: Mapping[str, Call],
+    prompts: Sequence[list[int]],
+    batch_size: int,
+    repeats: int,
+    on_batch: Callable[[int], None] = lambda count: None,
+) -> dict[str, float]:
+    """Generated tokens per second of each way, prompts taken `batch_size` at a time.
+
+    Ways take turns, in an order drawn anew each time, and a batch's time is the median of its repeats. Each turn is two
+    calls of which the second counts: the first one compiles, allocates, and brings back into the caches what the way
+    before has driven out. `on_batch` is called with the number of batches that are finished.
+    """
+    batches = [list(prompts[i : i + batch_size]) for i in range(0, len(prompts) - batch_size + 1, batch_size)]
+    tokens, seconds, dice = dict.fromkeys(ways, 0), dict.fromkeys(ways, 0.0), random.Random(0)
+    for count, batch in enumerate(batches, 1):
+        times, made = {name: [] for name in ways}, {}
+        for _ in range(repeats):
+            for name in dice.sample(list(ways), len(ways)):
+                ways[name](batch)
+                start = time.perf_counter()
+                new = ways[name](batch)
+                times[name].append(time.perf_counter() - start)
+                made[name] = sum(map(len, new))
+        for name in ways:
+            tokens[name] += made[name]
+            seconds[name] += statistics.median(times[name])
+        on_batch(count)
+    return {name: tokens[name] / seconds[name] for name in ways}
 
 
 def results_by_mode(modes: Sequence[Mode], *measured: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def embed(model: Transformer, rows: Sequence[Sequence[int]], *, pattern: Pattern
         chosen = order[start : start + batch_size]
         T = bucket(len(rows[chosen[-1]]), _SHORTEST)
         T += -T % getattr(pattern, "block_length", 1)
-        tokens_BT, real_BT = np.zeros((batch_size, T), np.int32), np.zeros((batch_size, T), np.int32)
+        tokens_BT, real_BT = np.zeros((2, batch_size, T), np.int32)
         for place, index in enumerate(chosen):
             tokens_BT[place, : len(rows[index])], real_BT[place, : len(rows[index])] = rows[index], 1
         vectors[chosen] = _mean_hidden(graphdef, state, tokens_BT, real_BT, pattern)[: len(chosen)]

@@ -113,9 +113,8 @@ class EdlmLM(TemplateLM):
         contexts = [self.tok_encode(request.args[0]) or [self.prefix_token_id] for request in requests]
         prompts = self._cut(contexts, [given["max_gen_toks"] for given in kwargs])
         groups: dict[tuple[str, bool], list[int]] = defaultdict(list)
-        for index, request in enumerate(requests):
-            chat = request.args[0].startswith(RENDERED)
-            groups[json.dumps(request.args[1], sort_keys=True), chat].append(index)
+        for index, (context, given) in enumerate(request.args for request in requests):
+            groups[json.dumps(given, sort_keys=True), context.startswith(RENDERED)].append(index)
         texts, new_tokens, forwards = [""] * len(requests), 0, 0
         seeds = row_seeds(self.seed, len(requests)).tolist()
         with tqdm(total=len(requests), desc="generate_until", disable=disable_tqdm) as bar:
@@ -123,16 +122,11 @@ class EdlmLM(TemplateLM):
                 begun, given = bar.n, kwargs[members[0]]
                 decoding = self._decoding(given)
                 members = self._decodable(members, prompts, requests, decoding)
-                decoded = decode_batches(
-                    self.decoder,
-                    [prompts[i] for i in members],
-                    batch_size=self.batch_size,
-                    seeds=[seeds[i] for i in members],
-                    on_batch=lambda done, begun=begun: bar.update(begun + done - bar.n),
-                    stop=[text for text in [*given["until"], self.text.turn_stop if chat else ""] if text],
-                    detokenize=self.text,
-                    **decoding,
-                )
+                stop = [text for text in [*given["until"], self.text.turn_stop if chat else ""] if text]
+                show = lambda done, begun=begun: bar.update(begun + done - bar.n)  # noqa: E731
+                how = dict(batch_size=self.batch_size, on_batch=show, stop=stop, detokenize=self.text, **decoding)
+                asked, own_seeds = [prompts[i] for i in members], [seeds[i] for i in members]
+                decoded = decode_batches(self.decoder, asked, seeds=own_seeds, **how)
                 for i, row in zip(members, decoded, strict=True):
                     texts[i] = row.text
                     self.cache_hook.add_partial("generate_until", requests[i].args, texts[i])

@@ -47,12 +47,11 @@ def heldout_loss(model: Transformer, data: Data, tokenizer, layout: Layout) -> f
     end token and has no loss on what follows. Neither counts filler among the tokens. (Of text without a prompt AR
     predicts all but the first token.)
     """
-    objective, (graphdef, state) = heldout_objective(model, layout), nnx.split(model)
-    total, tokens = 0.0, 0.0
+    objective, (graphdef, state), sums = heldout_objective(model, layout), nnx.split(model), np.zeros(2)
     with on_mesh(mesh_of(state)):
         for index, batch in enumerate(EvalBatches(data, tokenizer)):
-            more, more_tokens = jax.device_get(nats(graphdef, state, objective, batch, np.int32(index)))
-            total, tokens = total + float(more), tokens + float(more_tokens)
+            sums += jax.device_get(nats(graphdef, state, objective, batch, np.int32(index)))
+    total, tokens = sums.tolist()
     if not tokens:
         raise InputError("the held-out set has no token that carries loss")
     return total / tokens

@@ -27,6 +27,7 @@ from edlm_jax.training.objective import Objective
 
 _SHORTEST = 32  # columns of the smallest row; rows double from here, so that mixed lengths compile few programs
 _AT_ONCE = 8  # samples in one forward
+Pairs = Sequence[tuple[Sequence[int], Sequence[int]]]  # of context and continuation
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,7 @@ class Likelihood:
 
 
 def log_likelihood(
-    model: Transformer,
-    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
-    *,
-    mode: str | None = None,
-    num_samples: int = 32,
-    seed: int = 0,
+    model: Transformer, pairs: Pairs, *, mode: str | None = None, num_samples: int = 32, seed: int = 0
 ) -> list[Likelihood]:
     """Of each (context, continuation), by "ar" or "diffusion" (default: as the model was made).
 

@@ -30,15 +30,9 @@ def passes(program: str, seconds: float) -> bool:
     ):
         given.write(f"{word}\n{int(seconds) + 1}\n{_MEMORY}\n{program}".encode(errors="surrogatepass"))
         given.seek(0)
-        process = subprocess.Popen(
-            [sys.executable, "-I", str(_CHILD)],
-            stdin=given,
-            stdout=verdict,
-            stderr=subprocess.DEVNULL,
-            cwd=folder,
-            env={"PATH": defpath, "HOME": folder, "TMPDIR": folder},
-            start_new_session=True,
-        )
+        streams = dict(stdin=given, stdout=verdict, stderr=subprocess.DEVNULL)
+        where = dict(cwd=folder, env={"PATH": defpath, "HOME": folder, "TMPDIR": folder}, start_new_session=True)
+        process = subprocess.Popen([sys.executable, "-I", str(_CHILD)], **streams, **where)
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:

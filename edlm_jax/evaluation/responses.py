@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def fingerprint(directory: Path) -> str:
     return digest.hexdigest()
 
 
-class ResponseFile:
+class ResponseFile(AbstractContextManager):
     """The file of one call's responses, open and locked; a context manager."""
 
     def __init__(self, path: Path, record: Mapping[str, Any]):
@@ -91,9 +92,6 @@ class ResponseFile:
         if not beside.exists():
             write_whole(beside, json.dumps(record, indent=2) + "\n")
         self._read()
-
-    def __enter__(self) -> "ResponseFile":
-        return self
 
     def __exit__(self, *exception):
         self._file.close()

@@ -38,7 +38,7 @@ def check_task(entry: Mapping[str, Any]) -> None:
     if name == "tasks":
         open_source(fields)
         return
-    check_fields(_parameters(name), fields, f"task {name}")
+    check_fields(_parameters(name).values(), fields, f"task {name}")
     for field, value in fields.items():
         if not isinstance(value, str) and not 0 < value < math.inf:
             raise InputError(f"{field} of task {name} must be positive and finite, not {value}")
@@ -48,21 +48,22 @@ def check_task(entry: Mapping[str, Any]) -> None:
 
 def reads_file(name: str) -> bool:
     """Does a task take its questions from a file?"""
-    return any(parameter.name == "path" for parameter in _parameters(name))
+    return "path" in _parameters(name)
 
 
 def parse_task(text: str) -> dict[str, Any]:
     """An entry from "name" or "name:field=value,field=value": humaneval:max_new_tokens=256,seconds=5."""
     name, _, rest = text.partition(":")
-    entry, known = {"task": name}, {parameter.name: parameter.annotation for parameter in _parameters(name)}
+    entry, known = {"task": name}, _parameters(name)
     for part in filter(None, rest.split(",")):
         field, _, value = part.partition("=")
         if field not in known:
             raise InputError(f"task {name} has no field {field!r}; it has {', '.join(known) or 'none'}")
         try:
-            entry[field] = known[field](value)
+            entry[field] = known[field].annotation(value)
         except ValueError:
-            raise InputError(f"{field} of task {name} must be {known[field].__name__}, not {value!r}") from None
+            kind = known[field].annotation.__name__
+            raise InputError(f"{field} of task {name} must be {kind}, not {value!r}") from None
     return entry
 
 
@@ -125,9 +126,9 @@ def _split(entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return name, {field: entry[field] for field in entry if field != "task"}
 
 
-def _parameters(name: str) -> list[inspect.Parameter]:
+def _parameters(name: str) -> dict[str, inspect.Parameter]:
     """What a task may be told, beside the tokenizer; a source's fields are its own."""
     if not isinstance(name, str) or name not in TASKS:
         raise InputError(f"unknown task {name!r}; known tasks: {', '.join(TASKS)}")
-    _, *parameters = inspect.signature(TASKS[name]).parameters.values()
-    return [parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+    _, *parameters = inspect.signature(TASKS[name]).parameters.items()
+    return {field: parameter for field, parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}

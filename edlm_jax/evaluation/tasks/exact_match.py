@@ -25,8 +25,7 @@ def exact_match(tokenizer, **source) -> Task:
             raise InputError(f"a task needs a prompt and a response; {source} has {', '.join(document)}")
         ((tokens_L, loss_mask_L),) = tokens  # prompt and answer split as in training
         prompt, answer = (tokens_L[loss_mask_L == learned].tolist() for learned in (0, 1))
-        kind = document["kind"] if "kind" in document else "all"
-        expected = read_after(text.whole, prompt, answer[:-1])
+        expected, kind = read_after(text.whole, prompt, answer[:-1]), document.get("kind", "all")
         questions.append(Question(prompt, expected, len(answer), kind, documents.locate(index)))
     return Task("tasks", tuple(questions), ExactMatch())
 

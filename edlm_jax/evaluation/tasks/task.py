@@ -96,8 +96,7 @@ class PassesTests(Scorer):
     seconds: float  # that a program has
 
     def score(self, questions: Sequence[Question], way: Way, text: Text, batch_size: int) -> list[Outcome]:
-        how = dict(stop=self.stop, detokenize=text)
-        rows = decode_questions(way.decoder, way.mode, questions, text, batch_size, **how)
+        rows = decode_questions(way.decoder, way.mode, questions, text, batch_size, stop=self.stop, detokenize=text)
         programs = [row.text.join(question.answer) for question, row in zip(questions, rows, strict=True)]
         with ThreadPoolExecutor(min(os.cpu_count() or 1, _AT_ONCE)) as pool:  # threads that wait for processes
             passed = pool.map(passes, programs, itertools.repeat(self.seconds))
