@@ -75,19 +75,16 @@ def train_step_report(run: Run, spec: ModelSpec, mesh: Mesh) -> dict[str, Any]:
     def under(room: Room) -> dict[str, Any]:
         return _compile(lambda: lower_step(room.of(run), spec, mesh), device) | room._asdict()
 
-    memory = describe(device.device_kind).memory_bytes
-    leaves_room = lambda room: "reason" not in under(room) and fits(under(room)["peak_bytes"], memory)  # noqa: E731
-    report = under(find_room(run, mesh, leaves_room))
+    known = describe(device.device_kind)
+    enough = lambda room: "reason" not in under(room) and fits(under(room)["peak_bytes"], known.memory_bytes)  # noqa: E731
+    report = under(find_room(run, mesh, enough))
     objective, B, L = run.objective.of_model(spec), run.data.batch_size, run.data.length
     flops = step_flops(spec, objective, B, L, run.start.lora)
     report |= dict(batch_size=B, length=L, model_flops=flops, flops_per_device=flops / mesh.size)
     if report["fits"]:
         done = flops + again_flops(spec, objective, B, L, report["remat"])
         moved = dict(memory_bytes=report["memory_traffic_bytes"], link_bytes=link_bytes(report["collectives"]))
-        bound = speed_bound(
-            describe(device.device_kind), flops=done / mesh.size, useful_flops=flops / mesh.size, **moved
-        )
-        report["at_best"] = bound
+        report["at_best"] = speed_bound(known, flops=done / mesh.size, useful_flops=flops / mesh.size, **moved)
     layout, tiles = objective.layout, run.start.tiles or (GPU_TILES if device.platform == "gpu" else TILES)
     if not layout.noisy_length:  # what chosen copies visit is known inside the step alone
         report["attention_tiles"] = tiles_report(layout, L, tiles, mesh.shape["context"])
@@ -104,8 +101,7 @@ def tiles_report(layout: Layout, length: int, tiles: Tiles, pieces: int) -> dict
     if has_partial_tiles(in_pieces, width, width, tiles):  # else all that is visited is needed
         pattern = in_pieces
     visited, total = count_tiles(pattern, width, width, tiles)
-    side = math.sqrt(width * width / total)
-    ideal = layout.fewest_tiles(length / side)
+    ideal = layout.fewest_tiles(length / math.sqrt(width * width / total))
     return dict(queries=tiles.queries, keys=tiles.keys, visited=visited, total=total, over_ideal=visited / ideal)
 
 

@@ -81,9 +81,8 @@ def whole_mask(pattern: Pattern, segments_BT, copies_BM=None) -> np.ndarray:
 
 def attend_masked(q_BTNH, k_BSKH, v_BSKH, *, mask_BTS, implementation: str = "xla"):
     """What a framework without kernels of its own does."""
-    return jax.nn.dot_product_attention(
-        q_BTNH, k_BSKH, v_BSKH, mask=jnp.asarray(mask_BTS)[:, None], implementation=implementation
-    )
+    mask_B1TS = jnp.asarray(mask_BTS)[:, None]
+    return jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, mask=mask_B1TS, implementation=implementation)
 
 
 def random_arrays(rows: int, columns: int, heads: int, key_heads: int, head_size: int, dtype: str) -> list[jax.Array]:

@@ -15,9 +15,7 @@ from typing import Any
 _LAUNCH = (
     r"kCustomKernel .*\] (\w+?_kernel)((?:__\d+)?) grid: \[[\d, ]+\] threads: \[([\d, ]+)\]\s+shared_memory: (\d+)"
 )
-_TARGET = re.compile(r"^\.target\s+(\w+)", re.MULTILINE)
-_STORES = re.compile(r"stack frame, (\d+) bytes spill stores")
-_REGISTERS = re.compile(r"Used (\d+) registers")
+_REGISTERS, _SPILLS = r"Used (\d+) registers", r"(\d+) bytes spill stores"
 
 
 def kernels(dump: Path) -> list[dict[str, Any]]:
@@ -38,10 +36,10 @@ def _assembled(dump: Path, entry: str) -> dict[str, int | None]:
     ptx = next((file for file in files if entry in file.read_text(encoding="utf-8")), None)
     if ptx is None or ptxas is None:
         return dict(registers=None, spill_bytes=None)
-    target = _TARGET.search(ptx.read_text(encoding="utf-8"))[1]
+    target = re.search(r"^\.target\s+(\w+)", ptx.read_text(encoding="utf-8"), re.MULTILINE)[1]
     command = [ptxas, "--verbose", "--gpu-name", target, str(ptx), "--output-file", "/dev/null"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    return dict(registers=int(_REGISTERS.search(said)[1]), spill_bytes=int(_STORES.search(said)[1]))
+    return dict(registers=int(re.search(_REGISTERS, said)[1]), spill_bytes=int(re.search(_SPILLS, said)[1]))
 
 
 def _ptxas() -> str | None:

@@ -154,8 +154,8 @@ def peer_inputs(
         else:
             mask = _tensor(whole_mask(pattern, segments_BT[rows], copies_BM), device)[:, None]
         ids, positions, targets = (_tensor(x[rows], device).long() for x in (tokens_BT, positions_BT, targets_BM))
-        inputs = dict(input_ids=ids, position_ids=positions)
-        parts.append((inputs, mask, targets, _tensor(weights_BM[rows], device).float()))
+        weights = _tensor(weights_BM[rows], device).float()
+        parts.append((dict(input_ids=ids, position_ids=positions), mask, targets, weights))
     return parts
 
 

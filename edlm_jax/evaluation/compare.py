@@ -26,6 +26,8 @@ from edlm_jax.training.run import Run
 
 AR = Autoregressive()
 Call = Callable[[list[list[int]]], list[list[int]]]  # prompts -> new tokens of each
+Prompts = Sequence[list[int]]
+OnBatch = Callable[[int], None]  # hears how many batches are finished
 Say = Callable[[str], None]  # of a part that is measured
 _REPEATS = 3  # timings of each prompt
 
@@ -152,17 +154,13 @@ def compare_speed(
 
 
 def compare_rates(
-    ways: Mapping[str, Call],
-    prompts: Sequence[list[int]],
-    batch_size: int,
-    repeats: int,
-    on_batch: Callable[[int], None] = lambda count: None,
+    ways: Mapping[str, Call], prompts: Prompts, batch_size: int, repeats: int, on_batch: OnBatch = lambda count: None
 ) -> dict[str, float]:
     """Generated tokens per second of each way, prompts taken `batch_size` at a time.
 
     Ways take turns, in an order drawn anew each time, and a batch's time is the median of its repeats. Each turn is two
     calls of which the second counts: the first one compiles, allocates, and brings back into the caches what the way
-    before has driven out. `on_batch` is called with the number of batches that are finished.
+    before has driven out.
     """
     batches = [list(prompts[i : i + batch_size]) for i in range(0, len(prompts) - batch_size + 1, batch_size)]
     tokens, seconds, dice = dict.fromkeys(ways, 0), dict.fromkeys(ways, 0.0), random.Random(0)

@@ -28,6 +28,8 @@ from edlm_jax.pretrained.chat import encode_chat
 from edlm_jax.pretrained.encode import encode_text
 from edlm_jax.pretrained.source import TOKENIZER_FILES
 
+Asked = Mapping[int, Mapping[str, Any]]  # questions by their documents' places
+Prompts = Mapping[int, list[int]]  # their tokens
 _READ = ("*.safetensors", "*.gguf", "*.json", *TOKENIZER_FILES)
 
 
@@ -96,7 +98,7 @@ class ResponseFile(AbstractContextManager):
     def __exit__(self, *exception):
         self._file.close()
 
-    def check_questions(self, questions: Mapping[int, Mapping[str, Any]]) -> None:
+    def check_questions(self, questions: Asked) -> None:
         """Raises InputError if a line answers another question than the one that now has its index."""
         for index, question in self.done.items():
             if json.dumps(question) != json.dumps(questions.get(index)):  # by text: no NaN is another's equal
@@ -140,21 +142,14 @@ class ResponseFile(AbstractContextManager):
 
 
 def respond(
-    decoder: Decoder,
-    questions: Mapping[int, Mapping[str, Any]],
-    prompts: Mapping[int, list[int]],
-    out: ResponseFile,
-    *,
-    limit: int,
-    ends: Sequence[int],
-    **decoding,
+    decoder: Decoder, questions: Asked, prompts: Prompts, out: ResponseFile, *, limit: int, ends: Sequence[int], **how
 ) -> Iterator[list[Decoded]]:
     """Answers the questions at these indices, whose tokens `prompts` are; yields each batch when it is in the file."""
     indices = list(prompts)
-    for batch in decode_each(decoder, list(prompts.values()), limit=limit, ends=ends, **decoding):
+    for batch in decode_each(decoder, list(prompts.values()), limit=limit, ends=ends, **how):
         documents = []
         for i, row in sorted(batch.items()):
-            how = dict(ended=len(row.tokens) < limit or row.tokens[-1] in ends, accepted_at=row.accepted_at)
-            documents.append(dict(index=indices[i]) | answered(questions[indices[i]], row.text) | how)
+            counts = dict(ended=len(row.tokens) < limit or row.tokens[-1] in ends, accepted_at=row.accepted_at)
+            documents.append(dict(index=indices[i]) | answered(questions[indices[i]], row.text) | counts)
         out.append(documents)
         yield list(batch.values())

@@ -26,6 +26,5 @@ def multiple_choice(tokenizer, path: str, num_samples: int = 32) -> Task:
         prompt = f"Question: {get_field(row, 'question', str, where)}\nAnswer:"
         tokens = tuple(encode_more(tokenizer, f" {choice.strip()}", prompt) for choice in choices)
         longest = max(map(len, tokens))
-        question = Question(encode_text(tokenizer, prompt), (tokens, answer), longest, "multiple_choice", where)
-        questions.append(question)
+        questions.append(Question(encode_text(tokenizer, prompt), (tokens, answer), longest, "multiple_choice", where))
     return Task("multiple_choice", tuple(questions), LikeliestChoice(num_samples))

@@ -68,10 +68,7 @@ def reach(tokenizer, path: str, chunks: int = 4, metres: float = 0.15) -> Task:
 
 def _joined(before: Decoded, after: Decoded) -> Decoded:
     """As if they were one row's."""
-    return Decoded(
-        before.tokens + after.tokens,
-        None,
-        before.denoise_forwards + after.denoise_forwards,
-        before.commit_forwards + after.commit_forwards,
-        before.accepted_at + [before.denoise_forwards + at if at else 0 for at in after.accepted_at],
-    )
+    later = [before.denoise_forwards + at if at else 0 for at in after.accepted_at]
+    denoise = before.denoise_forwards + after.denoise_forwards
+    commit = before.commit_forwards + after.commit_forwards
+    return Decoded(before.tokens + after.tokens, None, denoise, commit, before.accepted_at + later)
