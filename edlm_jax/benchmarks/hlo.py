@@ -113,7 +113,7 @@ def array_bytes(kind: str, *, first: bool = False, near: bool = False) -> int:
 
 
 def _started_bytes(base: str, kind: str) -> int:
-    """Of an asynchronous start's type: (operands, results, ...), each maybe a tuple; an all-reduce has results alone."""
+    """An asynchronous start's type is (operands, results, ...), each maybe a tuple; an all-reduce has results alone."""
     if base == "all-reduce":
         return array_bytes(kind, near=True)
     parts = re.findall(r"\([^()]*\)|[a-z]\w*\[[\d,]*\]", re.sub(r"\{[^{}]*\}", "", kind)[1:-1])
