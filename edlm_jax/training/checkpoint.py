@@ -256,7 +256,7 @@ def abstract_model(
 
 def with_shardings(abstract, shardings):
     """A tree of ShapeDtypeStructs that carry shardings."""
-    return jax.tree.map(lambda x, sharding: x.update(sharding=sharding), abstract, shardings)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
 
 
 def _write_tokenizer(directory: Path, spec: ModelSpec) -> None:
