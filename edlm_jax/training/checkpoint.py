@@ -170,9 +170,9 @@ def check_workdir(workdir: Path, config: str) -> int | None:
 
 def check_unchanged(workdir: Path, fingerprints: Mapping[str, str], spec: ModelSpec, tokenizer) -> None:
     """Refuses to go on with a run whose tokenizer is not the one that it began with, or what has a fingerprint."""
-    before = read_json(workdir / "model.json")
-    changed = [f"config.objective.{name}" for name, own in fingerprints.items() if before.get(name) != own]
-    if not reads_alike(tokenizer, load_tokenizer(workdir / "tokenizer", spec.vocab_size)):
+    before, directory = read_json(workdir / "model.json"), workdir / "tokenizer"  # older runs have not all of it
+    changed = [f"config.objective.{name}" for name, own in fingerprints.items() if before.get(name) not in (None, own)]
+    if directory.is_dir() and not reads_alike(tokenizer, load_tokenizer(directory, spec.vocab_size)):
         changed.append("the tokenizer")
     if changed:
         raise InputError(
@@ -183,8 +183,10 @@ def check_unchanged(workdir: Path, fingerprints: Mapping[str, str], spec: ModelS
 
 def check_sizes(checkpoint: Path, data: BatchIterator, sources: Sequence[Mapping[str, Any]]) -> None:
     """Refuses to go on from a checkpoint with sources that have grown or shrunk since."""
-    sizes = json.loads((checkpoint / "data" / _SIZES).read_text())
-    for source, before, tally in zip(sources, sizes, data.tallies, strict=True):
+    path = checkpoint / "data" / _SIZES
+    if not path.exists():  # written before sizes were
+        return
+    for source, before, tally in zip(sources, json.loads(path.read_text()), data.tallies, strict=True):
         if before != tally.size:
             raise InputError(
                 f"{dict(source)} had {before:,} documents when {checkpoint} was written and has {tally.size:,} now: "
@@ -211,9 +213,9 @@ def trained_spec(workdir: Path) -> tuple[ModelSpec, Lora | None]:
     if not (workdir / "model.json").exists() or not (workdir / "checkpoints").is_dir():
         raise InputError(f"{workdir} is not the work directory of a training run (no model.json and checkpoints in it)")
     described, tokenizer = read_json(workdir / "model.json"), workdir / "tokenizer"
-    source = str(tokenizer.absolute()) if tokenizer.is_dir() else described["source"]
-    known = described["lora"]
-    lora = Lora(**known | {"targets": tuple(known["targets"])}) if known else None
+    source = str(tokenizer.absolute()) if tokenizer.is_dir() else described["source"]  # older runs keep none
+    known = described.get("lora")  # nor say that they have no adapters
+    lora = Lora(**known | {"targets": tuple(known.get("targets", ()))}) if known else None
     return ModelSpec.from_hf(described["config"], source=source), lora
 
 

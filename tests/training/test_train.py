@@ -259,7 +259,7 @@ def test_a_corpus_that_has_grown_is_not_continued(config, corpus, tmp_path):
         train(Run.of(config), tmp_path / "run")
     assert "\n" not in str(error.value)
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
-    (tmp_path / "train.jsonl").write_text(lines)
+    (tmp_path / "run" / "checkpoints" / "1" / "data" / "documents.json").unlink()  # as older versions wrote it
     assert train(Run.of(config), tmp_path / "run")["completed"]
 
 
