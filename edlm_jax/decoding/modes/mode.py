@@ -94,14 +94,29 @@ class Mode:
         return Causal()
 
     @property
+    def shared(self) -> int:
+        """The most tokens of a prompt that its first block may have."""
+        return 0
+
+    @property
+    def threshold(self) -> float | None:
+        """The confidence with which tokens are accepted: an option of most modes."""
+        return None
+
+    @property
+    def rule(self) -> Rule | None:
+        """What accepts instead: an option of some."""
+        return None
+
+    @property
     def acceptance(self) -> Rule:
-        """The rule that accepts, as the options `rule` and `threshold` say; without them, a token a forward."""
-        return vars(self).get("rule") or Threshold(vars(self).get("threshold", 1.0))
+        """The rule that accepts; without a threshold or one of its own, a token a forward."""
+        return self.rule or Threshold(1.0 if self.threshold is None else self.threshold)
 
     @property
     def has_threshold(self) -> bool:
-        """Does its option `threshold` say what is accepted?"""
-        return "threshold" in vars(self) and vars(self).get("rule") is None
+        """Does the threshold say what is accepted?"""
+        return self.threshold is not None and self.rule is None
 
     @property
     def compiled_in(self) -> Self:
@@ -142,9 +157,7 @@ class Mode:
         C, mask_id, conversion = self.unit, self.banned_id, call.spec.conversion
         if mask_id is None and conversion is not None:
             mask_id = conversion.mask_token_id  # no token of a converted model, though this mode puts none in
-        # Counted from position 0, up to C - 1 tokens of the prompt lie in the first block.
-        shared = C - 1 if vars(self).get("grid") == "position" else 0
-        prompts, given = split_prompts(prompts, shared + 1)
+        prompts, given = split_prompts(prompts, self.shared + 1)
         prompts_BP, pad_B = pad_prompts(prompts, C, call.spec.max_length)
         request = Request(
             prompts_BP=prompts_BP,
@@ -159,7 +172,7 @@ class Mode:
         )
         settings = Settings(
             mode=self.compiled_in,
-            room=-(-(call.room + shared) // C) * C,
+            room=-(-(call.room + self.shared) // C) * C,
             mask_id=mask_id,
             shifted=conversion is not None and conversion.alignment == "shifted",
             draw=call.sampling.draw(conversion),
@@ -219,6 +232,10 @@ class BlockMode(MaskMode):
     def prompt_pattern(self) -> Pattern:
         assert self.prefill  # as above
         return PLAIN[self.prefill](self.unit)
+
+    @property
+    def shared(self) -> int:
+        return self.unit - 1 if self.grid == "position" else 0  # blocks are counted from position 0
 
     @property
     def commit(self) -> str | None:
