@@ -69,6 +69,7 @@ class InPieces(Pattern):
 
     @cached_property
     def query_order(self) -> np.ndarray:
+        """`order` of the queries."""
         count = self.queries or self.length
         return self.order.reshape(self.pieces, -1)[:, : count // self.pieces].reshape(-1)
 

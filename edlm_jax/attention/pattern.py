@@ -55,6 +55,7 @@ class Causal(Pattern):
     """
 
     def allowed(self, q, k):
+        """Key not later than query."""
         return k <= q
 
 
@@ -63,6 +64,7 @@ class Bidirectional(Pattern):
     """Everyone looks at everyone (Dream, LLaDA): no KV cache can be exact under it."""
 
     def allowed(self, q, k):
+        """Always."""
         return (q == q) & (k == k)
 
 
@@ -82,6 +84,7 @@ class BlockCausal(Pattern):
         check_range("block_length", self.block_length)
 
     def allowed(self, q, k):
+        """Key's block not later than query's block."""
         return k // self.block_length <= q // self.block_length
 
 
@@ -204,9 +207,11 @@ class SlidingWindow(Pattern):
     window: int
 
     def allowed(self, q, k):
+        """As the pattern says, and near."""
         return self.pattern.allowed(q, k) & (abs(self.place(q) - self.place(k)) < self.window)
 
     def place(self, column):
+        """The pattern's."""
         return self.pattern.place(column)
 
 
@@ -218,6 +223,7 @@ class PromptThenBlock(Pattern):
     prefill: Pattern
 
     def allowed(self, q, k):
+        """The block sees everything; the prompt never sees the block."""
         return (q >= self.length) | ((k < self.length) & self.prefill.allowed(q, k))
 
 

@@ -32,6 +32,7 @@ from edlm_jax.reports.benchmark import SHOWN
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     add = parser.add_argument
     add("what", choices=tuple(_MEASURES), metavar="WHAT", help=f"one of {', '.join(_MEASURES)}")
     add_shared(parser, "config", required=False)
@@ -59,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure; returns what the command prints with --json."""
     check_numbers(args, "steps", "prompts", "max_new_tokens", "prompt_tokens", "repeats")
     check_numbers(args, "length", least=12)  # a block of the patterns that are tried
     check_numbers(args, "minutes", least=0)
@@ -75,6 +77,7 @@ def exit_code(result: dict[str, Any]) -> int:
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
+    """Print the tables."""
     SHOWN[args.what](result)
 
 

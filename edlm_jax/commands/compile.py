@@ -14,6 +14,7 @@ from edlm_jax.errors import check_range
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     add_shared(parser, "config")
     what = f"TPU chips, for example v5e:4x4 or v5p:4x4x4, or the GPUs of a machine: {', '.join(GPUS)}, as in h100:8"
     parser.add_argument("--topology", required=True, metavar="NAME", help=what)
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Compile; returns the report."""
     check_range("--num_slices", args.num_slices)
     check_range("--hosts", args.hosts)
     os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: a device that is here stays free for others
@@ -36,6 +38,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
+    """Print what fits where."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in result["mesh"].items() if size > 1)
     memory = result["memory_per_device"]
     print(f"{result['chips']} chips, {result['devices']} devices ({result['device_kind']}) as {mesh}")

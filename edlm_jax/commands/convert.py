@@ -14,10 +14,12 @@ from edlm_jax.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     add_shared(parser, "config", "workdir", "wait", "markdown")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Convert; returns the report."""
     run = load_run(args.config, args.overrides)
     from edlm_jax.parallel.processes import connect
 

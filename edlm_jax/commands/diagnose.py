@@ -23,6 +23,7 @@ from edlm_jax.errors import InputError, check_range
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     add_shared(parser, "model")
     parser.add_argument("--baseline", metavar="DIR", help="AR model that it was made from")
     parser.add_argument("--data", metavar="SOURCE", help="tasks, stdlib, or a .txt, .jsonl or .parquet file (tasks)")
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure, write the files; returns the report."""
     check_numbers(args, "count", "batch_size")
     check_numbers(args, "draws", least=0)
     if args.draws == 1:
@@ -97,6 +99,7 @@ def _prepare(args, source):
 
 
 def show(report: dict[str, Any], args: argparse.Namespace) -> None:
+    """Print the tables."""
     from edlm_jax.diagnosis.diagnose import diagnosis_rows
     from edlm_jax.reports.report import print_tables
 

@@ -26,6 +26,7 @@ KIND_OF_SUFFIX = {".txt": "text", ".jsonl": "jsonl", ".parquet": "parquet"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     from edlm_jax.evaluation.tasks import TASKS
 
     add = parser.add_argument
@@ -83,6 +84,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
+    """Print the tables."""
     from edlm_jax.reports.report import print_report
 
     print_report(result, markdown=args.markdown)

@@ -9,6 +9,7 @@ from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", metavar="DIR", help="work directory of `edlm train`")
     source.add_argument("--model", metavar="PATH", help="a model as it is: a GGUF file, a directory or a hub id")
@@ -20,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Export; returns where to."""
     from edlm_jax import load_pretrained, save_pretrained
     from edlm_jax.errors import InputError
     from edlm_jax.pretrained import load_spec
@@ -37,4 +39,5 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
+    """Print what was written."""
     print(f"wrote {result['out']} ({result['dtype']}) from {result['model'] or result['workdir']}")

@@ -18,6 +18,7 @@ from edlm_jax.errors import InputError, PartlyRefusedError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     from edlm_jax.decoding.modes import add_mode_arguments  # the options are the modes' own
 
     add = parser.add_argument
@@ -110,6 +111,7 @@ def with_refused(result: dict[str, Any], refused: list[dict[str, Any]], count: i
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
+    """Print each prompt with its completion, or the answer to it, then what was refused and the counts."""
     if args.out:
         cut = f", {result['cut']} of them cut at --max-new-tokens={args.max_new_tokens}" if result["cut"] else ""
         print(f"{result['responses']} responses in {args.out}, {result['written']} of them new{cut}", file=sys.stderr)

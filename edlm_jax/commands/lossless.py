@@ -16,6 +16,7 @@ from edlm_jax.errors import check_range
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     add_shared(parser, "model", help="an AR model: directory, GGUF file or hub id")
     add_shared(parser, "workdir")
     what = "how long a drafter is trained, by the pace of its first steps (60); 0: none is"

@@ -21,6 +21,7 @@ from edlm_jax.errors import InputError, check_range
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     from edlm_jax.decoding.modes import add_mode_arguments  # the options are the modes' own
 
     what = "Hugging Face directory, GGUF file or hub id (default: the quickstart's AR model)"
@@ -73,6 +74,7 @@ def _serve(args: argparse.Namespace, uvicorn, make_app, address: socket.socket) 
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
+    """Say what was served."""
     print("served {requests} requests, {rows} rows, {tokens} tokens".format(**result), file=sys.stderr)
 
 

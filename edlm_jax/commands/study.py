@@ -19,6 +19,7 @@ from edlm_jax.files import read_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     add_shared(parser, "config")
     parser.epilog += "\nOf a study itself: --config.quick=True --config.seeds=(0,1); of its runs: --config.base.steps=9"
     parser.add_argument("--workdir", metavar="DIR", help="where the study keeps its files")
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Run the cells, or write the page; returns the results."""
     name, doc, config, sweep = load_study(args.config, args.overrides)
     if bool(args.workdir) == bool(args.report):
         raise InputError("give --workdir=DIR to run the study, or --report=DIR to write its page")
@@ -41,6 +43,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(results: dict[str, Any], args: argparse.Namespace | None, stderr: bool = False) -> None:
+    """Print the table."""
     from edlm_jax.reports.report import print_tables
     from edlm_jax.studies.page import accuracy_rows
 

@@ -12,6 +12,7 @@ from edlm_jax.errors import StoppedError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     add_shared(parser, "config", "workdir", "wait")
 
 
@@ -31,5 +32,6 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
+    """Print the summary, one field a line."""
     for key, value in result.items():
         print(f"{key}: {value}")

@@ -142,6 +142,7 @@ class Engine:
 
     @property
     def mode(self) -> Mode:
+        """The first of the modes."""
         return self.modes[0]
 
     @property

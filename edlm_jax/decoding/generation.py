@@ -71,6 +71,7 @@ class Settled:
     logprobs: Logprobs | None = None  # of lossless modes in the engine
 
     def generation(self) -> Generation:
+        """Of all rows."""
         tokens = [row[columns].tolist() for row, columns in zip(self.tokens_BX, self.columns, strict=True)]
         accepted_at = [row[columns].tolist() for row, columns in zip(self.accepted_at_BX, self.columns, strict=True)]
         return Generation(tokens, accepted_at, self.denoise_B.tolist(), self.commit_B.tolist())

@@ -80,6 +80,7 @@ class Lane:
 
     @property
     def live(self) -> int:
+        """Rows in use."""
         return sum(slot is not None for slot in self.rows)
 
     @property

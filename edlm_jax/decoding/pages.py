@@ -58,6 +58,7 @@ class Pool:
 
     @property
     def pages(self) -> int:
+        """All of them."""
         return len(self.users)
 
     @property

@@ -35,6 +35,7 @@ class Stretches:
         self._row: Row | None = None  # whose prefill that is
 
     def begin(self, slot: Hashable, row: Row) -> int | None:
+        """The columns of its prompt that a row has already."""
         index, known = self._nearest(row)
         cache, _ = self._kept.pop(index)
         if cache is None:
@@ -45,9 +46,11 @@ class Stretches:
         return known
 
     def lend(self, slot: Hashable) -> KVCache:
+        """The cache of a row that is prefilled."""
         return self._kept[-1][0]
 
     def take_back(self, cache: KVCache) -> None:
+        """What became of it."""
         self._kept[-1] = cache, None
 
     def put(self, slot: Hashable, index: int, rows: int) -> None:
@@ -59,18 +62,22 @@ class Stretches:
         self._rows = put_row(self._rows, cache, np.int32(index))
 
     def rows(self, slots: Sequence[Hashable | None]) -> KVCache:
+        """The cache of all rows."""
         return self._rows
 
     def keep(self, cache: KVCache) -> None:
+        """What became of it."""
         self._rows = cache
 
     def resize(self, index: np.ndarray) -> None:
+        """The rows at these indices alone."""
         self._rows = take_rows(self._rows, index)
 
     def drop(self, slot: Hashable) -> None:
         """Its memory is that of its place."""
 
     def rehearsal(self) -> AbstractContextManager[None]:
+        """Rows are like any others."""
         return nullcontext()
 
     def _nearest(self, row: Row) -> tuple[int, int]:

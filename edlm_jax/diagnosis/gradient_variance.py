@@ -30,14 +30,17 @@ from edlm_jax.training.objective import Objective
 
 
 def per_block(key, _, useful_N):
+    """float32[N]: a level of noise for each block of a row."""
     return jax.random.uniform(key, useful_N.shape)
 
 
 def per_row(key, _, useful_N):
+    """float32[1]: one for all of its blocks."""
     return jax.random.uniform(key, (1,))
 
 
 def stratified(key, order_key, useful_N):
+    """float32[N]: one from each of as many equal parts of [0, 1) as the row has blocks with a loss, in random order."""
     u_N = jax.random.uniform(key, useful_N.shape)
     order_N = jnp.where(useful_N, jax.random.uniform(order_key, useful_N.shape), 2.0)
     return jnp.where(useful_N, (rank(order_N) + u_N) / jnp.maximum(useful_N.sum(), 1), u_N)

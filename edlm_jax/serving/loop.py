@@ -89,6 +89,7 @@ class Loop:
         metrics.waiting.set_function(lambda: len(self._waiting))
 
     def start(self) -> None:
+        """Begins to decode."""
         self._thread.start()
 
     def submit(self, rows: Sequence[Row]) -> None:

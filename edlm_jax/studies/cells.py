@@ -28,6 +28,7 @@ class Cell:
 
     @property
     def name(self) -> str:
+        """Of its directory."""
         return f"{re.sub(r'[^a-z0-9.]+', '-', self.arm.lower()).strip('-')}-seed{self.seed}"
 
 

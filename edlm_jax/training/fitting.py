@@ -68,6 +68,7 @@ class Room(NamedTuple):
     remat: str
 
     def of(self, run: Run) -> Run:
+        """The run under it."""
         optimizer = dataclasses.replace(run.optimizer, accumulation=self.micro_batches)
         return dataclasses.replace(run, optimizer=optimizer, remat=self.remat)
 

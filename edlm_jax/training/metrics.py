@@ -118,6 +118,7 @@ class Window:
         self._steps, self._since = [], clock.seconds()
 
     def add(self, metrics: dict[str, np.ndarray]) -> None:
+        """Takes the metrics of one finished step."""
         self._steps.append(metrics)
 
     def close(self) -> dict[str, float]:
@@ -177,6 +178,7 @@ class MetricsFiles:
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
+        """Flushes the curves."""
         if self._board is not None:
             self._board.close()
 

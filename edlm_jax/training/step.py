@@ -42,6 +42,7 @@ class Numbers(NamedTuple):
 
     @classmethod
     def of(cls, seed: int, optimizer: Optimizer, half_life: float | None) -> "Numbers":
+        """The numbers of a run."""
         rates = np.float32(optimizer.learning_rate), np.float32(optimizer.final_learning_rate)
         return cls(np.uint32(seed % 2**32), *rates, np.float32(half_life or 0))
 
